@@ -1,0 +1,59 @@
+"""Constants of ``spconv.constants``; assign to them as downstream code does.
+
+Read by the adapter: ``SPCONV_ALLOW_TF32`` (at every call), ``SAVED_WEIGHT_LAYOUT`` (at every load)
+and ``SPCONV_FX_TRACE_MODE``. The others may be assigned and read; nothing depends on them. What
+spconv takes from the environment is read there when it is first needed, not at import.
+"""
+
+import os
+from typing import Any
+
+PACKAGE_NAME = "spconv"
+NDIM_DONT_CARE = 3
+ALL_WEIGHT_IS_KRSC = True
+FILTER_HWIO = False
+
+# Layout of weights in checkpoints that are loaded: "KRSC" or "" [out, *k, in], "RSKC" [*k, out, in]
+# (spconv 2.0 and 2.1, Native), "RSCK" [*k, in, out] (spconv 1.x, mmcv).
+SAVED_WEIGHT_LAYOUT: str
+
+# Switches the checks of SparseConvTensor off while torch.fx traces through it.
+SPCONV_FX_TRACE_MODE: bool
+
+# False: float32 layers multiply at IEEE grade. True: TF32 products where the GPU has them.
+SPCONV_ALLOW_TF32 = False
+
+SPCONV_USE_DIRECT_TABLE = True
+SPCONV_DO_SORT = True
+SPCONV_DIRECT_TABLE_HASH_SIZE_SCALE = 1.1
+SPCONV_BWD_SPLITK = [1, 2, 4, 8, 16, 32, 64]
+SPCONV_CPP_GEMM = True
+SPCONV_CPP_INDICE_PAIRS = True
+SPCONV_CPP_INDICE_PAIRS_IGEMM = False
+SPCONV_INT8_DEBUG = False
+SPCONV_DEBUG_SAVE_PATH = ""
+
+
+def _saved_weight_layout() -> str:
+    if os.getenv("SPCONV_FILTER_HWIO", "0") == "1":
+        raise NotImplementedError(
+            "SPCONV_FILTER_HWIO=1 is not supported: weights are [out, *kernel_size, in]. Unset it, "
+            "and set SPCONV_SAVED_WEIGHT_LAYOUT=RSCK to load checkpoints of spconv 1.x."
+        )
+    layout = os.getenv("SPCONV_SAVED_WEIGHT_LAYOUT", "")
+    if layout not in ("", "KRSC", "RSKC", "RSCK"):
+        raise ValueError(
+            f"SPCONV_SAVED_WEIGHT_LAYOUT must be KRSC, RSKC, RSCK or unset; got {layout!r}."
+        )
+    return layout
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SAVED_WEIGHT_LAYOUT":
+        value = _saved_weight_layout()
+    elif name == "SPCONV_FX_TRACE_MODE":
+        value = os.getenv(name, "0") == "1"
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

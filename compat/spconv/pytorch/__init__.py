@@ -1,0 +1,149 @@
+"""``spconv.pytorch``: layers, tensors and functions, usually imported ``as spconv``."""
+
+from torch import Tensor
+
+from compat.spconv import constants
+from compat.spconv.core import ConvAlgo
+from compat.spconv.pytorch import (
+    conv,
+    core,
+    functional,
+    identity,
+    modules,
+    ops,
+    pool,
+    tables,
+    utils,
+)
+from compat.spconv.pytorch._errors import missing_names
+from compat.spconv.pytorch.conv import (
+    SparseConv1d,
+    SparseConv2d,
+    SparseConv3d,
+    SparseConv4d,
+    SparseConvTranspose1d,
+    SparseConvTranspose2d,
+    SparseConvTranspose3d,
+    SparseConvTranspose4d,
+    SparseInverseConv1d,
+    SparseInverseConv2d,
+    SparseInverseConv3d,
+    SparseInverseConv4d,
+    SubMConv1d,
+    SubMConv2d,
+    SubMConv3d,
+    SubMConv4d,
+)
+from compat.spconv.pytorch.core import SparseConvTensor
+from compat.spconv.pytorch.identity import Identity
+from compat.spconv.pytorch.modules import (
+    SparseBatchNorm,
+    SparseIdentity,
+    SparseModule,
+    SparseReLU,
+    SparseSequential,
+    SparseSyncBatchNorm,
+    assign_name_for_sparse_modules,
+    is_spconv_module,
+)
+from compat.spconv.pytorch.pool import (
+    SparseAvgPool1d,
+    SparseAvgPool2d,
+    SparseAvgPool3d,
+    SparseGlobalAvgPool,
+    SparseGlobalMaxPool,
+    SparseMaxPool1d,
+    SparseMaxPool2d,
+    SparseMaxPool3d,
+    SparseMaxPool4d,
+)
+from compat.spconv.pytorch.tables import (
+    AddTable,
+    AddTableMisaligned,
+    ConcatTable,
+    JoinTable,
+)
+
+
+class ToDense(SparseModule):
+    """Return ``input.dense()``: ``[B, C, *spatial]``."""
+
+    def forward(self, input: SparseConvTensor) -> Tensor:
+        """Return the dense grid."""
+        return input.dense()
+
+
+class RemoveGrid(SparseModule):
+    """Set ``input.grid`` to None and return the input."""
+
+    def forward(self, input: SparseConvTensor) -> SparseConvTensor:
+        """Drop the grid, in place as spconv does."""
+        input.grid = None
+        return input
+
+
+__all__ = [
+    "AddTable",
+    "AddTableMisaligned",
+    "ConcatTable",
+    "ConvAlgo",
+    "Identity",
+    "JoinTable",
+    "RemoveGrid",
+    "SparseAvgPool1d",
+    "SparseAvgPool2d",
+    "SparseAvgPool3d",
+    "SparseBatchNorm",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseConv3d",
+    "SparseConv4d",
+    "SparseConvTensor",
+    "SparseConvTranspose1d",
+    "SparseConvTranspose2d",
+    "SparseConvTranspose3d",
+    "SparseConvTranspose4d",
+    "SparseGlobalAvgPool",
+    "SparseGlobalMaxPool",
+    "SparseIdentity",
+    "SparseInverseConv1d",
+    "SparseInverseConv2d",
+    "SparseInverseConv3d",
+    "SparseInverseConv4d",
+    "SparseMaxPool1d",
+    "SparseMaxPool2d",
+    "SparseMaxPool3d",
+    "SparseMaxPool4d",
+    "SparseModule",
+    "SparseReLU",
+    "SparseSequential",
+    "SparseSyncBatchNorm",
+    "SubMConv1d",
+    "SubMConv2d",
+    "SubMConv3d",
+    "SubMConv4d",
+    "ToDense",
+    "assign_name_for_sparse_modules",
+    "constants",
+    "conv",
+    "core",
+    "functional",
+    "identity",
+    "is_spconv_module",
+    "modules",
+    "ops",
+    "pool",
+    "tables",
+    "utils",
+]
+
+__getattr__ = missing_names(
+    __name__,
+    {
+        "SpatialGroupConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
+        "FocalsConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
+        "hash": "Use torch.unique or tritonspconv.coords.ActiveSites to look coordinates up.",
+        "spatial": "Use functional.sparse_add(x) to merge repeated sites.",
+        "quantization": "Quantised layers do not exist here.",
+    },
+)

@@ -1,0 +1,310 @@
+"""``SparseConvTensor`` and its small helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compat.spconv import constants
+from compat.spconv.core import ConvAlgo
+from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
+from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
+from tritonspconv import ops
+from tritonspconv.coords import ActiveSites
+
+__all__ = [
+    "ConvAlgo",
+    "ImplicitGemmIndiceData",
+    "IndiceData",
+    "SparseConvTensor",
+    "expand_nd",
+    "scatter_nd",
+]
+
+_NO_GRID = torch.Tensor()
+
+
+def expand_nd(ndim: int, val: Any) -> list[int]:
+    """Return ``val`` as ``ndim`` ints: one int for every axis, or a sequence of ``ndim`` of them.
+
+    Raises:
+        SpconvError: A sequence of another length.
+    """
+    if not hasattr(val, "__len__"):
+        return [int(val)] * ndim
+    if len(val) != ndim:
+        raise SpconvError(f"expected an int or {ndim} ints, one per axis; got {list(val)}.")
+    return [int(v) for v in val]
+
+
+def scatter_nd(indices: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
+    """Write ``updates`` into zeros of ``shape`` at ``indices``.
+
+    Args:
+        indices: Integers ``[*M, K]``; the last axis indexes the first K axes of the result.
+        updates: Values ``[*M, *shape[K:]]``.
+        shape: Shape of the result.
+
+    Returns:
+        A tensor of ``shape``. Where an index repeats, the last value stays; nothing is added up.
+    """
+    depth = indices.shape[-1]
+    out = updates.new_zeros(tuple(shape))
+    where = tuple(indices.reshape(-1, depth).long().unbind(1))
+    out[where] = updates.reshape(-1, *shape[depth:])
+    return out
+
+
+class _TensorMeta(torch.fx.ProxyableClassMeta):  # pyright: ignore[reportPrivateImportUsage]
+    """Lets torch.fx record constructions from proxies, and stays out of the way otherwise."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(arg, torch.fx.Proxy) for arg in (*args, *kwargs.values())):
+            return super().__call__(*args, **kwargs)
+        return type.__call__(cls, *args, **kwargs)
+
+
+class SparseConvTensor(metaclass=_TensorMeta):
+    """Features at the active sites of a bounded grid.
+
+    Nothing about coordinates is checked here: call ``x.validate_coords()`` for that. Every
+    attribute may be assigned, ``_features`` included; ``features`` itself is read-only.
+
+    Args:
+        features: ``[N, C]``.
+        indices: int32 ``[N, 1 + ndim]``: batch index, then coordinates in ``spatial_shape`` order.
+        spatial_shape: Extents of the grid, one per axis.
+        batch_size: Number of samples.
+        grid, voxel_num, benchmark, permanent_thrust_allocator, enable_timer: Kept, without effect.
+        indice_dict: Recorded kernel maps by ``indice_key``; shared, not copied.
+        force_algo: Label that stands in for that of every layer.
+
+    Raises:
+        SpconvError: Wrong rank, dtype or length.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        indices: Tensor,
+        spatial_shape: Sequence[int] | Any,
+        batch_size: int,
+        grid: Tensor | None = None,
+        voxel_num: Tensor | None = None,
+        indice_dict: dict[Any, Any] | None = None,
+        benchmark: bool = False,
+        permanent_thrust_allocator: bool = False,
+        enable_timer: bool = False,
+        force_algo: ConvAlgo | None = None,
+    ) -> None:
+        if not constants.SPCONV_FX_TRACE_MODE:
+            _check_parts(features, indices, spatial_shape, batch_size)
+        self._features = features
+        self.indices = indices
+        self.spatial_shape = [int(extent) for extent in spatial_shape]
+        self.batch_size = int(batch_size) if isinstance(batch_size, Tensor) else batch_size
+        self.indice_dict = IndiceDict() if indice_dict is None else indice_dict
+        self.grid: Tensor | None = _NO_GRID if grid is None else grid
+        self.voxel_num = voxel_num
+        self.benchmark = benchmark
+        self.benchmark_record: dict[str, Any] = {}
+        self.thrust_allocator = None
+        self._timer = None
+        self.force_algo = force_algo
+        self.int8_scale = None
+        self._located: LocatedSites | None = None
+
+    def __repr__(self) -> str:
+        return f"SparseConvTensor[shape={self._features.shape}]"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_located": None}
+
+    @property
+    def features(self) -> Tensor:
+        """Features ``[N, C]``; read-only, see :meth:`replace_feature`."""
+        return self._features
+
+    @features.setter
+    def features(self, value: Tensor) -> None:
+        raise SpconvError(
+            "features is read-only, because layers share it. Write "
+            "'x = x.replace_feature(new_features)' instead of 'x.features = new_features'."
+        )
+
+    @property
+    def spatial_size(self) -> int:
+        """Number of cells of one sample."""
+        size = 1
+        for extent in self.spatial_shape:
+            size *= extent
+        return size
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the features have a quantised dtype."""
+        return self._features.is_quantized
+
+    @property
+    def _sites(self) -> ActiveSites:
+        """The engine's view of ``indices``."""
+        return self._locate().sites
+
+    def _locate(self) -> LocatedSites:
+        """Return the sites of ``indices``: those of earlier layers as long as they are true."""
+        indices, shape, batch_size = self.indices, self.spatial_shape, self.batch_size
+        located = self._located
+        if located is not None and located.still_hold(indices, shape, batch_size):
+            return located
+        for located in self._nearby_sites():
+            if located.still_hold(indices, shape, batch_size):
+                break
+        else:
+            located = LocatedSites.of(indices, shape, int(batch_size))
+        self._located = located
+        if isinstance(self.indice_dict, IndiceDict):
+            self.indice_dict.located = located
+        return located
+
+    def _nearby_sites(self) -> Iterator[LocatedSites]:
+        """Yield sites to try: a tensor made by hand often shares its dict with what it replaces."""
+        last = getattr(self.indice_dict, "located", None)
+        if last is not None:
+            yield last
+        for record in self.indice_dict.values():
+            yield record.located
+            yield record.out_located
+
+    def _derive(
+        self,
+        features: Tensor,
+        indice_dict: dict[Any, Any] | None = None,
+        located: LocatedSites | None = None,
+    ) -> SparseConvTensor:
+        """Return a copy with other features and, where given, another dict and other sites."""
+        out = object.__new__(SparseConvTensor)
+        fields: dict[str, Any] = vars(out)
+        fields.update(vars(self))
+        fields["_features"] = features
+        if indice_dict is not None:
+            fields["indice_dict"] = indice_dict
+        if located is None:
+            fields["spatial_shape"] = list(self.spatial_shape)
+        else:
+            fields["_located"] = located
+            fields["indices"] = located.indices
+            fields["spatial_shape"] = list(located.spatial_shape)
+            if isinstance(indice_dict, IndiceDict):
+                indice_dict.located = located
+        return out
+
+    def validate_coords(self) -> None:
+        """Check that every row lies in the grid and no site repeats. Waits for the device.
+
+        Raises:
+            ValueError: A row is out of range or repeats another.
+        """
+        self._sites.validate()
+
+    def replace_feature(self, feature: Tensor) -> SparseConvTensor:
+        """Return the same sites with other features; shares ``indices`` and ``indice_dict``.
+
+        The number of rows is not checked: code that changes it assigns ``indices`` afterwards.
+        """
+        if feature.ndim != 2:
+            raise SpconvError(
+                f"replace_feature: expected features [N, C]; got shape {tuple(feature.shape)}. "
+                "Reshape them to two axes."
+            )
+        return self._derive(feature)
+
+    def select_by_index(self, valid_indices: Tensor) -> SparseConvTensor:
+        """Return the rows that ``valid_indices``, row numbers or a bool mask, selects.
+
+        The result starts with an empty ``indice_dict``: recorded maps belong to the full rows.
+        """
+        out = self._derive(self._features[valid_indices], IndiceDict())
+        out.indices = self.indices[valid_indices]
+        return out
+
+    def minus(self) -> SparseConvTensor:
+        """Return the tensor with negated features."""
+        return self.replace_feature(-self._features)
+
+    def shadow_copy(self) -> SparseConvTensor:
+        """Return another object around the same features, indices and ``indice_dict``."""
+        return self._derive(self._features)
+
+    def dequantize(self) -> SparseConvTensor:
+        """Return the tensor with real-valued features."""
+        return self._derive(self._features.dequantize() if self.is_quantized else self._features)
+
+    def q_scale(self) -> float:
+        """Return the scale of quantised features.
+
+        Raises:
+            SpconvError: The features are not quantised.
+        """
+        if not self.is_quantized:
+            raise SpconvError(f"q_scale needs quantised features; got {self._features.dtype}.")
+        return self._features.q_scale()
+
+    def find_indice_pair(self, key: Any) -> IndiceData | ImplicitGemmIndiceData | None:
+        """Return the entry that a layer recorded under ``key``, or None."""
+        return None if key is None else self.indice_dict.get(key)
+
+    @classmethod
+    def from_dense(cls, x: Tensor) -> SparseConvTensor:
+        """Return the sites of a dense ``[B, *spatial, C]`` where any channel is not zero.
+
+        Rows ascend by batch index and coordinates. Differentiable.
+        """
+        rows = (x != 0).any(dim=-1).nonzero()
+        indices = rows.int()
+        return cls(x[tuple(rows.unbind(1))], indices, x.shape[1:-1], x.shape[0])
+
+    def dense(self, channels_first: bool = True) -> Tensor:
+        """Return the whole grid, with zeros at inactive sites.
+
+        Args:
+            channels_first: True: ``[B, C, *spatial]``. False: ``[B, *spatial, C]``.
+        """
+        return ops.to_dense(self._features, self._sites, channels_first=channels_first)
+
+    def __add__(self, other: SparseConvTensor | Tensor) -> SparseConvTensor:
+        """Add features row by row; the coordinates are not compared."""
+        if isinstance(other, SparseConvTensor):
+            other = other._features
+        elif not isinstance(other, Tensor):
+            raise SpconvError(
+                f"SparseConvTensor + {type(other).__name__}: expected a SparseConvTensor or a "
+                "Tensor. Use x.replace_feature(x.features + value)."
+            )
+        return self.replace_feature(self._features + other)
+
+    __radd__ = __add__
+    __iadd__ = __add__
+
+
+def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_size: int) -> None:
+    """Check ranks, lengths and dtypes; reads metadata only."""
+    if features.ndim != 2 or indices.ndim != 2:
+        raise SpconvError(
+            "SparseConvTensor: expected features [N, C] and indices [N, 1 + ndim]; got shapes "
+            f"{tuple(features.shape)} and {tuple(indices.shape)}."
+        )
+    if indices.dtype != torch.int32:
+        raise SpconvError(
+            f"SparseConvTensor: indices must be int32; got {indices.dtype}. Pass indices.int()."
+        )
+    if len(spatial_shape) != indices.shape[1] - 1:
+        raise SpconvError(
+            f"SparseConvTensor: spatial_shape must have {indices.shape[1] - 1} extents for indices "
+            f"{tuple(indices.shape)} (batch index first); got {list(spatial_shape)}."
+        )
+    if not isinstance(batch_size, Tensor) and batch_size <= 0:
+        raise SpconvError(f"SparseConvTensor: batch_size must be positive; got {batch_size}.")

@@ -1,0 +1,15 @@
+"""Identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Identity(nn.Module):
+    """Return the input, a SparseConvTensor or a tensor, as it is."""
+
+    def forward(self, input: Any) -> Any:
+        """Return ``input``."""
+        return input

@@ -1,0 +1,156 @@
+"""Containers, and dense layers that take a SparseConvTensor."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+
+from compat.spconv.pytorch.core import SparseConvTensor
+
+
+class SparseModule(nn.Module):
+    """Base of everything that takes a SparseConvTensor itself when inside SparseSequential.
+
+    Args:
+        name: Kept as an attribute, without effect.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self._sparse_unique_name = ""
+
+
+class SparseBatchNorm(nn.BatchNorm1d):
+    """``BatchNorm1d`` on the features of a SparseConvTensor, or on a tensor."""
+
+    def forward(self, input: Any) -> Any:
+        """Normalise the features."""
+        if isinstance(input, SparseConvTensor):
+            return input.replace_feature(super().forward(input.features))
+        return super().forward(input)
+
+
+class SparseSyncBatchNorm(nn.SyncBatchNorm):
+    """``SyncBatchNorm`` on the features of a SparseConvTensor, or on a tensor."""
+
+    def forward(self, input: Any) -> Any:
+        """Normalise the features over all processes."""
+        if isinstance(input, SparseConvTensor):
+            return input.replace_feature(super().forward(input.features))
+        return super().forward(input)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """Replace batch norms by synchronised ones, and SparseBatchNorm by this class.
+
+        Args:
+            module: The network; its batch norms share their parameters and buffers with the result.
+            process_group: Processes to synchronise over. Default: all.
+
+        Returns:
+            ``module``, or what replaces it if it is a batch norm itself.
+        """
+        if isinstance(module, SparseBatchNorm):
+            converted = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
+            converted.__class__ = cls
+            return converted
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
+        for name, child in module.named_children():
+            module.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return module
+
+
+class SparseReLU(nn.ReLU):
+    """``ReLU`` on the features of a SparseConvTensor, or on a tensor."""
+
+    def forward(self, input: Any) -> Any:
+        """Clamp the features at zero."""
+        if isinstance(input, SparseConvTensor):
+            return input.replace_feature(super().forward(input.features))
+        return super().forward(input)
+
+
+class SparseIdentity(nn.Identity):
+    """``Identity`` for a SparseConvTensor, which comes back as a new object, or a tensor."""
+
+    def forward(self, input: Any) -> Any:
+        """Return the input."""
+        if isinstance(input, SparseConvTensor):
+            return input.shadow_copy()
+        return super().forward(input)
+
+
+_TAKES_SPARSE = (SparseModule, SparseBatchNorm, SparseReLU)
+
+
+def is_spconv_module(module: Any) -> bool:
+    """Return whether a container should hand the SparseConvTensor itself to ``module``."""
+    return isinstance(module, _TAKES_SPARSE)
+
+
+def is_sparse_conv(module: Any) -> bool:
+    """Return whether ``module`` is a sparse convolution; poolings are not."""
+    from compat.spconv.pytorch._convolution import SparseConvolution
+
+    return isinstance(module, SparseConvolution)
+
+
+def assign_name_for_sparse_modules(module: nn.Module) -> None:
+    """Store each sparse module's path inside ``module`` as its ``_sparse_unique_name``."""
+    for name, child in module.named_modules():
+        if isinstance(child, SparseModule):
+            child._sparse_unique_name = name
+
+
+class SparseSequential(SparseModule):
+    """A chain of modules, sparse ones and dense ones.
+
+    A sparse module (:func:`is_spconv_module`) gets the SparseConvTensor; any other module gets its
+    features. Once a module returned a plain tensor, the rest of the chain works on that.
+
+    Args:
+        *args: The modules, named by position, or one OrderedDict of them.
+        **kwargs: Further modules by name.
+
+    Raises:
+        ValueError: A keyword repeats a name.
+    """
+
+    def __init__(self, *args: nn.Module | OrderedDict[str, nn.Module], **kwargs: nn.Module) -> None:
+        super().__init__()
+        if len(args) == 1 and isinstance(args[0], OrderedDict):
+            named = list(args[0].items())
+        else:
+            named = [(str(place), module) for place, module in enumerate(args)]
+        for name, module in named:
+            self.add_module(name, module)  # pyright: ignore[reportArgumentType]
+        for name, module in kwargs.items():
+            if name in self._modules:
+                raise ValueError(f"SparseSequential: the name {name!r} is taken; choose another.")
+            self.add_module(name, module)
+
+    def __getitem__(self, idx: int) -> nn.Module:
+        """Return the module at ``idx``; negative values count from the end."""
+        if not -len(self) <= idx < len(self):
+            raise IndexError(f"SparseSequential: index {idx} is out of range for {len(self)}.")
+        return list(self._modules.values())[idx]  # pyright: ignore[reportReturnType]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def add(self, module: nn.Module, name: str | None = None) -> None:
+        """Append ``module`` as ``name``, by default its position."""
+        self.add_module(str(len(self._modules)) if name is None else name, module)
+
+    def forward(self, input: SparseConvTensor | Tensor | Any) -> Any:
+        """Run the chain."""
+        for module in self._modules.values():
+            if not isinstance(module, _TAKES_SPARSE) and isinstance(input, SparseConvTensor):
+                input = input.replace_feature(module(input.features))  # pyright: ignore
+            else:
+                input = module(input)  # pyright: ignore[reportOptionalCall]
+        return input

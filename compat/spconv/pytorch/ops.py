@@ -1,0 +1,162 @@
+"""Output sizes and pair lists, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from compat.spconv.core import AlgoHint, ConvAlgo
+from compat.spconv.pytorch._errors import SpconvError, missing_names
+from compat.spconv.pytorch._records import pair_lists
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import kernel_map
+
+__all__ = [
+    "AlgoHint",
+    "ConvAlgo",
+    "get_conv_output_size",
+    "get_deconv_output_size",
+    "get_indice_pairs",
+]
+
+_USE_LAYERS = (
+    "Kernels and their buffers are not exposed: use the layers of compat.spconv.pytorch, or "
+    "tritonspconv.ops on the kernel_map of an indice_dict entry."
+)
+__getattr__ = missing_names(
+    __name__,
+    dict.fromkeys(
+        (
+            "fused_indice_conv",
+            "get_indice_pairs_implicit_gemm",
+            "implicit_gemm",
+            "implicit_gemm_backward",
+            "indice_avgpool_implicit_gemm",
+            "indice_conv",
+            "indice_conv_backward",
+            "indice_maxpool",
+            "indice_maxpool_backward",
+            "indice_maxpool_implicit_gemm",
+        ),
+        _USE_LAYERS,
+    ),
+)
+
+
+def get_conv_output_size(
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Return ``(n + 2p - d(k-1) - 1) // s + 1`` per axis, and 1 where ``kernel_size`` is -1."""
+    axes = zip(input_size, kernel_size, stride, padding, dilation, strict=True)
+    return [1 if k == -1 else (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+
+
+def get_deconv_output_size(
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+) -> list[int]:
+    """Return ``(n-1)s - 2p + k + output_padding`` per axis; dilation has no part in it.
+
+    Raises:
+        ValueError: A kernel size is -1.
+    """
+    if min(kernel_size) < 1:
+        raise ValueError(f"a transposed kernel_size must be at least 1; got {list(kernel_size)}.")
+    axes = zip(input_size, kernel_size, stride, padding, output_padding, strict=True)
+    return [(n - 1) * s - 2 * p + k + e for n, k, s, p, e in axes]
+
+
+def window(
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    *,
+    subm: bool,
+    transposed: bool,
+) -> ConvGeometry | None:
+    """Return a layer's geometry; None for a submanifold window without a centre (an even size)."""
+    if subm:
+        if any(size % 2 == 0 for size in kernel_size):
+            return None
+        return ConvGeometry.submanifold(tuple(kernel_size), tuple(dilation))
+    return ConvGeometry(
+        kernel_size=tuple(kernel_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        transposed=transposed,
+        output_padding=tuple(output_padding) if transposed else (),
+    )
+
+
+def even_submanifold(kernel_size: Sequence[int]) -> SpconvError:
+    """Return the error for a submanifold window without a centre."""
+    return SpconvError(
+        f"a submanifold convolution needs odd kernel sizes; got {list(kernel_size)}. Use "
+        "SparseConv with padding, or an odd kernel."
+    )
+
+
+def get_indice_pairs(
+    indices: Tensor,
+    batch_size: int,
+    spatial_shape: Sequence[int],
+    algo: ConvAlgo,
+    ksize: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_padding: Sequence[int],
+    subm: bool = False,
+    transpose: bool = False,
+    num_out_act_bound: int = -1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output indices and pair lists of one convolution.
+
+    Args:
+        indices: int32 ``[N, 1 + ndim]``.
+        batch_size: Number of samples.
+        spatial_shape: Extents of the grid.
+        algo: Accepted, without effect.
+        ksize: Window extent, one int per axis, like all that follow.
+        stride: Fine sites per coarse site.
+        padding: Shift of the window.
+        dilation: Sites between neighbouring taps.
+        out_padding: Extra extent of a transposed output.
+        subm: Outputs at the input sites.
+        transpose: Transposed convolution.
+        num_out_act_bound: Accepted; must not be positive, because outputs are never cut off.
+
+    Returns:
+        Output indices, int32 ``[n_out, 1 + ndim]``; pairs, int32 ``[2, V, N]`` of input and output
+        rows by tap, -1 behind the last; pairs per tap, int32 ``[V]``.
+    """
+    if num_out_act_bound > 0:
+        raise NotImplementedError(
+            "get_indice_pairs: num_out_act_bound is not supported; every output is kept. Pass -1."
+        )
+    geometry = window(
+        ksize, stride, padding, dilation, out_padding, subm=subm, transposed=transpose
+    )
+    if geometry is None:
+        raise even_submanifold(ksize)
+    shape = tuple(spatial_shape)
+    sites = ActiveSites(indices, Grid((0,) * len(shape), shape, batch_size))
+    out_grid = None
+    if transpose:
+        size = get_deconv_output_size(shape, ksize, stride, padding, dilation, out_padding)
+        out_grid = Grid((0,) * len(shape), tuple(size), batch_size)
+    found = kernel_map(sites, geometry, out_grid=out_grid)
+    return (indices if subm else found.out_sites.coords, *pair_lists(found))

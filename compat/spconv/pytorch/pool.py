@@ -1,0 +1,211 @@
+"""Sparse poolings under spconv's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from compat.spconv.core import ConvAlgo
+from compat.spconv.pytorch._maps import strided_map, submanifold_map
+from compat.spconv.pytorch._voxel_count import CountsVoxels
+from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
+from compat.spconv.pytorch.modules import SparseModule
+from compat.spconv.pytorch.ops import window
+from tritonspconv import ops
+from tritonspconv.kernel_map import KernelMap
+
+IntOrInts = int | Sequence[int]
+
+
+class _SparsePool(CountsVoxels):
+    """Pooling over the active sites of a window; outputs as a convolution's.
+
+    Args:
+        ndim: Number of spatial axes.
+        kernel_size, stride, padding, dilation: One int, or one per axis. ``stride=None``: the
+            kernel size.
+        indice_key: Name under which the kernel map travels downstream, for inverse convolutions.
+        subm: Outputs at the input sites; odd kernel sizes only.
+        algo: Label that layers of one key must share. Default: spconv's.
+        record_voxel_count: Keep the largest number of output sites of a training step in the buffer
+            ``max_num_voxels_during_training``.
+        name: Kept as an attribute.
+    """
+
+    transposed = False
+
+    def __init__(
+        self,
+        ndim: int,
+        kernel_size: IntOrInts = 3,
+        stride: IntOrInts | None = 1,
+        padding: IntOrInts = 0,
+        dilation: IntOrInts = 1,
+        indice_key: str | None = None,
+        subm: bool = False,
+        algo: ConvAlgo | None = None,
+        record_voxel_count: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.ndim = ndim
+        self.kernel_size = expand_nd(ndim, kernel_size)
+        self.stride = list(self.kernel_size) if stride is None else expand_nd(ndim, stride)
+        self.padding = expand_nd(ndim, padding)
+        self.dilation = expand_nd(ndim, dilation)
+        self.output_padding = [0] * ndim
+        self.subm = subm
+        self.indice_key = indice_key
+        self.record_voxel_count = record_voxel_count
+        self._geometry = window(
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.output_padding,
+            subm=subm,
+            transposed=False,
+        )
+        if algo is None:
+            volume = torch.Size(self.kernel_size).numel()
+            algo = ConvAlgo.MaskImplicitGemm if volume <= 128 else ConvAlgo.Native
+        self.algo = algo
+        self._init_voxel_count()
+
+    def extra_repr(self) -> str:
+        """Return the arguments as spconv prints them."""
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, algo={self.algo}"
+        )
+
+    def is_inverseable(self) -> bool:
+        """Return whether an inverse convolution can undo this layer."""
+        return self.indice_key is not None and not self.subm
+
+    def forward(self, input: SparseConvTensor) -> SparseConvTensor:
+        """Pool ``input``."""
+        located = None
+        if self.subm:
+            kernel_map, indice_dict = submanifold_map(self, input)
+        else:
+            kernel_map, indice_dict, located = strided_map(self, input)
+        feats = self._reduce(input.features, kernel_map)
+        if self.record_voxel_count:
+            self._count_voxels(feats)
+        return input._derive(feats, indice_dict, located)
+
+    def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        raise NotImplementedError
+
+
+class SparseMaxPool(_SparsePool):
+    """Max pooling with a floor of zero, as spconv computes it: ``max(0, max over active inputs)``.
+
+    Every input equal to the output gets the output's full gradient. Arguments: those of all
+    poolings, ``(ndim, kernel_size=3, stride=1, padding=0, dilation=1, indice_key=None, subm=False,
+    algo=None, record_voxel_count=False, name=None)``.
+    """
+
+    def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        return ops.sparse_pool(features, kernel_map, mode="max", ties="all", floor=0.0)
+
+
+class SparseAvgPool(_SparsePool):
+    """Mean over the active inputs of each window; arguments as :class:`SparseMaxPool`."""
+
+    def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        return ops.sparse_pool(features, kernel_map, mode="avg")
+
+
+class _FixedNdim(_SparsePool):
+    _ndim: ClassVar[int]
+
+    def __init__(
+        self,
+        kernel_size: IntOrInts,
+        stride: IntOrInts | None = None,
+        padding: IntOrInts = 0,
+        dilation: IntOrInts = 1,
+        indice_key: str | None = None,
+        algo: ConvAlgo | None = None,
+        record_voxel_count: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            self._ndim,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            indice_key,
+            algo=algo,
+            record_voxel_count=record_voxel_count,
+            name=name,
+        )
+
+
+class SparseMaxPool1d(_FixedNdim, SparseMaxPool):
+    """1-D max pooling; see :class:`SparseMaxPool`."""
+
+    _ndim = 1
+
+
+class SparseMaxPool2d(_FixedNdim, SparseMaxPool):
+    """2-D max pooling; see :class:`SparseMaxPool`."""
+
+    _ndim = 2
+
+
+class SparseMaxPool3d(_FixedNdim, SparseMaxPool):
+    """3-D max pooling; see :class:`SparseMaxPool`."""
+
+    _ndim = 3
+
+
+class SparseMaxPool4d(_FixedNdim, SparseMaxPool):
+    """4-D max pooling; see :class:`SparseMaxPool`."""
+
+    _ndim = 4
+
+
+class SparseAvgPool1d(_FixedNdim, SparseAvgPool):
+    """1-D average pooling; see :class:`SparseAvgPool`."""
+
+    _ndim = 1
+
+
+class SparseAvgPool2d(_FixedNdim, SparseAvgPool):
+    """2-D average pooling; see :class:`SparseAvgPool`."""
+
+    _ndim = 2
+
+
+class SparseAvgPool3d(_FixedNdim, SparseAvgPool):
+    """3-D average pooling; see :class:`SparseAvgPool`."""
+
+    _ndim = 3
+
+
+class _SparseGlobalPool(SparseModule):
+    _mode: ClassVar[Literal["max", "avg"]]
+
+    def forward(self, input: SparseConvTensor) -> Tensor:
+        """Return ``[batch_size, C]``; zeros for a sample without active sites."""
+        samples = input.indices[:, 0]
+        return ops.global_pool(input.features, samples, int(input.batch_size), mode=self._mode)
+
+
+class SparseGlobalMaxPool(_SparseGlobalPool):
+    """Maximum over the active sites of each sample."""
+
+    _mode = "max"
+
+
+class SparseGlobalAvgPool(_SparseGlobalPool):
+    """Mean over the active sites of each sample, all channels."""
+
+    _mode = "avg"

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Run every check in order, stopping at the first that fails: lint, format, types, import layers, tests.
+#
+#   scripts/test.sh [pytest arguments...]     e.g. scripts/test.sh -k conv -x
+#
+# The first run sets up .venv-test; later runs reuse it until pyproject.toml changes.
+#   PYTHON=python3.12   the interpreter that .venv-test is made with (default: python3)
+#   SKIP_INSTALL=1      use the environment of $PYTHON as it is: no .venv-test, no network
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+workers=(-n 2)
+
+heading() { printf '\n== %s\n' "$*"; }
+
+has_gpu() { nvidia-smi -L >/dev/null 2>&1 || [[ -e /dev/kfd ]]; }
+
+install() {
+    local venv=.venv-test
+    local stamp=$venv/.installed
+    if [[ ! -e $stamp || pyproject.toml -nt $stamp ]]; then
+        heading "set up $venv"
+        [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
+        if ! has_gpu; then
+            # Pinned, so that an index with CPU builds answers with its 2.13.0+cpu instead of a later
+            # release with CUDA. PyPI has the CUDA build alone: it does as well, at 5 GB.
+            "$venv/bin/python" -m pip install --quiet torch==2.13.0
+        fi
+        "$venv/bin/python" -m pip install --quiet --editable '.[test,parity-cpu]'
+        touch "$stamp"
+    fi
+    python=$venv/bin/python
+}
+
+# Run pytest; keep its last line for the end. Given arguments of the caller's own may select nothing in
+# one of several runs (exit status 5), which is no failure.
+summaries=()
+selecting=$#
+run_pytest() {
+    local title=$1 log status=0
+    shift
+    heading "$title"
+    log=$(mktemp)
+    "$python" -m pytest "${workers[@]}" "$@" 2>&1 | tee "$log" || status=$?
+    summaries+=("$title: $(tail -n 1 "$log")")
+    rm -f "$log"
+    if ((status == 5 && selecting > 0)); then status=0; fi
+    return "$status"
+}
+
+[[ -n ${SKIP_INSTALL:-} ]] || install
+bin=$(dirname "$("$python" -c 'import sys; print(sys.executable)')")
+unset TRITON_INTERPRET # set below, for the run that wants it
+export PYTHONDONTWRITEBYTECODE=1
+
+heading "ruff check"
+"$python" -m ruff check .
+
+heading "ruff format --check"
+"$python" -m ruff format --check .
+
+heading "pyright"
+"$python" -m pyright --pythonpath "$python"
+
+heading "lint-imports"
+PYTHONPATH=. "$bin/lint-imports" --no-cache
+
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    workers=() # the tests share one GPU
+    run_pytest "pytest, GPU and CPU" tests "$@"
+else
+    TRITON_INTERPRET=1 run_pytest "pytest, kernels in the interpreter" tests -m interpreter "$@"
+    run_pytest "pytest, the rest on the CPU" tests -m "not interpreter and not gpu" "$@"
+fi
+
+heading "all checks passed"
+printf '%s\n' "${summaries[@]}"

@@ -1,0 +1,118 @@
+"""Fixtures and collection rules for the whole suite."""
+
+import math
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import register_random, settings
+from torch.utils._device import _device_constructors
+
+KERNEL_TESTS = Path(__file__).parent / "kernels"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+NO_GPU = "no GPU: torch.cuda.is_available() is False"
+
+# Torch lists the functions that `torch.device` contexts and overrides know on first use, by
+# identity: let it see the real ones, before `_poison_empty` replaces some.
+_device_constructors()
+torch.overrides.get_overridable_functions()
+torch.overrides.get_ignored_functions()
+
+# Tests are spread over processes; threads below them would only compete (and spconv's CPU forward
+# is right on one thread only).
+torch.set_num_threads(1)
+
+
+class _TorchRandom:
+    """Torch's generator for hypothesis, which seeds it for each example and so can replay one."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_TORCH_RANDOM = _TorchRandom()  # hypothesis holds a weak reference
+register_random(_TORCH_RANDOM)
+settings.register_profile("default", deadline=None, max_examples=40)
+settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what launches Triton kernels, and skip what cannot run here, with the reason."""
+    has_gpu = torch.cuda.is_available()
+    for item in items:
+        if "triton_device" in getattr(item, "fixturenames", ()):
+            item.add_marker("interpreter")
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+        if item.get_closest_marker("interpreter") and not (INTERPRETED or has_gpu):
+            reason = "launches Triton kernels: needs a GPU or TRITON_INTERPRET=1"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("compile") and INTERPRETED:
+            reason = "compiles Triton kernels: needs TRITON_INTERPRET unset"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        # scripts/test.sh selects by this mark. A kernel test that does without Triton runs in
+        # either mode, so it needs no skip.
+        if KERNEL_TESTS in item.path.parents and not item.get_closest_marker("compile"):
+            item.add_marker("interpreter")
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device in turn; ``cuda`` is skipped where there is none."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> torch.device:
+    """The device on which Triton kernels run here: ``cpu`` in the interpreter, else ``cuda``."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    """Seed torch from the test's name: the same numbers alone, in any order, in any process."""
+    torch.manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(autouse=True)
+def _poison_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what ``torch.empty`` and its relatives return: a read of it shows up in every run.
+
+    The functions are replaced, not intercepted by a torch mode: modes belong to one thread, and the
+    backward pass on a GPU runs in another.
+    """
+    if request.node.get_closest_marker("real_empty"):
+        return
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+        (torch.Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+def _poisoned(allocate):
+    def allocate_poisoned(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+            return tensor
+        with torch.no_grad():
+            return tensor.fill_(_poison(tensor.dtype))
+
+    return allocate_poisoned
+
+
+def _poison(dtype: torch.dtype) -> float | int | bool:
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    if dtype is torch.bool:
+        return True
+    # Near the top of the range, yet no power of two and no maximum, both of which code may use as a
+    # sentinel of its own: an index that is out of range, a count that is absurd.
+    return torch.iinfo(dtype).max // 3 * 2 + 1

@@ -1,0 +1,87 @@
+"""Sets of sites: what they accept, and what `validate` finds."""
+
+import weakref
+
+import pytest
+import torch
+
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.testing import random_sites
+
+GRID = Grid((0, 0), (4, 5), 2)
+
+
+def rows(*coords) -> torch.Tensor:
+    return torch.tensor(coords, dtype=torch.int32).reshape(len(coords), 3)
+
+
+def test_members(device):
+    coords = rows((0, 1, 2), (1, 3, 4)).to(device)
+    sites = ActiveSites(coords, GRID)
+    assert sites.coords is coords
+    assert sites.grid is GRID
+    assert (sites.num_rows, sites.ndim, sites.device.type) == (2, 2, device.type)
+    assert repr(sites).startswith("ActiveSites(2 rows, Grid(lower=(0, 0), shape=(4, 5)")
+
+
+def test_strided_coords_are_copied(device):
+    wide = torch.arange(20, dtype=torch.int32, device=device).reshape(4, 5) % 4
+    sites = ActiveSites(wide[:, 1:4], GRID)
+    assert sites.coords.is_contiguous()
+    assert torch.equal(sites.coords, wide[:, 1:4])
+
+
+def test_index_is_built_once(device):
+    sites = random_sites(10, device=device)
+    assert sites.index is sites.index
+
+
+def test_sites_can_be_referred_to_weakly():
+    sites = random_sites(3)
+    assert weakref.ref(sites)() is sites
+
+
+def test_valid_sites(device):
+    ActiveSites(rows((1, 3, 4), (0, 0, 0), (0, 3, 4)).to(device), GRID).validate()
+    ActiveSites(rows().to(device), GRID).validate()
+    random_sites(50, extent=5, device=device).validate()
+
+
+@pytest.mark.parametrize(
+    ("stray", "rest"),
+    [
+        ((0, 4, 0), r"\[0, 4, 0\]"),
+        ((0, 0, -1), r"\[0, 0, -1\]"),
+        ((2, 0, 0), r"\[2, 0, 0\]"),
+        ((-1, 0, 0), r"\[-1, 0, 0\]"),
+    ],
+    ids=["above", "below", "batch-above", "batch-below"],
+)
+def test_validate_names_rows_outside_the_grid(device, stray, rest):
+    sites = ActiveSites(rows((0, 0, 0), stray, (9, 9, 9)).to(device), GRID)
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 3 coordinates lie outside the grid \(batch size 2, .*shape \(4, 5\)\); the "
+        rf"first is row 1: {rest}",
+    ):
+        sites.validate()
+
+
+def test_validate_names_repeated_rows(device):
+    coords = rows((0, 1, 1), (1, 2, 2), (0, 3, 3), (1, 2, 2), (1, 2, 2)).to(device)
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 5 coordinates repeat an earlier row; rows 1 and 3 are both \[1, 2, 2\]",
+    ):
+        ActiveSites(coords, GRID).validate()
+
+
+def test_errors():
+    with pytest.raises(TypeError, match=r"coords must be int32; got torch.int64. Convert with"):
+        ActiveSites(rows((0, 0, 0)).long(), GRID)
+    with pytest.raises(TypeError, match=r"coords must be int32; got torch.float32"):
+        ActiveSites(rows((0, 0, 0)).float(), GRID)
+    with pytest.raises(ValueError, match=r"shape \[N, 3\] \(batch index, then 2 .*got \[1, 2\]"):
+        ActiveSites(rows((0, 0, 0))[:, :2], GRID)
+    with pytest.raises(ValueError, match=r"shape \[N, 3\].*got \[3\]"):
+        ActiveSites(rows((0, 0, 0))[0], GRID)

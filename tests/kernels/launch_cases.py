@@ -1,0 +1,215 @@
+"""One case per launcher and path through it, for the ahead-of-time compile test.
+
+A case calls a launcher on small CPU tensors inside ``record_launches``: nothing is computed, so
+tensors that a kernel would have filled are given here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.triton import (
+    gather_gemm,
+    neighbor_table,
+    pairs,
+    pool,
+    segment_reduce,
+    sites,
+    weight_grad,
+)
+
+# Rows in a table that is reordered, and in one that is not.
+MANY, FEW = 20_000, 100
+
+CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
+WIDE = ConvGeometry.submanifold((5, 5, 5), (1, 1, 1))
+HYPER = ConvGeometry.submanifold((3, 3, 3, 3), (1, 1, 1, 1))
+DOWN = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+UP_1D = ConvGeometry((2,), (2,), (0,), (1,), transposed=True)
+
+Case = Callable[[], object]
+
+
+def _coords(n: int, ndim: int) -> Tensor:
+    return torch.zeros(n, 1 + ndim, dtype=torch.int32)
+
+
+def _box(ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return (-3,) * ndim, (40,) * ndim, 2
+
+
+def _hash_index(n: int) -> SiteIndex:
+    table = torch.zeros(4 * n, 2, dtype=torch.int64)
+    return SiteIndex("hash", table, None)
+
+
+def _bitmap_index(n: int, ranked: bool = False) -> SiteIndex:
+    rows = torch.zeros(n, dtype=torch.int32)
+    return SiteIndex("bitmap", torch.zeros(n, dtype=torch.int64), rows, rows if ranked else None)
+
+
+def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    return (
+        torch.zeros(volume, n, dtype=torch.int32),
+        torch.zeros(-(-volume // 32), n, dtype=torch.int32),
+        torch.zeros(n, dtype=torch.int32) if ordered else None,
+    )
+
+
+def _sites_case(geometry: ConvGeometry) -> None:
+    # The number of sites is read back from memory that no kernel has written here.
+    counted = torch.cumsum
+    try:
+        torch.cumsum = lambda counts, dim: torch.full_like(counts, FEW, dtype=torch.int64)
+        sites.reached_sites(
+            _coords(FEW, geometry.ndim),
+            geometry.offsets,
+            geometry.stride,
+            not geometry.transposed,
+            *_box(geometry.ndim),
+        )
+    finally:
+        torch.cumsum = counted
+
+
+def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
+    neighbor_table.lookup_table(
+        _coords(n, geometry.ndim), geometry.offsets, index, *_box(geometry.ndim)
+    )
+
+
+def _reach_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
+    neighbor_table.reach_table(
+        _coords(n, geometry.ndim),
+        n,
+        geometry.offsets,
+        geometry.stride,
+        not geometry.transposed,
+        index,
+        *_box(geometry.ndim),
+    )
+
+
+def _gather_gemm_case(
+    n: int,
+    c_in: int,
+    c_out: int,
+    dtype: torch.dtype,
+    volume: int = 27,
+    dgrad: bool = False,
+    precision: str = "ieee",
+) -> None:
+    weight = torch.zeros(c_out, volume, c_in, dtype=dtype).permute(1, 2, 0)
+    feats = torch.zeros(n, c_out if dgrad else c_in, dtype=dtype)
+    gather_gemm.gather_gemm(
+        feats,
+        weight.transpose(1, 2) if dgrad else weight,
+        None if dgrad else torch.zeros(c_out, dtype=dtype),
+        *_table(volume, n, ordered=n >= MANY),
+        mirrored=dgrad,
+        precision=precision,
+    )
+
+
+def _weight_grad_case(
+    c_in: int, c_out: int, dtype: torch.dtype, mirrored: bool, precision: str = "ieee"
+) -> None:
+    weight_grad.weight_grad(
+        torch.zeros(FEW, c_in, dtype=dtype),
+        torch.zeros(FEW, c_out, dtype=dtype),
+        torch.zeros(2, FEW, dtype=torch.int32),
+        torch.zeros(15 if mirrored else 28, dtype=torch.int64),
+        torch.zeros(27, c_in, c_out),
+        mirrored=mirrored,
+        precision=precision,
+    )
+
+
+def _pool_case(mode: str, dtype: torch.dtype, ordered: bool, by_value: bool = False) -> None:
+    rows, _, order = _table(8, FEW, ordered)
+    feats, out = torch.zeros(FEW, 20, dtype=dtype), torch.zeros(FEW, 20, dtype=dtype)
+    pool.pool_fwd(feats, rows, order, mode, 0.0 if by_value else None, not by_value)
+    saved = {
+        "max": {"argmax": torch.zeros(FEW, 20, dtype=torch.int32)},
+        "avg": {"count": torch.zeros(FEW, dtype=torch.int32)},
+        "sum": {},
+    }[mode]
+    saved = {"feats": feats, "out": out} if by_value else saved
+    pool.pool_bwd(out, rows, order, mode, **saved)
+
+
+def _segment_case(mode: str, dtype: torch.dtype, n: int) -> None:
+    ends = torch.tensor([40, n])
+    segment_reduce.segment_reduce(
+        torch.zeros(n, 17, dtype=dtype),
+        torch.zeros(n, dtype=torch.int64),
+        ends - torch.tensor([40, n - 40]),
+        ends,
+        mode,
+        want_argmax=mode == "max",
+    )
+
+
+def _gemm_cases() -> list[tuple[str, Case]]:
+    half, bfloat, single, double = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        ("few-odd", (FEW, 5, 33, half)),
+        ("16", (MANY, 16, 16, half)),
+        ("64", (MANY, 64, 64, bfloat)),
+        ("128", (50_000, 128, 128, half)),
+        ("256", (50_000, 256, 256, half)),
+        ("few-256", (FEW, 256, 256, bfloat)),
+        ("f32", (MANY, 64, 64, single)),
+        ("f64", (FEW, 20, 40, double)),
+        ("125-taps", (FEW, 4, 32, half, 125)),
+        ("dgrad", (MANY, 64, 128, half, 27, True)),
+        ("dgrad-f32", (MANY, 32, 64, single, 27, True)),
+        ("tf32x3", (MANY, 64, 64, single, 27, False, "tf32x3")),
+        ("tf32", (MANY, 64, 64, single, 27, False, "tf32")),
+    ]
+    return [(f"gather_gemm-{name}", partial(_gather_gemm_case, *args)) for name, args in shapes]
+
+
+def _weight_grad_cases() -> list[tuple[str, Case]]:
+    shapes = [
+        ("64", (64, 64, torch.float16, True)),
+        ("128", (128, 256, torch.bfloat16, False)),
+        ("odd-f32", (5, 33, torch.float32, True)),
+        ("tf32x3", (64, 64, torch.float32, True, "tf32x3")),
+        ("f64", (20, 40, torch.float64, False)),
+    ]
+    return [(f"weight_grad-{name}", partial(_weight_grad_case, *args)) for name, args in shapes]
+
+
+LAUNCH_CASES: list[tuple[str, Case]] = [
+    ("build_index-hash-4d", partial(sites.build_index, _coords(FEW, 4), *_box(4))),
+    ("build_index-bitmap", partial(sites.build_index, _coords(70_000, 3), *_box(3))),
+    ("reached_sites-down", partial(_sites_case, DOWN)),
+    ("reached_sites-up-1d", partial(_sites_case, UP_1D)),
+    ("lookup-hash", partial(_lookup_case, CUBE, _hash_index(64), MANY)),
+    ("lookup-bitmap", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
+    ("lookup-ranked", partial(_lookup_case, CUBE, _bitmap_index(64, ranked=True), FEW)),
+    ("lookup-125", partial(_lookup_case, WIDE, _hash_index(64), FEW)),
+    ("lookup-4d", partial(_lookup_case, HYPER, _bitmap_index(64), FEW)),
+    ("reach-down", partial(_reach_case, DOWN, _bitmap_index(64), MANY)),
+    ("reach-up-hash", partial(_reach_case, UP_1D, _hash_index(64), FEW)),
+    (
+        "invert",
+        lambda: neighbor_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),
+    ),
+    ("pairs", lambda: pairs.pair_lists(*_table(27, FEW, False)[::2], 14, 14 * FEW)),
+    ("pairs-ordered", lambda: pairs.pair_lists(*_table(27, FEW, True)[::2], 27, 27 * FEW)),
+    *_gemm_cases(),
+    *_weight_grad_cases(),
+    ("pool-max", partial(_pool_case, "max", torch.float16, True)),
+    ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),
+    ("pool-avg", partial(_pool_case, "avg", torch.bfloat16, True)),
+    ("pool-sum", partial(_pool_case, "sum", torch.float64, False)),
+    ("segment-sum", partial(_segment_case, "sum", torch.float16, FEW)),
+    ("segment-max", partial(_segment_case, "max", torch.float32, FEW)),
+    ("segment-max-split", partial(_segment_case, "max", torch.bfloat16, 70_000)),
+]

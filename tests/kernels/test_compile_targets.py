@@ -1,0 +1,244 @@
+"""Every kernel compiles for every supported GPU, without one.
+
+To cover a new kernel add a case to ``launch_cases.LAUNCH_CASES``: a function that calls its
+launcher with small CPU tensors. Nothing is computed; each launch is recorded and compiled.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+tl = pytest.importorskip("triton.language", reason="Triton is not installed")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402 - Triton may be absent
+
+from tests.kernels._record import (  # noqa: E402
+    Launch,
+    compile_for,
+    record_launches,
+    resources,
+)
+from tests.kernels.launch_cases import LAUNCH_CASES  # noqa: E402
+
+pytestmark = pytest.mark.compile
+
+# Each target with the bytes of shared memory that one block may use there.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx90a": (GPUTarget("hip", "gfx90a", 64), 64 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+
+
+# Kernels that may spill registers on sm_90, with the reason.
+MAY_SPILL: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in LAUNCH_CASES])
+def test_compiles(case: Callable[[], object], target: str, monkeypatch: pytest.MonkeyPatch):
+    on_amd = TARGETS[target][0].backend == "hip"
+    monkeypatch.setattr("tritonspconv.kernels.triton.configs.on_amd", lambda: on_amd)
+    with record_launches() as launches:
+        case()
+    assert launches, "the case launched no kernel"
+    for launch in launches:
+        check_compiles(launch, target)
+
+
+def test_every_kernel_has_a_case():
+    with record_launches() as launches:
+        for _, case in LAUNCH_CASES:
+            case()
+    recorded = {(launch.kernel.__module__, launch.name) for launch in launches}
+    kernels = kernels_of("tritonspconv.kernels.triton")
+    assert kernels, "no kernel found: has the package moved?"
+    missing = sorted(f"{module}.{name}" for module, name in kernels - recorded)
+    assert not missing, f"kernels that no case in LAUNCH_CASES launches: {missing}"
+
+
+def kernels_of(package_name: str) -> set[tuple[str, str]]:
+    """``(module, name)`` of the jitted functions in a package whose name ends in ``_kernel``."""
+    package = importlib.import_module(package_name)
+    found = set()
+    for info in pkgutil.walk_packages(package.__path__, f"{package_name}."):
+        for value in vars(importlib.import_module(info.name)).values():
+            kernel = value
+            while isinstance(kernel, triton.runtime.KernelInterface) and hasattr(kernel, "fn"):
+                if isinstance(kernel, triton.JITFunction):
+                    break
+                kernel = kernel.fn  # autotuner, heuristics
+            if isinstance(kernel, triton.JITFunction) and kernel.__name__.endswith("_kernel"):
+                found.add((kernel.__module__, kernel.__name__))
+    return found
+
+
+def check_compiles(launch: Launch, target: str) -> None:
+    gpu, shared_limit = TARGETS[target]
+    compiled = compile_for(launch, gpu)
+    assert compiled.asm["cubin" if gpu.backend == "cuda" else "hsaco"]
+    used = resources(compiled)
+    assert used.shared_bytes <= shared_limit, f"{launch} does not fit {target}: {used}"
+    if target == "sm_90" and launch.name not in MAY_SPILL:
+        assert used.spill == 0, f"{launch} spills {used.spill} bytes on {target}"
+
+
+# The recorder itself, on a kernel with the traits of the real ones: gather, dot, tails, flags.
+
+
+@triton.jit
+def toy_kernel(
+    feats_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows_ptr,
+    out_ptr,
+    n_out,
+    c_in,
+    c_out,
+    stride_feats_n,
+    stride_feats_c,
+    scale,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_m = offs_m < n_out
+    mask_n = offs_n < c_out
+    rows = tl.load(rows_ptr + offs_m, mask=mask_m, other=-1).to(tl.int64)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, c_in, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < c_in
+        feats = tl.load(
+            feats_ptr + rows[:, None] * stride_feats_n + offs_k[None, :] * stride_feats_c,
+            mask=(rows >= 0)[:, None] & mask_k[None, :],
+            other=0.0,
+        )
+        weight = tl.load(
+            weight_ptr + offs_k[:, None] * c_out + offs_n[None, :],
+            mask=mask_k[:, None] & mask_n[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(feats, weight, acc, input_precision="ieee")
+    acc *= scale
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)[None, :]
+    tl.store(
+        out_ptr + offs_m[:, None] * c_out + offs_n[None, :],
+        acc.to(out_ptr.dtype.element_ty),
+        mask=mask_m[:, None] & mask_n[None, :],
+    )
+
+
+tuned_toy_kernel = triton.autotune(
+    [triton.Config({"BLOCK_M": m, "BLOCK_K": 32}, num_warps=4) for m in (32, 64)], key=["c_in"]
+)(toy_kernel)
+
+
+def launch_toy(kernel=toy_kernel, n=50, c=48, dtype=torch.float16, bias=False, **config):
+    feats = torch.zeros(n, c, dtype=dtype)
+    rows = torch.arange(n, dtype=torch.int32)
+    kernel[lambda meta: (triton.cdiv(n, meta["BLOCK_M"]),)](
+        feats,
+        torch.zeros(c, c, dtype=dtype),
+        torch.zeros(c, dtype=dtype) if bias else None,
+        rows,
+        torch.zeros_like(feats),
+        n,
+        c,
+        c,
+        *feats.stride(),
+        0.5,
+        HAS_BIAS=bias,
+        BLOCK_N=64,
+        **config,
+    )
+
+
+# Triton 3.9 warns about the default of `enable_fp_fusion`, which is to change: launches say what
+# they want.
+FIXED = {
+    "BLOCK_M": 32,
+    "BLOCK_K": 16,
+    "num_warps": 2,
+    "num_stages": 3,
+    "enable_fp_fusion": True,
+}
+
+
+def test_record_holds_types_constants_and_options():
+    with record_launches() as launches:
+        launch_toy(**FIXED)
+    (launch,) = launches
+    assert (launch.name, launch.grid) == ("toy_kernel", (2,))
+    assert launch.kwargs["num_warps"] == 2
+    types = launch.signature
+    assert types["feats_ptr"] == "*fp16"
+    assert types["rows_ptr"] == "*i32"
+    assert types["n_out"] == "i32"
+    assert types["scale"] == "fp32"
+    assert launch.constexprs["BLOCK_M"] == 32
+    assert launch.constexprs["bias_ptr"] is None
+    assert launch.constexprs["stride_feats_c"] == 1
+
+
+def test_record_drops_launches_that_share_a_binary():
+    with record_launches() as launches:
+        for n in (50, 51, 63, 50):
+            launch_toy(n=n, **FIXED)
+        assert len(launches) == 1
+        launch_toy(n=64, **FIXED)  # a multiple of 16 is compiled apart
+        launch_toy(bias=True, **FIXED)
+        launch_toy(**{**FIXED, "num_warps": 4})
+    assert len(launches) == 4
+
+
+@pytest.mark.parametrize(("configs", "blocks"), [(1, [32]), (None, [32, 64])])
+def test_record_autotuned_kernel(configs: int | None, blocks: list[int]):
+    with record_launches(configs) as launches:
+        launch_toy(tuned_toy_kernel, enable_fp_fusion=True)
+    assert [launch.constexprs["BLOCK_M"] for launch in launches] == blocks
+
+
+def test_kernels_of_a_package_that_has_none():
+    assert kernels_of("json") == set()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_toy_kernel_compiles(dtype: torch.dtype, target: str):
+    with record_launches() as launches:
+        launch_toy(dtype=dtype, bias=True, **FIXED)
+    check_compiles(launches[0], target)
+
+
+@pytest.mark.parametrize(("target", "block_m"), [("sm_90", 128), ("gfx942", 256)])
+def test_spills_are_seen(target: str, block_m: int):
+    """One warp cannot hold such an accumulator in registers."""
+    with record_launches() as launches:
+        launch_toy(dtype=torch.float32, **{**FIXED, "BLOCK_M": block_m, "num_warps": 1})
+    assert resources(compile_for(launches[0], TARGETS[target][0])).spill > 0
+
+
+def test_pipelined_copies_are_compiled():
+    """Alignment reaches the compiler: the loads become asynchronous copies of 16 bytes."""
+    with record_launches() as launches:
+        launch_toy(n=64, c=64, **FIXED)
+    ptx = compile_for(launches[0], TARGETS["sm_80"][0]).asm["ptx"]
+    assert "cp.async.cg.shared.global" in ptx

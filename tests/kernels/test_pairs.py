@@ -1,0 +1,47 @@
+"""Pair lists: Triton against the table they are read from."""
+
+import pytest
+import torch
+
+from tests._oracle import pair_triples, table_triples
+from tritonspconv.kernel_map import NeighborTable
+from tritonspconv.kernels.eager import pairs as eager
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from tritonspconv.kernels.triton import pairs as kernels
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (3, 2500)])
+def test_pair_lists(triton_device, volume, n, share, ordered):
+    rows = torch.randint(1000, (volume, n), dtype=torch.int32)
+    rows[torch.rand(volume, n) >= share] = -1
+    order = torch.randperm(n).int() if ordered else None
+    columns = range(n) if order is None else order.tolist()
+    on_device = (rows.to(triton_device), None if order is None else order.to(triton_device))
+    for taps in {volume, (volume + 1) // 2}:
+        expected = [
+            (int(rows[v, c]), row, v)
+            for v in range(taps)
+            for c, row in enumerate(columns)
+            if rows[v, c] >= 0
+        ]
+        for capacity in (taps * n, len(expected)):
+            pairs, tap_ptr = kernels.pair_lists(*on_device, taps, capacity)
+            assert pairs.dtype == torch.int32
+            assert tap_ptr.dtype == torch.int64
+            assert tap_ptr.shape == (taps + 1,)
+            assert pair_triples(*pairs, tap_ptr) == expected
+        pairs, tap_ptr = eager.pair_lists(rows, order, taps, 0)
+        assert pair_triples(*pairs, tap_ptr) == expected
+
+
+def test_decoding_agrees_with_the_table():
+    rows = torch.tensor([[2, -1], [-1, 0]], dtype=torch.int32)
+    mask = torch.tensor([[1, 2]], dtype=torch.int32)
+    order = torch.tensor([1, 0], dtype=torch.int32)
+    pairs, tap_ptr = eager.pair_lists(rows, order, 2, 4)
+    assert pair_triples(*pairs, tap_ptr) == [(2, 1, 0), (0, 0, 1)]
+    assert table_triples(NeighborTable(rows, mask, order)) == [(2, 1, 0), (0, 0, 1)]

@@ -1,0 +1,149 @@
+"""Weight gradient: Triton against the reference and against the torch launcher."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests._oracle import pair_triples
+from tritonspconv import reference
+from tritonspconv.kernels.eager import weight_grad as eager
+from tritonspconv.testing import assert_close
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from tritonspconv.kernels.triton import weight_grad as kernels
+from tritonspconv.kernels.triton.configs import GemmConfig
+
+FIXED = GemmConfig(block_m=16, block_n=16, block_k=32, num_warps=2, num_stages=2)
+DTYPES = [torch.float32, torch.float16, torch.float64]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(triton_device, monkeypatch):
+    """The interpreter runs programs one by one; how many there are is a matter of speed alone."""
+    if triton_device.type == "cpu":
+        monkeypatch.setattr(kernels, "_PROGRAMS", 12)
+        monkeypatch.setattr(kernels, "_MIN_SLICES", 5)
+
+
+def random_pairs(counts: list[int], n_in: int, n_out: int, device, spare: int = 0):
+    """Pairs of every tap, and room for more at the end that holds no rows."""
+    total = sum(counts)
+    pairs = torch.stack([torch.randint(max(n, 1), (total,)) for n in (n_in, n_out)]).int()
+    pairs = torch.nn.functional.pad(pairs, (0, spare), value=2**30)
+    tap_ptr = torch.tensor([0, *counts]).cumsum(0)
+    return pairs.to(device), tap_ptr.to(device)
+
+
+def launch(module, feats, grad, listed, volume, dtype, mirrored=False, **how) -> Tensor:
+    shape = (volume, feats.shape[1], grad.shape[1])
+    out = torch.full(shape, float("nan"), dtype=dtype, device=feats.device)
+    result = module.weight_grad(feats, grad, *listed, out, mirrored=mirrored, **how)
+    assert result is out
+    return out
+
+
+def oracle(feats, grad, listed, volume, mirrored, dtype) -> Tensor:
+    """The reference's own gradient."""
+    triples = pair_triples(*listed[0], listed[1])
+    if mirrored:
+        last = volume - 1
+        triples += [(o, i, last - v) for i, o, v in triples if v != last - v]
+    feats, grad = feats.cpu().to(dtype), grad.cpu().to(dtype)
+    weight = torch.zeros(volume, feats.shape[1], grad.shape[1], dtype=dtype, requires_grad=True)
+    out = reference.conv(feats, weight, triples, len(grad))
+    return torch.autograd.grad(out, weight, grad)[0]
+
+
+def check(feats, grad, listed, volume, mirrored=False, **how) -> Tensor:
+    truth, plain = (
+        oracle(feats, grad, listed, volume, mirrored, dtype)
+        for dtype in (torch.float64, feats.dtype)
+    )
+    ours = launch(kernels, feats, grad, listed, volume, feats.dtype, mirrored, **how)
+    also = launch(eager, feats, grad, listed, volume, feats.dtype, mirrored)
+    assert_close(ours, truth, eager=plain, name="triton")
+    assert_close(also, truth, eager=plain, name="torch")
+    return ours
+
+
+def operands(n_in, n_out, c_in, c_out, dtype, device):
+    return [torch.randn(s).to(device, dtype) for s in ((n_in, c_in), (n_out, c_out))]
+
+
+@every_dtype
+@pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (3, 5), (16, 16), (17, 33), (40, 3)])
+def test_channels(triton_device, c_in, c_out, dtype):
+    listed = random_pairs([30, 0, 90, 1], 50, 40, triton_device, spare=7)
+    check(*operands(50, 40, c_in, c_out, dtype, triton_device), listed, 4, config=FIXED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (17, 33), (64, 64), (128, 256), (260, 96)])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+def test_channels_with_the_chosen_tiles(triton_device, c_in, c_out, dtype):
+    counts = torch.randint(4000, (27,)).tolist()
+    listed = random_pairs(counts, 3000, 2000, triton_device, spare=999)
+    check(*operands(3000, 2000, c_in, c_out, dtype, triton_device), listed, 27)
+
+
+def test_the_chosen_tiles(triton_device):
+    listed = random_pairs([30, 0, 90, 1], 50, 40, triton_device, spare=7)
+    check(*operands(50, 40, 20, 12, torch.float32, triton_device), listed, 4)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[0], [1], [0, 0, 5], [5, 0, 0], [64, 64], [63, 65, 1], [700, 3], [1] * 125],
+    ids=lambda counts: f"{len(counts)}-taps-{sum(counts)}-pairs",
+)
+def test_counts(triton_device, counts):
+    """Empty taps, one pair, ranges that end with a tap's pairs and in their midst."""
+    listed = random_pairs(counts, 50, 40, triton_device, spare=3)
+    check(*operands(50, 40, 5, 7, torch.float32, triton_device), listed, len(counts), config=FIXED)
+
+
+def test_no_pairs_at_all(triton_device):
+    listed = random_pairs([0, 0, 0], 5, 4, triton_device)
+    out = check(*operands(5, 4, 3, 2, torch.float32, triton_device), listed, 3, config=FIXED)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("volume", [1, 3, 9, 27])
+def test_mirrored(triton_device, volume):
+    """Half of the taps are listed; the others have the same pairs with the roles swapped."""
+    counts = torch.randint(20, ((volume + 1) // 2,)).tolist()
+    listed = random_pairs(counts, 40, 40, triton_device, spare=5)
+    operands_ = operands(40, 40, 6, 9, torch.float32, triton_device)
+    check(*operands_, listed, volume, mirrored=True, config=FIXED)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16], ids=str)
+def test_output_of_another_dtype(triton_device, out_dtype):
+    """Half precision operands fill a float32 gradient without a stop in half precision."""
+    listed = random_pairs([30, 40], 50, 40, triton_device)
+    feats, grad = operands(50, 40, 5, 7, torch.float16, triton_device)
+    out = launch(kernels, feats, grad, listed, 2, out_dtype, config=FIXED)
+    truth = oracle(feats, grad, listed, 2, False, torch.float64)
+    plain = oracle(feats, grad, listed, 2, False, torch.float32)
+    assert_close(out, truth, out_dtype, eager=plain)
+
+
+def test_output_of_any_strides(triton_device):
+    listed = random_pairs([30, 40], 50, 40, triton_device)
+    feats, grad = operands(50, 40, 5, 7, torch.float32, triton_device)
+    expected = launch(kernels, feats, grad, listed, 2, torch.float32, config=FIXED)
+    for axes in ((1, 2, 0), (2, 0, 1), (0, 2, 1)):
+        stored = torch.empty([(2, 5, 7)[a] for a in axes], device=triton_device)
+        out = stored.permute([axes.index(i) for i in range(3)])
+        kernels.weight_grad(feats, grad, *listed, out, mirrored=False, config=FIXED)
+        assert torch.equal(out, expected)
+
+
+@every_dtype
+def test_the_same_bits_twice(triton_device, dtype):
+    listed = random_pairs([300, 40, 500], 50, 40, triton_device)
+    feats, grad = operands(50, 40, 17, 9, dtype, triton_device)
+    one, two = (launch(kernels, feats, grad, listed, 3, dtype, config=FIXED) for _ in range(2))
+    assert torch.equal(one, two)

@@ -1,0 +1,573 @@
+"""Sparse convolution against brute force, dense layers and its own adjoint."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests._oracle import geometries, map_triples, site_sets
+from tritonspconv import reference
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.ops import sparse_conv
+from tritonspconv.testing import assert_close, block_sites, random_sites, surface_sites
+
+per_device = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
+SUBM_EVEN = ConvGeometry.submanifold((2, 4, 3), (1, 1, 2))
+DOWN2 = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+CELLS2 = ConvGeometry(
+    (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), sites="cells", tap_order="first_axis_fastest"
+)
+UP2 = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), transposed=True)
+POINTWISE = ConvGeometry.submanifold((1, 1, 1), (1, 1, 1))
+KINDS = {
+    "subm": SUBM3,
+    "subm-even": SUBM_EVEN,
+    "strided": DOWN2,
+    "cells": CELLS2,
+    "transposed": UP2,
+    "pointwise": POINTWISE,
+}
+every_kind = pytest.mark.parametrize("geometry", KINDS.values(), ids=KINDS)
+
+LOW = [torch.float16, torch.bfloat16]
+DTYPES = [torch.float64, torch.float32, *LOW]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def operands(
+    kmap: KernelMap, c_in: int, c_out: int, dtype=torch.float64, bias: bool = True
+) -> list[Tensor | None]:
+    """Leaves that ask for gradients: feats, weight, bias."""
+    device = kmap.out_sites.device
+    shapes = [(kmap.n_in, c_in), (kmap.kernel_volume, c_in, c_out), (c_out,)]
+    made = [torch.randn(s).to(device, dtype).requires_grad_() for s in shapes]
+    return made if bias else [*made[:2], None]
+
+
+def run(conv, leaves: list[Tensor | None], grad: Tensor, **how) -> list[Tensor | None]:
+    """Output and gradients of ``conv(feats, weight, bias)``."""
+    out = conv(*leaves)
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    return [out, *torch.autograd.grad(out, wanted, grad.to(out.dtype), **how)]
+
+
+def check(kmap: KernelMap, leaves: list[Tensor | None], dtype: torch.dtype | None = None, **how):
+    """Output and every gradient are those of the reference, within the tolerance of ``dtype``."""
+    dtype = dtype or leaves[0].dtype
+    triples = map_triples(kmap)
+
+    def oracle(feats, weight, bias):
+        return reference.conv(feats, weight, triples, kmap.n_out, bias)
+
+    def copies(of_dtype):
+        return [x if x is None else x.detach().cpu().to(of_dtype).requires_grad_() for x in leaves]
+
+    grad = torch.randn(kmap.n_out, leaves[1].shape[2]).to(dtype)
+    # Without triples the reference does not touch its inputs: their gradients are zeros.
+    truth = run(oracle, copies(torch.float64), grad, materialize_grads=True)
+    eager = run(oracle, copies(dtype), grad, materialize_grads=True)
+    ours = run(
+        lambda *x: sparse_conv(x[0], x[1], kmap, x[2], **how), leaves, grad.to(leaves[0].device)
+    )
+    for name, a, t, e in zip(
+        ("out", "dfeats", "dweight", "dbias")[: len(ours)], ours, truth, eager, strict=True
+    ):
+        assert_close(a, t, dtype, eager=e, name=name)
+    assert ours[0].dtype == dtype
+    for leaf, leaf_grad in zip([x for x in leaves if x is not None], ours[1:], strict=True):
+        assert leaf_grad.dtype == leaf.dtype
+    return ours
+
+
+@per_device
+@given(data=st.data())
+def test_any_map(device, data):
+    geometry = data.draw(geometries())
+    sites = data.draw(site_sets(geometry.ndim, device=device))
+    assume(not sites.grid.bounded or min(geometry.output_shape(sites.grid.shape)) > 0)
+    kmap = kernel_map(sites, geometry)
+    if data.draw(st.booleans()):
+        kmap = kmap.inverse()
+    channels = st.integers(1, 5)
+    leaves = operands(kmap, data.draw(channels), data.draw(channels), bias=data.draw(st.booleans()))
+    check(kmap, leaves)
+
+
+@per_device
+@given(data=st.data())
+def test_any_map_is_adjoint(device, data):
+    """``<A x, y> == <x, A' y>``: the gradient in the features is the exact transpose."""
+    geometry = data.draw(geometries())
+    sites = data.draw(site_sets(geometry.ndim, device=device))
+    out_sites = data.draw(st.none() | site_sets(geometry.ndim, device=device))
+    assume(
+        out_sites is not None
+        or not sites.grid.bounded
+        or min(geometry.output_shape(sites.grid.shape)) > 0
+    )
+    if out_sites is not None and geometry.sites == "same":
+        out_sites = None
+    kmap = kernel_map(sites, geometry, out_sites=out_sites)
+    x, weight, _ = operands(kmap, 3, 2)
+    y = torch.randn(kmap.n_out, 2, dtype=torch.float64, device=device)
+    out = sparse_conv(x, weight, kmap)
+    (adjoint,) = torch.autograd.grad(out, x, y)
+    torch.testing.assert_close((out * y).sum(), (x * adjoint).sum())
+    # The inverse map with transposed matrices is the adjoint as well.
+    back = sparse_conv(y, weight.transpose(1, 2), kmap.inverse())
+    torch.testing.assert_close(back, adjoint)
+
+
+@every_dtype
+@every_kind
+def test_every_dtype(device, geometry, dtype):
+    sites = random_sites(60, extent=7, repeats=4, device=device)
+    kmap = kernel_map(sites, geometry)
+    check(kmap, operands(kmap, 16, 24, dtype))
+    check(kmap.inverse(), operands(kmap.inverse(), 16, 24, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("c_in", "c_out"),
+    [*itertools.pairwise([1, 3, 5, 17, 33, 1]), (17, 17), (64, 33), (128, 96), (3, 260)],
+)
+def test_channels(device, c_in, c_out, dtype):
+    sites = random_sites(70, extent=6, device=device)
+    for geometry in (SUBM3, DOWN2):
+        kmap = kernel_map(sites, geometry)
+        check(kmap, operands(kmap, c_in, c_out, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ConvGeometry.submanifold((5,) * 3, (1,) * 3),
+        ConvGeometry.submanifold((3,) * 4, (1,) * 4),
+        ConvGeometry.submanifold((7,) * 3, (1,) * 3),
+        ConvGeometry((4,) * 3, (2,) * 3, (1,) * 3, (1,) * 3),
+        ConvGeometry((2,) * 5, (2,) * 5, (0,) * 5, (1,) * 5),
+    ],
+    ids=["5x5x5", "3x3x3x3", "7x7x7", "strided-4x4x4", "2x2x2x2x2"],
+)
+def test_more_taps_than_mask_bits(device, geometry, dtype):
+    sites = random_sites(50, geometry.ndim, extent=10 if geometry.ndim == 3 else 5, device=device)
+    kmap = kernel_map(sites, geometry)
+    check(kmap, operands(kmap, 8, 12, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_many_rows(device, dtype):
+    """Enough rows for ordered columns and for many slices of the weight's gradient."""
+    sites = surface_sites(36, device=device)
+    for geometry in (SUBM3, DOWN2):
+        kmap = kernel_map(sites, geometry)
+        check(kmap, operands(kmap, 16, 16, dtype))
+
+
+@pytest.mark.parametrize("n", [0, 1, 63])
+@every_kind
+def test_few_rows(device, geometry, n):
+    sites = random_sites(n, extent=5, device=device)
+    kmap = kernel_map(sites, geometry)
+    ours = check(kmap, operands(kmap, 4, 6, torch.float32))
+    assert ours[0].shape == (kmap.n_out, 6)
+
+
+def test_no_output_rows(device):
+    """Outputs may be absent although inputs are there; gradients are zeros, not missing."""
+    sites = random_sites(5, extent=4, device=device)
+    nowhere = ActiveSites(sites.coords[:0], sites.grid)
+    kmap = kernel_map(sites, DOWN2, out_sites=nowhere)
+    for a in check(kmap, operands(kmap, 4, 6, torch.float32))[1:]:
+        assert not a.any()
+    kmap = kernel_map(nowhere, DOWN2, out_sites=sites)
+    out, *_ = check(kmap, leaves := operands(kmap, 4, 6, torch.float32))
+    assert torch.equal(out, leaves[2].expand(5, 6))
+
+
+def test_a_row_without_pairs_is_the_bias(device):
+    sites = random_sites(10, extent=4, device=device)
+    far = torch.tensor([[0, 3, 3, 3], [1, 40, 40, 40]], dtype=torch.int32, device=device)
+    kmap = kernel_map(sites, DOWN2, out_sites=ActiveSites(far, Grid((0,) * 3, (50,) * 3, 2)))
+    feats, weight, bias = operands(kmap, 4, 6)
+    assert torch.equal(sparse_conv(feats, weight, kmap, bias)[1], bias)
+    assert not sparse_conv(feats, weight, kmap)[1].any()
+
+
+DENSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+DENSE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3], ids=["full", "partly"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "stride", "padding", "dilation"),
+    [
+        pytest.param((17,), (3,), (1,), (1,), (1,), id="1d"),
+        pytest.param((23,), (4,), (3,), (2,), (2,), id="1d-even"),
+        pytest.param((9, 8), (3, 2), (2, 1), (1, 0), (1, 3), id="2d"),
+        pytest.param((7, 9), (1, 5), (3, 1), (0, 2), (1, 1), id="2d-stride-beyond-kernel"),
+        pytest.param((6, 5, 7), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), id="3d"),
+        pytest.param((5, 6, 7), (2, 3, 1), (1, 2, 3), (2, 0, 0), (2, 1, 1), id="3d-mixed"),
+    ],
+)
+def test_is_the_dense_layer(
+    device, shape, kernel_size, stride, padding, dilation, transposed, share
+):
+    """On the active set; and beyond it the dense layer has nothing but the bias."""
+    ndim = len(shape)
+    sites = block_sites(shape, 2)
+    rows = torch.randperm(sites.num_rows)[: int(share * sites.num_rows)]
+    sites = ActiveSites(sites.coords[rows].to(device), sites.grid)
+    extra = (1,) * ndim if transposed and min(stride) > 1 else (0,) * ndim
+    geometry = ConvGeometry(
+        kernel_size, stride, padding, dilation, transposed=transposed,
+        output_padding=extra if transposed else (),
+    )  # fmt: skip
+    kmap = kernel_map(sites, geometry)
+    leaves = operands(kmap, 3, 4)
+
+    def dense(feats, weight, bias):
+        volume = feats.new_zeros(2, *shape, 3).index_put(tuple(sites.coords.long().T), feats)
+        window = weight.reshape(*kernel_size, 3, 4).movedim((-2, -1), (0, 1))
+        if transposed:
+            out = DENSE_TRANSPOSED[ndim](
+                volume.movedim(-1, 1), window, bias, stride, padding, extra, dilation=dilation
+            )
+        else:
+            out = DENSE[ndim](
+                volume.movedim(-1, 1), window.transpose(0, 1), bias, stride, padding, dilation
+            )
+        out = out.movedim(1, -1)
+        assert out.shape[1:-1] == kmap.out_sites.grid.shape
+        at = tuple(kmap.out_sites.coords.long().T)
+        others = torch.ones(out.shape[:-1], dtype=torch.bool, device=out.device)
+        others[at] = False
+        torch.testing.assert_close(out[others], bias.expand_as(out[others]))
+        return out[at]
+
+    grad = torch.randn(kmap.n_out, 4, dtype=torch.float64, device=device)
+    ours = run(lambda *x: sparse_conv(x[0], x[1], kmap, x[2]), leaves, grad)
+    for a, b in zip(ours, run(dense, leaves, grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_submanifold_is_the_dense_layer_at_active_sites(device, ndim):
+    sites = random_sites(30, ndim, extent=(40, 8, 5)[ndim - 1], device=device)
+    kmap = kernel_map(sites, ConvGeometry.submanifold((3,) * ndim, (2,) * ndim))
+    feats, weight, bias = operands(kmap, 3, 4)
+    at = tuple(sites.coords.long().T)
+    volume = feats.new_zeros(2, *sites.grid.shape, 3).index_put(at, feats).movedim(-1, 1)
+    window = weight.reshape(*(3,) * ndim, 3, 4).movedim((-1, -2), (0, 1))
+    out = DENSE[ndim](volume, window, bias, padding=2, dilation=2).movedim(1, -1)
+    torch.testing.assert_close(sparse_conv(feats, weight, kmap, bias), out[at])
+
+
+@every_kind
+def test_gradcheck(device, geometry):
+    sites = random_sites(9, extent=3, batch_size=1, repeats=1, device=device)
+    for kmap in (kernel_map(sites, geometry), kernel_map(sites, geometry).inverse()):
+        leaves = operands(kmap, 2, 3)
+        assert torch.autograd.gradcheck(
+            lambda feats, weight, bias, kmap=kmap: sparse_conv(feats, weight, kmap, bias), leaves
+        )
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_gradients_that_are_asked_for(device, wanted):
+    kmap = kernel_map(random_sites(20, extent=4, device=device), SUBM3)
+    leaves = [
+        x.detach().requires_grad_(w) for x, w in zip(operands(kmap, 3, 4), wanted, strict=True)
+    ]
+    out = sparse_conv(leaves[0], leaves[1], kmap, leaves[2])
+    assert out.requires_grad == any(wanted)
+    if any(wanted):
+        out.sum().backward()
+    assert [leaf.grad is not None for leaf in leaves] == list(wanted)
+
+
+def strided_views(tensor: Tensor) -> dict[str, Tensor]:
+    """Tensors of equal values in other layouts."""
+    views = {"contiguous": tensor.contiguous()}
+    for axes in itertools.permutations(range(tensor.ndim)):
+        stored = tensor.permute(axes).contiguous()
+        views[f"stored{axes}"] = stored.permute([axes.index(i) for i in range(tensor.ndim)])
+    padded = tensor.new_full([2 * n + 1 for n in tensor.shape], float("nan"))
+    views["gaps"] = padded[tuple(slice(1, None, 2) for _ in tensor.shape)].copy_(tensor)
+    views["expanded"] = tensor[:1].expand_as(tensor)
+    return views
+
+
+@pytest.mark.parametrize("geometry", [SUBM3, DOWN2], ids=["subm", "strided"])
+def test_layouts_of_operands(device, geometry):
+    kmap = kernel_map(random_sites(20, extent=4, device=device), geometry)
+    feats, weight, bias = (x.detach() for x in operands(kmap, 5, 7, torch.float32))
+    for view in strided_views(feats).values():
+        check(kmap, [view.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()])
+    for name, view in strided_views(weight.detach()).items():
+        leaves = [feats.requires_grad_(), view.detach().requires_grad_(), bias.requires_grad_()]
+        _, _, dweight, _ = check(kmap, leaves)
+        if name.startswith("stored"):
+            assert dweight.stride() == view.stride(), "a gradient has its parameter's layout"
+
+
+def test_layouts_of_the_incoming_gradient(device):
+    kmap = kernel_map(random_sites(20, extent=4, device=device), DOWN2)
+    leaves = operands(kmap, 5, 7, torch.float64)
+    out = sparse_conv(leaves[0], leaves[1], kmap, leaves[2])
+    dense_grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, dense_grad, retain_graph=True)
+    for name, grad in strided_views(dense_grad).items():
+        if name == "expanded":
+            continue
+        for a, b in zip(
+            torch.autograd.grad(out, leaves, grad, retain_graph=True), expected, strict=True
+        ):
+            torch.testing.assert_close(a, b, msg=name)
+    # The gradient of a sum is an expanded scalar: strides of zero.
+    summed = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
+    ones = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    for a, b in zip(summed, ones, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_second_derivatives_are_refused(device):
+    kmap = kernel_map(random_sites(10, extent=3, device=device), SUBM3)
+    feats, weight, _ = operands(kmap, 2, 2, bias=False)
+    out = sparse_conv(feats, weight, kmap)
+    (first,) = torch.autograd.grad(out.square().sum(), feats, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("half", LOW, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_autocast(device, half, training):
+    """Both operands become half precision; gradients come back in the parameters' dtype."""
+    kmap = kernel_map(random_sites(60, extent=6, device=device), SUBM3)
+    feats, weight, bias = operands(kmap, 16, 24, torch.float32)
+    with torch.set_grad_enabled(training), torch.autocast(device.type, half):
+        out = sparse_conv(feats, weight, kmap, bias)
+    assert out.dtype == half
+    with torch.no_grad():
+        explicit = sparse_conv(feats.to(half), weight.to(half), kmap, bias)
+    assert torch.equal(out, explicit)
+    if not training:
+        return
+
+    triples = map_triples(kmap)
+
+    def oracle(*x):
+        return reference.conv(x[0], x[1], triples, kmap.n_out, x[2])
+
+    grad = torch.randn(kmap.n_out, 24).to(half)
+    rounded = [x.detach().cpu().to(half) for x in (feats, weight, bias)]
+    truth, eager = (
+        run(oracle, [x.to(d).requires_grad_() for x in rounded], grad)
+        for d in (torch.float64, half)
+    )
+    ours = torch.autograd.grad(out, (feats, weight, bias), grad.to(device))
+    assert_close(out, truth[0], half, eager=eager[0], name="out")
+    for name, a, t, e in zip(
+        ("dfeats", "dweight", "dbias"), ours, truth[1:], eager[1:], strict=True
+    ):
+        assert a.dtype == torch.float32
+        assert_close(a, t, half, eager=e, name=name)
+
+
+def test_autocast_weight_gradient_is_not_rounded(device):
+    """The sum reaches the float32 parameter without a stop in half precision."""
+    kmap = kernel_map(surface_sites(10, device=device), SUBM3)
+    feats, weight, _ = operands(kmap, 8, 8, torch.float32, bias=False)
+    with torch.autocast(device.type, torch.bfloat16):
+        out = sparse_conv(feats, weight, kmap)
+    (dweight,) = torch.autograd.grad(out, weight, torch.ones_like(out))
+    assert not torch.equal(dweight, dweight.bfloat16().float())
+
+
+def test_autocast_backward_inside_the_context(device):
+    kmap = kernel_map(random_sites(30, extent=4, device=device), SUBM3)
+    grads = []
+    for inside in (False, True):
+        leaves = [x.detach().requires_grad_() for x in _fixed_operands(kmap)]
+        with torch.autocast(device.type, torch.bfloat16):
+            out = sparse_conv(leaves[0], leaves[1], kmap, leaves[2])
+            if inside:
+                out.sum().backward()
+        if not inside:
+            out.sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for a, b in zip(*grads, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+def _fixed_operands(kmap: KernelMap) -> list[Tensor]:
+    torch.manual_seed(0)
+    return operands(kmap, 8, 12, torch.float32)
+
+
+def test_autocast_leaves_float64_alone(device):
+    kmap = kernel_map(random_sites(20, extent=4, device=device), SUBM3)
+    feats, weight, bias = operands(kmap, 4, 4)
+    expected = sparse_conv(feats, weight, kmap, bias)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(sparse_conv(feats, weight, kmap, bias), expected)
+
+
+@pytest.mark.parametrize(
+    ("feats_dtype", "weight_dtype", "out_dtype"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+def test_unlike_dtypes_are_promoted(device, feats_dtype, weight_dtype, out_dtype):
+    kmap = kernel_map(random_sites(30, extent=4, device=device), SUBM3)
+    feats, weight, bias = operands(kmap, 4, 6, torch.float64)
+    leaves = [
+        feats.detach().to(feats_dtype).requires_grad_(),
+        weight.detach().to(weight_dtype).requires_grad_(),
+        bias.detach().to(weight_dtype).requires_grad_(),
+    ]
+    grad = torch.randn(kmap.n_out, 6, dtype=out_dtype, device=device)
+    out, *grads = run(lambda *x: sparse_conv(x[0], x[1], kmap, x[2]), leaves, grad)
+    promoted = [x.detach().to(out_dtype).requires_grad_() for x in leaves]
+    expected = run(lambda *x: sparse_conv(x[0], x[1], kmap, x[2]), promoted, grad)
+    assert out.dtype == out_dtype
+    torch.testing.assert_close(out, expected[0])
+    for leaf, a, b in zip(leaves, grads, expected[1:], strict=True):
+        assert a.dtype == leaf.dtype
+        torch.testing.assert_close(a, b.to(leaf.dtype))
+
+
+@every_dtype
+@every_kind
+def test_the_same_bits_twice(device, geometry, dtype):
+    sites = random_sites(300, extent=8, repeats=20, device=device)
+    bits = []
+    for _ in range(2):
+        kmap = kernel_map(ActiveSites(sites.coords, sites.grid), geometry)
+        torch.manual_seed(0)
+        leaves = operands(kmap, 17, 12, dtype)
+        grad = torch.randn(kmap.n_out, 12).to(device, dtype)
+        bits.append(run(lambda *x, kmap=kmap: sparse_conv(x[0], x[1], kmap, x[2]), leaves, grad))
+    for a, b in zip(*bits, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_order_of_input_rows_does_not_matter(device):
+    """Shuffled inputs of generated outputs: the same output rows, up to rounding of sums."""
+    sites = random_sites(80, extent=6, device=device)
+    shuffle = torch.randperm(80, device=device)
+    shuffled = ActiveSites(sites.coords[shuffle], sites.grid)
+    feats = torch.randn(80, 4, dtype=torch.float64, device=device)
+    for geometry in (DOWN2, UP2, CELLS2):
+        one, other = kernel_map(sites, geometry), kernel_map(shuffled, geometry)
+        weight = torch.randn(geometry.kernel_volume, 4, 5, dtype=torch.float64, device=device)
+        torch.testing.assert_close(
+            sparse_conv(feats, weight, one), sparse_conv(feats[shuffle], weight, other)
+        )
+
+
+def test_samples_do_not_mix(device):
+    sites = random_sites(60, extent=4, batch_size=3, device=device)
+    feats = torch.randn(60, 4, dtype=torch.float64, device=device)
+    for geometry in (SUBM3, DOWN2, UP2):
+        weight = torch.randn(geometry.kernel_volume, 4, 5, dtype=torch.float64, device=device)
+        kmap = kernel_map(sites, geometry)
+        out = sparse_conv(feats, weight, kmap)
+        for sample in range(3):
+            mine = sites.coords[:, 0] == sample
+            alone = kernel_map(ActiveSites(sites.coords[mine], sites.grid), geometry)
+            torch.testing.assert_close(
+                sparse_conv(feats[mine], weight, alone),
+                out[kmap.out_sites.coords[:, 0] == sample],
+            )
+
+
+def test_nan_stays_where_it_is_read(device):
+    sites = random_sites(40, extent=5, device=device)
+    kmap = kernel_map(sites, DOWN2)
+    feats, weight, _ = operands(kmap, 4, 5, torch.float32, bias=False)
+    with torch.no_grad():
+        clean = sparse_conv(feats, weight, kmap)
+        feats[3] = torch.nan
+        out = sparse_conv(feats, weight, kmap)
+    readers = sorted({o for i, o, _ in map_triples(kmap) if i == 3})
+    assert out[readers].isnan().all()
+    others = sorted(set(range(kmap.n_out)) - set(readers))
+    assert torch.equal(out[others], clean[others])
+
+
+# Errors: what was expected, what came, and for the common one how to mend it.
+
+
+def error_case(**changes):
+    kmap = kernel_map(random_sites(6, extent=3), SUBM3)
+    feats, weight, bias = (x.detach() for x in operands(kmap, 4, 5, torch.float32))
+    arguments = {"feats": feats, "weight": weight, "kernel_map": kmap, "bias": bias, **changes}
+    return lambda: sparse_conv(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "message"),
+    [
+        pytest.param(
+            TypeError, {"feats": torch.zeros(6, 4, dtype=torch.int32)},
+            r"float16, bfloat16, float32 or float64; got torch.int32 and torch.float32",
+            id="feats-dtype",
+        ),
+        pytest.param(
+            TypeError, {"weight": torch.zeros(27, 4, 5, dtype=torch.complex64)},
+            r"got torch.float32 and torch.complex64", id="weight-dtype",
+        ),
+        pytest.param(
+            ValueError, {"feats": torch.zeros(7, 4)},
+            r"feats must be \[6, c_in\].* got \[7, 4\]", id="feats-rows",
+        ),
+        pytest.param(
+            ValueError, {"feats": torch.zeros(6)}, r"feats must be \[6, c_in\].* got \[6\]",
+            id="feats-axes",
+        ),
+        pytest.param(
+            ValueError, {"weight": torch.zeros(8, 4, 5)},
+            r"weight must be \[27, c_in, c_out\].*got \[8, 4, 5\]", id="weight-taps",
+        ),
+        pytest.param(
+            ValueError, {"weight": torch.zeros(27, 4)},
+            r"weight must be \[27, c_in, c_out\].*got \[27, 4\]", id="weight-axes",
+        ),
+        pytest.param(
+            ValueError, {"weight": torch.zeros(27, 3, 5)},
+            r"weight must have c_in=4 to match feats \[6, 4\]; got \[27, 3, 5\]. Build the layer "
+            r"with in_channels=4", id="weight-channels",
+        ),
+        pytest.param(
+            ValueError, {"bias": torch.zeros(4)}, r"bias must be \[5\]; got \[4\]", id="bias",
+        ),
+        pytest.param(
+            ValueError, {"bias": torch.zeros(5, device="meta")}, r"on one device", id="device",
+        ),
+        pytest.param(
+            ValueError, {"precision": "tf16"},
+            r"precision must be 'ieee' or 'tf32'; got 'tf16'", id="precision",
+        ),
+    ],
+)  # fmt: skip
+def test_errors(error, changes, message):
+    with pytest.raises(error, match=f"^sparse_conv: .*{message}"):
+        error_case(**changes)()

@@ -1,0 +1,21 @@
+"""Sparse convolution for PyTorch, on NVIDIA, AMD and CPU."""
+
+from tritonspconv import nn, ops
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.sparse_tensor import SparseTensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActiveSites",
+    "ConvGeometry",
+    "Grid",
+    "KernelMap",
+    "SparseTensor",
+    "__version__",
+    "kernel_map",
+    "nn",
+    "ops",
+]

@@ -1,0 +1,101 @@
+"""ActiveSites: one set of coordinates, its index, and the cache of maps that start from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonspconv.coords.grid import Grid
+from tritonspconv.kernels import map_kernels_for
+from tritonspconv.kernels.index import SiteIndex
+
+_MAX_ROWS = 2**31 - 1
+
+
+class ActiveSites:
+    """Coordinates in a grid, one row per active site.
+
+    Args:
+        coords: int32 [N, 1 + D], batch index first; kept by reference, not copied.
+        grid: The box the coordinates live in.
+        index: A lookup index of these very coordinates, when one is at hand.
+
+    Raises:
+        TypeError: ``coords`` is not an int32 tensor.
+        ValueError: Its shape does not match the grid, or it has more than 2**31 - 1 rows.
+    """
+
+    __slots__ = ("__weakref__", "_index", "coords", "grid", "map_cache")
+
+    def __init__(self, coords: Tensor, grid: Grid, index: SiteIndex | None = None) -> None:
+        if coords.dtype != torch.int32:
+            raise TypeError(f"coords must be int32; got {coords.dtype}. Convert with .int().")
+        if coords.ndim != 2 or coords.shape[1] != 1 + grid.ndim:
+            raise ValueError(
+                f"coords must have shape [N, {1 + grid.ndim}] (batch index, then "
+                f"{grid.ndim} spatial axes); got {list(coords.shape)}."
+            )
+        if coords.shape[0] > _MAX_ROWS:
+            raise ValueError(f"at most 2**31 - 1 rows are supported; got {coords.shape[0]}.")
+        self.coords = coords.contiguous()
+        self.grid = grid
+        self._index = index
+        self.map_cache: dict[Any, Any] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.coords.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return self.grid.ndim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the coordinates are."""
+        return self.coords.device
+
+    @property
+    def index(self) -> SiteIndex:
+        """The lookup index, built on first use."""
+        if self._index is None:
+            kernels = map_kernels_for("sites", self.device, self.ndim)
+            grid = self.grid
+            self._index = kernels.build_index(self.coords, grid.lower, grid.shape, grid.batch_size)
+        return self._index
+
+    def validate(self) -> None:
+        """Check that every row is inside the grid and that no coordinate repeats.
+
+        Waits for the device. Kernels are safe without it: such rows take no part in any map.
+
+        Raises:
+            ValueError: Names the first offending rows.
+        """
+        keys = self.grid.keys(self.coords)
+        outside = torch.nonzero(keys < 0).squeeze(1)
+        if outside.numel():
+            row = int(outside[0])
+            raise ValueError(
+                f"{outside.numel()} of {self.num_rows} coordinates lie outside the grid "
+                f"(batch size {self.grid.batch_size}, lower {self.grid.lower}, shape "
+                f"{self.grid.shape}); the first is row {row}: {self.coords[row].tolist()}. "
+                "Is the axis order that of spatial_shape?"
+            )
+        ordered, rows = torch.sort(keys, stable=True)
+        repeated = torch.nonzero(ordered[1:] == ordered[:-1]).squeeze(1)
+        if repeated.numel():
+            first = int(repeated[0])
+            raise ValueError(
+                f"{repeated.numel()} of {self.num_rows} coordinates repeat an earlier row; rows "
+                f"{int(rows[first])} and {int(rows[first + 1])} are both "
+                f"{self.coords[rows[first]].tolist()}. Merge them first, e.g. with voxelize()."
+            )
+
+    def __repr__(self) -> str:
+        """Return rows, dimension and grid."""
+        return f"ActiveSites({self.num_rows} rows, {self.grid}, device={self.device})"

@@ -1,0 +1,112 @@
+"""Grid: the box of cells that coordinates live in, and the bijection coordinates <-> int64 keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MAX_CELLS = 2**62
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A box of ``batch_size * prod(shape)`` cells whose keys ascend with (batch, coordinates).
+
+    spconv's grid has ``lower = 0`` and a shape the user gives. MinkowskiEngine's space is
+    unbounded: its grid is the box around the coordinates seen, possibly negative. Nothing else
+    differs between the two.
+
+    Attributes:
+        lower: Smallest coordinate of each spatial axis, inclusive.
+        shape: Number of cells along each spatial axis.
+        batch_size: Number of samples.
+        bounded: True: the box is a wall, outputs beyond it are dropped and output shapes follow
+            the dense-layer formula. False: the box grows with the outputs.
+    """
+
+    lower: tuple[int, ...]
+    shape: tuple[int, ...]
+    batch_size: int
+    bounded: bool = True
+
+    def __post_init__(self) -> None:
+        """Check extents and that every key fits an int64.
+
+        Raises:
+            ValueError: An extent or the batch size is negative, or there are too many cells.
+        """
+        if len(self.lower) != len(self.shape):
+            raise ValueError(f"lower {self.lower} and shape {self.shape} differ in length.")
+        if min(self.shape, default=1) < 0 or self.batch_size < 0:
+            raise ValueError(
+                f"spatial shape and batch size must not be negative; got shape {self.shape}, "
+                f"batch size {self.batch_size}."
+            )
+        if self.num_cells > _MAX_CELLS:
+            raise ValueError(
+                f"a grid may have at most 2**62 cells; got shape {self.shape} x batch "
+                f"{self.batch_size} = {self.num_cells}. Use larger voxels or crop the range."
+            )
+
+    @classmethod
+    def around(cls, coords: Tensor) -> Grid:
+        """Return the unbounded grid around ``coords`` [N, 1 + D]. Waits for the device once."""
+        ndim = coords.shape[1] - 1
+        if coords.shape[0] == 0:
+            return cls((0,) * ndim, (0,) * ndim, 0, bounded=False)
+        lower, upper = torch.stack(torch.aminmax(coords, dim=0)).tolist()
+        if lower[0] < 0:
+            raise ValueError(f"batch indices must not be negative; got {lower[0]}.")
+        shape = tuple(hi - lo + 1 for lo, hi in zip(lower[1:], upper[1:], strict=True))
+        return cls(tuple(lower[1:]), shape, upper[0] + 1, bounded=False)
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.shape)
+
+    @property
+    def num_cells(self) -> int:
+        """Cells over all samples."""
+        cells = self.batch_size
+        for extent in self.shape:
+            cells *= extent
+        return cells
+
+    @property
+    def upper(self) -> tuple[int, ...]:
+        """Largest coordinate of each spatial axis, inclusive."""
+        return tuple(lo + n - 1 for lo, n in zip(self.lower, self.shape, strict=True))
+
+    def contains(self, coords: Tensor) -> Tensor:
+        """Return a bool [N]: which rows of ``coords`` [N, 1 + D] lie in the grid."""
+        inside = (coords[:, 0] >= 0) & (coords[:, 0] < self.batch_size)
+        for axis, (lo, hi) in enumerate(zip(self.lower, self.upper, strict=True), start=1):
+            inside &= (coords[:, axis] >= lo) & (coords[:, axis] <= hi)
+        return inside
+
+    def keys(self, coords: Tensor) -> Tensor:
+        """Return int64 keys [N] of ``coords`` [N, 1 + D]; -1 for rows outside the grid."""
+        key = coords[:, 0].long()
+        for axis, (lo, n) in enumerate(zip(self.lower, self.shape, strict=True), start=1):
+            key = key * n + (coords[:, axis].long() - lo)
+        return torch.where(self.contains(coords), key, -1)
+
+    def coords(self, keys: Tensor) -> Tensor:
+        """Return int32 coordinates [N, 1 + D] of ``keys`` [N]; the inverse of :meth:`keys`."""
+        coords = torch.empty(keys.shape[0], 1 + self.ndim, dtype=torch.int32, device=keys.device)
+        for axis in range(self.ndim, 0, -1):
+            extent = self.shape[axis - 1]
+            quotient = keys // extent if extent else keys
+            coords[:, axis] = keys - quotient * extent + self.lower[axis - 1]
+            keys = quotient
+        coords[:, 0] = keys
+        return coords
+
+    def with_box(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
+        """Return a grid of the same batch over the inclusive box ``[lower, upper]``."""
+        shape = tuple(max(hi - lo + 1, 0) for lo, hi in zip(lower, upper, strict=True))
+        return Grid(tuple(lower), shape, self.batch_size, self.bounded)

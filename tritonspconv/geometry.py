@@ -1,0 +1,205 @@
+"""The one definition of which input, output and tap belong together.
+
+Every convolution and pooling relates a *fine* and a *coarse* set of sites through one equation::
+
+    fine = stride * coarse - padding + dilation * tap
+
+A forward convolution reads fine sites and writes coarse ones; a transposed convolution swaps the
+two roles. Kernel maps, output sites and output shapes all follow from this file. ``tap`` runs over
+the kernel window; its row-major index (last axis fastest, as in ``torch.nn`` and spconv, or first
+axis fastest, as in MinkowskiEngine) selects the weight matrix.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+TapOrder = Literal["last_axis_fastest", "first_axis_fastest"]
+SiteRule = Literal["same", "reached", "cells"]
+
+IntTuple = tuple[int, ...]
+
+
+def to_ntuple(value: int | Sequence[int], ndim: int, name: str) -> IntTuple:
+    """Expand an int to ``ndim`` entries, or check that a sequence has ``ndim`` of them.
+
+    Args:
+        value: One int for every axis, or one int per axis.
+        ndim: Number of spatial axes.
+        name: The argument's name, for the error message.
+
+    Raises:
+        ValueError: The sequence has another length than ``ndim``.
+    """
+    if isinstance(value, int):
+        return (value,) * ndim
+    values = tuple(int(v) for v in value)
+    if len(values) != ndim:
+        raise ValueError(f"{name} must be an int or have {ndim} entries; got {list(values)}.")
+    return values
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Geometry of one convolution or pooling; hashable, and the whole key of the map cache.
+
+    Attributes:
+        kernel_size: Window extent in taps, per axis.
+        stride: Fine sites per coarse site, per axis.
+        padding: Shift of the window against the coarse site, in fine sites, per axis.
+        dilation: Fine sites between neighbouring taps, per axis.
+        transposed: False: inputs are fine, outputs coarse. True: inputs are coarse, outputs fine.
+        sites: How outputs are chosen. ``"same"``: the input sites (submanifold, arXiv:1711.10275).
+            ``"reached"``: every site with at least one contributing input (dense-convolution rule).
+            ``"cells"``: the occupied cells ``floor(fine / stride)`` (MinkowskiEngine's rule).
+        tap_order: Which axis of the window runs fastest in the tap index.
+        output_padding: Extra fine sites at the upper end of a transposed output, per axis.
+    """
+
+    kernel_size: IntTuple
+    stride: IntTuple
+    padding: IntTuple
+    dilation: IntTuple
+    transposed: bool = False
+    sites: SiteRule = "reached"
+    tap_order: TapOrder = "last_axis_fastest"
+    output_padding: IntTuple = ()
+
+    def __post_init__(self) -> None:
+        """Check lengths and ranges.
+
+        Raises:
+            ValueError: A field has the wrong length or an entry out of range.
+        """
+        if not self.output_padding:
+            object.__setattr__(self, "output_padding", (0,) * self.ndim)
+        for name, least in (
+            ("kernel_size", 1),
+            ("stride", 1),
+            ("dilation", 1),
+            ("padding", None),
+            ("output_padding", 0),
+        ):
+            values = getattr(self, name)
+            if len(values) != self.ndim:
+                raise ValueError(
+                    f"{name} must have {self.ndim} entries like kernel_size; got {values}."
+                )
+            if least is not None and min(values) < least:
+                raise ValueError(f"{name} must be at least {least} on every axis; got {values}.")
+        if self.sites == "same" and (self.transposed or max(self.stride) > 1):
+            raise ValueError(f"sites='same' needs stride 1, not transposed; got {self}.")
+        if self.sites == "cells" and self.transposed:
+            raise ValueError("sites='cells' is a rule for coarser outputs; got transposed=True.")
+
+    @classmethod
+    def submanifold(
+        cls, kernel_size: IntTuple, dilation: IntTuple, tap_order: TapOrder = "last_axis_fastest"
+    ) -> ConvGeometry:
+        """Return a window centred on every input site: ``in = out + dilation * (tap - k // 2)``."""
+        return cls(
+            kernel_size=kernel_size,
+            stride=(1,) * len(kernel_size),
+            padding=tuple(d * (k // 2) for k, d in zip(kernel_size, dilation, strict=True)),
+            dilation=dilation,
+            sites="same",
+            tap_order=tap_order,
+        )
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
+    def kernel_volume(self) -> int:
+        """Number of taps."""
+        volume = 1
+        for size in self.kernel_size:
+            volume *= size
+        return volume
+
+    @cached_property
+    def offsets(self) -> tuple[IntTuple, ...]:
+        """``dilation * tap - padding`` of every tap, in tap order: ``fine - stride * coarse``."""
+        axes = [
+            [d * t - p for t in range(k)]
+            for k, p, d in zip(self.kernel_size, self.padding, self.dilation, strict=True)
+        ]
+        if self.tap_order == "last_axis_fastest":
+            return tuple(itertools.product(*axes))
+        return tuple(offset[::-1] for offset in itertools.product(*axes[::-1]))
+
+    @cached_property
+    def is_mirrored(self) -> bool:
+        """True when inputs and outputs are one set and tap ``V-1-v`` points against tap ``v``.
+
+        One neighbour table then serves both directions: what tap ``v`` is for an output row, tap
+        ``V-1-v`` is for the same row seen as an input.
+        """
+        return self.sites == "same" and all(
+            all(a == -b for a, b in zip(offset, mirror, strict=True))
+            for offset, mirror in zip(self.offsets, self.offsets[::-1], strict=True)
+        )
+
+    @property
+    def max_outputs_per_input(self) -> int:
+        """Largest number of outputs that one input can feed."""
+        if not self.transposed and self.dilation == (1,) * self.ndim:
+            bound = 1
+            for size, step in zip(self.kernel_size, self.stride, strict=True):
+                bound *= -(-size // step)
+            return bound
+        return self.kernel_volume
+
+    def output_shape(self, input_shape: IntTuple) -> IntTuple:
+        """Return the output extents of a bounded grid, as the dense ``torch.nn`` layers do.
+
+        Forward: ``(n + 2p - d(k-1) - 1) // s + 1``. Transposed:
+        ``(n-1)s - 2p + d(k-1) + 1 + output_padding``. The result may be zero or negative; callers
+        decide what that means.
+        """
+        if self.sites == "same":
+            return tuple(input_shape)
+        axes = zip(
+            input_shape,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.output_padding,
+            strict=True,
+        )
+        if self.transposed:
+            return tuple((n - 1) * s - 2 * p + d * (k - 1) + 1 + e for n, k, s, p, d, e in axes)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes)
+
+    def output_range(self, lower: IntTuple, upper: IntTuple) -> tuple[IntTuple, IntTuple]:
+        """Return the smallest box that holds every output of inputs in ``[lower, upper]``.
+
+        Serves unbounded, negative coordinates: both ends are inclusive, and an empty axis comes
+        back with ``upper < lower``.
+        """
+        if self.sites == "same":
+            return lower, upper
+        if self.sites == "cells":
+            return (
+                tuple(lo // s for lo, s in zip(lower, self.stride, strict=True)),
+                tuple(hi // s for hi, s in zip(upper, self.stride, strict=True)),
+            )
+        first = [-p for p in self.padding]
+        last = [
+            d * (k - 1) - p
+            for k, p, d in zip(self.kernel_size, self.padding, self.dilation, strict=True)
+        ]
+        if self.transposed:
+            low = [lo * s + f for lo, s, f in zip(lower, self.stride, first, strict=True)]
+            high = [hi * s + z for hi, s, z in zip(upper, self.stride, last, strict=True)]
+        else:
+            low = [-((z - lo) // s) for lo, s, z in zip(lower, self.stride, last, strict=True)]
+            high = [(hi - f) // s for hi, s, f in zip(upper, self.stride, first, strict=True)]
+        return tuple(low), tuple(high)

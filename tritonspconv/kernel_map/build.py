@@ -1,0 +1,182 @@
+"""Building kernel maps, and the cache that each set of sites owns."""
+
+from __future__ import annotations
+
+import weakref
+
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, Relation
+from tritonspconv.kernels import map_kernels_for
+
+
+def kernel_map(
+    sites: ActiveSites,
+    geometry: ConvGeometry,
+    *,
+    out_sites: ActiveSites | None = None,
+    out_grid: Grid | None = None,
+) -> KernelMap:
+    """Return the kernel map of ``geometry`` from ``sites``; built once and kept with the sites.
+
+    Args:
+        sites: The input sites.
+        geometry: The relation, and the rule for output sites.
+        out_sites: Output sites to use instead of the geometry's rule.
+        out_grid: Grid of the generated output sites; None: derived from the input grid.
+
+    Returns:
+        The map; equal arguments return the same object as long as ``sites`` lives.
+
+    Raises:
+        ValueError: Dimensions, devices or batch sizes disagree, or the output grid has no cells.
+    """
+    key = (geometry, None if out_sites is None else weakref.ref(out_sites), out_grid)
+    entry = sites.map_cache.get(key)
+    if entry is None:
+        _check(sites, geometry, out_sites, out_grid)
+        entry = _build(sites, geometry, out_sites, out_grid)
+        sites.map_cache[key] = entry
+    found = entry.view() if entry.view else None
+    if found is None:
+        found = KernelMap(entry.relation, sites, entry.made_sites or out_sites or sites)
+        entry.view = weakref.ref(found)
+    return found
+
+
+def recorded_maps(sites: ActiveSites) -> list[KernelMap]:
+    """Return every map made so far from ``sites`` whose output sites are still alive."""
+    found = []
+    for geometry, given, out_grid in list(sites.map_cache):
+        out_sites = None if given is None else given()
+        if given is None or out_sites is not None:
+            found.append(kernel_map(sites, geometry, out_sites=out_sites, out_grid=out_grid))
+    return found
+
+
+class _CacheEntry:
+    """What ``ActiveSites.map_cache`` keeps of one map.
+
+    Sites own their maps, so an entry holds no reference back to them: neither to the input sites
+    nor to output sites that were given. Memory then goes when the sites go, not when the garbage
+    collector finds a cycle.
+    """
+
+    __slots__ = ("made_sites", "relation", "view")
+
+    def __init__(self, relation: Relation, made_sites: ActiveSites | None) -> None:
+        self.relation = relation
+        self.made_sites = made_sites
+        self.view: weakref.ref[KernelMap] | None = None
+
+
+def _build(
+    sites: ActiveSites,
+    geometry: ConvGeometry,
+    out_sites: ActiveSites | None,
+    out_grid: Grid | None,
+) -> _CacheEntry:
+    tables = map_kernels_for("neighbor_table", sites.device, sites.ndim)
+    n_in = sites.num_rows
+    if geometry.sites == "same" and out_sites is None:
+        grid = sites.grid
+        table = tables.lookup_table(
+            sites.coords, geometry.offsets, sites.index, grid.lower, grid.shape, grid.batch_size
+        )
+        relation = Relation(
+            geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
+        )
+        return _CacheEntry(relation, None)
+    made_sites = None
+    if out_sites is None:
+        grid = out_grid or output_grid(sites.grid, geometry)
+        out_sites = made_sites = _output_sites(sites, geometry, grid)
+    grid = out_sites.grid
+    table = tables.reach_table(
+        sites.coords,
+        out_sites.num_rows,
+        geometry.offsets,
+        geometry.stride,
+        not geometry.transposed,
+        out_sites.index,
+        grid.lower,
+        grid.shape,
+        min(grid.batch_size, sites.grid.batch_size),
+        _own_box(sites.grid),
+    )
+    relation = Relation(geometry, n_in, out_sites.num_rows, NeighborTable(*table))
+    return _CacheEntry(relation, made_sites)
+
+
+def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
+    """Return the grid of a geometry's outputs.
+
+    Raises:
+        ValueError: A bounded output grid would have no cells along some axis.
+    """
+    if not grid.bounded:
+        return grid.with_box(*geometry.output_range(grid.lower, grid.upper))
+    shape = geometry.output_shape(grid.shape)
+    if min(shape) < 1:
+        raise ValueError(
+            f"the output would have spatial shape {shape}: input shape {grid.shape} is too small "
+            f"for {geometry}."
+        )
+    return Grid((0,) * grid.ndim, shape, grid.batch_size)
+
+
+def _own_box(grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the box that rows may lie outside of; an unbounded grid was drawn around its rows."""
+    return (grid.lower, grid.shape) if grid.bounded else None
+
+
+def _output_sites(sites: ActiveSites, geometry: ConvGeometry, grid: Grid) -> ActiveSites:
+    """Generate the output sites in ascending key order."""
+    kernels = map_kernels_for("sites", sites.device, sites.ndim)
+    coords, offsets, stride = sites.coords, geometry.offsets, geometry.stride
+    divide = not geometry.transposed
+    if geometry.sites == "cells":
+        # Rows outside the input grid must not make cells: batch -1 is outside every grid.
+        inside = sites.grid.contains(coords)
+        coords = coords.clone()
+        for axis, step in enumerate(stride, start=1):
+            coords[:, axis] = coords[:, axis].div(step, rounding_mode="floor")
+        coords[:, 0] = coords[:, 0].where(inside, -1)
+        offsets, stride, divide = ((0,) * sites.ndim,), (1,) * sites.ndim, False
+    out_coords, index = kernels.reached_sites(
+        coords,
+        offsets,
+        stride,
+        divide,
+        grid.lower,
+        grid.shape,
+        grid.batch_size,
+        None if geometry.sites == "cells" else _own_box(sites.grid),
+    )
+    return ActiveSites(out_coords, grid, index)
+
+
+def _check(
+    sites: ActiveSites,
+    geometry: ConvGeometry,
+    out_sites: ActiveSites | None,
+    out_grid: Grid | None,
+) -> None:
+    if geometry.ndim != sites.ndim:
+        raise ValueError(
+            f"the geometry has {geometry.ndim} axes but the sites have {sites.ndim}: {geometry}."
+        )
+    if out_sites is not None and out_grid is not None:
+        raise ValueError("give out_sites or out_grid, not both: out_sites bring their own grid.")
+    if out_sites is not None and (out_sites.device != sites.device or out_sites.ndim != sites.ndim):
+        raise ValueError(
+            f"out_sites must have {sites.ndim} axes on {sites.device}; got {out_sites.ndim} axes "
+            f"on {out_sites.device}."
+        )
+    if out_grid is not None and out_grid.batch_size != sites.grid.batch_size:
+        raise ValueError(
+            f"out_grid must have the batch size of the sites, {sites.grid.batch_size}; got "
+            f"{out_grid.batch_size}."
+        )
+    if geometry.sites == "same" and out_grid is not None:
+        raise ValueError("a submanifold geometry keeps its input grid; out_grid must be None.")

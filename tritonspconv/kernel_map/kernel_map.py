@@ -1,0 +1,181 @@
+"""KernelMap: the relation of one geometry between two sets of sites, in every form kernels need."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tritonspconv.coords import ActiveSites
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernels import kernels_for, map_kernels_for
+
+
+class NeighborTable(NamedTuple):
+    """For each row on one side, the row it meets on the other side through each tap.
+
+    Attributes:
+        rows: int32 [V, n], a row of the other side or -1.
+        mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
+        order: int32 [n], the row that each column stands for; None: column c is row c.
+        mirrored: True: the table's tap v is the weight's tap V-1-v.
+    """
+
+    rows: Tensor
+    mask: Tensor
+    order: Tensor | None
+    mirrored: bool = False
+
+
+class PairList(NamedTuple):
+    """All pairs, tap by tap.
+
+    Attributes:
+        pairs: int32 [2, capacity]: input rows, output rows.
+        tap_ptr: int64 [taps + 1], where each tap's pairs begin; on the device.
+        mirrored: True: only the first ceil(V/2) taps are listed, and tap V-1-v has the pairs of
+            tap v with input and output swapped.
+    """
+
+    pairs: Tensor
+    tap_ptr: Tensor
+    mirrored: bool
+
+
+class Relation:
+    """Tables and pairs of one geometry; shared by a map and its inverse, each made once.
+
+    ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored.
+    """
+
+    __slots__ = ("_in_table", "_pairs", "geometry", "mirrored", "n_in", "n_out", "out_table")
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        n_in: int,
+        n_out: int,
+        out_table: NeighborTable,
+        mirrored: bool = False,
+    ) -> None:
+        self.geometry = geometry
+        self.mirrored = mirrored
+        self.n_in = n_in
+        self.n_out = n_out
+        self.out_table = out_table
+        self._in_table: NeighborTable | None = None
+        self._pairs: PairList | None = None
+
+    @property
+    def in_table(self) -> NeighborTable:
+        """The table seen from the inputs."""
+        if self._in_table is None:
+            table = self.out_table
+            if self.mirrored:
+                self._in_table = table._replace(mirrored=True)
+            else:
+                kernels = map_kernels_for("neighbor_table", table.rows.device, self.geometry.ndim)
+                self._in_table = NeighborTable(
+                    *kernels.invert_table(table.rows, table.order, self.n_in, self.geometry.offsets)
+                )
+        return self._in_table
+
+    @property
+    def pairs(self) -> PairList:
+        """The pairs, listed on first use."""
+        if self._pairs is None:
+            table, volume = self.out_table, self.geometry.kernel_volume
+            taps = (volume + 1) // 2 if self.mirrored else volume
+            capacity = min(
+                taps * self.n_out, taps * self.n_in, self.geometry.max_outputs_per_input * self.n_in
+            )
+            kernels = kernels_for("pairs", table.rows.device)
+            pairs, tap_ptr = kernels.pair_lists(table.rows, table.order, taps, capacity)
+            self._pairs = PairList(pairs, tap_ptr, self.mirrored)
+        return self._pairs
+
+
+class KernelMap:
+    """Every (input row, output row, tap) of one geometry between two sets of sites.
+
+    Made by :func:`tritonspconv.kernel_map.kernel_map`. Immutable; derived forms are made on first
+    use and kept.
+
+    Attributes:
+        in_sites: Sites of the input rows.
+        out_sites: Sites of the output rows.
+        is_inverse: True for a map that runs ``geometry`` from its outputs to its inputs.
+    """
+
+    __slots__ = ("__weakref__", "_relation", "in_sites", "is_inverse", "out_sites")
+
+    def __init__(
+        self,
+        relation: Relation,
+        in_sites: ActiveSites,
+        out_sites: ActiveSites,
+        is_inverse: bool = False,
+    ) -> None:
+        self._relation = relation
+        self.in_sites = in_sites
+        self.out_sites = out_sites
+        self.is_inverse = is_inverse
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The geometry the map was built from."""
+        return self._relation.geometry
+
+    @property
+    def kernel_volume(self) -> int:
+        """Number of taps."""
+        return self.geometry.kernel_volume
+
+    @property
+    def n_in(self) -> int:
+        """Number of input rows."""
+        return self._relation.n_out if self.is_inverse else self._relation.n_in
+
+    @property
+    def n_out(self) -> int:
+        """Number of output rows."""
+        return self._relation.n_in if self.is_inverse else self._relation.n_out
+
+    @property
+    def out_table(self) -> NeighborTable:
+        """Per output row, the input row of each tap."""
+        return self._relation.in_table if self.is_inverse else self._relation.out_table
+
+    @property
+    def in_table(self) -> NeighborTable:
+        """Per input row, the output row of each tap."""
+        return self._relation.out_table if self.is_inverse else self._relation.in_table
+
+    @property
+    def pair_list(self) -> PairList:
+        """Pairs by tap as (input, output) rows of the geometry; see ``is_inverse``."""
+        return self._relation.pairs
+
+    def inverse(self) -> KernelMap:
+        """Return the same pairs under the same taps with inputs and outputs swapped."""
+        return KernelMap(self._relation, self.out_sites, self.in_sites, not self.is_inverse)
+
+    def num_pairs(self) -> int:
+        """Count the pairs. Waits for the device."""
+        return int((self._relation.out_table.rows >= 0).sum())
+
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """List all pairs: input rows [P], output rows [P], tap_ptr [V+1]. Waits for the device."""
+        table = self._relation.out_table
+        tap, column = torch.nonzero(table.rows >= 0, as_tuple=True)
+        rows = table.rows[tap, column]
+        others = column.int() if table.order is None else table.order[column]
+        tap_ptr = torch.zeros(self.kernel_volume + 1, dtype=torch.int64, device=rows.device)
+        torch.cumsum(torch.bincount(tap, minlength=self.kernel_volume), 0, out=tap_ptr[1:])
+        return (others, rows, tap_ptr) if self.is_inverse else (rows, others, tap_ptr)
+
+    def __repr__(self) -> str:
+        """Return rows on both sides and the geometry."""
+        arrow = "inverse of " if self.is_inverse else ""
+        return f"KernelMap({self.n_in} -> {self.n_out} rows, {arrow}{self.geometry})"

@@ -1,0 +1,1 @@
+"""The kernels in vectorised torch, for any device and dimension."""

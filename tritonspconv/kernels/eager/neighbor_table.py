@@ -1,0 +1,95 @@
+"""Neighbour tables: which row each row relates to through each tap (vectorised torch)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonspconv.kernels.eager.sites import Box, find_rows, tap_keys
+from tritonspconv.kernels.index import SiteIndex
+
+Table = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _with_mask(rows: Tensor) -> Table:
+    """Add the mask words to ``rows`` [V, n]; columns stay in row order."""
+    volume, n = rows.shape
+    mask = torch.zeros(-(-volume // 32), n, dtype=torch.int32, device=rows.device)
+    for v in range(volume):
+        bit = 1 << (v % 32)
+        mask[v // 32] |= (rows[v] >= 0).int() * (bit if bit < 2**31 else -(2**31))
+    return rows, mask, None
+
+
+def lookup_table(
+    coords: Tensor,
+    offsets: tuple[tuple[int, ...], ...],
+    index: SiteIndex,
+    lower: tuple[int, ...],
+    shape: tuple[int, ...],
+    batch_size: int,
+) -> Table:
+    """Build the table of a submanifold geometry: every row looks its own neighbours up.
+
+    See :func:`tritonspconv.kernels.triton.neighbor_table.lookup_table` for the arguments.
+    """
+    n, ndim = coords.shape[0], coords.shape[1] - 1
+    own = torch.arange(n, device=coords.device)
+    zero, unit = (0,) * ndim, (1,) * ndim
+    own_keys = tap_keys(coords, zero, unit, False, lower, shape, batch_size)
+    is_site = find_rows(index, own_keys) == own
+    rows = torch.empty(len(offsets), n, dtype=torch.int32, device=coords.device)
+    for v, offset in enumerate(offsets):
+        if offset == zero:
+            rows[v] = own
+            continue
+        keys = tap_keys(coords, offset, unit, False, lower, shape, batch_size)
+        rows[v] = torch.where(is_site, find_rows(index, keys), -1)
+    return _with_mask(rows)
+
+
+def reach_table(
+    in_coords: Tensor,
+    n_out: int,
+    offsets: tuple[tuple[int, ...], ...],
+    stride: tuple[int, ...],
+    divide: bool,
+    out_index: SiteIndex,
+    lower: tuple[int, ...],
+    shape: tuple[int, ...],
+    batch_size: int,
+    own_box: Box | None = None,
+) -> Table:
+    """Build the table of any geometry: every input looks up the outputs it reaches.
+
+    See :func:`tritonspconv.kernels.triton.neighbor_table.reach_table` for the arguments.
+    """
+    rows = torch.full((len(offsets), n_out), -1, dtype=torch.int32, device=in_coords.device)
+    for v, offset in enumerate(offsets):
+        keys = tap_keys(in_coords, offset, stride, divide, lower, shape, batch_size, own_box)
+        _scatter_lowest(rows[v], find_rows(out_index, keys))
+    return _with_mask(rows)
+
+
+def _scatter_lowest(target: Tensor, at: Tensor) -> None:
+    """Set ``target[at[i]] = i`` for every ``at[i] >= 0``; the lowest i wins."""
+    source = torch.nonzero(at >= 0).squeeze(1)
+    lowest = torch.full_like(target, 2**31 - 1)
+    lowest.scatter_reduce_(0, at[source], source.to(target.dtype), "amin")
+    torch.where(lowest < 2**31 - 1, lowest, target, out=target)
+
+
+def invert_table(
+    rows: Tensor, order: Tensor | None, n_other: int, offsets: tuple[tuple[int, ...], ...]
+) -> Table:
+    """Build the table of the other side: rows [V, n] of entries below ``n_other`` -> [V, n_other].
+
+    ``offsets`` steer nothing here.
+    """
+    inverse = torch.full((rows.shape[0], n_other), -1, dtype=torch.int32, device=rows.device)
+    own = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
+    own = own if order is None else order
+    for v in range(rows.shape[0]):
+        present = rows[v] >= 0
+        inverse[v, rows[v][present].long()] = own[present]
+    return _with_mask(inverse)

@@ -1,0 +1,27 @@
+"""SiteIndex: what both back ends use to find the row of a coordinate."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+IndexKind = Literal["sorted", "hash", "bitmap"]
+
+
+class SiteIndex(NamedTuple):
+    """A lookup structure over the active cells of a grid.
+
+    Attributes:
+        kind: ``"sorted"`` (eager), ``"hash"`` or ``"bitmap"`` (Triton).
+        table: sorted: int64 [N] ascending keys. hash: int64 [capacity, 2] of (key, ~row). bitmap:
+            int64 [words], bit ``key % 64`` of word ``key // 64``.
+        rows: sorted: int64 [N] row of each key. bitmap: int32 [words] rank of each word's first
+            set bit. hash: None.
+        row_of_rank: bitmap: int32 row of each rank; None where rows ascend by key. Else None.
+    """
+
+    kind: IndexKind
+    table: Tensor
+    rows: Tensor | None
+    row_of_rank: Tensor | None = None

@@ -1,0 +1,47 @@
+"""Host-side helpers of the map launchers: grids as kernel arguments, offsets on the device."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+from torch import Tensor
+
+from tritonspconv.kernels.index import SiteIndex
+
+
+@functools.lru_cache(maxsize=512)
+def int32_constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return ``values`` as an int32 tensor on ``device``; made once, never written."""
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def flatten_offsets(offsets: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Return tap offsets as one int32 tensor [V * D]."""
+    return int32_constant(tuple(x for offset in offsets for x in offset), device)
+
+
+def index_args(index: SiteIndex) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+    """Return an index as kernel arguments: table, ranks, row_of_rank, log2 of a hash's capacity."""
+    bits = index.table.shape[0].bit_length() - 1 if index.kind == "hash" else 0
+    return index.table, index.rows, index.row_of_rank, bits
+
+
+def index_flags(index: SiteIndex) -> dict[str, bool]:
+    """Return the constexpr flags that say what kind of index a kernel reads."""
+    return {
+        "BITMAP": index.kind == "bitmap",
+        "HAS_ROW_OF_RANK": index.row_of_rank is not None,
+    }
+
+
+def num_blocks(n: int, block: int) -> int:
+    """Return how many blocks of ``block`` rows cover ``n`` rows."""
+    return triton.cdiv(n, block)
+
+
+def tap_grid(n: int, volume: int, block_n: int) -> tuple[tuple[int, int], int]:
+    """Return the grid over blocks of rows and of taps, and how many taps a block holds."""
+    block_v = min(triton.next_power_of_2(volume), 32)
+    return (triton.cdiv(n, block_n), triton.cdiv(volume, block_v)), block_v

@@ -1,0 +1,195 @@
+"""Weight gradient over pair lists: equal ranges of pairs, then an ordered sum (Triton)."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tritonspconv.kernels.triton._launch import launch
+from tritonspconv.kernels.triton.configs import GemmConfig, weight_grad_config
+from tritonspconv.kernels.triton.gather_gemm import dot_precision
+
+# Ranges per launch, shared among the tiles of one tap's matrix: enough to fill a large GPU twice.
+_PROGRAMS = 528
+_MIN_SLICES = 64
+
+
+@triton.jit
+def _range_starts(
+    tap_ptr_ptr,
+    SLICES: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    MIRRORED: tl.constexpr,
+):
+    """Pairs per range, and for every tap its pair bounds and the ranges before and up to it.
+
+    A tap's pairs are cut into ranges of ``ceil(P / SLICES)``, so at most ``SLICES + V`` ranges
+    exist in all, whatever the counts.
+    """
+    offs_v = tl.arange(0, BLOCK_V)
+    listed = tl.minimum(offs_v, V - 1 - offs_v) if MIRRORED else offs_v
+    mask_v = offs_v < V
+    begin = tl.load(tap_ptr_ptr + listed, mask=mask_v, other=0)
+    end = tl.load(tap_ptr_ptr + listed + 1, mask=mask_v, other=0)
+    count = end - begin
+    length = tl.maximum((tl.sum(count, axis=0) + SLICES - 1) // SLICES, 1)
+    ranges = (count + length - 1) // length
+    last = tl.cumsum(ranges, axis=0)
+    return offs_v, begin, end, length, last - ranges, last
+
+
+@triton.jit(do_not_specialize=["capacity"])
+def weight_grad_kernel(
+    feats_ptr,
+    grad_ptr,
+    pairs_ptr,
+    tap_ptr_ptr,
+    partial_ptr,
+    capacity,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SLICES: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``partial[range] = sum over the range's pairs of feats[in]^T grad[out]``, one tile of it."""
+    N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
+    item = tl.program_id(0)
+    offs_v, begin, end, length, first, last = _range_starts(
+        tap_ptr_ptr, SLICES, V, BLOCK_V, MIRRORED
+    )
+    mine = (first <= item) & (item < last)
+    if tl.sum(mine.to(tl.int32), axis=0) > 0:
+        v = tl.sum(tl.where(mine, offs_v, 0), axis=0)
+        start = tl.sum(tl.where(mine, begin + (item - first) * length, 0), axis=0)
+        stop = tl.minimum(start + length, tl.sum(tl.where(mine, end, 0), axis=0))
+        # A mirrored map lists half its taps; the other half are the same pairs, roles swapped.
+        swap = MIRRORED and v > V - 1 - v
+        in_ptr = pairs_ptr + tl.where(swap, capacity, 0)
+        out_ptr = pairs_ptr + tl.where(swap, 0, capacity)
+        offs_m = (tl.program_id(1) // N_TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
+        offs_n = (tl.program_id(1) % N_TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask_m = offs_m < C_IN
+        mask_n = offs_n < C_OUT
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
+        for at in range(start, stop, BLOCK_K):
+            offs_p = at + tl.arange(0, BLOCK_K)
+            mask_p = offs_p < stop
+            row_in = tl.load(in_ptr + offs_p, mask=mask_p, other=0)
+            row_out = tl.load(out_ptr + offs_p, mask=mask_p, other=0)
+            # [BLOCK_K, BLOCK_M]
+            x = tl.load(
+                feats_ptr + row_in.to(tl.int64)[:, None] * C_IN + offs_m[None, :],
+                mask=mask_p[:, None] & mask_m[None, :],
+                other=0.0,
+            )
+            # [BLOCK_K, BLOCK_N]
+            g = tl.load(
+                grad_ptr + row_out.to(tl.int64)[:, None] * C_OUT + offs_n[None, :],
+                mask=mask_p[:, None] & mask_n[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(tl.trans(x), g, acc, input_precision=PRECISION, out_dtype=ACC_TYPE)
+        partial = partial_ptr + item.to(tl.int64) * (C_IN * C_OUT)
+        tl.store(
+            partial + offs_m[:, None] * C_OUT + offs_n[None, :],
+            acc,
+            mask=mask_m[:, None] & mask_n[None, :],
+        )
+
+
+@triton.jit
+def sum_ranges_kernel(
+    partial_ptr,
+    tap_ptr_ptr,
+    out_ptr,
+    stride_v,
+    stride_k,
+    stride_n,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SLICES: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``out[v]`` = sum of the partial matrices of tap v, in their order."""
+    v = tl.program_id(0)
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < C_IN * C_OUT
+    offs_v, _, _, _, first, last = _range_starts(tap_ptr_ptr, SLICES, V, BLOCK_V, MIRRORED)
+    first_item = tl.sum(tl.where(offs_v == v, first, 0), axis=0)
+    last_item = tl.sum(tl.where(offs_v == v, last, 0), axis=0)
+    acc = tl.zeros((BLOCK,), dtype=ACC_TYPE)
+    partial = partial_ptr + first_item.to(tl.int64) * (C_IN * C_OUT) + offs
+    for _ in range(first_item, last_item):
+        acc += tl.load(partial, mask=mask, other=0.0)
+        partial += C_IN * C_OUT
+    row, column = offs // C_OUT, offs % C_OUT
+    out = out_ptr + v.to(tl.int64) * stride_v + row * stride_k + column * stride_n
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def weight_grad(
+    feats: Tensor,
+    grad: Tensor,
+    pairs: Tensor,
+    tap_ptr: Tensor,
+    out: Tensor,
+    *,
+    mirrored: bool,
+    precision: str = "ieee",
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """Fill ``out[v] = sum over pairs (i, o) of tap v of feats[i]^T grad[o]``.
+
+    Args:
+        feats: [n_in, c_in], contiguous rows.
+        grad: [n_out, c_out], contiguous rows, same dtype.
+        pairs: int32 [2, capacity], input and output rows by tap.
+        tap_ptr: int64 [taps + 1], where each tap's pairs begin.
+        out: [V, c_in, c_out], any strides, any float dtype; every element is written.
+        mirrored: ``pairs`` list the first ceil(V/2) taps; tap V-1-v has tap v's, swapped.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        config: Tile to use; None: the fixed choice for these channels.
+
+    Returns:
+        ``out``. Sums in float32 (float64 for float64) in a fixed order.
+    """
+    volume, c_in, c_out = out.shape
+    if pairs.shape[1] == 0 or c_in == 0 or c_out == 0:
+        return out.zero_()
+    cfg = config or weight_grad_config(c_in, c_out, feats.dtype)
+    tiles = triton.cdiv(c_in, cfg.block_m) * triton.cdiv(c_out, cfg.block_n)
+    slices = max(_PROGRAMS // tiles, _MIN_SLICES)
+    acc_dtype = torch.float64 if feats.dtype == torch.float64 else torch.float32
+    acc_type = tl.float64 if feats.dtype == torch.float64 else tl.float32
+    block_v = triton.next_power_of_2(volume)
+    partial = torch.empty(slices + volume, c_in, c_out, dtype=acc_dtype, device=feats.device)
+    launch(
+            weight_grad_kernel, (slices + volume, tiles), feats.device,
+        feats, grad, pairs, tap_ptr, partial, pairs.shape[1],
+        C_IN=c_in, C_OUT=c_out, V=volume, BLOCK_V=block_v, SLICES=slices, MIRRORED=mirrored,
+        PRECISION=dot_precision(precision, feats.device, feats.dtype), ACC_TYPE=acc_type,
+        BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
+        num_warps=cfg.num_warps, num_stages=cfg.num_stages,
+    )  # fmt: skip
+    block = min(triton.next_power_of_2(c_in * c_out), 1024)
+    launch(
+            sum_ranges_kernel, (volume, triton.cdiv(c_in * c_out, block)), feats.device,
+        partial, tap_ptr, out, out.stride(0), out.stride(1), out.stride(2),
+        C_IN=c_in, C_OUT=c_out, V=volume, BLOCK_V=block_v, SLICES=slices, MIRRORED=mirrored,
+        ACC_TYPE=acc_type, BLOCK=block,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,376 @@
+"""Sparse convolution layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
+from tritonspconv.kernel_map import KernelMap, kernel_map, recorded_maps
+from tritonspconv.nn._module import SparseModule
+from tritonspconv.ops.conv import Precision, sparse_conv
+from tritonspconv.sparse_tensor import SparseTensor
+
+
+class _Conv(SparseModule):
+    """Weight [V, c_in, c_out] and bias [c_out] of a window of ``ndim`` axes."""
+
+    ndim: ClassVar[int]
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        bias: bool,
+        precision: Precision,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1; got {value}.")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.precision: Precision = precision
+        shape = (math.prod(kernel_size), in_channels, out_channels)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        made = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if made is None else nn.Parameter(made))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as torch's dense layers do: uniform within 1 / sqrt(fan in)."""
+        # kaiming_uniform_(a=sqrt(5)), whose fan in would be wrong for this layout of the weight.
+        bound = 1 / math.sqrt(self.in_channels * self.weight.shape[0])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _convolve(self, x: SparseTensor, kmap: KernelMap) -> SparseTensor:
+        feats: Tensor = sparse_conv(
+            x.feats, self.weight, kmap, bias=self.bias, precision=self.precision
+        )
+        return SparseTensor(feats, kmap.out_sites)
+
+    def extra_repr(self) -> str:
+        """Return channels, window and what differs from the defaults."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        geometry = getattr(self, "geometry", None)
+        if geometry is not None:
+            for name, default in (
+                ("stride", 1),
+                ("padding", 0),
+                ("dilation", 1),
+                ("output_padding", 0),
+            ):
+                value = getattr(geometry, name)
+                implied = name == "padding" and geometry.sites == "same"
+                if any(entry != default for entry in value) and not implied:
+                    text += f", {name}={value}"
+            if geometry.sites == "cells":
+                text += ", sites='cells'"
+        if self.bias is None:
+            text += ", bias=False"
+        return text if self.precision == "ieee" else f"{text}, precision={self.precision!r}"
+
+
+class SubMConvNd(_Conv):
+    """Submanifold convolution: outputs at the input sites, each window centred on its site.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Window extent.
+        dilation: Step between taps.
+        bias: Add a learnt number to each channel.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        device: Where the parameters are made.
+        dtype: Their type.
+
+    Submanifold convolution: arXiv:1711.10275.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        dilation: int | Sequence[int] = 1,
+        bias: bool = True,
+        *,
+        precision: Precision = "ieee",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
+        self.geometry = ConvGeometry.submanifold(size, to_ntuple(dilation, self.ndim, "dilation"))
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Convolve; the output has the sites of ``x``."""
+        return self._convolve(x, kernel_map(x.sites, self.geometry))
+
+
+class SparseConvNd(_Conv):
+    """Sparse convolution: outputs wherever a window holds an active input.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Window extent.
+        stride: Step of the window.
+        padding: Shift of the window.
+        dilation: Step between taps.
+        bias: Add a learnt number to each channel.
+        sites: Output sites: ``"reached"`` by an input, or occupied ``"cells"`` of ``stride``.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        device: Where the parameters are made.
+        dtype: Their type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        bias: bool = True,
+        *,
+        sites: SiteRule = "reached",
+        precision: Precision = "ieee",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
+        self.geometry = ConvGeometry(
+            kernel_size=size,
+            stride=to_ntuple(stride, self.ndim, "stride"),
+            padding=to_ntuple(padding, self.ndim, "padding"),
+            dilation=to_ntuple(dilation, self.ndim, "dilation"),
+            sites=sites,
+        )
+
+    def forward(self, x: SparseTensor, like: SparseTensor | None = None) -> SparseTensor:
+        """Convolve.
+
+        Args:
+            x: The input.
+            like: Give outputs at the sites of this tensor instead of those of the rule.
+        """
+        out_sites = None if like is None else like.sites
+        return self._convolve(x, kernel_map(x.sites, self.geometry, out_sites=out_sites))
+
+
+class SparseConvTransposeNd(_Conv):
+    """Transposed sparse convolution: outputs at every site that an active input reaches.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Window extent.
+        stride: Step between the windows of neighbouring inputs.
+        padding: Shift of the window.
+        output_padding: Further cells at the upper end of the output.
+        dilation: Step between taps.
+        bias: Add a learnt number to each channel.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        device: Where the parameters are made.
+        dtype: Their type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        bias: bool = True,
+        *,
+        precision: Precision = "ieee",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
+        self.geometry = ConvGeometry(
+            kernel_size=size,
+            stride=to_ntuple(stride, self.ndim, "stride"),
+            padding=to_ntuple(padding, self.ndim, "padding"),
+            dilation=to_ntuple(dilation, self.ndim, "dilation"),
+            transposed=True,
+            output_padding=to_ntuple(output_padding, self.ndim, "output_padding"),
+        )
+
+    def forward(self, x: SparseTensor, like: SparseTensor | None = None) -> SparseTensor:
+        """Convolve.
+
+        Args:
+            x: The input.
+            like: Give outputs at the sites of this tensor instead of every site reached.
+        """
+        out_sites = None if like is None else like.sites
+        return self._convolve(x, kernel_map(x.sites, self.geometry, out_sites=out_sites))
+
+
+class SparseInverseConvNd(_Conv):
+    """Undo the change of sites of an earlier convolution or pooling: its kernel map, run backwards.
+
+    Outputs are at the sites that the earlier layer read, and no others.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Window extent of the earlier layer.
+        bias: Add a learnt number to each channel.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        device: Where the parameters are made.
+        dtype: Their type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        bias: bool = True,
+        *,
+        precision: Precision = "ieee",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
+
+    def forward(self, x: SparseTensor, like: SparseTensor) -> SparseTensor:
+        """Convolve.
+
+        Args:
+            x: The input, at the sites that the earlier layer wrote.
+            like: A tensor at the sites that the earlier layer read: its input.
+
+        Raises:
+            ValueError: No earlier layer with this window led from ``like`` to ``x``, or several.
+        """
+        found = [
+            kmap
+            for kmap in recorded_maps(like.sites)
+            if kmap.out_sites is x.sites and kmap.geometry.kernel_size == self.kernel_size
+        ]
+        if len(found) != 1:
+            problem = "no layer" if not found else f"{len(found)} layers of different geometry"
+            raise ValueError(
+                f"{type(self).__name__}: {problem} with kernel_size={self.kernel_size} led from "
+                f"like={like} to x={x}. Pass as like the very input of the layer to undo; x must "
+                "be at that layer's output sites."
+            )
+        return self._convolve(x, found[0].inverse())
+
+
+class SubMConv1d(SubMConvNd):
+    """Submanifold convolution over one axis; see :class:`SubMConvNd`."""
+
+    ndim = 1
+
+
+class SubMConv2d(SubMConvNd):
+    """Submanifold convolution over two axes; see :class:`SubMConvNd`."""
+
+    ndim = 2
+
+
+class SubMConv3d(SubMConvNd):
+    """Submanifold convolution over three axes; see :class:`SubMConvNd`."""
+
+    ndim = 3
+
+
+class SubMConv4d(SubMConvNd):
+    """Submanifold convolution over four axes; see :class:`SubMConvNd`."""
+
+    ndim = 4
+
+
+class SparseConv1d(SparseConvNd):
+    """Sparse convolution over one axis; see :class:`SparseConvNd`."""
+
+    ndim = 1
+
+
+class SparseConv2d(SparseConvNd):
+    """Sparse convolution over two axes; see :class:`SparseConvNd`."""
+
+    ndim = 2
+
+
+class SparseConv3d(SparseConvNd):
+    """Sparse convolution over three axes; see :class:`SparseConvNd`."""
+
+    ndim = 3
+
+
+class SparseConv4d(SparseConvNd):
+    """Sparse convolution over four axes; see :class:`SparseConvNd`."""
+
+    ndim = 4
+
+
+class SparseConvTranspose1d(SparseConvTransposeNd):
+    """Transposed sparse convolution over one axis; see :class:`SparseConvTransposeNd`."""
+
+    ndim = 1
+
+
+class SparseConvTranspose2d(SparseConvTransposeNd):
+    """Transposed sparse convolution over two axes; see :class:`SparseConvTransposeNd`."""
+
+    ndim = 2
+
+
+class SparseConvTranspose3d(SparseConvTransposeNd):
+    """Transposed sparse convolution over three axes; see :class:`SparseConvTransposeNd`."""
+
+    ndim = 3
+
+
+class SparseConvTranspose4d(SparseConvTransposeNd):
+    """Transposed sparse convolution over four axes; see :class:`SparseConvTransposeNd`."""
+
+    ndim = 4
+
+
+class SparseInverseConv1d(SparseInverseConvNd):
+    """Inverse sparse convolution over one axis; see :class:`SparseInverseConvNd`."""
+
+    ndim = 1
+
+
+class SparseInverseConv2d(SparseInverseConvNd):
+    """Inverse sparse convolution over two axes; see :class:`SparseInverseConvNd`."""
+
+    ndim = 2
+
+
+class SparseInverseConv3d(SparseInverseConvNd):
+    """Inverse sparse convolution over three axes; see :class:`SparseInverseConvNd`."""
+
+    ndim = 3
+
+
+class SparseInverseConv4d(SparseInverseConvNd):
+    """Inverse sparse convolution over four axes; see :class:`SparseInverseConvNd`."""
+
+    ndim = 4

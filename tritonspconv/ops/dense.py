@@ -1,0 +1,76 @@
+"""Conversion between rows at sites and dense tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonspconv.coords import ActiveSites
+
+
+def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) -> Tensor:
+    """Write rows into a dense tensor over their grid, zero elsewhere.
+
+    Args:
+        feats: Rows [N, C], any dtype.
+        sites: Their sites. The dense tensor covers ``sites.grid``: its first cell is the grid's
+            lower corner, which is the origin unless the grid is unbounded.
+        channels_first: Layout of the result.
+
+    Returns:
+        ``[batch_size, C, *shape]``, or ``[batch_size, *shape, C]``; contiguous. Where coordinates
+        repeat the last row stays. Rows outside the grid are left out.
+
+    Raises:
+        ValueError: Rows or devices disagree.
+
+    Deterministic; the host never waits. Differentiable in ``feats``. Extra memory: 4 bytes a cell,
+    and with ``channels_first`` a second dense tensor for a moment.
+    """
+    if feats.ndim != 2 or feats.shape[0] != sites.num_rows:
+        raise ValueError(
+            f"to_dense: feats must have shape [{sites.num_rows}, C] to match the sites; got "
+            f"{list(feats.shape)}."
+        )
+    if feats.device != sites.device:
+        raise ValueError(
+            f"to_dense: feats and sites must share a device; got {feats.device} and {sites.device}."
+        )
+    grid = sites.grid
+    cells = grid.num_cells
+    key = grid.keys(sites.coords)
+    # One spare row past the last cell takes what must not show.
+    key = torch.where(key < 0, cells, key)
+    row = torch.arange(sites.num_rows, dtype=torch.int32, device=feats.device)
+    last_row = torch.full((cells + 1,), -1, dtype=torch.int32, device=feats.device)
+    last_row.scatter_reduce_(0, key, row, "amax")
+    key = torch.where(last_row[key] == row, key, cells)
+    flat = torch.zeros(cells + 1, feats.shape[1], dtype=feats.dtype, device=feats.device)
+    flat[key] = feats
+    dense = flat[:cells].reshape(grid.batch_size, *grid.shape, feats.shape[1])
+    return dense.movedim(-1, 1).contiguous() if channels_first else dense
+
+
+def from_dense(x: Tensor, *, channels_first: bool = True) -> tuple[Tensor, Tensor]:
+    """Collect the cells of a dense tensor in which any channel is not zero.
+
+    Args:
+        x: ``[batch_size, C, *shape]``, or ``[batch_size, *shape, C]``.
+        channels_first: Layout of ``x``.
+
+    Returns:
+        Rows [N, C] and their coordinates, int32 [N, 1 + D], ascending.
+
+    Raises:
+        ValueError: ``x`` has no spatial axis.
+
+    Deterministic. Waits for the device once, for N. Differentiable in ``x``.
+    """
+    if x.ndim < 3:
+        raise ValueError(
+            "from_dense: x must have a batch, a channel and at least one spatial axis; got shape "
+            f"{list(x.shape)}."
+        )
+    channels_last = x.movedim(1, -1) if channels_first else x
+    site = (channels_last != 0).any(-1).nonzero()
+    return channels_last[site.unbind(1)], site.int()

@@ -1,0 +1,117 @@
+"""Local pooling along a kernel map."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tritonspconv.kernel_map import KernelMap
+from tritonspconv.kernels import kernels_for
+
+PoolMode = Literal["max", "avg", "sum"]
+TieRule = Literal["first", "all"]
+
+
+def sparse_pool(
+    feats: Tensor,
+    kernel_map: KernelMap,
+    mode: PoolMode = "max",
+    *,
+    ties: TieRule = "first",
+    floor: float | None = None,
+) -> Tensor:
+    """Pool sparse features along a kernel map, channel by channel.
+
+    Only the inputs that are present count: an average divides by their number.
+
+    Args:
+        feats: Input rows [n_in, C], floating point.
+        kernel_map: The map from input to output rows.
+        mode: ``"max"``, ``"avg"`` or ``"sum"``.
+        ties: Who gets the gradient of a maximum that several inputs share: the ``"first"`` in tap
+            order, or ``"all"`` of them, each in full (spconv).
+        floor: A lower bound of a maximum: spconv's is 0. An input equal to it still gets the
+            gradient; where every input lies below it, none does.
+
+    Returns:
+        Output rows [n_out, C] in ``feats.dtype``; a row without inputs is ``floor`` if that is
+        given, else 0. NaN wins a maximum.
+
+    Raises:
+        TypeError: ``feats`` is not floating point.
+        ValueError: Rows or devices disagree, or an option is unknown or does not fit the mode.
+
+    Deterministic. Accumulates in float32 (float64 for float64). Differentiable once in ``feats``.
+    Extra memory while training: int32 [n_out, C] for ``ties="first"``, int32 [n_out] for averages.
+    """
+    _check(feats, kernel_map, mode, ties, floor)
+    return _SparsePool.apply(feats, kernel_map, mode, ties, floor)
+
+
+def _check(feats: Tensor, kernel_map: KernelMap, mode: str, ties: str, floor: float | None) -> None:
+    if mode not in get_args(PoolMode):
+        raise ValueError(f"sparse_pool: mode must be one of {get_args(PoolMode)}; got {mode!r}.")
+    if ties not in get_args(TieRule):
+        raise ValueError(f"sparse_pool: ties must be one of {get_args(TieRule)}; got {ties!r}.")
+    if floor is not None and mode != "max":
+        raise ValueError(f"sparse_pool: floor bounds a maximum; got floor={floor}, mode={mode!r}.")
+    if not feats.is_floating_point():
+        raise TypeError(f"sparse_pool: feats must be floating point; got {feats.dtype}.")
+    if feats.ndim != 2 or feats.shape[0] != kernel_map.n_in:
+        raise ValueError(
+            f"sparse_pool: feats must have shape [{kernel_map.n_in}, C] to match the kernel map's "
+            f"inputs; got {list(feats.shape)}."
+        )
+    if feats.device != kernel_map.in_sites.device:
+        raise ValueError(
+            f"sparse_pool: feats and kernel map must share a device; got {feats.device} and "
+            f"{kernel_map.in_sites.device}."
+        )
+
+
+class _SparsePool(torch.autograd.Function):
+    """Reduce over ``out_table``; the gradient is gathered over ``in_table``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feats: Tensor,
+        kernel_map: KernelMap,
+        mode: PoolMode,
+        ties: TieRule,
+        floor: float | None,
+    ) -> Tensor:
+        by_value = mode == "max" and ties == "all"
+        table = kernel_map.out_table
+        # Tap order decides ties; a mirrored table holds the taps from last to first.
+        rows = table.rows.flip(0) if table.mirrored and mode == "max" else table.rows
+        want_saved = ctx.needs_input_grad[0] and not by_value
+        out, saved = kernels_for("pool", feats.device).pool_fwd(
+            feats, rows, table.order, mode, floor, want_saved
+        )
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(*((feats, out) if by_value else (saved,)))
+        ctx.kernel_map = kernel_map
+        ctx.mode = mode
+        ctx.by_value = by_value
+        return out
+
+    @staticmethod
+    @once_differentiable  # Its type loses the names of the arguments.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Any
+    ) -> Any:
+        (grad_out,) = grad_outputs
+        table = ctx.kernel_map.in_table
+        saved = ctx.saved_tensors
+        if ctx.by_value:
+            state = {"feats": saved[0], "out": saved[1]}
+        else:
+            state = {"max": {"argmax": saved[0]}, "avg": {"count": saved[0]}, "sum": {}}[ctx.mode]
+        grad_feats = kernels_for("pool", grad_out.device).pool_bwd(
+            grad_out, table.rows, table.order, ctx.mode, **state
+        )
+        return grad_feats, None, None, None, None

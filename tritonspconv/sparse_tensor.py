@@ -1,0 +1,222 @@
+"""SparseTensor: one row of features for every active site."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.ops.dense import from_dense, to_dense
+
+CheckLevel = Literal["off", "full"]
+
+
+class SparseTensor:
+    """Features [N, C] at the active sites of a grid.
+
+    Immutable: operations return new tensors. Those that keep the rows share the ``sites``, and with
+    them the index and the kernel maps made so far.
+
+    Args:
+        feats: [N, C], any dtype.
+        coords: int32 [N, 1 + D], batch index first; or :class:`ActiveSites` to share.
+        spatial_shape: Cells along each axis of a grid that starts at the origin and is a wall:
+            nothing is computed outside it. None: the unbounded grid around ``coords``, which may be
+            negative; finding it waits for the device once.
+        batch_size: Number of samples. None: one more than the largest batch index, for which the
+            host waits for the device once.
+        check: ``"full"``: also check the values of ``coords``: inside the grid, no repeats. Waits
+            for the device.
+
+    Raises:
+        TypeError: ``coords`` is not int32.
+        ValueError: Shapes, rows or devices disagree, or a full check fails.
+    """
+
+    __slots__ = ("__weakref__", "_feats", "_sites")
+
+    def __init__(
+        self,
+        feats: Tensor,
+        coords: Tensor | ActiveSites,
+        *,
+        spatial_shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        check: CheckLevel = "off",
+    ) -> None:
+        if check not in get_args(CheckLevel):
+            raise ValueError(
+                f"SparseTensor: check must be one of {get_args(CheckLevel)}; got {check!r}."
+            )
+        if isinstance(coords, ActiveSites):
+            if spatial_shape is not None or batch_size is not None:
+                raise ValueError(
+                    "SparseTensor: active sites bring their own grid; spatial_shape and "
+                    "batch_size must be None."
+                )
+            sites = coords
+        else:
+            sites = _sites(coords, spatial_shape, batch_size)
+        if feats.ndim != 2 or feats.shape[0] != sites.num_rows:
+            raise ValueError(
+                f"SparseTensor: feats must have shape [{sites.num_rows}, C], one row per "
+                f"coordinate; got {list(feats.shape)}."
+            )
+        if feats.device != sites.device:
+            raise ValueError(
+                f"SparseTensor: feats and coords must share a device; got {feats.device} and "
+                f"{sites.device}."
+            )
+        if check == "full":
+            sites.validate()
+        self._feats = feats
+        self._sites = sites
+
+    @classmethod
+    def from_dense(cls, x: Tensor, *, channels_first: bool = True) -> SparseTensor:
+        """Return the cells of a dense tensor in which any channel is not zero.
+
+        Args:
+            x: ``[batch_size, C, *shape]``, or ``[batch_size, *shape, C]``.
+            channels_first: Layout of ``x``.
+        """
+        feats, coords = from_dense(x, channels_first=channels_first)
+        shape = x.shape[2:] if channels_first else x.shape[1:-1]
+        return cls(feats, coords, spatial_shape=tuple(shape), batch_size=x.shape[0])
+
+    @property
+    def feats(self) -> Tensor:
+        """Features [N, C]."""
+        return self._feats
+
+    @property
+    def sites(self) -> ActiveSites:
+        """The active sites, one per row."""
+        return self._sites
+
+    @property
+    def coords(self) -> Tensor:
+        """Coordinates, int32 [N, 1 + D], batch index first."""
+        return self.sites.coords
+
+    @property
+    def batch_index(self) -> Tensor:
+        """Sample of each row, int32 [N]."""
+        return self.sites.coords[:, 0]
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Cells along each spatial axis."""
+        return self.sites.grid.shape
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        return self.sites.grid.batch_size
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return self.sites.grid.ndim
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.sites.num_rows
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.feats.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where features and coordinates are."""
+        return self.feats.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the features."""
+        return self.feats.dtype
+
+    def replace(self, feats: Tensor) -> SparseTensor:
+        """Return other features [N, C'] at the same sites."""
+        return SparseTensor(feats, self.sites)
+
+    def dense(self, *, channels_first: bool = True) -> Tensor:
+        """Return ``[batch_size, C, *spatial_shape]``, zero where no site is active.
+
+        An unbounded grid begins at its lower corner, ``sites.grid.lower``.
+        """
+        return to_dense(self.feats, self.sites, channels_first=channels_first)
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
+        """Convert the features like :meth:`torch.Tensor.to`; coordinates follow the device.
+
+        On another device the sites are new ones: they share no kernel maps with these.
+        """
+        feats = self.feats.to(*args, **kwargs)
+        if feats is self.feats:
+            return self
+        if feats.device == self.device:
+            return self.replace(feats)
+        return SparseTensor(feats, ActiveSites(self.coords.to(feats.device), self.sites.grid))
+
+    def __add__(self, other: SparseTensor) -> SparseTensor:
+        if not isinstance(other, SparseTensor):
+            return NotImplemented
+        if other.sites is not self.sites:
+            raise ValueError(
+                f"SparseTensor: + needs both operands at the same sites, made by layers from one "
+                f"tensor; got {self} and {other}. For rows known to match, use "
+                f"x.replace(x.feats + y.feats)."
+            )
+        return self.replace(self.feats + other.feats)
+
+    def __repr__(self) -> str:
+        grid = self.sites.grid
+        axes = ", ".join(f"s{axis}={extent}" for axis, extent in enumerate(grid.shape))
+        bounds = "" if grid.bounded else f", lower={grid.lower}"
+        return (
+            f"SparseTensor(feats=[{self.num_rows}, {self.channels}] {self.dtype} on {self.device}, "
+            f"batch_size={self.batch_size}, spatial_shape=({axes}){bounds})"
+        )
+
+
+def _sites(
+    coords: Tensor, spatial_shape: Sequence[int] | None, batch_size: int | None
+) -> ActiveSites:
+    """Return the sites of ``coords`` in the grid that the arguments describe."""
+    if coords.dtype != torch.int32:
+        raise TypeError(
+            f"SparseTensor: coords must be int32; got {coords.dtype}. Convert with .int(), after "
+            "rounding down if they are not whole."
+        )
+    if coords.ndim != 2 or coords.shape[1] < 2:
+        raise ValueError(
+            "SparseTensor: coords must have shape [N, 1 + D], batch index first; got "
+            f"{list(coords.shape)}."
+        )
+    if spatial_shape is None:
+        grid = Grid.around(coords)
+        if batch_size is not None:
+            if batch_size < grid.batch_size:
+                raise ValueError(
+                    f"SparseTensor: coords hold batch index {grid.batch_size - 1}, so batch_size "
+                    f"must be at least {grid.batch_size}; got {batch_size}."
+                )
+            grid = dataclasses.replace(grid, batch_size=batch_size)
+        return ActiveSites(coords, grid)
+    shape = tuple(int(extent) for extent in spatial_shape)
+    if len(shape) != coords.shape[1] - 1:
+        raise ValueError(
+            f"SparseTensor: spatial_shape must have {coords.shape[1] - 1} entries to match coords "
+            f"{list(coords.shape)}; got {shape}."
+        )
+    if batch_size is None:
+        batch_size = int(coords[:, 0].max()) + 1 if coords.shape[0] else 0
+    return ActiveSites(coords, Grid((0,) * len(shape), shape, batch_size))
