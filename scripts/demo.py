@@ -1,0 +1,221 @@
+"""Run two LiDAR networks on one scan: a table of their layers, a check and a picture.
+
+Without arguments the scan is simulated; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from layer_check import CheckResult, check_layers
+from layer_profile import LayerProfiler, print_columns, print_table
+from level_picture import Level, draw_levels
+from networks import second_encoder, sparse_unet
+from point_clouds import VoxelGrid, load_points, voxel_range
+from torch import Tensor, nn
+
+import compat.spconv.pytorch as spconv
+from compat.spconv.pytorch.utils import PointToVoxel
+from tritonspconv.testing.lidar import simulate_sweep
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Levels of the SECOND encoder: stride, and the input voxel (z, y, x) that voxel 0 is centred on.
+SECOND_LEVELS = {
+    "conv1": (1, (0, 0, 0)),
+    "conv2": (2, (0, 0, 0)),
+    "conv3": (4, (0, 0, 0)),
+    "conv4": (8, (4, 0, 0)),
+}
+
+
+def main() -> int:
+    """Run the demonstration; return the exit status."""
+    args = _parse_args()
+    dtype = DTYPES[args.dtype]
+    try:
+        device = _choose_device(args.device)
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        _say(f"tritonspconv demo on {where}, {args.dtype}, torch {torch.__version__}")
+        scans = _scans(args.scan, args.seed, args.batch_size)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        print(f"demo.py: {error}", file=sys.stderr)
+        return 2
+
+    grid = voxel_range(scans[0])
+    feats, indices = _voxelize(scans, grid, device)
+    z, y, x = grid.spatial_shape
+    sizes = " x ".join(f"{100 * size:.3g}" for size in grid.voxel_size)
+    _say(f"{len(feats):,} voxels of {sizes} cm in a grid of {x} x {y} x {z} (x, y, z)")
+
+    _say("checking one layer of each kind against the reference in float64")
+    passed = _report(check_layers(spconv, indices, device, dtype))
+
+    stages = _run_second(feats, indices, grid, args.batch_size, dtype)
+    _run_unet(feats, indices, grid, args.batch_size, dtype)
+
+    picture = args.out / "levels.png"
+    source = args.scan.name if args.scan else f"simulated street, seed {args.seed}"
+    levels = [
+        Level(name, (stride, stride, stride), stages[name].indices, centre)
+        for name, (stride, centre) in SECOND_LEVELS.items()
+    ]
+    draw_levels(picture, grid, levels, f"Active voxels in the SECOND encoder: {source}")
+    _say(f"wrote {picture}")
+    if not passed:
+        _say("FAIL: a layer differs from the reference")
+    return 0 if passed else 1
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "scan", nargs="?", type=Path, help=".bin, .npy, .npz, .pcd or .ply; simulated if left out"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated street (default 0)")
+    parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_out"), help="folder of the picture (demo_out)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="simulated streets, or copies of the scan, in the batch (default 1)",
+    )
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1; got {args.batch_size}")
+    return args
+
+
+def _choose_device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device must be available; got {name}, and torch {torch.__version__} finds no GPU. "
+            "Leave the option out to run on the CPU."
+        )
+    return device
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _scans(path: Path | None, seed: int, batch_size: int) -> list[Tensor]:
+    """Return the point clouds of the batch, each float32 ``[N, 4]``: x, y, z, intensity."""
+    start = time.perf_counter()
+    if path is None:
+        scans = [simulate_sweep(seed + number).points for number in range(batch_size)]
+        origin = "simulated"
+    else:
+        points = load_points(path)[:, :4]
+        if points.shape[1] < 4:
+            points = torch.cat([points, torch.zeros(len(points), 1)], dim=1)
+        scans = [points] * batch_size
+        origin = f"read {path}:"
+    count = sum(map(len, scans))
+    _say(f"{origin} {count:,} points in {time.perf_counter() - start:.2f} s")
+    return scans
+
+
+def _voxelize(scans: list[Tensor], grid: VoxelGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean features float32 ``[N, 4]`` and indices int32 ``[N, 4]`` of the whole batch."""
+    most = max(map(len, scans))
+    to_voxel = PointToVoxel(list(grid.voxel_size), list(grid.point_range), 4, most, 10, device)
+    feats, indices = [], []
+    for number, points in enumerate(scans):
+        voxels, cells, counts = to_voxel(points.to(device))
+        feats.append(voxels.sum(dim=1) / counts[:, None])
+        indices.append(nn.functional.pad(cells, (1, 0), value=number))
+    return torch.cat(feats), torch.cat(indices)
+
+
+def _run_second(
+    feats: Tensor, indices: Tensor, grid: VoxelGrid, batch_size: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    z, y, x = grid.spatial_shape
+    torch.manual_seed(0)
+    network = second_encoder(spconv).to(feats.device)
+    return _run("SECOND encoder", network, feats, indices, [z + 1, y, x], batch_size, dtype)
+
+
+def _run_unet(
+    feats: Tensor, indices: Tensor, grid: VoxelGrid, batch_size: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    # Four halvings: other extents would lose the voxels of the last, odd slice.
+    shape = [-(-extent // 16) * 16 for extent in grid.spatial_shape]
+    torch.manual_seed(0)
+    network = sparse_unet(spconv).to(feats.device)
+    return _run("sparse U-Net", network, feats, indices, shape, batch_size, dtype)
+
+
+def _run(
+    title: str,
+    network: nn.Module,
+    feats: Tensor,
+    indices: Tensor,
+    shape: list[int],
+    batch_size: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Train ``network`` for a step, print the table of its layers, and return its stages."""
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    _say(f"\n{title}: {weights / 1e6:.1f} M weights; forward and backward")
+    on_gpu = feats.device.type == "cuda"
+    profiler = LayerProfiler(spconv, network, feats.device)
+    stages: dict[str, Any] = {}
+    # On a GPU the first pass compiles the kernels; the median of three more is shown.
+    for number in range(4 if on_gpu else 1):
+        start = time.perf_counter()
+        with _autocast(feats.device, dtype):
+            out, stages = network(spconv.SparseConvTensor(feats, indices, shape, batch_size))
+            loss = out.features.float().square().mean()
+        network.zero_grad()
+        loss.backward()
+        value = loss.item()
+        seconds = time.perf_counter() - start
+        warm_up = on_gpu and number == 0
+        _say(f"  {'warm-up' if warm_up else 'pass'}: {1e3 * seconds:,.0f} ms, loss {value:.4f}")
+        if warm_up:
+            profiler.forget()
+    print_table(profiler.records)
+    _say("  (the first layer on a set of voxels also builds the kernel map that the others reuse)")
+    return stages
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def _report(results: list[CheckResult]) -> bool:
+    """Print the results of the check; return whether all are right."""
+    rows = [
+        (
+            result.layer,
+            "ok" if result.passed else "FAIL",
+            f"{result.rows:,}",
+            *("-" if error is None else f"{error:.1e}" for error in result.errors),
+        )
+        for result in results
+    ]
+    header = ("layer", "", "voxels out", "output", "grad features", "grad weight")
+    print_columns(header, rows, left=2)
+    return all(result.passed for result in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
