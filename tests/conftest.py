@@ -24,6 +24,9 @@ torch.overrides.get_ignored_functions()
 # is right on one thread only).
 torch.set_num_threads(1)
 
+# Dense references on a GPU are true float32.
+torch.backends.cudnn.allow_tf32 = False
+
 
 class _TorchRandom:
     """Torch's generator for hypothesis, which seeds it for each example and so can replay one."""

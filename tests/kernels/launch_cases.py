@@ -48,8 +48,8 @@ def _hash_index(n: int) -> SiteIndex:
 
 
 def _bitmap_index(n: int, ranked: bool = False) -> SiteIndex:
-    rows = torch.zeros(n, dtype=torch.int32)
-    return SiteIndex("bitmap", torch.zeros(n, dtype=torch.int64), rows, rows if ranked else None)
+    words, ranks = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
+    return SiteIndex("bitmap", words, ranks, words, ranks if ranked else None)
 
 
 def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor | None]:

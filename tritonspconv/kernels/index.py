@@ -17,11 +17,13 @@ class SiteIndex(NamedTuple):
         table: sorted: int64 [N] ascending keys. hash: int64 [capacity, 2] of (key, ~row). bitmap:
             int64 [words], bit ``key % 64`` of word ``key // 64``.
         rows: sorted: int64 [N] row of each key. bitmap: int32 [words] rank of each word's first
-            set bit. hash: None.
+            set bit within its block of words. hash: None.
+        block_rank: bitmap: int64 [blocks + 1] rank of each block's first set bit. Else None.
         row_of_rank: bitmap: int32 row of each rank; None where rows ascend by key. Else None.
     """
 
     kind: IndexKind
     table: Tensor
     rows: Tensor | None
+    block_rank: Tensor | None = None
     row_of_rank: Tensor | None = None

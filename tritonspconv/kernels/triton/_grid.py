@@ -22,10 +22,22 @@ def flatten_offsets(offsets: tuple[tuple[int, ...], ...], device: torch.device) 
     return int32_constant(tuple(x for offset in offsets for x in offset), device)
 
 
-def index_args(index: SiteIndex) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
-    """Return an index as kernel arguments: table, ranks, row_of_rank, log2 of a hash's capacity."""
+def seal(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``values`` in a form that Triton does not specialise on; kernels ``_unseal`` them.
+
+    ``do_not_specialize`` does not reach into tuples: an entry that is 1 or a multiple of 16 would
+    compile a kernel of its own, and scenes differ in their extents. ``4 * value + 2`` is neither.
+    """
+    return tuple(4 * value + 2 for value in values)
+
+
+def index_args(index: SiteIndex) -> tuple[Tensor | int | None, ...]:
+    """Return an index as kernel arguments.
+
+    They are its table, ranks, block_rank and row_of_rank, and log2 of a hash table's capacity.
+    """
     bits = index.table.shape[0].bit_length() - 1 if index.kind == "hash" else 0
-    return index.table, index.rows, index.row_of_rank, bits
+    return index.table, index.rows, index.block_rank, index.row_of_rank, bits
 
 
 def index_flags(index: SiteIndex) -> dict[str, bool]:

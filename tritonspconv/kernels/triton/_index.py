@@ -7,6 +7,8 @@ import triton.language as tl
 
 # An empty hash slot. No key is negative, and every ~row is larger, so atomic max sets the row.
 EMPTY_SLOT: tl.constexpr = tl.constexpr(-(2**63))
+# Words of a bitmap whose ranks are counted together.
+BLOCK_WORDS: tl.constexpr = tl.constexpr(2048)
 _HASH_MULTIPLIER: tl.constexpr = tl.constexpr(-7046029254386353131)
 
 
@@ -17,6 +19,12 @@ def popcount(x):
     x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
     return ((x * 0x0101010101010101) >> 56).to(tl.int32) & 0x7F
+
+
+@triton.jit
+def _unseal(value):
+    """Undo ``_grid.seal``."""
+    return value >> 2
 
 
 @triton.jit
@@ -75,6 +83,7 @@ def tap_keys(
     """Key of the site that each tap relates to each row, and whether it is inside the grid.
 
     With ``HAS_OWN``, rows outside the box of ``own_lower`` and ``own_shape`` relate to nothing.
+    The four tuples come from ``_grid.seal``.
 
     Returns:
         int64 keys [BLOCK_N, BLOCK_V] and the matching bool validity.
@@ -89,10 +98,12 @@ def tap_keys(
             coords_ptr, offsets_ptr, offs_n, mask_n, offs_v, mask_v, d, STRIDE, DIVIDE, NDIM
         )
         if HAS_OWN:
-            valid = valid & (own >= own_lower[d]) & (own < own_lower[d] + own_shape[d])
-        inside = cell - lower[d]
-        valid = valid & exists & (inside >= 0) & (inside < shape[d])
-        key = key * shape[d] + inside
+            inside_own = own - _unseal(own_lower[d])
+            valid = valid & (inside_own >= 0) & (inside_own < _unseal(own_shape[d]))
+        inside = cell - _unseal(lower[d])
+        extent = _unseal(shape[d])
+        valid = valid & exists & (inside >= 0) & (inside < extent)
+        key = key * extent + inside
     return tl.where(valid, key, 0), valid
 
 
@@ -109,7 +120,7 @@ def hash_slot(key, log2_capacity):
 
 
 @triton.jit
-def find_ranks(key, valid, words_ptr, ranks_ptr):
+def find_ranks(key, valid, words_ptr, ranks_ptr, block_rank_ptr):
     """Rank of each valid key among the set bits of a bitmap, -1 where its bit is not set."""
     word_index = key >> 6
     word = tl.load(words_ptr + word_index, mask=valid, other=0)
@@ -117,7 +128,8 @@ def find_ranks(key, valid, words_ptr, ranks_ptr):
     found = valid & (((word >> bit) & 1) != 0)
     below = word & (((tl.zeros_like(bit) + 1) << bit) - 1)
     first = tl.load(ranks_ptr + word_index, mask=found, other=0)
-    return tl.where(found, first + popcount(below), -1)
+    block = tl.load(block_rank_ptr + word_index // BLOCK_WORDS, mask=found, other=0).to(tl.int32)
+    return tl.where(found, block + first + popcount(below), -1)
 
 
 @triton.jit
@@ -126,6 +138,7 @@ def find_rows(
     valid,
     table_ptr,
     ranks_ptr,
+    block_rank_ptr,
     row_of_rank_ptr,
     log2_capacity,
     BITMAP: tl.constexpr,
@@ -133,7 +146,7 @@ def find_rows(
 ):
     """Row of each valid key in the index, -1 where the key is absent or not valid."""
     if BITMAP:
-        row = find_ranks(key, valid, table_ptr, ranks_ptr)
+        row = find_ranks(key, valid, table_ptr, ranks_ptr, block_rank_ptr)
         if HAS_ROW_OF_RANK:
             row = tl.load(row_of_rank_ptr + row, mask=row >= 0, other=-1)
         return row

@@ -21,6 +21,7 @@ from tritonspconv.kernels.triton._grid import (
     index_flags,
     int32_constant,
     num_blocks,
+    seal,
     tap_grid,
 )
 from tritonspconv.kernels.triton._index import find_rows, tap_keys
@@ -35,12 +36,13 @@ Table = tuple[Tensor, Tensor, Tensor | None]
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@triton.jit(do_not_specialize=["n", "lower", "shape", "batch_size", "log2_capacity"])
+@triton.jit(do_not_specialize=["n", "batch_size", "log2_capacity"])
 def lookup_kernel(
     coords_ptr,
     offsets_ptr,
     table_ptr,
     ranks_ptr,
+    block_rank_ptr,
     row_of_rank_ptr,
     log2_capacity,
     scratch_ptr,
@@ -62,7 +64,12 @@ def lookup_kernel(
     Tap ``CENTER`` has offset zero. A row that is not its site's representative sees itself alone.
     """
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    lane = tl.arange(0, BLOCK_V)
+    if V <= BLOCK_V:
+        offs_v = lane
+    else:
+        # Every block of taps needs the centre, to tell whether a row is its site's.
+        offs_v = tl.where(lane == 0, CENTER, tl.program_id(1) * (BLOCK_V - 1) + lane - 1)
     mask_n = offs_n < n
     mask_v = offs_v < V
     # [BLOCK_N, BLOCK_V]
@@ -71,44 +78,25 @@ def lookup_kernel(
         lower, shape, STRIDE, False, NDIM, False,
     )  # fmt: skip
     found = find_rows(
-        key, valid, table_ptr, ranks_ptr, row_of_rank_ptr, log2_capacity, BITMAP, HAS_ROW_OF_RANK
-    )
+        key, valid, table_ptr, ranks_ptr, block_rank_ptr, row_of_rank_ptr, log2_capacity,
+        BITMAP, HAS_ROW_OF_RANK,
+    )  # fmt: skip
     is_center = (offs_v == CENTER)[None, :]
-    if V <= BLOCK_V:
-        # [BLOCK_N, 1]
-        site = tl.max(tl.where(is_center, found, -1), axis=1)[:, None]
-    else:
-        offs_c = tl.full((1,), CENTER, tl.int32)
-        own_key, own_valid = tap_keys(
-            coords_ptr, offsets_ptr, offs_n, mask_n, offs_c, offs_c >= 0, lower, shape,
-            batch_size, lower, shape, STRIDE, False, NDIM, False,
-        )  # fmt: skip
-        site = find_rows(
-            own_key, own_valid, table_ptr, ranks_ptr, row_of_rank_ptr, log2_capacity,
-            BITMAP, HAS_ROW_OF_RANK,
-        )  # fmt: skip
+    # [BLOCK_N, 1]
+    site = tl.max(tl.where(is_center, found, -1), axis=1)[:, None]
     found = tl.where((found >= 0) & (site == offs_n[:, None]), found, _ABSENT)
     found = tl.where(is_center, offs_n[:, None], found)
     scratch = scratch_ptr + offs_n.to(tl.int64)[:, None] * V + offs_v[None, :]
     tl.store(scratch, found, mask=mask_n[:, None] & mask_v[None, :])
 
 
-@triton.jit(
-    do_not_specialize=[
-        "n",
-        "lower",
-        "shape",
-        "batch_size",
-        "own_lower",
-        "own_shape",
-        "log2_capacity",
-    ]
-)
+@triton.jit(do_not_specialize=["n", "batch_size", "log2_capacity"])
 def scatter_kernel(
     coords_ptr,
     offsets_ptr,
     table_ptr,
     ranks_ptr,
+    block_rank_ptr,
     row_of_rank_ptr,
     log2_capacity,
     scratch_ptr,
@@ -136,8 +124,9 @@ def scatter_kernel(
         own_lower, own_shape, STRIDE, DIVIDE, NDIM, HAS_OWN,
     )  # fmt: skip
     out = find_rows(
-        key, valid, table_ptr, ranks_ptr, row_of_rank_ptr, log2_capacity, BITMAP, HAS_ROW_OF_RANK
-    )
+        key, valid, table_ptr, ranks_ptr, block_rank_ptr, row_of_rank_ptr, log2_capacity,
+        BITMAP, HAS_ROW_OF_RANK,
+    )  # fmt: skip
     scratch = scratch_ptr + out.to(tl.int64) * V + offs_v[None, :]
     row = offs_n[:, None] + tl.zeros_like(offs_v)[None, :]
     tl.atomic_min(scratch, row, mask=out >= 0, sem="relaxed")
@@ -284,11 +273,12 @@ def lookup_table(
     n, ndim, volume = coords.shape[0], coords.shape[1] - 1, len(offsets)
     scratch = torch.empty(n, volume, dtype=torch.int32, device=coords.device)
     if n:
-        grid, block_v = tap_grid(n, volume, _BLOCK_N)
+        (blocks, _), block_v = tap_grid(n, volume, _BLOCK_N)
+        grid = blocks, 1 if volume <= block_v else num_blocks(volume, block_v - 1)
         launch(
             lookup_kernel, grid, coords.device,
             coords, flatten_offsets(offsets, coords.device), *index_args(index), scratch,
-            n, lower, shape, batch_size,
+            n, seal(lower), seal(shape), batch_size,
             **index_flags(index), NDIM=ndim, STRIDE=(1,) * ndim, V=volume,
             CENTER=offsets.index((0,) * ndim), BLOCK_N=_BLOCK_N, BLOCK_V=block_v, num_warps=4,
         )  # fmt: skip
@@ -329,11 +319,12 @@ def reach_table(
     scratch = torch.full((n_out, volume), 2**31 - 1, dtype=torch.int32, device=in_coords.device)
     if n and n_out:
         grid, block_v = tap_grid(n, volume, _BLOCK_N)
+        own_lower, own_shape = own_box or (lower, shape)
         launch(
             scatter_kernel, grid, in_coords.device,
             in_coords, flatten_offsets(offsets, in_coords.device),
             *index_args(out_index), scratch,
-            n, lower, shape, batch_size, *(own_box or (lower, shape)),
+            n, seal(lower), seal(shape), batch_size, seal(own_lower), seal(own_shape),
             **index_flags(out_index), HAS_OWN=own_box is not None, NDIM=ndim,
             STRIDE=stride, DIVIDE=divide, V=volume,
             BLOCK_N=_BLOCK_N, BLOCK_V=block_v, num_warps=4,

@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.index import SiteIndex
-from tritonspconv.kernels.triton._grid import flatten_offsets, num_blocks, tap_grid
+from tritonspconv.kernels.triton._grid import flatten_offsets, num_blocks, seal, tap_grid
 from tritonspconv.kernels.triton._index import (
+    BLOCK_WORDS,
     EMPTY_SLOT,
     find_ranks,
     hash_slot,
@@ -22,13 +23,12 @@ from tritonspconv.kernels.triton._launch import launch
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 _BLOCK_N = 32
-_BLOCK_WORDS = 2048
 # A bitmap of 2**29 cells is 64 MiB of words and 32 MiB of ranks.
 _MAX_BITMAP_CELLS = 2**29
 _MIN_BITMAP_ROWS = 65536
 
 
-@triton.jit(do_not_specialize=["n", "lower", "shape", "batch_size", "log2_capacity"])
+@triton.jit(do_not_specialize=["n", "batch_size", "log2_capacity"])
 def hash_insert_kernel(
     coords_ptr,
     offsets_ptr,
@@ -79,13 +79,13 @@ def _build_hash(
         launch(
             hash_insert_kernel, (num_blocks(n, _BLOCK_N),), coords.device,
             coords, flatten_offsets(((0,) * ndim,), coords.device), table,
-            n, lower, shape, batch_size, bits,
+            n, seal(lower), seal(shape), batch_size, bits,
             NDIM=ndim, STRIDE=(1,) * ndim, BLOCK_N=_BLOCK_N, num_warps=1,
         )  # fmt: skip
     return SiteIndex("hash", table, None)
 
 
-@triton.jit(do_not_specialize=["n", "lower", "shape", "batch_size", "own_lower", "own_shape"])
+@triton.jit(do_not_specialize=["n", "batch_size"])
 def mark_sites_kernel(
     coords_ptr,
     offsets_ptr,
@@ -116,30 +116,23 @@ def mark_sites_kernel(
 
 
 @triton.jit(do_not_specialize=["n_words"])
-def count_sites_kernel(words_ptr, counts_ptr, n_words, BLOCK: tl.constexpr):
-    """Count the set bits of each block of words."""
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    words = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(popcount(words), axis=0))
-
-
-@triton.jit(do_not_specialize=["n_words"])
-def rank_words_kernel(words_ptr, block_ends_ptr, ranks_ptr, n_words, BLOCK: tl.constexpr):
-    """Write the rank of each word's first set bit."""
+def rank_words_kernel(words_ptr, ranks_ptr, counts_ptr, n_words, BLOCK: tl.constexpr):
+    """Rank each word's first set bit within its block, and count the block's set bits."""
     pid = tl.program_id(0)
     offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < n_words
     count = popcount(tl.load(words_ptr + offs, mask=mask, other=0))
-    start = tl.load(block_ends_ptr + pid) - tl.sum(count, axis=0)
-    tl.store(ranks_ptr + offs, (start + tl.cumsum(count, axis=0) - count).to(tl.int32), mask=mask)
+    tl.store(ranks_ptr + offs, tl.cumsum(count, axis=0) - count, mask=mask)
+    tl.store(counts_ptr + pid + 1, tl.sum(count, axis=0).to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["n", "lower", "shape", "batch_size"])
+@triton.jit(do_not_specialize=["n", "batch_size"])
 def row_of_rank_kernel(
     coords_ptr,
     offsets_ptr,
     words_ptr,
     ranks_ptr,
+    block_rank_ptr,
     row_of_rank_ptr,
     n,
     lower,
@@ -156,18 +149,19 @@ def row_of_rank_kernel(
         coords_ptr, offsets_ptr, offs_n, offs_n < n, offs_v, offs_v < 1, lower, shape, batch_size,
         lower, shape, STRIDE, False, NDIM, False,
     )  # fmt: skip
-    rank = find_ranks(key, valid, words_ptr, ranks_ptr)
+    rank = find_ranks(key, valid, words_ptr, ranks_ptr, block_rank_ptr)
     tl.atomic_min(row_of_rank_ptr + rank, offs_n[:, None], mask=rank >= 0, sem="relaxed")
 
 
 @triton.jit(
-    do_not_specialize=["n", "lower", "shape", "batch_size", "own_lower", "own_shape"]
+    do_not_specialize=["n", "batch_size"]
 )  # fmt: skip
 def write_sites_kernel(
     coords_ptr,
     offsets_ptr,
     words_ptr,
     ranks_ptr,
+    block_rank_ptr,
     out_ptr,
     n,
     lower,
@@ -192,7 +186,7 @@ def write_sites_kernel(
         coords_ptr, offsets_ptr, offs_n, mask_n, offs_v, mask_v, lower, shape, batch_size,
         own_lower, own_shape, STRIDE, DIVIDE, NDIM, HAS_OWN,
     )  # fmt: skip
-    rank = find_ranks(key, valid, words_ptr, ranks_ptr)
+    rank = find_ranks(key, valid, words_ptr, ranks_ptr, block_rank_ptr)
     out = out_ptr + rank.to(tl.int64) * (NDIM + 1)
     batch = tl.load(coords_ptr + offs_n.to(tl.int64) * (NDIM + 1), mask=mask_n, other=0)
     tl.store(out, batch[:, None] + tl.zeros_like(rank), mask=valid)
@@ -203,18 +197,23 @@ def write_sites_kernel(
         tl.store(out + (d + 1), cell.to(tl.int32), mask=valid)
 
 
-def _rank_bitmap(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rank of each word's first set bit, and the running count [blocks] of set bits."""
-    n_words = words.shape[0]
-    blocks = num_blocks(n_words, _BLOCK_WORDS)
-    counts = torch.empty(blocks, dtype=torch.int32, device=words.device)
-    launch(count_sites_kernel, (blocks,), words.device, words, counts, n_words, BLOCK=_BLOCK_WORDS)
-    ends = torch.cumsum(counts, dim=0)
+def _empty_bitmap(cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the words of a bitmap and a counter per block behind one more, all zero."""
+    n_words = -(-cells // 64)
+    blocks = num_blocks(n_words, BLOCK_WORDS.value)
+    zeros = torch.zeros(n_words + blocks + 1, dtype=torch.int64, device=device)
+    return zeros[:n_words], zeros[n_words:]
+
+
+def _rank_bitmap(words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rank of each word's first set bit in its block, and of each block's first."""
+    n_words, block = words.shape[0], BLOCK_WORDS.value
     ranks = torch.empty(n_words, dtype=torch.int32, device=words.device)
     launch(
-        rank_words_kernel, (blocks,), words.device, words, ends, ranks, n_words, BLOCK=_BLOCK_WORDS
-    )
-    return ranks, ends
+        rank_words_kernel, (num_blocks(n_words, block),), words.device,
+        words, ranks, counts, n_words, BLOCK=block,
+    )  # fmt: skip
+    return ranks, torch.cumsum(counts, dim=0)
 
 
 def _num_cells(shape: tuple[int, ...], batch_size: int) -> int:
@@ -237,22 +236,23 @@ def build_index(
     if n < _MIN_BITMAP_ROWS or cells > _MAX_BITMAP_CELLS:
         return _build_hash(coords, lower, shape, batch_size)
     zero = flatten_offsets(((0,) * ndim,), coords.device)
-    words = torch.zeros(-(-cells // 64), dtype=torch.int64, device=coords.device)
+    words, counts = _empty_bitmap(cells, coords.device)
+    box = seal(lower), seal(shape)
     blocks, unit = (num_blocks(n, 4 * _BLOCK_N),), (1,) * ndim
     launch(
         mark_sites_kernel, (*blocks, 1), coords.device,
-        coords, zero, words, n, lower, shape, batch_size, lower, shape,
+        coords, zero, words, n, *box, batch_size, *box,
         NDIM=ndim, STRIDE=unit, DIVIDE=False, HAS_OWN=False, V=1,
         BLOCK_N=4 * _BLOCK_N, BLOCK_V=1,
     )  # fmt: skip
-    ranks, _ = _rank_bitmap(words)
+    ranks, block_rank = _rank_bitmap(words, counts)
     row_of_rank = torch.full((n,), 2**31 - 1, dtype=torch.int32, device=coords.device)
     launch(
         row_of_rank_kernel, blocks, coords.device,
-        coords, zero, words, ranks, row_of_rank, n, lower, shape, batch_size,
+        coords, zero, words, ranks, block_rank, row_of_rank, n, *box, batch_size,
         NDIM=ndim, STRIDE=unit, BLOCK_N=4 * _BLOCK_N,
     )  # fmt: skip
-    return SiteIndex("bitmap", words, ranks, row_of_rank)
+    return SiteIndex("bitmap", words, ranks, block_rank, row_of_rank)
 
 
 def reached_sites(
@@ -291,19 +291,20 @@ def reached_sites(
     device = coords.device
     if n == 0 or cells == 0:
         return coords.new_empty(0, ndim + 1), _build_hash(coords[:0], lower, shape, batch_size)
-    words = torch.zeros(-(-cells // 64), dtype=torch.int64, device=device)
+    words, counts = _empty_bitmap(cells, device)
     grid, block_v = tap_grid(n, volume, _BLOCK_N)
     inputs = coords, flatten_offsets(offsets, device)
-    boxes = n, lower, shape, batch_size, *(own_box or (lower, shape))
+    own_lower, own_shape = own_box or (lower, shape)
+    boxes = n, seal(lower), seal(shape), batch_size, seal(own_lower), seal(own_shape)
     meta = {
         "NDIM": ndim, "STRIDE": stride, "DIVIDE": divide, "HAS_OWN": own_box is not None,
         "V": volume, "BLOCK_N": _BLOCK_N, "BLOCK_V": block_v, "num_warps": 4,
     }  # fmt: skip
     launch(mark_sites_kernel, grid, device, *inputs, words, *boxes, **meta)
-    ranks, ends = _rank_bitmap(words)
-    out = torch.empty(int(ends[-1]), ndim + 1, dtype=torch.int32, device=device)
-    launch(write_sites_kernel, grid, device, *inputs, words, ranks, out, *boxes, **meta)
-    return out, SiteIndex("bitmap", words, ranks)
+    ranks, block_rank = _rank_bitmap(words, counts)
+    out = torch.empty(int(block_rank[-1]), ndim + 1, dtype=torch.int32, device=device)
+    launch(write_sites_kernel, grid, device, *inputs, words, ranks, block_rank, out, *boxes, **meta)
+    return out, SiteIndex("bitmap", words, ranks, block_rank)
 
 
 def _reached_by_sorting(
