@@ -6,7 +6,6 @@ Without arguments the scan is simulated; nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from pathlib import Path
@@ -17,14 +16,21 @@ from layer_check import CheckResult, check_layers
 from layer_profile import LayerProfiler, print_columns, print_table
 from level_picture import Level, draw_levels
 from networks import second_encoder, sparse_unet
-from point_clouds import VoxelGrid, load_points, voxel_range
+from point_clouds import VoxelGrid, voxel_range
+from scenes import (
+    DTYPES,
+    autocast,
+    choose_device,
+    describe,
+    read_scans,
+    second_shape,
+    unet_shape,
+    voxelize,
+)
 from torch import Tensor, nn
 
 import compat.spconv.pytorch as spconv
-from compat.spconv.pytorch.utils import PointToVoxel
-from tritonspconv.testing.lidar import simulate_sweep
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Levels of the SECOND encoder: stride, and the input voxel (z, y, x) that voxel 0 is centred on.
 SECOND_LEVELS = {
     "conv1": (1, (0, 0, 0)),
@@ -39,16 +45,15 @@ def main() -> int:
     args = _parse_args()
     dtype = DTYPES[args.dtype]
     try:
-        device = _choose_device(args.device)
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        _say(f"tritonspconv demo on {where}, {args.dtype}, torch {torch.__version__}")
-        scans = _scans(args.scan, args.seed, args.batch_size)
+        device = choose_device(args.device)
+        _say(f"tritonspconv demo on {describe(device)}, {args.dtype}, torch {torch.__version__}")
+        scans = read_scans(args.scan, args.seed, args.batch_size)
     except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 2
 
     grid = voxel_range(scans[0])
-    feats, indices = _voxelize(scans, grid, device)
+    feats, indices = voxelize(scans, grid, device)
     z, y, x = grid.spatial_shape
     sizes = " x ".join(f"{100 * size:.3g}" for size in grid.voxel_size)
     _say(f"{len(feats):,} voxels of {sizes} cm in a grid of {x} x {y} x {z} (x, y, z)")
@@ -97,68 +102,25 @@ def _parse_args() -> argparse.Namespace:
     return args
 
 
-def _choose_device(name: str | None) -> torch.device:
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device must be available; got {name}, and torch {torch.__version__} finds no GPU. "
-            "Leave the option out to run on the CPU."
-        )
-    return device
-
-
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _scans(path: Path | None, seed: int, batch_size: int) -> list[Tensor]:
-    """Return the point clouds of the batch, each float32 ``[N, 4]``: x, y, z, intensity."""
-    start = time.perf_counter()
-    if path is None:
-        scans = [simulate_sweep(seed + number).points for number in range(batch_size)]
-        origin = "simulated"
-    else:
-        points = load_points(path)[:, :4]
-        if points.shape[1] < 4:
-            points = torch.cat([points, torch.zeros(len(points), 1)], dim=1)
-        scans = [points] * batch_size
-        origin = f"read {path}:"
-    count = sum(map(len, scans))
-    _say(f"{origin} {count:,} points in {time.perf_counter() - start:.2f} s")
-    return scans
-
-
-def _voxelize(scans: list[Tensor], grid: VoxelGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean features float32 ``[N, 4]`` and indices int32 ``[N, 4]`` of the whole batch."""
-    most = max(map(len, scans))
-    to_voxel = PointToVoxel(list(grid.voxel_size), list(grid.point_range), 4, most, 10, device)
-    feats, indices = [], []
-    for number, points in enumerate(scans):
-        voxels, cells, counts = to_voxel(points.to(device))
-        feats.append(voxels.sum(dim=1) / counts[:, None])
-        indices.append(nn.functional.pad(cells, (1, 0), value=number))
-    return torch.cat(feats), torch.cat(indices)
 
 
 def _run_second(
     feats: Tensor, indices: Tensor, grid: VoxelGrid, batch_size: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    z, y, x = grid.spatial_shape
     torch.manual_seed(0)
     network = second_encoder(spconv).to(feats.device)
-    return _run("SECOND encoder", network, feats, indices, [z + 1, y, x], batch_size, dtype)
+    shape = second_shape(grid)
+    return _run("SECOND encoder", network, feats, indices, shape, batch_size, dtype)
 
 
 def _run_unet(
     feats: Tensor, indices: Tensor, grid: VoxelGrid, batch_size: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    # Four halvings: other extents would lose the voxels of the last, odd slice.
-    shape = [-(-extent // 16) * 16 for extent in grid.spatial_shape]
     torch.manual_seed(0)
     network = sparse_unet(spconv).to(feats.device)
-    return _run("sparse U-Net", network, feats, indices, shape, batch_size, dtype)
+    return _run("sparse U-Net", network, feats, indices, unet_shape(grid), batch_size, dtype)
 
 
 def _run(
@@ -179,7 +141,7 @@ def _run(
     # On a GPU the first pass compiles the kernels; the median of three more is shown.
     for number in range(4 if on_gpu else 1):
         start = time.perf_counter()
-        with _autocast(feats.device, dtype):
+        with autocast(feats.device, dtype):
             out, stages = network(spconv.SparseConvTensor(feats, indices, shape, batch_size))
             loss = out.features.float().square().mean()
         network.zero_grad()
@@ -193,12 +155,6 @@ def _run(
     print_table(profiler.records)
     _say("  (the first layer on a set of voxels also builds the kernel map that the others reuse)")
     return stages
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
 
 
 def _report(results: list[CheckResult]) -> bool:

@@ -1,0 +1,181 @@
+"""Compare tritonspconv with the libraries it replaces: times, memory, and first of all results.
+
+Every case is checked before it is timed: a layer against a plain convolution in float32, a kernel
+map against a count of its pairs, a network against another library's float32 result. Wrong results
+print FAIL instead of a time, and the exit status is 1, as it is where ours raises. What another
+library raises is recorded. Other libraries are found by import.
+
+On a CPU set OMP_NUM_THREADS=1: with more threads the original's CPU layers gave wrong results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_cases import DeviceLostError, measure_cases
+from bench_cold import measure_cold
+from bench_layers import HEADER as LAYER_HEADER
+from bench_layers import layer_cases, memory_cases, small_cases
+from bench_maps import HEADER as MAP_HEADER
+from bench_maps import map_cases
+from bench_networks import HEADER as NETWORK_HEADER
+from bench_networks import network_cases
+from bench_peers import MODULES, Peer, find_peers
+from bench_report import Report
+from bench_scenes import SceneStore
+from bench_timing import Meter
+
+# The profiler that `maps` uses can slow down what follows it, so that comes last.
+SECTIONS = ("layers", "small", "networks", "memory", "cold", "maps")
+
+
+def main() -> int:
+    """Run the sections asked for; return the exit status."""
+    args = _parse_args()
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"bench.py: --device {args.device}: torch finds no GPU", file=sys.stderr)
+        return 2
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    peers, missing = find_peers(args.peers, device)
+    for name, reason in missing.items():
+        print(f"without {name}: {reason}", flush=True)
+    if not peers:
+        print("bench.py: no library to measure", file=sys.stderr)
+        return 2
+
+    report = Report([peer.name for peer in peers], _about(args, device, peers, missing))
+    print(f"{report.about['device']}; {report.about['versions']}", flush=True)
+    scenes = SceneStore(device, args.waymo, args.kitti, args.sphere_radius, args.max_points)
+    status = 0
+    try:
+        for section in SECTIONS:
+            if section in args.sections:
+                start = time.perf_counter()
+                _run_section(section, args, scenes, peers, Meter(device, args.quick), report)
+                print(f"  ({section} took {time.perf_counter() - start:.0f} s)", flush=True)
+                _save(args, report)
+    except DeviceLostError as error:
+        print(f"bench.py: stopped: {error}", file=sys.stderr)
+        status = 1
+    finally:
+        _save(args, report)
+    if args.plot is not None:
+        report.save_plot(args.plot)
+    if report.failures:
+        print(f"FAIL: {len(report.failures)} results are wrong or missing")
+        status = 1
+    return status
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all"
+    )
+    parser.add_argument("--waymo", type=Path, help="scan around a vehicle; simulated if left out")
+    parser.add_argument("--kitti", type=Path, help="scan of a front view; simulated if left out")
+    parser.add_argument(
+        "--peers", nargs="+", choices=MODULES, default=list(MODULES), help="default: all"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
+    parser.add_argument("--sphere-radius", type=int, default=128, help="in voxels (default 128)")
+    parser.add_argument("--max-points", type=int, help="use only so many points of a scan")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--plot", type=Path, help="draw the ratios; needs matplotlib")
+    args = parser.parse_args()
+    unknown = sorted(set(args.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    args.sections = args.sections or list(SECTIONS)
+    return args
+
+
+def _run_section(
+    section: str,
+    args: argparse.Namespace,
+    scenes: SceneStore,
+    peers: list[Peer],
+    meter: Meter,
+    report: Report,
+) -> None:
+    on_gpu = meter.on_gpu
+    measure = partial(measure_cases, peers=peers, meter=meter, report=report)
+    if section == "layers":
+        cases = layer_cases(scenes, args.quick, on_gpu)
+        title = "one layer, ms; fwd and fwd+bwd with the kernel map cached, map+ with it built anew"
+        measure(section, title, LAYER_HEADER, cases, measure=meter.layer)
+    elif section == "small":
+        cases = small_cases(scenes, args.quick, on_gpu)
+        title = "one layer on few voxels, kernel map cached, ms"
+        measure(section, title, LAYER_HEADER, cases, measure=meter.layer)
+    elif section == "networks":
+        cases = network_cases(scenes, peers, on_gpu)
+        title = "wall time, ms; new kernel maps at every call"
+        measure(section, title, NETWORK_HEADER, cases, measure=meter.wall)
+    elif section == "cold":
+        dtype = "float16" if on_gpu else "float32"
+        measure_cold(scenes["kitti"], peers, report, dtype, args.quick)
+    elif section == "maps":
+        title = "kernel maps, wall time, ms"
+        measure(section, title, MAP_HEADER, map_cases(scenes, "wall"), measure=meter.wall)
+        if on_gpu:
+            title = "kernel maps, sum of the kernels' durations, ms"
+            cases = map_cases(scenes, "device")
+            measure(section, title, MAP_HEADER, cases, measure=meter.device_time, checked=False)
+    elif not on_gpu:
+        print(f"\n{section}: needs a GPU", flush=True)
+    else:
+        title = "peak memory that a call adds, MiB; kernel maps included"
+        cases = memory_cases(scenes, args.quick, on_gpu)
+        measure(section, title, LAYER_HEADER, cases, measure=meter.peak, checked=False)
+        cases = network_cases(scenes, peers, on_gpu)
+        measure(section, title, NETWORK_HEADER, cases, measure=meter.peak, checked=False)
+
+
+def _about(
+    args: argparse.Namespace, device: torch.device, peers: Sequence[Peer], missing: dict[str, str]
+) -> dict[str, Any]:
+    versions = {peer.name: peer.version for peer in peers}
+    versions |= {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("triton", "cumm"):
+        for distribution in importlib.metadata.packages_distributions().get(package, []):
+            versions[package] = importlib.metadata.version(distribution)
+    on_gpu = device.type == "cuda"
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "versions": versions,
+        "missing": missing,
+        "quick": args.quick,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _save(args: argparse.Namespace, report: Report) -> None:
+    if args.json is not None:
+        report.save_json(args.json)
+    if args.markdown is not None:
+        report.save_markdown(args.markdown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

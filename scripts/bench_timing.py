@@ -1,0 +1,130 @@
+"""Times and memory of a callable, on a GPU or the CPU."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The median of repeated runs and their spread.
+
+    Attributes:
+        median: In ``unit``.
+        low: Tenth percentile.
+        high: Ninetieth percentile.
+        runs: How many were counted.
+        unit: ``"ms"``, ``"s"`` or ``"MiB"``.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: int
+    unit: str
+
+    @classmethod
+    def of(cls, values: list[float], unit: str) -> Measurement:
+        """Summarise the values of all runs; at least one."""
+        ordered = sorted(values)
+        last = len(ordered) - 1
+        low, high = ordered[round(0.1 * last)], ordered[round(0.9 * last)]
+        return cls(statistics.median(ordered), low, high, len(ordered), unit)
+
+
+class Meter:
+    """Measures on one device.
+
+    Args:
+        device: Where the work runs.
+        quick: Fewer repetitions.
+    """
+
+    def __init__(self, device: torch.device, quick: bool) -> None:
+        self.device = device
+        self.quick = quick
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a CUDA or ROCm GPU."""
+        return self.device.type == "cuda"
+
+    def synchronize(self) -> None:
+        """Wait for the device; raises what an earlier asynchronous failure left behind."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def layer(self, run: Run) -> Measurement:
+        """Time one layer by events, the L2 cache cleared before each run; wall time on a CPU."""
+        if not self.on_gpu:
+            return self.wall(run)
+        from triton.testing import do_bench
+
+        for _ in range(3):
+            run()
+        warmup, rep = (10, 50) if self.quick else (25, 200)
+        return Measurement.of(do_bench(run, warmup=warmup, rep=rep, return_mode="all"), "ms")
+
+    def wall(self, run: Run) -> Measurement:
+        """Time by the host's clock, the device synchronised before and after each run."""
+        if self.on_gpu:
+            warmup, repeat = (4, 12) if self.quick else (8, 30)
+        else:
+            warmup, repeat = (1, 2) if self.quick else (2, 20)
+        for _ in range(warmup):
+            run()
+        times = []
+        for _ in range(repeat):
+            self.synchronize()
+            start = time.perf_counter()
+            run()
+            self.synchronize()
+            times.append(1e3 * (time.perf_counter() - start))
+        return Measurement.of(times, "ms")
+
+    def device_time(self, run: Run) -> Measurement:
+        """Add up the durations of the kernels and copies of a run, gaps left out; GPU only."""
+        if not self.on_gpu:
+            raise RuntimeError("device time needs a GPU")
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        repeat = 5 if self.quick else 10
+        run()
+        self.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for _ in range(repeat):
+                run()
+            self.synchronize()
+        microseconds = sum(
+            event.time_range.elapsed_us()
+            for event in profiler.events()
+            if event.device_type == DeviceType.CUDA
+        )
+        if not microseconds:
+            raise RuntimeError("the profiler recorded no kernels")
+        mean = 1e-3 * microseconds / repeat
+        return Measurement(mean, mean, mean, repeat, "ms")
+
+    def peak(self, run: Run) -> Measurement:
+        """Return what a run adds to the memory that torch has allocated, at its peak; GPU only."""
+        if not self.on_gpu:
+            raise RuntimeError("peak memory needs a GPU")
+        for _ in range(2):
+            run()
+        gc.collect()
+        self.synchronize()
+        held = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        self.synchronize()
+        added = (torch.cuda.max_memory_allocated(self.device) - held) / 2**20
+        return Measurement(added, added, added, 1, "MiB")

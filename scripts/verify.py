@@ -1,0 +1,310 @@
+"""Is this GPU right? Compare every sparse convolution of two LiDAR networks with float64.
+
+The SECOND encoder and a sparse U-Net train for a step on a scan. Then each convolution, forward
+and each gradient, is computed again on the CPU in float64 from the very inputs that it had, rounded
+as in the layer, so that no layer answers for the errors of another. Reported is the Frobenius norm
+of the difference over that of the float64 result; "worst row" is the largest such error of one
+voxel, in the output or the gradient of the input, over its own norm or the average one if larger.
+The output voxels must be those of the CPU in the same order, and a second step must give the same
+bits.
+
+Tolerances:
+  float32: 1e-6 for the output, 2e-6 for the gradients. Only the sums differ from float64. A sum in
+    float32 drifts like 6e-8 (2^-24) times the root of the number of tiles that are added up: some
+    hundreds for the output, more for the weight's gradient, which runs over all voxels.
+  float16, bfloat16: 1e-3 and 8e-3 for the output and the gradient of the input. Products are exact
+    and sums float32; the result is rounded once, by at most 4.9e-4 (2^-11) and 3.9e-3 (2^-8) of
+    each value. Twice that is allowed.
+  float16, bfloat16: 1e-5 for the gradients of weight and bias, which are never rounded to half
+    precision. It is above 2e-6 because matrix units cut off the bits that a sum loses, where
+    float32 units round. 1x1 layers are torch's own matrix product: that does round those two.
+  worst row: 1e-5 in float32, where errors vary between rows; else that of the output, because the
+    bound on rounding holds for every row. A row that misses a voxel is wrong by some tenths.
+
+Without a file the scan is simulated. The exit status is 1 if anything fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from layer_capture import StepRecorder
+from layer_float64 import (
+    ROUNDED,
+    SUMMED,
+    CpuMaps,
+    LayerResult,
+    check_layer,
+    relative_error,
+    worst,
+)
+from layer_profile import print_columns
+from networks import second_encoder, sparse_unet
+from point_clouds import VoxelGrid, voxel_range
+from scenes import (
+    DTYPES,
+    autocast,
+    choose_device,
+    describe,
+    read_scans,
+    second_shape,
+    unet_shape,
+    voxelize,
+)
+from torch import Tensor, nn
+
+import compat.spconv.pytorch as spconv
+
+ROTATION, SHIFT = 0.7, (0.31, -0.17)
+NETWORKS: dict[str, tuple[str, Callable[..., nn.Module], Callable[[VoxelGrid], list[int]]]] = {
+    "second": ("SECOND encoder", second_encoder, second_shape),
+    "unet": ("sparse U-Net", sparse_unet, unet_shape),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The input of a network: features, voxels, spatial shape and number of samples."""
+
+    feats: Tensor
+    indices: Tensor
+    shape: list[int]
+    size: int
+
+    def tensor(self) -> Any:
+        """Return a new sparse tensor, which knows no kernel map yet."""
+        return spconv.SparseConvTensor(self.feats, self.indices, self.shape, self.size)
+
+
+@dataclass
+class NetworkResult:
+    """One network in one dtype; ``changed`` lists what differed in the second step."""
+
+    network: str
+    dtype: str
+    layers: list[LayerResult]
+    changed: list[str]
+    end_to_end: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every layer is right and the second step gave the same bits."""
+        return not self.changed and all(layer.passed for layer in self.layers)
+
+
+def main() -> int:
+    """Verify; return the exit status."""
+    args = _parse_args()
+    try:
+        device = choose_device(args.device)
+        scans = _copies(read_scans(args.scan, args.seed, 1)[0], args.batch_size)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        print(f"verify.py: {error}", file=sys.stderr)
+        return 2
+    print(f"tritonspconv on {describe(device)}, torch {torch.__version__}, against float64")
+    grid = voxel_range(torch.cat(scans))
+    feats, indices = voxelize(scans, grid, device)
+    print(f"{len(feats):,} voxels in {args.batch_size} sample(s)", flush=True)
+
+    results = []
+    for dtype in args.dtypes:
+        for key in args.networks:
+            batch = Batch(feats, indices, NETWORKS[key][2](grid), args.batch_size)
+            results.append(_verify(key, batch, dtype, args.seed, args.end_to_end))
+    passed = _summarize(results)
+    if args.json:
+        report = {
+            "device": describe(device),
+            "torch": torch.__version__,
+            "scan": args.scan.name if args.scan else f"simulated, seed {args.seed}",
+            "batch_size": args.batch_size,
+            "voxels": len(feats),
+            "passed": passed,
+            "results": [asdict(result) | {"passed": result.passed} for result in results],
+        }
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"wrote {args.json}")
+    return 0 if passed else 1
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "scan", nargs="?", type=Path, help=".bin, .npy, .npz, .pcd or .ply; simulated if left out"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="copies of the scan, each after the first rotated about z and shifted (default 1)",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=list(DTYPES),
+        help="default: all three; name the scan before this",
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        default=list(NETWORKS),
+        help="default: both; name the scan before this",
+    )
+    parser.add_argument("--device", default="cuda", help="what to verify (default cuda)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE too")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of scan, weights, gradient (default 0)"
+    )
+    parser.add_argument(
+        "--end-to-end",
+        action="store_true",
+        help="also run the whole networks in float64 on the CPU and print how far apart they end",
+    )
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1; got {args.batch_size}")
+    if args.json and not args.json.resolve().parent.is_dir():
+        parser.error(f"--json: no folder {args.json.resolve().parent}")
+    return args
+
+
+def _copies(points: Tensor, count: int) -> list[Tensor]:
+    """Return ``count`` clouds, copy number n rotated about z by 0.7 n rad and shifted."""
+    clouds = []
+    for number in range(count):
+        sine, cosine = math.sin(ROTATION * number), math.cos(ROTATION * number)
+        x, y = points[:, 0], points[:, 1]
+        cloud = points.clone()
+        cloud[:, 0] = cosine * x - sine * y + SHIFT[0] * number
+        cloud[:, 1] = sine * x + cosine * y + SHIFT[1] * number
+        clouds.append(cloud)
+    return clouds
+
+
+def _verify(key: str, batch: Batch, dtype: str, seed: int, end_to_end: bool) -> NetworkResult:
+    """Train one network for a step, twice, check all its layers and print the table."""
+    title, build, _ = NETWORKS[key]
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    network = build(spconv).to(batch.feats.device)
+    weights = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
+    recorder = StepRecorder(spconv, network)
+    whole: dict[str, Tensor] = {}
+    for _ in range(2):
+        recorder.keep(whole, "network", "output", _step(network, batch, DTYPES[dtype], seed))
+    stepped = time.perf_counter()
+
+    results, maps = [], CpuMaps()
+    for number, layer in enumerate(recorder.layers, start=1):
+        _progress(f"  {dtype}, {title}: layer {number} of {len(recorder.layers)}")
+        results.append(check_layer(layer, maps))
+        layer.tensors.clear()
+    _progress("")
+    result = NetworkResult(title, dtype, results, recorder.changed)
+    checked = time.perf_counter()
+    if end_to_end:
+        reference = build(spconv).double()
+        reference.load_state_dict(weights)
+        result.end_to_end = _end_to_end(reference, batch, whole["output"])
+    print(f"\n{title}, {dtype}: steps {stepped - start:.1f} s, check {checked - stepped:.1f} s")
+    _print_table(result)
+    # Hooks and layers refer to each other; a GPU's memory should not wait for the collector.
+    del network, recorder
+    gc.collect()
+    return result
+
+
+def _step(network: nn.Module, batch: Batch, dtype: torch.dtype, seed: int) -> Tensor:
+    """Run forward and backward from a random gradient; return the output's features."""
+    # The first layer's input gradient is verified too.
+    feats = batch.feats.detach().requires_grad_()
+    batch = Batch(feats, batch.indices, batch.shape, batch.size)
+    network.zero_grad()
+    with autocast(feats.device, dtype):
+        out = network(batch.tensor())[0].features
+    # Of unit size, because that of a mean over all voxels vanishes in float16.
+    generator = torch.Generator().manual_seed(seed)
+    out.backward(torch.randn(out.shape, generator=generator).to(out))
+    return out.detach()
+
+
+def _end_to_end(network: nn.Module, batch: Batch, output: Tensor) -> float:
+    """Return the error of a whole network's output against ``network``, on the CPU in float64."""
+    batch = Batch(batch.feats.cpu().double(), batch.indices.cpu(), batch.shape, batch.size)
+    with torch.no_grad():
+        exact = network(batch.tensor())[0].features
+    return relative_error(output, exact) if output.shape == exact.shape else math.nan
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<60}", end="" if text else "\r", file=sys.stderr, flush=True)
+
+
+def _print_table(result: NetworkResult) -> None:
+    columns = (*ROUNDED, *SUMMED, "worst row")
+    rows = []
+    for layer in result.layers:
+        errors = (layer.errors.get(name) for name in columns)
+        verdict = "ok" if layer.passed else "FAIL" if layer.same_sites else "FAIL: sites"
+        rows.append(
+            (
+                layer.name.removesuffix(".conv") + (" (1x1)" if layer.pointwise else ""),
+                verdict,
+                f"{layer.voxels:,}",
+                f"{layer.pairs:,}",
+                *("-" if error is None else f"{error:.1e}" for error in errors),
+            )
+        )
+    print_columns(("layer", "", "voxels", "pairs", *columns), rows, left=2)
+    print(f"  same bits: {'yes' if not result.changed else 'NO'}")
+    if result.changed:
+        print(f"  {len(result.changed)} tensors changed, first {', '.join(result.changed[:3])}")
+    if result.end_to_end is not None:
+        print(f"  end to end: output differs from float64 by {result.end_to_end:.1e}", flush=True)
+
+
+def _summarize(results: list[NetworkResult]) -> bool:
+    """Print the worst of each dtype beside its limit; return whether all is right."""
+    columns = (*ROUNDED, *SUMMED, *(f"{name} 1x1" for name in SUMMED), "worst row")
+    rows = []
+    for dtype in dict.fromkeys(result.dtype for result in results):
+        runs = [result for result in results if result.dtype == dtype]
+        found: dict[str, list[tuple[float, float]]] = {}
+        for layer in (layer for run in runs for layer in run.layers):
+            for name, error in layer.errors.items():
+                column = f"{name} 1x1" if layer.pointwise and name in SUMMED else name
+                found.setdefault(column, []).append((error, layer.limits[name]))
+        cells = []
+        for column in columns:
+            pairs = found.get(column)
+            error = None if pairs is None else worst(error for error, _ in pairs)
+            cells.append("-" if pairs is None else f"{error:.1e} ({pairs[0][1]:.0e})")
+        same = all(layer.same_sites for run in runs for layer in run.layers)
+        bits = not any(run.changed for run in runs)
+        verdict = "PASS" if all(run.passed for run in runs) else "FAIL"
+        rows.append((dtype, verdict, "yes" if same else "NO", "yes" if bits else "NO", *cells))
+    print("\nworst error of each dtype (tolerance)")
+    used = [number for number in range(4 + len(columns)) if any(row[number] != "-" for row in rows)]
+    header = ("dtype", "", "same sites", "same bits", *columns)
+    shown = [tuple(row[number] for number in used) for row in (header, *rows)]
+    print_columns(shown[0], shown[1:], left=4)
+    return all(result.passed for result in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
