@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
@@ -38,8 +39,8 @@ def _coords(n: int, ndim: int) -> Tensor:
     return torch.zeros(n, 1 + ndim, dtype=torch.int32)
 
 
-def _box(ndim: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    return (-3,) * ndim, (40,) * ndim, 2
+def _box(ndim: int) -> Grid:
+    return Grid((-3,) * ndim, (40,) * ndim, 2)
 
 
 def _hash_index(n: int) -> SiteIndex:
@@ -70,7 +71,7 @@ def _sites_case(geometry: ConvGeometry) -> None:
             geometry.offsets,
             geometry.stride,
             not geometry.transposed,
-            *_box(geometry.ndim),
+            _box(geometry.ndim),
         )
     finally:
         torch.cumsum = counted
@@ -78,7 +79,7 @@ def _sites_case(geometry: ConvGeometry) -> None:
 
 def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
     neighbor_table.lookup_table(
-        _coords(n, geometry.ndim), geometry.offsets, index, *_box(geometry.ndim)
+        _coords(n, geometry.ndim), geometry.offsets, index, _box(geometry.ndim)
     )
 
 
@@ -90,7 +91,7 @@ def _reach_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
         geometry.stride,
         not geometry.transposed,
         index,
-        *_box(geometry.ndim),
+        _box(geometry.ndim),
     )
 
 
@@ -186,8 +187,8 @@ def _weight_grad_cases() -> list[tuple[str, Case]]:
 
 
 LAUNCH_CASES: list[tuple[str, Case]] = [
-    ("build_index-hash-4d", partial(sites.build_index, _coords(FEW, 4), *_box(4))),
-    ("build_index-bitmap", partial(sites.build_index, _coords(70_000, 3), *_box(3))),
+    ("build_index-hash-4d", partial(sites.build_index, _coords(FEW, 4), _box(4))),
+    ("build_index-bitmap", partial(sites.build_index, _coords(70_000, 3), _box(3))),
     ("reached_sites-down", partial(_sites_case, DOWN)),
     ("reached_sites-up-1d", partial(_sites_case, UP_1D)),
     ("lookup-hash", partial(_lookup_case, CUBE, _hash_index(64), MANY)),

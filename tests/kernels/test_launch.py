@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from tritonspconv.coords import Grid
 from tritonspconv.kernels.triton import _launch, gather_gemm, neighbor_table, sites
 
 pytestmark = pytest.mark.gpu
@@ -35,8 +36,9 @@ def test_many_grids_compile_few_map_kernels():
     for n in range(1, 51):
         coords = torch.randint(0, n, (n, 4), dtype=torch.int32, device="cuda")
         shape = (n, n + 1, 3 * n)
-        index = sites.build_index(coords, (0, 0, 0), shape, n)
-        neighbor_table.lookup_table(coords, offsets, index, (0, 0, 0), shape, n)
+        grid = Grid((0, 0, 0), shape, n)
+        index = sites.build_index(coords, grid)
+        neighbor_table.lookup_table(coords, offsets, index, grid)
     # Insert, look up, arrange; and Triton itself compiled no more than was asked of it.
     assert len(_launch._compiled) - before <= 3
     if _launch._is_known_version:

@@ -46,11 +46,9 @@ def index_of(sites: ActiveSites, kind: str) -> SiteIndex:
     if kind != "bitmap":
         least = 0 if kind == "ranked" else 2**31
         with mock.patch.object(site_kernels, "_MIN_BITMAP_ROWS", least):
-            return site_kernels.build_index(sites.coords, grid.lower, grid.shape, grid.batch_size)
+            return site_kernels.build_index(sites.coords, grid)
     zero = ((0,) * grid.ndim,)
-    coords, index = site_kernels.reached_sites(
-        sites.coords, zero, (1,) * grid.ndim, False, grid.lower, grid.shape, grid.batch_size
-    )
+    coords, index = site_kernels.reached_sites(sites.coords, zero, (1,) * grid.ndim, False, grid)
     assert torch.equal(coords, sites.coords), "a bitmap is for rows that ascend"
     return index
 
@@ -70,18 +68,18 @@ def lookup(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> NeighborTab
     return NeighborTable(
         *kernels.lookup_table(
             sites.coords, geometry.offsets, index_of(sites, kind),
-            grid.lower, grid.shape, grid.batch_size,
+            grid,
         )
     )  # fmt: skip
 
 
 def reach(in_sites, out_sites, geometry: ConvGeometry, index: SiteIndex, module) -> NeighborTable:
     grid = out_sites.grid
-    own_box = (in_sites.grid.lower, in_sites.grid.shape) if in_sites.grid.bounded else None
+    own_grid = in_sites.grid if in_sites.grid.bounded else None
     return NeighborTable(
         *module.reach_table(
             in_sites.coords, out_sites.num_rows, geometry.offsets, geometry.stride,
-            not geometry.transposed, index, grid.lower, grid.shape, grid.batch_size, own_box,
+            not geometry.transposed, index, grid, own_grid,
         )
     )  # fmt: skip
 

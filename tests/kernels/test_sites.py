@@ -17,10 +17,10 @@ DOWN = ConvGeometry((3, 2), (2, 3), (1, 0), (1, 2))
 UP = ConvGeometry((2, 3), (2, 1), (0, 1), (1, 1), transposed=True)
 
 
-def launch(module, sites, geometry, grid, own_box=None):
+def launch(module, sites, geometry, grid, own_grid=None):
     return module.reached_sites(
         sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
-        grid.lower, grid.shape, grid.batch_size, own_box,
+        grid, own_grid,
     )  # fmt: skip
 
 
@@ -65,11 +65,11 @@ def test_reached_sites_outside_the_target_are_left_out(triton_device):
 
 
 @pytest.mark.parametrize("geometry", [DOWN, UP], ids=["divide", "multiply"])
-def test_rows_outside_their_own_box_reach_nothing(triton_device, geometry):
+def test_rows_outside_their_own_grid_reach_nothing(triton_device, geometry):
     sites = random_sites(60, 2, extent=6, outside=20, device=triton_device)
     grid = sites.grid.with_box((-9, -9), (30, 30))
-    own_box = (sites.grid.lower, sites.grid.shape)
-    coords, _ = launch(kernels, sites, geometry, grid, own_box)
+    own_grid = sites.grid
+    coords, _ = launch(kernels, sites, geometry, grid, own_grid)
     expected = reference.output_sites(
         sites.coords,
         *fields(geometry),
@@ -77,7 +77,7 @@ def test_rows_outside_their_own_box_reach_nothing(triton_device, geometry):
         in_box=box_of(sites.grid),
     )
     assert coords.tolist() == expected.tolist()
-    assert launch(eager, sites, geometry, grid, own_box)[0].tolist() == expected.tolist()
+    assert launch(eager, sites, geometry, grid, own_grid)[0].tolist() == expected.tolist()
 
 
 def test_reached_sites_of_a_grid_beyond_the_bitmap(triton_device, monkeypatch):
@@ -104,7 +104,7 @@ def test_hash_index_holds_the_lowest_row_of_each_site(triton_device, n):
     repeats, outside = n // 4, n // 8
     sites = random_sites(n, 3, extent=7, repeats=repeats, outside=outside, device=triton_device)
     grid = sites.grid
-    index = kernels.build_index(sites.coords, grid.lower, grid.shape, grid.batch_size)
+    index = kernels.build_index(sites.coords, grid)
     assert index.kind == "hash"
     slots = index.table.cpu()
     assert len(slots) >= 2 * n

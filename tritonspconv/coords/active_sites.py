@@ -64,8 +64,7 @@ class ActiveSites:
         """The lookup index, built on first use."""
         if self._index is None:
             kernels = map_kernels_for("sites", self.device, self.ndim)
-            grid = self.grid
-            self._index = kernels.build_index(self.coords, grid.lower, grid.shape, grid.batch_size)
+            self._index = kernels.build_index(self.coords, self.grid)
         return self._index
 
     def validate(self) -> None:

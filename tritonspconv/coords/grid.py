@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels.eager.sites import coord_keys, key_coords
+
 _MAX_CELLS = 2**62
 
 
@@ -83,28 +85,15 @@ class Grid:
 
     def contains(self, coords: Tensor) -> Tensor:
         """Return a bool [N]: which rows of ``coords`` [N, 1 + D] lie in the grid."""
-        inside = (coords[:, 0] >= 0) & (coords[:, 0] < self.batch_size)
-        for axis, (lo, hi) in enumerate(zip(self.lower, self.upper, strict=True), start=1):
-            inside &= (coords[:, axis] >= lo) & (coords[:, axis] <= hi)
-        return inside
+        return self.keys(coords) >= 0
 
     def keys(self, coords: Tensor) -> Tensor:
         """Return int64 keys [N] of ``coords`` [N, 1 + D]; -1 for rows outside the grid."""
-        key = coords[:, 0].long()
-        for axis, (lo, n) in enumerate(zip(self.lower, self.shape, strict=True), start=1):
-            key = key * n + (coords[:, axis].long() - lo)
-        return torch.where(self.contains(coords), key, -1)
+        return coord_keys(coords, self)
 
     def coords(self, keys: Tensor) -> Tensor:
         """Return int32 coordinates [N, 1 + D] of ``keys`` [N]; the inverse of :meth:`keys`."""
-        coords = torch.empty(keys.shape[0], 1 + self.ndim, dtype=torch.int32, device=keys.device)
-        for axis in range(self.ndim, 0, -1):
-            extent = self.shape[axis - 1]
-            quotient = keys // extent if extent else keys
-            coords[:, axis] = keys - quotient * extent + self.lower[axis - 1]
-            keys = quotient
-        coords[:, 0] = keys
-        return coords
+        return key_coords(keys, self)
 
     def with_box(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
         """Return a grid of the same batch over the inclusive box ``[lower, upper]``."""

@@ -79,10 +79,7 @@ def _build(
     tables = map_kernels_for("neighbor_table", sites.device, sites.ndim)
     n_in = sites.num_rows
     if geometry.sites == "same" and out_sites is None:
-        grid = sites.grid
-        table = tables.lookup_table(
-            sites.coords, geometry.offsets, sites.index, grid.lower, grid.shape, grid.batch_size
-        )
+        table = tables.lookup_table(sites.coords, geometry.offsets, sites.index, sites.grid)
         relation = Relation(
             geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
         )
@@ -91,7 +88,6 @@ def _build(
     if out_sites is None:
         grid = out_grid or output_grid(sites.grid, geometry)
         out_sites = made_sites = _output_sites(sites, geometry, grid)
-    grid = out_sites.grid
     table = tables.reach_table(
         sites.coords,
         out_sites.num_rows,
@@ -99,10 +95,8 @@ def _build(
         geometry.stride,
         not geometry.transposed,
         out_sites.index,
-        grid.lower,
-        grid.shape,
-        min(grid.batch_size, sites.grid.batch_size),
-        _own_box(sites.grid),
+        out_sites.grid,
+        sites.grid,
     )
     relation = Relation(geometry, n_in, out_sites.num_rows, NeighborTable(*table))
     return _CacheEntry(relation, made_sites)
@@ -125,16 +119,11 @@ def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
     return Grid((0,) * grid.ndim, shape, grid.batch_size)
 
 
-def _own_box(grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the box that rows may lie outside of; an unbounded grid was drawn around its rows."""
-    return (grid.lower, grid.shape) if grid.bounded else None
-
-
 def _output_sites(sites: ActiveSites, geometry: ConvGeometry, grid: Grid) -> ActiveSites:
     """Generate the output sites in ascending key order."""
     kernels = map_kernels_for("sites", sites.device, sites.ndim)
     coords, offsets, stride = sites.coords, geometry.offsets, geometry.stride
-    divide = not geometry.transposed
+    divide, own_grid = not geometry.transposed, sites.grid
     if geometry.sites == "cells":
         # Rows outside the input grid must not make cells: batch -1 is outside every grid.
         inside = sites.grid.contains(coords)
@@ -143,16 +132,8 @@ def _output_sites(sites: ActiveSites, geometry: ConvGeometry, grid: Grid) -> Act
             coords[:, axis] = coords[:, axis].div(step, rounding_mode="floor")
         coords[:, 0] = coords[:, 0].where(inside, -1)
         offsets, stride, divide = ((0,) * sites.ndim,), (1,) * sites.ndim, False
-    out_coords, index = kernels.reached_sites(
-        coords,
-        offsets,
-        stride,
-        divide,
-        grid.lower,
-        grid.shape,
-        grid.batch_size,
-        None if geometry.sites == "cells" else _own_box(sites.grid),
-    )
+        own_grid = None
+    out_coords, index = kernels.reached_sites(coords, offsets, stride, divide, grid, own_grid)
     return ActiveSites(out_coords, grid, index)
 
 

@@ -1,12 +1,36 @@
-"""SiteIndex: what both back ends use to find the row of a coordinate."""
+"""What both back ends see of a grid, and what they use to find the row of a coordinate."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 IndexKind = Literal["sorted", "hash", "bitmap"]
+
+
+class CellGrid(Protocol):
+    """A box of cells; see :class:`tritonspconv.coords.Grid`."""
+
+    @property
+    def lower(self) -> tuple[int, ...]:
+        """Smallest coordinate of each spatial axis."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of cells along each spatial axis."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        ...
+
+    @property
+    def num_cells(self) -> int:
+        """Cells over all samples."""
+        ...
 
 
 class SiteIndex(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.sites import Box, find_rows, tap_keys
-from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.eager.sites import coord_keys, find_rows, tap_keys
+from tritonspconv.kernels.index import CellGrid, SiteIndex
 
 Table = tuple[Tensor, Tensor, Tensor | None]
 
@@ -25,9 +25,7 @@ def lookup_table(
     coords: Tensor,
     offsets: tuple[tuple[int, ...], ...],
     index: SiteIndex,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
+    grid: CellGrid,
 ) -> Table:
     """Build the table of a submanifold geometry: every row looks its own neighbours up.
 
@@ -36,14 +34,13 @@ def lookup_table(
     n, ndim = coords.shape[0], coords.shape[1] - 1
     own = torch.arange(n, device=coords.device)
     zero, unit = (0,) * ndim, (1,) * ndim
-    own_keys = tap_keys(coords, zero, unit, False, lower, shape, batch_size)
-    is_site = find_rows(index, own_keys) == own
+    is_site = find_rows(index, coord_keys(coords, grid)) == own
     rows = torch.empty(len(offsets), n, dtype=torch.int32, device=coords.device)
     for v, offset in enumerate(offsets):
         if offset == zero:
             rows[v] = own
             continue
-        keys = tap_keys(coords, offset, unit, False, lower, shape, batch_size)
+        keys = tap_keys(coords, offset, unit, False, grid)
         rows[v] = torch.where(is_site, find_rows(index, keys), -1)
     return _with_mask(rows)
 
@@ -55,10 +52,8 @@ def reach_table(
     stride: tuple[int, ...],
     divide: bool,
     out_index: SiteIndex,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-    own_box: Box | None = None,
+    grid: CellGrid,
+    own_grid: CellGrid | None = None,
 ) -> Table:
     """Build the table of any geometry: every input looks up the outputs it reaches.
 
@@ -66,7 +61,7 @@ def reach_table(
     """
     rows = torch.full((len(offsets), n_out), -1, dtype=torch.int32, device=in_coords.device)
     for v, offset in enumerate(offsets):
-        keys = tap_keys(in_coords, offset, stride, divide, lower, shape, batch_size, own_box)
+        keys = tap_keys(in_coords, offset, stride, divide, grid, own_grid)
         _scatter_lowest(rows[v], find_rows(out_index, keys))
     return _with_mask(rows)
 

@@ -5,34 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.index import SiteIndex
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]
+from tritonspconv.kernels.index import CellGrid, SiteIndex
 
 _SORTED_LAST = 2**63 - 1
 
 
-def linear_keys(
-    batch: Tensor,
-    cells: list[Tensor],
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-) -> Tensor:
-    """Return int64 keys of (batch, cells); -1 outside the grid."""
-    valid = (batch >= 0) & (batch < batch_size)
+def cell_keys(batch: Tensor, cells: list[Tensor], grid: CellGrid) -> Tensor:
+    """Return int64 keys of (batch, spatial coordinates), ascending with them; -1 outside the grid.
+
+    Args:
+        batch: int [N].
+        cells: int [N] for each spatial axis.
+        grid: The grid.
+    """
+    valid = (batch >= 0) & (batch < grid.batch_size)
     key = batch.long()
-    for cell, lo, extent in zip(cells, lower, shape, strict=True):
-        inside = cell - lo
+    for cell, lower, extent in zip(cells, grid.lower, grid.shape, strict=True):
+        inside = cell.long() - lower
         valid &= (inside >= 0) & (inside < extent)
         key = key * extent + inside
     return torch.where(valid, key, -1)
 
 
-def inside_box(coords: Tensor, lower: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-    """Return which rows have all their spatial coordinates in a box."""
-    cells = coords[:, 1:].long() - torch.tensor(lower, device=coords.device)
-    return ((cells >= 0) & (cells < torch.tensor(shape, device=coords.device))).all(dim=1)
+def key_coords(keys: Tensor, grid: CellGrid) -> Tensor:
+    """Return int32 coordinates [N, 1 + D] of ``keys`` [N]; the inverse of :func:`cell_keys`."""
+    ndim = len(grid.shape)
+    coords = torch.empty(keys.shape[0], 1 + ndim, dtype=torch.int32, device=keys.device)
+    for axis in range(ndim, 0, -1):
+        extent = max(grid.shape[axis - 1], 1)
+        quotient = torch.div(keys, extent, rounding_mode="floor")
+        coords[:, axis] = keys - quotient * extent + grid.lower[axis - 1]
+        keys = quotient
+    coords[:, 0] = keys
+    return coords
+
+
+def coord_keys(coords: Tensor, grid: CellGrid) -> Tensor:
+    """Return int64 keys [N] of ``coords`` [N, 1 + D]; -1 outside the grid."""
+    return cell_keys(coords[:, 0], list(coords[:, 1:].unbind(1)), grid)
 
 
 def tap_keys(
@@ -40,19 +50,17 @@ def tap_keys(
     offset: tuple[int, ...],
     stride: tuple[int, ...],
     divide: bool,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-    own_box: Box | None = None,
+    grid: CellGrid,
+    own_grid: CellGrid | None = None,
 ) -> Tensor:
     """Return the key of the site that one tap relates to each row; -1 where there is none.
 
     ``divide=False``: ``fine = stride * coarse + offset``. ``divide=True``: rows are fine and the
-    coarse site exists only where the division leaves no remainder. Rows outside ``own_box`` relate
+    coarse site exists only where the division leaves no remainder. Rows outside ``own_grid`` relate
     to nothing.
     """
     cells = []
-    whole = None if own_box is None else inside_box(coords, *own_box)
+    exists = None if own_grid is None else coord_keys(coords, own_grid) >= 0
     for axis, (off, step) in enumerate(zip(offset, stride, strict=True), start=1):
         cell = coords[:, axis].long()
         if not divide:
@@ -61,21 +69,18 @@ def tap_keys(
         moved = cell - off
         quotient = torch.div(moved, step, rounding_mode="floor")
         exact = moved == quotient * step
-        whole = exact if whole is None else whole & exact
+        exists = exact if exists is None else exists & exact
         cells.append(quotient)
-    keys = linear_keys(coords[:, 0], cells, lower, shape, batch_size)
-    return keys if whole is None else torch.where(whole, keys, -1)
+    keys = cell_keys(coords[:, 0], cells, grid)
+    return keys if exists is None else torch.where(exists, keys, -1)
 
 
-def build_index(
-    coords: Tensor, lower: tuple[int, ...], shape: tuple[int, ...], batch_size: int
-) -> SiteIndex:
+def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
     A stable sort puts the lowest of repeated rows first, where a left-sided search finds it.
     """
-    cells = [coords[:, axis].long() for axis in range(1, coords.shape[1])]
-    keys = linear_keys(coords[:, 0], cells, lower, shape, batch_size)
+    keys = coord_keys(coords, grid)
     keys, rows = torch.sort(torch.where(keys < 0, _SORTED_LAST, keys), stable=True)
     return SiteIndex("sorted", keys, rows)
 
@@ -94,27 +99,15 @@ def reached_sites(
     offsets: tuple[tuple[int, ...], ...],
     stride: tuple[int, ...],
     divide: bool,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-    own_box: Box | None = None,
+    grid: CellGrid,
+    own_grid: CellGrid | None = None,
 ) -> tuple[Tensor, SiteIndex]:
-    """Find every site of the target grid that some row of ``coords`` reaches through a tap.
+    """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
     See :func:`tritonspconv.kernels.triton.sites.reached_sites` for the arguments.
     """
-    reached = [
-        tap_keys(coords, offset, stride, divide, lower, shape, batch_size, own_box)
-        for offset in offsets
-    ]
+    reached = [tap_keys(coords, offset, stride, divide, grid, own_grid) for offset in offsets]
     keys = torch.unique(torch.cat(reached))
     keys = keys[keys >= 0]
-    out = torch.empty(keys.shape[0], coords.shape[1], dtype=torch.int32, device=coords.device)
-    rest = keys
-    for axis in range(len(shape), 0, -1):
-        extent = max(shape[axis - 1], 1)
-        quotient = torch.div(rest, extent, rounding_mode="floor")
-        out[:, axis] = (rest - quotient * extent) + lower[axis - 1]
-        rest = quotient
-    out[:, 0] = rest
-    return out, SiteIndex("sorted", keys, torch.arange(keys.shape[0], device=keys.device))
+    rows = torch.arange(keys.shape[0], device=keys.device)
+    return key_coords(keys, grid), SiteIndex("sorted", keys, rows)

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.index import CellGrid, SiteIndex
 
 
 @functools.lru_cache(maxsize=512)
@@ -22,13 +22,14 @@ def flatten_offsets(offsets: tuple[tuple[int, ...], ...], device: torch.device) 
     return int32_constant(tuple(x for offset in offsets for x in offset), device)
 
 
-def seal(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ``values`` in a form that Triton does not specialise on; kernels ``_unseal`` them.
+def box_args(grid: CellGrid) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a grid's lower corner and shape as kernel arguments, sealed; kernels ``_unseal`` them.
 
-    ``do_not_specialize`` does not reach into tuples: an entry that is 1 or a multiple of 16 would
-    compile a kernel of its own, and scenes differ in their extents. ``4 * value + 2`` is neither.
+    Sealed, Triton does not specialise on them. ``do_not_specialize`` does not reach into tuples: an
+    entry that is 1 or a multiple of 16 would compile a kernel of its own, and scenes differ in
+    their extents. ``4 * value + 2`` is neither.
     """
-    return tuple(4 * value + 2 for value in values)
+    return tuple(4 * x + 2 for x in grid.lower), tuple(4 * x + 2 for x in grid.shape)
 
 
 def index_args(index: SiteIndex) -> tuple[Tensor | int | None, ...]:

@@ -23,7 +23,7 @@ def popcount(x):
 
 @triton.jit
 def _unseal(value):
-    """Undo ``_grid.seal``."""
+    """Undo the sealing of ``_grid.box_args``."""
     return value >> 2
 
 
@@ -83,7 +83,7 @@ def tap_keys(
     """Key of the site that each tap relates to each row, and whether it is inside the grid.
 
     With ``HAS_OWN``, rows outside the box of ``own_lower`` and ``own_shape`` relate to nothing.
-    The four tuples come from ``_grid.seal``.
+    The four tuples come from ``_grid.box_args``.
 
     Returns:
         int64 keys [BLOCK_N, BLOCK_V] and the matching bool validity.

@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._grid import (
+    box_args,
     flatten_offsets,
     index_args,
     index_flags,
     int32_constant,
     num_blocks,
-    seal,
     tap_grid,
 )
 from tritonspconv.kernels.triton._index import find_rows, tap_keys
@@ -33,7 +33,6 @@ _BLOCK_N = 32
 _MIN_ROWS_TO_ORDER = 16384
 
 Table = tuple[Tensor, Tensor, Tensor | None]
-Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @triton.jit(do_not_specialize=["n", "batch_size", "log2_capacity"])
@@ -253,9 +252,7 @@ def lookup_table(
     coords: Tensor,
     offsets: tuple[tuple[int, ...], ...],
     index: SiteIndex,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
+    grid: CellGrid,
 ) -> Table:
     """Build the table of a submanifold geometry: every row looks its own neighbours up.
 
@@ -263,9 +260,7 @@ def lookup_table(
         coords: int32 [n, 1 + D], the sites.
         offsets: V tap offsets, one of them zero.
         index: Index of the sites.
-        lower: Lower corner of the grid.
-        shape: Extents of the grid.
-        batch_size: Samples.
+        grid: Their grid.
 
     Returns:
         rows int32 [V, n], mask int32 [ceil(V/32), n], order int32 [n] or None.
@@ -274,11 +269,11 @@ def lookup_table(
     scratch = torch.empty(n, volume, dtype=torch.int32, device=coords.device)
     if n:
         (blocks, _), block_v = tap_grid(n, volume, _BLOCK_N)
-        grid = blocks, 1 if volume <= block_v else num_blocks(volume, block_v - 1)
+        tap_blocks = 1 if volume <= block_v else num_blocks(volume, block_v - 1)
         launch(
-            lookup_kernel, grid, coords.device,
+            lookup_kernel, (blocks, tap_blocks), coords.device,
             coords, flatten_offsets(offsets, coords.device), *index_args(index), scratch,
-            n, seal(lower), seal(shape), batch_size,
+            n, *box_args(grid), grid.batch_size,
             **index_flags(index), NDIM=ndim, STRIDE=(1,) * ndim, V=volume,
             CENTER=offsets.index((0,) * ndim), BLOCK_N=_BLOCK_N, BLOCK_V=block_v, num_warps=4,
         )  # fmt: skip
@@ -292,10 +287,8 @@ def reach_table(
     stride: tuple[int, ...],
     divide: bool,
     out_index: SiteIndex,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-    own_box: Box | None = None,
+    grid: CellGrid,
+    own_grid: CellGrid | None = None,
 ) -> Table:
     """Build the table of any geometry: every input looks up the outputs it reaches.
 
@@ -306,11 +299,9 @@ def reach_table(
         stride: Fine sites per coarse site.
         divide: True when inputs are fine.
         out_index: Index of the output sites.
-        lower: Lower corner of the output grid.
-        shape: Extents of the output grid.
-        batch_size: Samples.
-        own_box: Lower corner and extents of the input grid; rows outside it reach nothing. None:
-            every row is known to be inside.
+        grid: Grid of the output sites.
+        own_grid: Grid of the input sites; rows outside it reach nothing. None: every row is known
+            to be inside.
 
     Returns:
         rows int32 [V, n_out], mask int32 [ceil(V/32), n_out], order int32 [n_out] or None.
@@ -318,14 +309,14 @@ def reach_table(
     n, ndim, volume = in_coords.shape[0], in_coords.shape[1] - 1, len(offsets)
     scratch = torch.full((n_out, volume), 2**31 - 1, dtype=torch.int32, device=in_coords.device)
     if n and n_out:
-        grid, block_v = tap_grid(n, volume, _BLOCK_N)
-        own_lower, own_shape = own_box or (lower, shape)
+        blocks, block_v = tap_grid(n, volume, _BLOCK_N)
+        batch_size = min(grid.batch_size, (own_grid or grid).batch_size)
         launch(
-            scatter_kernel, grid, in_coords.device,
+            scatter_kernel, blocks, in_coords.device,
             in_coords, flatten_offsets(offsets, in_coords.device),
             *index_args(out_index), scratch,
-            n, seal(lower), seal(shape), batch_size, seal(own_lower), seal(own_shape),
-            **index_flags(out_index), HAS_OWN=own_box is not None, NDIM=ndim,
+            n, *box_args(grid), batch_size, *box_args(own_grid or grid),
+            **index_flags(out_index), HAS_OWN=own_grid is not None, NDIM=ndim,
             STRIDE=stride, DIVIDE=divide, V=volume,
             BLOCK_N=_BLOCK_N, BLOCK_V=block_v, num_warps=4,
         )  # fmt: skip

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritonspconv.kernels.index import SiteIndex
-from tritonspconv.kernels.triton._grid import flatten_offsets, num_blocks, seal, tap_grid
+from tritonspconv.kernels.eager import sites as eager_sites
+from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.triton._grid import box_args, flatten_offsets, num_blocks, tap_grid
 from tritonspconv.kernels.triton._index import (
     BLOCK_WORDS,
     EMPTY_SLOT,
@@ -19,8 +20,6 @@ from tritonspconv.kernels.triton._index import (
     tap_keys,
 )
 from tritonspconv.kernels.triton._launch import launch
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 _BLOCK_N = 32
 # A bitmap of 2**29 cells is 64 MiB of words and 32 MiB of ranks.
@@ -68,9 +67,7 @@ def hash_insert_kernel(
         probes += 1
 
 
-def _build_hash(
-    coords: Tensor, lower: tuple[int, ...], shape: tuple[int, ...], batch_size: int
-) -> SiteIndex:
+def _build_hash(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` by key in a hash table that is at most a quarter full."""
     n, ndim = coords.shape[0], coords.shape[1] - 1
     bits = max(4 * n - 1, 1).bit_length()
@@ -79,7 +76,7 @@ def _build_hash(
         launch(
             hash_insert_kernel, (num_blocks(n, _BLOCK_N),), coords.device,
             coords, flatten_offsets(((0,) * ndim,), coords.device), table,
-            n, seal(lower), seal(shape), batch_size, bits,
+            n, *box_args(grid), grid.batch_size, bits,
             NDIM=ndim, STRIDE=(1,) * ndim, BLOCK_N=_BLOCK_N, num_warps=1,
         )  # fmt: skip
     return SiteIndex("hash", table, None)
@@ -216,40 +213,29 @@ def _rank_bitmap(words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return ranks, torch.cumsum(counts, dim=0)
 
 
-def _num_cells(shape: tuple[int, ...], batch_size: int) -> int:
-    cells = batch_size
-    for extent in shape:
-        cells *= extent
-    return cells
-
-
-def build_index(
-    coords: Tensor, lower: tuple[int, ...], shape: tuple[int, ...], batch_size: int
-) -> SiteIndex:
+def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
     Many rows in a grid of moderate size: a bitmap, where a row's neighbours lie in few words. Else
     a hash table, which takes fewer launches and no memory per cell.
     """
     n, ndim = coords.shape[0], coords.shape[1] - 1
-    cells = _num_cells(shape, batch_size)
-    if n < _MIN_BITMAP_ROWS or cells > _MAX_BITMAP_CELLS:
-        return _build_hash(coords, lower, shape, batch_size)
-    zero = flatten_offsets(((0,) * ndim,), coords.device)
-    words, counts = _empty_bitmap(cells, coords.device)
-    box = seal(lower), seal(shape)
-    blocks, unit = (num_blocks(n, 4 * _BLOCK_N),), (1,) * ndim
+    if n < _MIN_BITMAP_ROWS or grid.num_cells > _MAX_BITMAP_CELLS:
+        return _build_hash(coords, grid)
+    zero, unit = flatten_offsets(((0,) * ndim,), coords.device), (1,) * ndim
+    words, counts = _empty_bitmap(grid.num_cells, coords.device)
+    box, blocks = box_args(grid), num_blocks(n, 4 * _BLOCK_N)
     launch(
-        mark_sites_kernel, (*blocks, 1), coords.device,
-        coords, zero, words, n, *box, batch_size, *box,
+        mark_sites_kernel, (blocks, 1), coords.device,
+        coords, zero, words, n, *box, grid.batch_size, *box,
         NDIM=ndim, STRIDE=unit, DIVIDE=False, HAS_OWN=False, V=1,
         BLOCK_N=4 * _BLOCK_N, BLOCK_V=1,
     )  # fmt: skip
     ranks, block_rank = _rank_bitmap(words, counts)
     row_of_rank = torch.full((n,), 2**31 - 1, dtype=torch.int32, device=coords.device)
     launch(
-        row_of_rank_kernel, blocks, coords.device,
-        coords, zero, words, ranks, block_rank, row_of_rank, n, *box, batch_size,
+        row_of_rank_kernel, (blocks,), coords.device,
+        coords, zero, words, ranks, block_rank, row_of_rank, n, *box, grid.batch_size,
         NDIM=ndim, STRIDE=unit, BLOCK_N=4 * _BLOCK_N,
     )  # fmt: skip
     return SiteIndex("bitmap", words, ranks, block_rank, row_of_rank)
@@ -260,67 +246,42 @@ def reached_sites(
     offsets: tuple[tuple[int, ...], ...],
     stride: tuple[int, ...],
     divide: bool,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-    own_box: Box | None = None,
+    grid: CellGrid,
+    own_grid: CellGrid | None = None,
 ) -> tuple[Tensor, SiteIndex]:
-    """Find every site of the target grid that some row of ``coords`` reaches through a tap.
+    """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
     Args:
         coords: int32 [N, 1 + D].
         offsets: V tap offsets, ``fine - stride * coarse``.
         stride: Fine sites per coarse site.
         divide: True when ``coords`` are fine and the target is coarse.
-        lower: Lower corner of the target grid.
-        shape: Extents of the target grid.
-        batch_size: Samples; rows with another batch index are left out.
-        own_box: Lower corner and extents of the grid of ``coords``; rows outside it reach nothing.
-            None: every row is known to be inside.
+        grid: The target grid.
+        own_grid: The grid of ``coords``, of as many samples; rows outside it reach nothing. None:
+            every row is known to be inside.
 
     Returns:
         int32 coordinates [M, 1 + D] in ascending key order, and their index. Waits for the device
         once, for M.
     """
-    cells = _num_cells(shape, batch_size)
-    if cells > _MAX_BITMAP_CELLS:
-        return _reached_by_sorting(
-            coords, offsets, stride, divide, lower, shape, batch_size, own_box
-        )
     ndim, n, volume = len(stride), coords.shape[0], len(offsets)
     device = coords.device
-    if n == 0 or cells == 0:
-        return coords.new_empty(0, ndim + 1), _build_hash(coords[:0], lower, shape, batch_size)
-    words, counts = _empty_bitmap(cells, device)
-    grid, block_v = tap_grid(n, volume, _BLOCK_N)
+    if n == 0 or grid.num_cells == 0:
+        return coords.new_empty(0, ndim + 1), _build_hash(coords[:0], grid)
+    if grid.num_cells > _MAX_BITMAP_CELLS:
+        out, _ = eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
+        return out, _build_hash(out, grid)
+    words, counts = _empty_bitmap(grid.num_cells, device)
+    blocks, block_v = tap_grid(n, volume, _BLOCK_N)
     inputs = coords, flatten_offsets(offsets, device)
-    own_lower, own_shape = own_box or (lower, shape)
-    boxes = n, seal(lower), seal(shape), batch_size, seal(own_lower), seal(own_shape)
+    boxes = n, *box_args(grid), grid.batch_size, *box_args(own_grid or grid)
     meta = {
-        "NDIM": ndim, "STRIDE": stride, "DIVIDE": divide, "HAS_OWN": own_box is not None,
+        "NDIM": ndim, "STRIDE": stride, "DIVIDE": divide, "HAS_OWN": own_grid is not None,
         "V": volume, "BLOCK_N": _BLOCK_N, "BLOCK_V": block_v, "num_warps": 4,
     }  # fmt: skip
-    launch(mark_sites_kernel, grid, device, *inputs, words, *boxes, **meta)
+    launch(mark_sites_kernel, blocks, device, *inputs, words, *boxes, **meta)
     ranks, block_rank = _rank_bitmap(words, counts)
     out = torch.empty(int(block_rank[-1]), ndim + 1, dtype=torch.int32, device=device)
-    launch(write_sites_kernel, grid, device, *inputs, words, ranks, block_rank, out, *boxes, **meta)
-    return out, SiteIndex("bitmap", words, ranks, block_rank)
-
-
-def _reached_by_sorting(
-    coords: Tensor,
-    offsets: tuple[tuple[int, ...], ...],
-    stride: tuple[int, ...],
-    divide: bool,
-    lower: tuple[int, ...],
-    shape: tuple[int, ...],
-    batch_size: int,
-    own_box: Box | None = None,
-) -> tuple[Tensor, SiteIndex]:
-    """Find reached sites of a grid too large for a bitmap: unique keys by sorting."""
-    from tritonspconv.kernels.eager import sites as eager_sites
-
-    out, _ = eager_sites.reached_sites(
-        coords, offsets, stride, divide, lower, shape, batch_size, own_box
-    )
-    return out, _build_hash(out, lower, shape, batch_size)
+    index = words, ranks, block_rank
+    launch(write_sites_kernel, blocks, device, *inputs, *index, out, *boxes, **meta)
+    return out, SiteIndex("bitmap", *index)
