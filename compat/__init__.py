@@ -2,4 +2,12 @@
 
 ``compat.spconv`` follows spconv 2.3.8, ``compat.minkowski`` follows MinkowskiEngine 0.5.4. Both are
 translation only: foreign names, signatures and weight layouts over the ``tritonspconv`` engine.
+
+Code that cannot be edited keeps its imports: ``compat.install("spconv")`` makes ``import spconv``
+mean ``compat.spconv`` in this process, ``python -m compat --as spconv -- train.py`` in a whole
+program and its workers.
 """
+
+from compat._install import Installation, install, uninstall
+
+__all__ = ["Installation", "install", "uninstall"]

@@ -1,0 +1,263 @@
+"""Let an original's import names mean its adapter, so that code switches without edits."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+# Library -> its top-level import names -> the packages that stand in for them. spconv's own data
+# type lives in cumm, which downstream code imports beside it.
+_ALIASES = {"spconv": {"spconv": "compat.spconv", "cumm": "compat.cumm"}}
+_NOT_BUILT = ("MinkowskiEngine",)
+
+# Library names, separated by commas; read by ``_site/sitecustomize.py`` as a process starts.
+_VARIABLE = "COMPAT_INSTALL"
+_PACKAGE = Path(__file__).parent
+_SITE = str(_PACKAGE / "_site")
+
+
+class Installation:
+    """What ``install`` did; as a context manager, undoes it at the end of the block.
+
+    Leaving the block undoes only what this call did: a switch made earlier stays.
+
+    Args:
+        library: The original's name.
+        fresh: The call made the switch; it was not in place before.
+    """
+
+    def __init__(self, library: str, fresh: bool) -> None:
+        self.library = library
+        self.fresh = fresh
+
+    def __repr__(self) -> str:
+        return f"Installation(library={self.library!r}, fresh={self.fresh})"
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.fresh:
+            uninstall(self.library)
+
+
+def install(library: str, *, workers: bool = False) -> Installation:
+    """Make ``import <library>`` and imports below it mean the adapter, in this process.
+
+    The modules are the adapter's own under a second name: ``spconv.pytorch.conv`` is
+    ``compat.spconv.pytorch.conv``, and so are their classes. Nothing is imported before the first
+    import by either name. Call it before anything that imports the original; a second call changes
+    nothing. Processes that fork inherit the switch. A process that is spawned runs the main script
+    again, and with it a call at the script's top level; calls elsewhere need ``workers=True``.
+
+    Args:
+        library: The original's name: ``"spconv"``.
+        workers: Set ``COMPAT_INSTALL`` and ``PYTHONPATH`` in ``os.environ``, so that Python
+            processes started later make the switch before they run anything.
+
+    Returns:
+        A context manager that undoes the switch; it need not be kept.
+
+    Raises:
+        ValueError: There is no such library.
+        NotImplementedError: Its adapter is not built yet.
+        RuntimeError: The original was imported before.
+    """
+    aliases = aliases_of(library)
+    fresh = _finder_of(library) is None
+    if fresh:
+        _refuse_imported(library, aliases)
+        # The engine is found by the path that found this package, which a script's own path
+        # may lack.
+        if importlib.util.find_spec("tritonspconv") is None:
+            sys.path.append(str(_PACKAGE.parent))
+        sys.meta_path.insert(0, _AliasFinder(library, aliases))
+    if workers:
+        announce(library, os.environ)
+    return Installation(library, fresh)
+
+
+def uninstall(library: str) -> None:
+    """Undo ``install(library)``: later imports find the original again, or nothing.
+
+    Modules already imported by the original's name stay what they are where they are bound. Without
+    an installation, nothing happens.
+
+    Args:
+        library: The original's name: ``"spconv"``.
+
+    Raises:
+        ValueError: There is no such library.
+        NotImplementedError: Its adapter is not built yet.
+    """
+    aliases = aliases_of(library)
+    finder = _finder_of(library)
+    if finder is not None:
+        sys.meta_path.remove(finder)
+        for alias, package in aliases.items():
+            for name in _loaded(alias):
+                if sys.modules[name] is sys.modules.get(_renamed(name, alias, package)):
+                    del sys.modules[name]
+    _withdraw(library, os.environ)
+
+
+def aliases_of(library: str) -> Mapping[str, str]:
+    """Return the import names of a library and the packages that stand in for them.
+
+    Args:
+        library: The original's name.
+
+    Raises:
+        ValueError: There is no such library.
+        NotImplementedError: Its adapter is not built yet.
+    """
+    known = ", ".join(repr(name) for name in _ALIASES)
+    if library in _NOT_BUILT:
+        raise NotImplementedError(
+            f"compat: the adapter for {library!r} is not built yet. Adapters exist for: {known}."
+        )
+    if library not in _ALIASES:
+        raise ValueError(f"compat: library must be one of: {known}; got {library!r}.")
+    return _ALIASES[library]
+
+
+def announce(library: str, environment: MutableMapping[str, str]) -> None:
+    """Set the variables by which Python processes make the switch as they start.
+
+    Args:
+        library: The original's name.
+        environment: Variables of the processes to come; changed in place.
+    """
+    libraries = _entries(environment, _VARIABLE, ",")
+    if library not in libraries:
+        environment[_VARIABLE] = ",".join([*libraries, library])
+    # An empty PYTHONPATH means none, an empty entry in a longer one the working directory.
+    paths = _entries(environment, "PYTHONPATH", os.pathsep)
+    if _SITE not in paths:
+        environment["PYTHONPATH"] = os.pathsep.join([_SITE, *paths])
+
+
+def _withdraw(library: str, environment: MutableMapping[str, str]) -> None:
+    libraries = _entries(environment, _VARIABLE, ",")
+    if library not in libraries:
+        return
+    rest = [name for name in libraries if name != library]
+    _set_entries(environment, _VARIABLE, rest, ",")
+    if not rest:
+        paths = [path for path in _entries(environment, "PYTHONPATH", os.pathsep) if path != _SITE]
+        _set_entries(environment, "PYTHONPATH", paths, os.pathsep)
+
+
+def _entries(environment: Mapping[str, str], variable: str, separator: str) -> list[str]:
+    value = environment.get(variable)
+    return value.split(separator) if value else []
+
+
+def _set_entries(
+    environment: MutableMapping[str, str], variable: str, entries: Sequence[str], separator: str
+) -> None:
+    if entries:
+        environment[variable] = separator.join(entries)
+    else:
+        environment.pop(variable, None)
+
+
+def _finder_of(library: str) -> _AliasFinder | None:
+    for finder in sys.meta_path:
+        if isinstance(finder, _AliasFinder) and finder.library == library:
+            return finder
+    return None
+
+
+def _loaded(package: str) -> list[str]:
+    """Return the names in ``sys.modules`` of a package and what is below it."""
+    return [name for name in list(sys.modules) if f"{name}.".startswith(f"{package}.")]
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    return new + name[len(old) :]
+
+
+def _refuse_imported(library: str, aliases: Mapping[str, str]) -> None:
+    for alias in aliases:
+        found = _loaded(alias)
+        if found:
+            name = min(found)
+            origin = getattr(sys.modules[name], "__file__", None) or "no file"
+            raise RuntimeError(
+                f"compat.install: {alias!r} must not be imported yet; got {name!r} from "
+                f"{origin}, imported earlier in this process. Call compat.install({library!r}) "
+                f"before anything imports {alias}, or start the program by "
+                f"python -m compat --as {library} -- SCRIPT."
+            )
+
+
+class _AliasFinder(MetaPathFinder):
+    """Finds ``spconv.X`` where ``compat.spconv.X`` is.
+
+    Args:
+        library: The original's name.
+        aliases: Top-level import names and the packages that stand in for them.
+    """
+
+    def __init__(self, library: str, aliases: Mapping[str, str]) -> None:
+        self.library = library
+        self._aliases = dict(aliases)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec whose loader hands out the adapter's module, or None."""
+        alias = fullname.partition(".")[0]
+        package = self._aliases.get(alias)
+        if package is None:
+            return None
+        name = _renamed(fullname, alias, package)
+        found = importlib.util.find_spec(name)
+        if found is None:
+            return None
+        loader = _AliasLoader(name, alias, package)
+        spec = ModuleSpec(fullname, loader, origin=found.origin)
+        spec.submodule_search_locations = found.submodule_search_locations
+        return spec
+
+
+class _AliasLoader(Loader):
+    """Hands out a module that is imported by its own name.
+
+    Args:
+        name: The module's own name.
+        alias: The top-level name that it is imported by.
+        package: The package that the alias means.
+    """
+
+    def __init__(self, name: str, alias: str, package: str) -> None:
+        self._name = name
+        self._alias = alias
+        self._package = package
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Import the module by its own name and return it."""
+        module = importlib.import_module(self._name)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own spec back, and the modules it imported their second names."""
+        # The import system has just put the alias's spec there.
+        module.__spec__ = self._spec
+        for name in _loaded(self._package):
+            sys.modules.setdefault(_renamed(name, self._package, self._alias), sys.modules[name])

@@ -1,0 +1,42 @@
+"""``cumm.tensorview``, usually imported ``as tv``: arrays in, tensors with ``.numpy()`` out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["from_numpy"]
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """Return an array as a CPU tensor, whose ``.numpy()`` gives the array back.
+
+    Shares memory with the array, save where torch cannot: read-only arrays and negative strides are
+    copied.
+
+    Args:
+        array: Any shape and number type.
+
+    Raises:
+        TypeError: It is not an array.
+    """
+    if not hasattr(array, "flags"):
+        raise TypeError(
+            f"from_numpy: array must be a numpy.ndarray; got {type(array).__name__}. Use "
+            "numpy.asarray first."
+        )
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}: only from_numpy is provided. The voxel "
+        "generators take and return torch tensors."
+    )
