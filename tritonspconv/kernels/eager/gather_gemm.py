@@ -37,9 +37,10 @@ def gather_gemm(
             matrix = weight_acc[volume - 1 - v if mirrored else v]
             columns = torch.nonzero(rows[v] >= 0).squeeze(1)
             if columns.shape[0] == n_out:
-                acc += feats[rows[v]] @ matrix
+                acc += feats.index_select(0, rows[v]) @ matrix
             elif columns.shape[0]:
-                acc.index_add_(0, columns, feats[rows[v, columns]] @ matrix)
+                present = rows[v].index_select(0, columns)
+                acc.index_add_(0, columns, feats.index_select(0, present) @ matrix)
     if order is not None:
         acc = torch.empty_like(acc).index_copy_(0, order.long(), acc)
     if bias is not None:

@@ -36,12 +36,19 @@ def lookup_table(
     zero, unit = (0,) * ndim, (1,) * ndim
     is_site = find_rows(index, coord_keys(coords, grid)) == own
     rows = torch.empty(len(offsets), n, dtype=torch.int32, device=coords.device)
+    volume = len(offsets)
     for v, offset in enumerate(offsets):
+        mirror = volume - 1 - v
         if offset == zero:
             rows[v] = own
-            continue
-        keys = tap_keys(coords, offset, unit, False, grid)
-        rows[v] = torch.where(is_site, find_rows(index, keys), -1)
+        elif mirror < v and offsets[mirror] == tuple(-x for x in offset):
+            # Who finds whom through the opposite tap is known already.
+            finder = torch.nonzero(rows[mirror] >= 0).squeeze(1)
+            found = rows[mirror].index_select(0, finder).long()
+            rows[v].fill_(-1).index_copy_(0, found, finder.to(torch.int32))
+        else:
+            keys = tap_keys(coords, offset, unit, False, grid)
+            rows[v] = torch.where(is_site, find_rows(index, keys), -1)
     return _with_mask(rows)
 
 

@@ -32,5 +32,5 @@ def weight_grad(
             row_in, row_out = row_out, row_in
         # Autocast would round the operands once more.
         with torch.autocast(feats.device.type, enabled=False):
-            out[v] = feats[row_in].T @ grad[row_out]
+            out[v] = feats.index_select(0, row_in).T @ grad.index_select(0, row_out)
     return out
