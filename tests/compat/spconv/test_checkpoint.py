@@ -1,13 +1,43 @@
 """Parameters, state dicts and the loaders that downstream frameworks patch in."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import compat.spconv.pytorch as spconv
 from compat.spconv import constants
+from compat.spconv.checkpoint import convert_state_dict
 
 KINDS = (spconv.SubMConv3d, spconv.SparseConv3d, spconv.SparseConvTranspose3d)
+
+
+def small_net():
+    """Return two sparse convolutions with a norm between them, parameters at random."""
+    net = spconv.SparseSequential(
+        spconv.SubMConv3d(4, 6, 3, bias=False),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        spconv.SparseConv3d(6, 8, (3, 1, 5), 2),
+    )
+    nn.init.uniform_(net[1].weight)
+    return net
+
+
+def save_as(model, layout):
+    """Return a plain dict of the model's state, the weights of its convolutions in ``layout``."""
+    order = {"KRSC": (0, 1, 2, 3, 4), "RSKC": (1, 2, 3, 0, 4), "RSCK": (1, 2, 3, 4, 0)}[layout]
+    return {
+        name: value.permute(order).contiguous() if value.dim() == 5 else value.clone()
+        for name, value in model.state_dict().items()
+    }
+
+
+def assert_same_state(model, expected):
+    state = model.state_dict()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(state[name], value), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,42 +82,143 @@ def test_saved_weight_layout_is_converted_once(monkeypatch, layout, order):
     assert torch.equal(target[0].weight, source[0].weight)
 
 
-def test_openpcdet_walker_finds_and_permutes_old_weights():
-    net = nn.Sequential(spconv.SparseSequential(spconv.SubMConv3d(4, 6, 3)), nn.Linear(2, 2))
-
-    def weight_names(module, prefix=""):
-        for name, child in module.named_children():
-            if isinstance(child, spconv.conv.SparseConvolution):
-                yield f"{prefix}{name}.weight"
-            yield from weight_names(child, f"{prefix}{name}.")
-
-    assert list(weight_names(net)) == ["0.0.weight"]
-    old = torch.randn(3, 3, 3, 4, 6)
-    native = old.transpose(-1, -2)
-    assert native.shape != net[0][0].weight.shape
-    assert old.permute(4, 0, 1, 2, 3).shape == net[0][0].weight.shape
+def find_all_spconv_keys(module, prefix=""):
+    """OpenPCDet: the weights of all sparse convolutions below a detector."""
+    found = set()
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(child, spconv.conv.SparseConvolution):
+            found.add(f"{path}.weight")
+        found |= find_all_spconv_keys(child, path)
+    return found
 
 
-def test_mmdet3d_can_patch_the_version_and_the_loader_of_sparse_module(monkeypatch):
-    original = spconv.SparseModule._load_from_state_dict
-    seen = []
+def load_as_openpcdet(model, checkpoint):
+    """OpenPCDet: try the two older layouts where shapes differ; load what fits."""
+    own, keys, update = model.state_dict(), find_all_spconv_keys(model), {}
+    for key, value in checkpoint.items():
+        if key in keys and key in own and own[key].shape != value.shape:
+            native = value.transpose(-1, -2)
+            if native.shape == own[key].shape:
+                value = native.contiguous()
+            else:
+                assert value.dim() == 5
+                implicit = value.permute(4, 0, 1, 2, 3)
+                if implicit.shape == own[key].shape:
+                    value = implicit.contiguous()
+        if key in own and own[key].shape == value.shape:
+            update[key] = value
+    own.update(update)
+    model.load_state_dict(own)
+    return update
 
-    def patched(self, state_dict, prefix, local_metadata, *args):
+
+def test_openpcdet_loads_1x_checkpoints_by_its_own_walk():
+    def build():
+        return nn.Sequential(small_net(), nn.Linear(2, 2))
+
+    source, target = build(), build()
+    assert find_all_spconv_keys(target) == {"0.0.weight", "0.3.weight"}
+    old = {name: value.clone() for name, value in source.state_dict().items()}
+    for key in find_all_spconv_keys(source):
+        old[key] = old[key].permute(1, 2, 3, 4, 0).contiguous()
+    old["gone.weight"] = torch.zeros(3)
+    assert load_as_openpcdet(target, old).keys() == target.state_dict().keys()
+    assert_same_state(target, source)
+
+
+def load_as_mmdet3d(
+    self, state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs
+):
+    """mmdet3d's replacement of SparseModule's loader: old versions have the outputs last."""
+    for hook in self._load_state_dict_pre_hooks.values():
+        hook(state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs)
+    for name, own in itertools.chain(self._parameters.items(), self._buffers.items()):
+        if own is None:
+            continue
+        value = state_dict.get(prefix + name)
+        if value is None:
+            missing.append(prefix + name)
+            continue
         if local_metadata.get("version") != 2:
-            for name in self._parameters:
-                value = state_dict[prefix + name]
-                seen.append(prefix + name)
-                state_dict[prefix + name] = value.permute(-1, *range(value.ndim - 1))
-        original(self, state_dict, prefix, local_metadata, *args)
+            value = value.permute(value.dim() - 1, *range(value.dim() - 1))
+        if value.shape != own.shape:
+            error_msgs.append(f"size mismatch for {prefix + name}")
+            continue
+        with torch.no_grad():
+            own.copy_(value)
 
+
+@pytest.fixture
+def register_spconv2(monkeypatch):
+    """Patch SparseModule as mmdet3d does."""
     monkeypatch.setattr(spconv.SparseModule, "_version", 2)
-    monkeypatch.setattr(spconv.SparseModule, "_load_from_state_dict", patched)
-    layer = spconv.SubMConv3d(4, 6, 3)
-    assert layer.state_dict()._metadata[""]["version"] == 2
-    old = {"weight": torch.randn(3, 3, 3, 4, 6), "bias": torch.randn(6)}
-    layer.load_state_dict(dict(old))
-    assert seen == ["weight", "bias"]
-    assert torch.equal(layer.weight, old["weight"].permute(4, 0, 1, 2, 3))
+    monkeypatch.setattr(spconv.SparseModule, "_load_from_state_dict", load_as_mmdet3d)
+
+
+@pytest.mark.usefixtures("register_spconv2")
+def test_mmdet3d_permutes_mmcv_checkpoints_in_its_own_loader():
+    source, target = small_net(), small_net()
+    old = {
+        name: value.permute(1, 2, 3, 4, 0) if value.dim() == 5 else value
+        for name, value in source.state_dict().items()
+    }
+    target.load_state_dict(old)
+    assert_same_state(target, source)
+
+
+@pytest.mark.usefixtures("register_spconv2")
+def test_mmdet3d_leaves_what_it_saved_itself(tmp_path):
+    source, target = small_net(), small_net()
+    assert source.state_dict()._metadata["0"]["version"] == 2
+    torch.save(source.state_dict(), tmp_path / "new.pth")
+    target.load_state_dict(torch.load(tmp_path / "new.pth", weights_only=True))
+    assert_same_state(target, source)
+
+
+@pytest.mark.usefixtures("register_spconv2")
+def test_mmdet3d_does_not_permute_converted_checkpoints_again():
+    source, target = small_net(), small_net()
+    old = save_as(source, "RSCK")
+    assert not hasattr(old, "_metadata")
+    target.load_state_dict(convert_state_dict(old, target))
+    assert_same_state(target, source)
+
+
+class Registry(dict):
+    """As much of mmengine's registry as ``build_conv_layer`` needs."""
+
+    def register_module(self, name, module=None, force=False):
+        if name in self and not force:
+            raise KeyError(f"{name} is already registered")
+        self[name] = module
+
+
+def build_conv_layer(registry, cfg, *args, **kwargs):
+    """mmcv: ``cfg`` names the class and holds further arguments."""
+    cfg = dict(cfg)
+    return registry[cfg.pop("type")](*args, **kwargs, **cfg)
+
+
+def test_mm_registry_builds_layers_from_configs(make, device):
+    registry = Registry(SubMConv3d=object)
+    for name in ("SparseConv3d", "SparseInverseConv3d", "SubMConv3d"):
+        registry.register_module(name=name, module=getattr(spconv, name), force=True)
+    down = {"type": "SparseConv3d", "indice_key": "down"}
+    up = {"type": "SparseInverseConv3d", "indice_key": "down"}
+    subm = {"type": "SubMConv3d", "indice_key": "subm"}
+    net = spconv.SparseSequential(
+        build_conv_layer(registry, subm, 4, 8, 3, stride=1, padding=1, bias=False),
+        nn.BatchNorm1d(8, eps=1e-3, momentum=0.01),
+        nn.ReLU(inplace=True),
+        build_conv_layer(registry, down, 8, 16, 3, stride=2, padding=1, bias=False),
+        build_conv_layer(registry, up, 16, 8, 3, bias=False),
+    ).to(device)
+    x = make()
+    out = net(x)
+    assert out.features.shape == (len(x.features), 8)
+    assert set(out.indice_dict) == {"subm", "down"}
+    assert net[0].bias is None
 
 
 def test_forward_and_repr_can_be_replaced_by_dotted_name(monkeypatch, make, device):
