@@ -1,6 +1,14 @@
 """Kernel maps: which input row meets which output row under which tap."""
 
 from tritonspconv.kernel_map.build import kernel_map, recorded_maps
+from tritonspconv.kernel_map.from_pairs import map_from_pairs
 from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, PairList
 
-__all__ = ["KernelMap", "NeighborTable", "PairList", "kernel_map", "recorded_maps"]
+__all__ = [
+    "KernelMap",
+    "NeighborTable",
+    "PairList",
+    "kernel_map",
+    "map_from_pairs",
+    "recorded_maps",
+]

@@ -8,10 +8,12 @@ from compat.spconv.pytorch import (
     conv,
     core,
     functional,
+    hash,
     identity,
     modules,
     ops,
     pool,
+    spatial,
     tables,
     utils,
 )
@@ -128,11 +130,13 @@ __all__ = [
     "conv",
     "core",
     "functional",
+    "hash",
     "identity",
     "is_spconv_module",
     "modules",
     "ops",
     "pool",
+    "spatial",
     "tables",
     "utils",
 ]
@@ -142,8 +146,6 @@ __getattr__ = missing_names(
     {
         "SpatialGroupConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
         "FocalsConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
-        "hash": "Use torch.unique or tritonspconv.coords.ActiveSites to look coordinates up.",
-        "spatial": "Use functional.sparse_add(x) to merge repeated sites.",
-        "quantization": "Quantised layers do not exist here.",
+        "quantization": "Quantised layers do not exist here; use float16 or bfloat16.",
     },
 )

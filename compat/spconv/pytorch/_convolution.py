@@ -13,6 +13,7 @@ from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._maps import inverse_map, strided_map, submanifold_map
+from compat.spconv.pytorch._pair_ops import activate
 from compat.spconv.pytorch._sites import IndiceDict
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
@@ -196,7 +197,7 @@ class SparseConvolution(CountsVoxels):
         if add_input is not None:
             feats = feats + add_input.features
         if self.act_type is not Activation.None_:
-            feats = _activate(feats, self.act_type, self.act_alpha)
+            feats = activate(feats, self.act_type, self.act_alpha)
         if self.record_voxel_count:
             self._count_voxels(feats)
         return input._derive(feats, indice_dict, located)
@@ -245,11 +246,3 @@ class SparseConvolution(CountsVoxels):
         if from_axis is not None and saved is not None:
             state_dict[prefix + "weight"] = saved.movedim(from_axis, 0).contiguous()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _activate(feats: Tensor, act_type: Activation, alpha: float) -> Tensor:
-    if act_type is Activation.ReLU:
-        return feats.relu()
-    if act_type is Activation.Sigmoid:
-        return feats.sigmoid()
-    return nn.functional.leaky_relu(feats, alpha)

@@ -2,33 +2,150 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import Any
 
-from compat.spconv.pytorch._errors import SpconvError, missing_names
+import torch
+from torch import Tensor
+
+from compat.spconv.core import Activation, ConvAlgo
+from compat.spconv.pytorch import ops
+from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch.core import SparseConvTensor
+from compat.spconv.pytorch.hash import HashTable
 from tritonspconv.coords import Grid
 
-__all__ = ["SparseConvTensor", "sparse_add", "sparse_add_hash_based"]
+__all__ = [
+    "HashTable",
+    "SparseConvTensor",
+    "implicit_gemm",
+    "indice_avgpool_implicit_gemm",
+    "indice_conv",
+    "indice_inverse_conv",
+    "indice_maxpool",
+    "indice_maxpool_implicit_gemm",
+    "indice_subm_conv",
+    "sparse_add",
+    "sparse_add_hash_based",
+]
 
-_USE_LAYERS = (
-    "Pair lists are not an argument of any kernel here: use the layers of compat.spconv.pytorch, "
-    "or tritonspconv.ops.sparse_conv / sparse_pool with the kernel_map of an indice_dict entry."
-)
-__getattr__ = missing_names(
-    __name__,
-    dict.fromkeys(
-        (
-            "implicit_gemm",
-            "indice_avgpool_implicit_gemm",
-            "indice_conv",
-            "indice_inverse_conv",
-            "indice_maxpool",
-            "indice_maxpool_implicit_gemm",
-            "indice_subm_conv",
-        ),
-        _USE_LAYERS,
-    ),
-)
+
+def indice_conv(
+    features: Tensor,
+    filters: Tensor,
+    indice_pairs: Tensor,
+    indice_pair_num: Tensor,
+    num_activate_out: int,
+    algo: ConvAlgo,
+    timer: Any = None,
+    bias: Tensor | None = None,
+    act_alpha: float = 0.0,
+    act_beta: float = 0.0,
+    act_type: Activation = Activation.None_,
+) -> Tensor:
+    """Convolve along a pair list; see :func:`compat.spconv.pytorch.ops.indice_conv`."""
+    return ops.indice_conv(
+        features, filters, indice_pairs, indice_pair_num, num_activate_out,
+        bias=bias, act_alpha=act_alpha, act_beta=act_beta, act_type=act_type,
+    )  # fmt: skip
+
+
+def indice_inverse_conv(
+    features: Tensor,
+    filters: Tensor,
+    indice_pairs: Tensor,
+    indice_pair_num: Tensor,
+    num_activate_out: int,
+    algo: ConvAlgo,
+    timer: Any = None,
+    bias: Tensor | None = None,
+    act_alpha: float = 0.0,
+    act_beta: float = 0.0,
+    act_type: Activation = Activation.None_,
+) -> Tensor:
+    """Convolve along a pair list read backwards, from ``indice_pairs[1]`` to ``[0]``."""
+    return ops.indice_conv(
+        features, filters, indice_pairs, indice_pair_num, num_activate_out, inverse=True,
+        bias=bias, act_alpha=act_alpha, act_beta=act_beta, act_type=act_type,
+    )  # fmt: skip
+
+
+def indice_subm_conv(
+    features: Tensor,
+    filters: Tensor,
+    indice_pairs: Tensor,
+    indice_pair_num: Tensor,
+    num_activate_out: int,
+    algo: ConvAlgo,
+    timer: Any = None,
+    bias: Tensor | None = None,
+    act_alpha: float = 0.0,
+    act_beta: float = 0.0,
+    act_type: Activation = Activation.None_,
+) -> Tensor:
+    """Convolve along a submanifold pair list: its first half of taps, the rest by symmetry."""
+    return ops.indice_conv(
+        features, filters, indice_pairs, indice_pair_num, num_activate_out, subm=True,
+        bias=bias, act_alpha=act_alpha, act_beta=act_beta, act_type=act_type,
+    )  # fmt: skip
+
+
+def implicit_gemm(
+    features: Tensor,
+    filters: Tensor,
+    pair_fwd: Tensor,
+    pair_bwd: Tensor,
+    pair_mask_fwd_splits: Sequence[Tensor],
+    pair_mask_bwd_splits: Sequence[Tensor],
+    mask_argsort_fwd_splits: Sequence[Tensor],
+    mask_argsort_bwd_splits: Sequence[Tensor],
+    num_activate_out: int,
+    masks: Sequence[Any],
+    is_train: bool,
+    is_subm: bool,
+    timer: Any = None,
+    fp32_accum: bool | None = None,
+    bias: Tensor | None = None,
+    act_alpha: float = 0.0,
+    act_beta: float = 0.0,
+    act_type: Activation = Activation.None_,
+) -> Tensor:
+    """Convolve along the pair table ``pair_fwd``; gradients need no ``pair_bwd``.
+
+    See :func:`compat.spconv.pytorch.ops.implicit_gemm`.
+    """
+    return ops.implicit_gemm(
+        features, filters, pair_fwd, pair_mask_fwd_splits, mask_argsort_fwd_splits,
+        num_activate_out, masks, is_train, is_subm, timer, fp32_accum, bias, act_alpha, act_beta,
+        act_type,
+    )[0]  # fmt: skip
+
+
+def indice_maxpool(
+    features: Tensor, indice_pairs: Tensor, indice_pair_num: Tensor, num_activate_out: int
+) -> Tensor:
+    """Max-pool along a pair list, with spconv's floor of zero."""
+    return ops.indice_maxpool(features, indice_pairs, indice_pair_num, num_activate_out)
+
+
+def indice_maxpool_implicit_gemm(
+    features: Tensor, indice_pairs_fwd: Tensor, indice_pairs_bwd: Tensor, num_activate_out: int
+) -> Tensor:
+    """Max-pool along the pair table ``indice_pairs_fwd``, with spconv's floor of zero."""
+    return ops.indice_maxpool_implicit_gemm(features, indice_pairs_fwd, num_activate_out)
+
+
+def indice_avgpool_implicit_gemm(
+    features: Tensor,
+    indice_pairs_fwd: Tensor,
+    indice_pairs_bwd: Tensor,
+    num_activate_out: int,
+    calc_count: bool,
+) -> Tensor:
+    """Average the inputs that are present along the pair table ``indice_pairs_fwd``."""
+    return ops.indice_avgpool_implicit_gemm(
+        features, indice_pairs_fwd, num_activate_out, calc_count
+    )[0]
 
 
 def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
@@ -78,7 +195,7 @@ def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
 sparse_add_hash_based = sparse_add
 
 
-def _order_of(item: SparseConvTensor, grid: Grid, keys: torch.Tensor) -> torch.Tensor:
+def _order_of(item: SparseConvTensor, grid: Grid, keys: Tensor) -> Tensor:
     """Return the row of ``item`` that holds each of its ascending ``keys``."""
     places = torch.searchsorted(keys, grid.keys(item.indices))
     order = torch.empty_like(places)

@@ -13,3 +13,7 @@ class Identity(nn.Module):
     def forward(self, input: Any) -> Any:
         """Return ``input``."""
         return input
+
+    def input_spatial_size(self, out_size: Any) -> Any:
+        """Return ``out_size``: the layer changes no size."""
+        return out_size

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from compat.spconv.core import AlgoHint, ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError, missing_names
+from compat.spconv.pytorch._pair_ops import (
+    implicit_gemm,
+    implicit_gemm_backward,
+    indice_avgpool_implicit_gemm,
+    indice_avgpool_implicit_gemm_backward,
+    indice_conv,
+    indice_conv_backward,
+    indice_maxpool,
+    indice_maxpool_backward,
+    indice_maxpool_implicit_gemm,
+    indice_maxpool_implicit_gemm_backward,
+)
+from compat.spconv.pytorch._pairs import pair_tables, remember_pairs, remember_table
 from compat.spconv.pytorch._records import pair_lists
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map import kernel_map
+from tritonspconv.kernel_map import KernelMap, kernel_map
 
 __all__ = [
     "AlgoHint",
@@ -19,29 +33,29 @@ __all__ = [
     "get_conv_output_size",
     "get_deconv_output_size",
     "get_indice_pairs",
+    "get_indice_pairs_implicit_gemm",
+    "implicit_gemm",
+    "implicit_gemm_backward",
+    "indice_avgpool_implicit_gemm",
+    "indice_avgpool_implicit_gemm_backward",
+    "indice_conv",
+    "indice_conv_backward",
+    "indice_maxpool",
+    "indice_maxpool_backward",
+    "indice_maxpool_implicit_gemm",
+    "indice_maxpool_implicit_gemm_backward",
 ]
 
-_USE_LAYERS = (
-    "Kernels and their buffers are not exposed: use the layers of compat.spconv.pytorch, or "
-    "tritonspconv.ops on the kernel_map of an indice_dict entry."
-)
 __getattr__ = missing_names(
     __name__,
-    dict.fromkeys(
-        (
-            "fused_indice_conv",
-            "get_indice_pairs_implicit_gemm",
-            "implicit_gemm",
-            "implicit_gemm_backward",
-            "indice_avgpool_implicit_gemm",
-            "indice_conv",
-            "indice_conv_backward",
-            "indice_maxpool",
-            "indice_maxpool_backward",
-            "indice_maxpool_implicit_gemm",
-        ),
-        _USE_LAYERS,
-    ),
+    {
+        "SpconvOps": "It is spconv's C++; use the functions of this module.",
+        "ConvGemmOps": "It is spconv's C++; use indice_conv or implicit_gemm.",
+        "InferenceOps": "It is spconv's C++; use the act_type of indice_conv or implicit_gemm.",
+        "fused_indice_conv": "The original raises NotImplementedError; use indice_conv(bias=...).",
+        "global_pool_rearrange": "Use SparseGlobalMaxPool or tritonspconv.ops.global_pool.",
+        "maximum_value_int_": "Use torch.Tensor.clamp_.",
+    },
 )
 
 
@@ -143,6 +157,89 @@ def get_indice_pairs(
         Output indices, int32 ``[n_out, 1 + ndim]``; pairs, int32 ``[2, V, N]`` of input and output
         rows by tap, -1 behind the last; pairs per tap, int32 ``[V]``.
     """
+    out_indices, found = _found_map(
+        indices, batch_size, spatial_shape, ksize, stride, padding, dilation, out_padding,
+        subm, transpose, num_out_act_bound,
+    )  # fmt: skip
+    pairs, counts = pair_lists(found)
+    remember_pairs(pairs, counts, found)
+    return out_indices, pairs, counts
+
+
+def get_indice_pairs_implicit_gemm(
+    indices: Tensor,
+    batch_size: int,
+    spatial_shape: Sequence[int],
+    algo: ConvAlgo,
+    ksize: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_padding: Sequence[int],
+    subm: bool = False,
+    transpose: bool = False,
+    is_train: bool = True,
+    alloc: Any = None,
+    timer: Any = None,
+    num_out_act_bound: int = -1,
+    direct_table: bool = True,
+    do_sort: bool = True,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor,
+    list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Any],
+]:  # fmt: skip
+    """Return output indices and pair tables of one convolution.
+
+    Args:
+        indices: int32 ``[N, 1 + ndim]``.
+        batch_size: Number of samples.
+        spatial_shape: Extents of the grid.
+        algo: Accepted, without effect.
+        ksize: Window extent, one int per axis, like all that follow.
+        stride: Fine sites per coarse site.
+        padding: Shift of the window.
+        dilation: Sites between neighbouring taps.
+        out_padding: Extra extent of a transposed output.
+        subm: Outputs at the input sites.
+        transpose: Transposed convolution.
+        is_train: Accepted, without effect; all tables are made.
+        alloc: Accepted, without effect.
+        timer: Accepted, without effect.
+        num_out_act_bound: Accepted; must not be positive, because outputs are never cut off.
+        direct_table: Accepted, without effect.
+        do_sort: Accepted, without effect.
+
+    Returns:
+        Output indices, int32 ``[n_out, 1 + ndim]``; pairs per tap, int32 ``[V]``; the input row of
+        each tap and output row, int32 ``[V, n_out]``, -1 where there is none; the output row of
+        each tap and input row, int32 ``[V, N]``; and five empty lists in place of the masks, which
+        belong to spconv's kernels.
+    """
+    out_indices, found = _found_map(
+        indices, batch_size, spatial_shape, ksize, stride, padding, dilation, out_padding,
+        subm, transpose, num_out_act_bound,
+    )  # fmt: skip
+    forward, backward = pair_tables(found)
+    remember_table(forward, found)
+    remember_table(backward, found.inverse())
+    counts = (forward >= 0).sum(1, dtype=forward.dtype)
+    return out_indices, counts, forward, backward, [], [], [], [], []
+
+
+def _found_map(
+    indices: Tensor,
+    batch_size: int,
+    spatial_shape: Sequence[int],
+    ksize: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_padding: Sequence[int],
+    subm: bool,
+    transpose: bool,
+    num_out_act_bound: int,
+) -> tuple[Tensor, KernelMap]:
+    """Return output indices and kernel map of one convolution."""
     if num_out_act_bound > 0:
         raise NotImplementedError(
             "get_indice_pairs: num_out_act_bound is not supported; every output is kept. Pass -1."
@@ -159,4 +256,4 @@ def get_indice_pairs(
         size = get_deconv_output_size(shape, ksize, stride, padding, dilation, out_padding)
         out_grid = Grid((0,) * len(shape), tuple(size), batch_size)
     found = kernel_map(sites, geometry, out_grid=out_grid)
-    return (indices if subm else found.out_sites.coords, *pair_lists(found))
+    return (indices if subm else found.out_sites.coords), found

@@ -21,7 +21,8 @@ NAMES = {
     "compat.spconv.core": "ConvAlgo AlgoHint",
     "compat.spconv.pytorch": (
         "ConvAlgo SparseConvTensor functional ops conv modules core pool tables utils identity "
-        "constants SparseModule SparseSequential is_spconv_module assign_name_for_sparse_modules "
+        "hash spatial constants SparseModule SparseSequential is_spconv_module "
+        "assign_name_for_sparse_modules "
         "SparseBatchNorm SparseSyncBatchNorm SparseReLU SparseIdentity Identity ToDense RemoveGrid "
         "AddTable JoinTable ConcatTable SparseGlobalMaxPool SparseGlobalAvgPool "
         + " ".join(f"{kind}{ndim}d" for kind in CONV for ndim in (1, 2, 3, 4))
@@ -37,14 +38,22 @@ NAMES = {
     ),
     "compat.spconv.pytorch.conv": "SparseConvolution SparseConv3d DEFAULT_SPARSE_CONV_TYPES",
     "compat.spconv.pytorch.utils": "PointToVoxel gather_features_by_pc_voxel_id",
-    "compat.spconv.pytorch.functional": "sparse_add sparse_add_hash_based",
+    "compat.spconv.pytorch.functional": (
+        "sparse_add sparse_add_hash_based indice_conv indice_subm_conv indice_inverse_conv "
+        "implicit_gemm indice_maxpool indice_maxpool_implicit_gemm indice_avgpool_implicit_gemm"
+    ),
+    "compat.spconv.pytorch.hash": "HashTable",
+    "compat.spconv.pytorch.spatial": "RemoveDuplicate",
+    "compat.spconv.pytorch.identity": "Identity",
     "compat.spconv.pytorch.ops": (
-        "ConvAlgo get_conv_output_size get_deconv_output_size get_indice_pairs"
+        "ConvAlgo get_conv_output_size get_deconv_output_size get_indice_pairs indice_conv "
+        "get_indice_pairs_implicit_gemm implicit_gemm indice_maxpool indice_maxpool_implicit_gemm"
     ),
     "compat.spconv.pytorch.tables": "AddTable JoinTable ConcatTable AddTableMisaligned",
     "compat.spconv.pytorch.pool": "SparseMaxPool SparseAvgPool",
     "compat.spconv.utils": (
         "Point2VoxelCPU1d Point2VoxelCPU2d Point2VoxelCPU3d Point2VoxelCPU4d nullcontext rbbox_iou "
+        "Point2VoxelGPU1d Point2VoxelGPU2d Point2VoxelGPU3d Point2VoxelGPU4d "
         "rbbox_intersection rbbox_iou_loss non_max_suppression_cpu rotate_non_max_suppression_cpu"
     ),
 }
@@ -173,10 +182,9 @@ def test_the_1x_voxel_generators_are_absent():
     ("module", "name", "hint"),
     [
         (spconv, "FocalsConv3d", "spconv-plus"),
-        (spconv, "hash", "ActiveSites"),
-        (spconv.functional, "indice_conv", "use the layers"),
-        (spconv.ops, "implicit_gemm", "use the layers"),
-        (utils, "Point2VoxelGPU3d", "PointToVoxel"),
+        (spconv, "quantization", "float16 or bfloat16"),
+        (spconv.ops, "SpconvOps", "use the functions"),
+        (utils, "BoxOps", "torchvision"),
     ],
 )
 def test_absent_names_say_what_to_use(module, name, hint):

@@ -1,0 +1,147 @@
+"""From spconv's pair lists and pair tables to kernel maps.
+
+A pair tensor made here remembers its kernel map for as long as it lives unchanged; for any other
+one the map is built from its entries, once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from compat.spconv.pytorch._errors import SpconvError
+from tritonspconv.kernel_map import KernelMap
+from tritonspconv.kernel_map.from_pairs import map_from_pairs
+
+
+class _Known(NamedTuple):
+    """The maps of one pair tensor, valid while it and its counts are as they were."""
+
+    version: int
+    counts: weakref.ref[Tensor] | None
+    counts_version: int
+    maps: dict[Hashable, KernelMap]
+
+
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def remember_pairs(pairs: Tensor, counts: Tensor, kernel_map: KernelMap) -> None:
+    """Let ``pairs [2, V, N]`` with ``counts [V]`` stand for ``kernel_map``."""
+    maps = _maps_of(pairs, counts)
+    for subm in (False, True):
+        maps[kernel_map.n_in, kernel_map.n_out, subm] = kernel_map
+
+
+def map_of_pairs(
+    pairs: Tensor, counts: Tensor, n_in: int, n_out: int, subm: bool = False
+) -> KernelMap:
+    """Return the map of a pair list.
+
+    Args:
+        pairs: Input and output rows by tap ``[2, V, N]``.
+        counts: Pairs of each tap ``[V]``; what follows them is ignored.
+        n_in: Rows that ``pairs[0]`` numbers.
+        n_out: Rows that ``pairs[1]`` numbers.
+        subm: Taps from the central one on follow from the first half by symmetry, as spconv lists
+            the pairs of a submanifold convolution.
+
+    Raises:
+        SpconvError: The shapes do not fit.
+        ValueError: Rows are out of range or repeat within a tap.
+
+    Waits for the device, but not for pairs of ``get_indice_pairs``.
+    """
+    if pairs.ndim != 3 or pairs.shape[0] != 2 or counts.shape != pairs.shape[1:2]:
+        raise SpconvError(
+            "indice_pairs must be [2, V, N] and indice_pair_num [V]; got "
+            f"{list(pairs.shape)} and {list(counts.shape)}."
+        )
+    maps = _maps_of(pairs, counts)
+    found = maps.get((n_in, n_out, subm))
+    if found is None:
+        if subm:
+            pairs, counts = _both_halves(pairs, counts, n_in, n_out)
+        present = torch.arange(pairs.shape[2], device=pairs.device) < counts[:, None]
+        tap_ptr = torch.nn.functional.pad(present.sum(1).cumsum(0), (1, 0))
+        found = map_from_pairs(pairs[0][present], pairs[1][present], tap_ptr, n_in, n_out)
+        maps[n_in, n_out, subm] = found
+    return found
+
+
+def remember_table(table: Tensor, kernel_map: KernelMap) -> None:
+    """Let ``table [V, n_out]`` of input rows stand for ``kernel_map``."""
+    _maps_of(table, None)[kernel_map.n_in] = kernel_map
+
+
+def map_of_table(table: Tensor, n_in: int, n_out: int) -> KernelMap:
+    """Return the map of a pair table: the input row of each tap and output row, or -1.
+
+    Raises:
+        SpconvError: ``table`` is not ``[V, n_out]``.
+        ValueError: Rows are out of range or repeat within a tap.
+
+    Waits for the device, but not for tables of ``get_indice_pairs_implicit_gemm``.
+    """
+    if table.ndim != 2 or table.shape[1] != n_out:
+        raise SpconvError(
+            f"a pair table must be [V, {n_out}], one column per output row; got "
+            f"{list(table.shape)}. Pass num_activate_out={table.shape[-1]}?"
+        )
+    maps = _maps_of(table, None)
+    found = maps.get(n_in)
+    if found is None:
+        present = table >= 0
+        tap_ptr = torch.nn.functional.pad(present.sum(1).cumsum(0), (1, 0))
+        out_rows = torch.nonzero(present)[:, 1]
+        found = maps[n_in] = map_from_pairs(table[present], out_rows, tap_ptr, n_in, n_out)
+    return found
+
+
+def pair_tables(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
+    """Return the tables of both sides, int32 ``[V, n_out]`` and ``[V, n_in]``, -1 where empty."""
+    in_rows, out_rows, tap_ptr = kernel_map.pairs()
+    taps = torch.repeat_interleave(tap_ptr.diff(), output_size=in_rows.shape[0])
+    forward = in_rows.new_full((kernel_map.kernel_volume, kernel_map.n_out), -1)
+    backward = in_rows.new_full((kernel_map.kernel_volume, kernel_map.n_in), -1)
+    forward[taps, out_rows.long()] = in_rows
+    backward[taps, in_rows.long()] = out_rows
+    return forward, backward
+
+
+def _maps_of(pairs: Tensor, counts: Tensor | None) -> dict[Hashable, KernelMap]:
+    """Return the maps of an unchanged pair tensor, to read and to add to."""
+    if pairs.is_inference() or (counts is not None and counts.is_inference()):
+        return {}  # Inference tensors have no version: edits would go unnoticed.
+    known = _known.get(pairs)
+    counts_version = 0 if counts is None else counts._version
+    if (
+        known is None
+        or known.version != pairs._version
+        or (known.counts and known.counts()) is not counts
+        or known.counts_version != counts_version
+    ):
+        reference = None if counts is None else weakref.ref(counts)
+        known = _known[pairs] = _Known(pairs._version, reference, counts_version, {})
+    return known.maps
+
+
+def _both_halves(pairs: Tensor, counts: Tensor, n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
+    """Return a submanifold pair list with its centre and second half written out."""
+    volume, length = pairs.shape[1:]
+    if volume % 2 == 0 or n_in != n_out or length < n_in:
+        raise SpconvError(
+            "submanifold pairs must be [2, V, N] with odd V and the same rows on both sides; got "
+            f"{list(pairs.shape)} for {n_in} input and {n_out} output rows."
+        )
+    half = volume // 2
+    rows = torch.arange(length, dtype=pairs.dtype, device=pairs.device).expand(2, 1, length)
+    first = pairs[:, :half]
+    whole = torch.cat([first, rows, first.flip(0, 1)], 1)
+    centre = counts.new_full((1,), n_in)
+    return whole, torch.cat([counts[:half], centre, counts[:half].flip(0)])
