@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 
 
 @functools.lru_cache(maxsize=512)
@@ -49,12 +49,7 @@ def index_flags(index: SiteIndex) -> dict[str, bool]:
     }
 
 
-def num_blocks(n: int, block: int) -> int:
-    """Return how many blocks of ``block`` rows cover ``n`` rows."""
-    return triton.cdiv(n, block)
-
-
 def tap_grid(n: int, volume: int, block_n: int) -> tuple[tuple[int, int], int]:
     """Return the grid over blocks of rows and of taps, and how many taps a block holds."""
-    block_v = min(triton.next_power_of_2(volume), 32)
-    return (triton.cdiv(n, block_n), triton.cdiv(volume, block_v)), block_v
+    block_v = min(next_power_of_2(volume), 32)
+    return (num_blocks(n, block_n), num_blocks(volume, block_v)), block_v

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
+
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 
 
 class GemmConfig(NamedTuple):
@@ -28,7 +29,7 @@ def on_amd() -> bool:
 
 
 def _padded(channels: int, most: int) -> int:
-    return min(max(triton.next_power_of_2(channels), 16), most)
+    return min(max(next_power_of_2(channels), 16), most)
 
 
 def gather_gemm_config(n_out: int, c_in: int, c_out: int, dtype: torch.dtype) -> GemmConfig:
@@ -46,7 +47,7 @@ def gather_gemm_config(n_out: int, c_in: int, c_out: int, dtype: torch.dtype) ->
         )
     block_n = _padded(c_out, 64 if wide else 256)
     block_k = _padded(c_in, 32 if wide else 64)
-    small = triton.cdiv(n_out, 128) * triton.cdiv(c_out, block_n) < 264
+    small = num_blocks(n_out, 128) * num_blocks(c_out, block_n) < 264
     block_m = 64 if wide or small else 128
     if block_n == 256:
         return GemmConfig(block_m, 128 if small else 256, block_k, 4 if small else 8, 5)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.triton import configs
+from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import launch
 from tritonspconv.kernels.triton.configs import GemmConfig, gather_gemm_config
 
@@ -154,7 +155,7 @@ def gather_gemm(
         # wgmma takes 32-bit operands with the summed axis contiguous only.
         weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
     cfg = config or gather_gemm_config(n_out, c_in, c_out, feats.dtype)
-    grid = (triton.cdiv(n_out, cfg.block_m) * triton.cdiv(c_out, cfg.block_n),)
+    grid = (num_blocks(n_out, cfg.block_m) * num_blocks(c_out, cfg.block_n),)
     launch(
             gather_gemm_kernel, grid, feats.device,
         feats, weight, bias, out, rows, mask, order,

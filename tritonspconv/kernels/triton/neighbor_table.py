@@ -15,13 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
     box_args,
     flatten_offsets,
     index_args,
     index_flags,
     int32_constant,
-    num_blocks,
     tap_grid,
 )
 from tritonspconv.kernels.triton._index import find_rows, tap_keys

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritonspconv.kernels.triton._grid import num_blocks
+from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import launch
 
 _BLOCK_N = 1024

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._launch import launch
 
 # Elements of one tile, and the most channels that it holds.
@@ -202,8 +203,8 @@ def _acc_dtype(feats: Tensor) -> tl.dtype:
 
 def _tiles(n: int, c: int) -> tuple[tuple[int, int], dict[str, int]]:
     """Return the grid over ``n`` columns x ``c`` channels, and the tile."""
-    block_n = min(triton.next_power_of_2(max(c, 1)), _MAX_BLOCK_N)
+    block_n = min(next_power_of_2(max(c, 1)), _MAX_BLOCK_N)
     block_m = min(_TILE // block_n, 256)
     # Without channels there still are counts to write.
-    grid = (triton.cdiv(n, block_m), max(triton.cdiv(c, block_n), 1))
+    grid = (num_blocks(n, block_m), max(num_blocks(c, block_n), 1))
     return grid, {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._launch import launch
 
 _LAST_ROW: tl.constexpr = tl.constexpr(2**31 - 1)
@@ -128,11 +129,11 @@ def segment_reduce(
         if want_argmax or (mode == "max" and not is_last):
             argmax = torch.empty(n_lanes, c, dtype=torch.int32, device=values.device)
         if n_lanes and c:
-            block_n = min(triton.next_power_of_2(c), _MAX_BLOCK_N)
+            block_n = min(next_power_of_2(c), _MAX_BLOCK_N)
             block_s = min(_TILE // block_n, 128)
             launch(
                 segment_reduce_kernel,
-                (triton.cdiv(n_lanes, block_s), triton.cdiv(c, block_n)),
+                (num_blocks(n_lanes, block_s), num_blocks(c, block_n)),
                 values.device,
                 values, ids, perm, start, end, length, out, argmax,
                 n_lanes, split, c, values.stride(0),

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import CellGrid, SiteIndex
-from tritonspconv.kernels.triton._grid import box_args, flatten_offsets, num_blocks, tap_grid
+from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._grid import box_args, flatten_offsets, tap_grid
 from tritonspconv.kernels.triton._index import (
     BLOCK_WORDS,
     EMPTY_SLOT,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._launch import launch
 from tritonspconv.kernels.triton.configs import GemmConfig, weight_grad_config
 from tritonspconv.kernels.triton.gather_gemm import dot_precision
@@ -171,11 +172,11 @@ def weight_grad(
     if pairs.shape[1] == 0 or c_in == 0 or c_out == 0:
         return out.zero_()
     cfg = config or weight_grad_config(c_in, c_out, feats.dtype)
-    tiles = triton.cdiv(c_in, cfg.block_m) * triton.cdiv(c_out, cfg.block_n)
+    tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
     slices = max(_PROGRAMS // tiles, _MIN_SLICES)
     acc_dtype = torch.float64 if feats.dtype == torch.float64 else torch.float32
     acc_type = tl.float64 if feats.dtype == torch.float64 else tl.float32
-    block_v = triton.next_power_of_2(volume)
+    block_v = next_power_of_2(volume)
     partial = torch.empty(slices + volume, c_in, c_out, dtype=acc_dtype, device=feats.device)
     launch(
             weight_grad_kernel, (slices + volume, tiles), feats.device,
@@ -185,9 +186,9 @@ def weight_grad(
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
-    block = min(triton.next_power_of_2(c_in * c_out), 1024)
+    block = min(next_power_of_2(c_in * c_out), 1024)
     launch(
-            sum_ranges_kernel, (volume, triton.cdiv(c_in * c_out, block)), feats.device,
+            sum_ranges_kernel, (volume, num_blocks(c_in * c_out, block)), feats.device,
         partial, tap_ptr, out, out.stride(0), out.stride(1), out.stride(2),
         C_IN=c_in, C_OUT=c_out, V=volume, BLOCK_V=block_v, SLICES=slices, MIRRORED=mirrored,
         ACC_TYPE=acc_type, BLOCK=block,
