@@ -8,6 +8,7 @@ from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, Relation
 from tritonspconv.kernels import map_kernels_for
+from tritonspconv.kernels.eager.sites import without_outsiders
 
 
 def kernel_map(
@@ -125,12 +126,10 @@ def _output_sites(sites: ActiveSites, geometry: ConvGeometry, grid: Grid) -> Act
     coords, offsets, stride = sites.coords, geometry.offsets, geometry.stride
     divide, own_grid = not geometry.transposed, sites.grid
     if geometry.sites == "cells":
-        # Rows outside the input grid must not make cells: batch -1 is outside every grid.
-        inside = sites.grid.contains(coords)
-        coords = coords.clone()
+        # Rows outside the input grid must not make cells.
+        coords = without_outsiders(coords, sites.grid)
         for axis, step in enumerate(stride, start=1):
             coords[:, axis] = coords[:, axis].div(step, rounding_mode="floor")
-        coords[:, 0] = coords[:, 0].where(inside, -1)
         offsets, stride, divide = ((0,) * sites.ndim,), (1,) * sites.ndim, False
         own_grid = None
     out_coords, index = kernels.reached_sites(coords, offsets, stride, divide, grid, own_grid)

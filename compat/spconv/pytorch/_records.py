@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compat.spconv.core import ConvAlgo
+from compat.spconv.pytorch._pairs import pair_tables
 from tritonspconv.kernel_map import KernelMap
 
 if TYPE_CHECKING:
@@ -107,22 +108,18 @@ class ImplicitGemmIndiceData(_Record):
     out_voxel_num = None
 
     @cached_property
+    def _pair_tables(self) -> tuple[Tensor, Tensor]:
+        return pair_tables(self.kernel_map)
+
+    @property
     def pair_fwd(self) -> Tensor:
         """Input row of each tap and output row, int32 ``[V, n_out]``, -1 where there is none."""
-        return self._table(source=0, columns=self.kernel_map.n_out)
+        return self._pair_tables[0]
 
-    @cached_property
+    @property
     def pair_bwd(self) -> Tensor:
         """Output row of each tap and input row, int32 ``[V, n_in]``, -1 where there is none."""
-        return self._table(source=1, columns=self.kernel_map.n_in)
-
-    def _table(self, source: int, columns: int) -> Tensor:
-        rows = self.kernel_map.pairs()
-        counts = rows[2].diff()
-        taps = torch.repeat_interleave(counts, output_size=rows[0].shape[0])
-        table = rows[0].new_full((self.kernel_map.kernel_volume, columns), -1)
-        table[taps, rows[1 - source].long()] = rows[source]
-        return table
+        return self._pair_tables[1]
 
     def __getattr__(self, name: str) -> NoReturn:
         hint = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.sites import coord_keys, find_rows, tap_keys
+from tritonspconv.kernels.eager.sites import coord_keys, find_rows, tap_keys, without_outsiders
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 
 Table = tuple[Tensor, Tensor, Tensor | None]
@@ -66,9 +66,11 @@ def reach_table(
 
     See :func:`tritonspconv.kernels.triton.neighbor_table.reach_table` for the arguments.
     """
+    if own_grid is not None:
+        in_coords = without_outsiders(in_coords, own_grid)
     rows = torch.full((len(offsets), n_out), -1, dtype=torch.int32, device=in_coords.device)
     for v, offset in enumerate(offsets):
-        keys = tap_keys(in_coords, offset, stride, divide, grid, own_grid)
+        keys = tap_keys(in_coords, offset, stride, divide, grid)
         _scatter_lowest(rows[v], find_rows(out_index, keys))
     return _with_mask(rows)
 

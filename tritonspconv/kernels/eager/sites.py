@@ -45,22 +45,27 @@ def coord_keys(coords: Tensor, grid: CellGrid) -> Tensor:
     return cell_keys(coords[:, 0], list(coords[:, 1:].unbind(1)), grid)
 
 
+def without_outsiders(coords: Tensor, grid: CellGrid) -> Tensor:
+    """Return a copy of ``coords`` with rows outside ``grid`` moved to batch -1, in no grid."""
+    coords = coords.clone()
+    coords[:, 0] = coords[:, 0].where(coord_keys(coords, grid) >= 0, -1)
+    return coords
+
+
 def tap_keys(
     coords: Tensor,
     offset: tuple[int, ...],
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,
-    own_grid: CellGrid | None = None,
 ) -> Tensor:
     """Return the key of the site that one tap relates to each row; -1 where there is none.
 
     ``divide=False``: ``fine = stride * coarse + offset``. ``divide=True``: rows are fine and the
-    coarse site exists only where the division leaves no remainder. Rows outside ``own_grid`` relate
-    to nothing.
+    coarse site exists only where the division leaves no remainder.
     """
     cells = []
-    exists = None if own_grid is None else coord_keys(coords, own_grid) >= 0
+    exists = None
     for axis, (off, step) in enumerate(zip(offset, stride, strict=True), start=1):
         cell = coords[:, axis].long()
         if not divide:
@@ -106,7 +111,9 @@ def reached_sites(
 
     See :func:`tritonspconv.kernels.triton.sites.reached_sites` for the arguments.
     """
-    reached = [tap_keys(coords, offset, stride, divide, grid, own_grid) for offset in offsets]
+    if own_grid is not None:
+        coords = without_outsiders(coords, own_grid)
+    reached = [tap_keys(coords, offset, stride, divide, grid) for offset in offsets]
     keys = torch.unique(torch.cat(reached))
     keys = keys[keys >= 0]
     rows = torch.arange(keys.shape[0], device=keys.device)
