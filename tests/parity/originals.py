@@ -93,7 +93,8 @@ ORIGINALS = {
 
 
 def describe(name: str, target: str) -> str:
-    """Return versions and device, as this interpreter sees them, as JSON."""
+    """Import an original; return versions and device, as this interpreter sees them, as JSON."""
+    importlib.import_module(name)
     setting = {
         "original": ORIGINALS[name].version,
         "device": torch.cuda.get_device_name() if target == "cuda" else "CPU, one thread",

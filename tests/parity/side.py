@@ -98,14 +98,13 @@ def run_processes(
         python: The interpreter.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done: dict[Job, Recording] = {}
     while len(done) < len(jobs):
         todo = [job for job in jobs if job not in done]
         # Without its cases: the process finds them by name.
         (folder / JOBS).write_bytes(pickle.dumps((replace(original), target, todo)))
         command = [python, "-m", "tests.parity.side", str(folder)]
-        process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        process = subprocess.run(command, cwd=ROOT, env=environment(), check=False)
         for number, job in enumerate(todo):
             file = folder / f"{number}.pt"
             if not file.exists():
@@ -114,6 +113,12 @@ def run_processes(
             done[job] = Recording(**torch.load(file, weights_only=True))
             file.unlink()
     return done
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process of a side: one thread, this repository's modules."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def main() -> None:

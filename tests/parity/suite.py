@@ -14,7 +14,7 @@ from tests.parity import golden
 from tests.parity.case import Case, Recording
 from tests.parity.judge import Recordings, Result, compare
 from tests.parity.originals import Original
-from tests.parity.side import ROOT, Job, jobs_of, run_processes
+from tests.parity.side import ROOT, Job, environment, jobs_of, run_processes
 
 Report = tuple[dict[str, str], list[Result]]
 
@@ -113,10 +113,19 @@ def record_golden(original: Original, path: Path, python: str, processes: int) -
 
 
 def describe(original: Original, target: str, python: str) -> dict[str, str]:
-    """Return versions and device, as the original's interpreter sees them."""
+    """Return versions and device, as the original's interpreter sees them.
+
+    Raises:
+        RuntimeError: It cannot import the original.
+    """
     command = [python, "-c", _DESCRIBE.format(original.name, target)]
-    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return json.loads(found.stdout)
+    found = subprocess.run(
+        command, cwd=ROOT, env=environment(), check=False, capture_output=True, text=True
+    )
+    if found.returncode:
+        lines = found.stderr.strip().splitlines()
+        raise RuntimeError(f"{original.name} must be importable by {python}; got: {lines[-1:]}")
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def _jobs(plans: Iterable[Mapping[str, Mapping[str, Job]]]) -> list[Job]:

@@ -10,7 +10,7 @@ from tests.parity import golden, report, suite
 from tests.parity.case import Case, Quirk, Recording, Run, canonical
 from tests.parity.judge import Recordings, Verdict, compare
 from tests.parity.originals import ORIGINALS, Original
-from tests.parity.side import ROOT, Job, jobs_of, run, run_processes
+from tests.parity.side import ROOT, Job, environment, jobs_of, run, run_processes
 
 COORDS = torch.tensor([[0, 1, 2], [0, 0, 5], [1, 0, 0]], dtype=torch.int32)
 FEATS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -188,6 +188,19 @@ def test_a_crash_loses_one_job(tmp_path):
     original = Original("math", "math", (), ("tests.parity.test_framework",), print)
     done = run_processes(original, "cpu", jobs, tmp_path, sys.executable)
     assert [done[job].error for job in jobs] == [None, "the process died with status 3", None]
+
+
+def test_an_absent_original_is_an_error_at_once():
+    original = Original("no_such_library", "math", (), (), print)
+    with pytest.raises(RuntimeError, match="no_such_library must be importable"):
+        suite.live(original, [], "cpu", sys.executable)
+
+
+def test_processes_keep_the_callers_python_path(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert environment()["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment()["PYTHONPATH"] == str(ROOT)
 
 
 def test_golden_files_keep_everything(tmp_path):
