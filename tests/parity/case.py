@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 GRAD = "grad "  # names of gradients start so
 NUDGE = 16  # roundings
+IN_THE_CASE = " (in the case itself)"  # part of an error that no library raised
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
         dtypes: For each target the dtypes to compare in: names of torch, or ``amp-float16`` and
             ``amp-bfloat16`` for float32 under autocast. A target left out is not compared.
         exact: Bits must agree, in the one dtype listed; no float64 run is made.
-        refuses: Both libraries must raise.
+        refuses: Both libraries must raise; what the case itself raises does not count.
         nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
             many as the layers of a network add on the way. Training needs it: a ReLU that flips
             changes a step, and one plain run may be lucky.

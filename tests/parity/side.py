@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from tests.parity.case import Case, Recording, Run
+from tests.parity.case import IN_THE_CASE, Case, Recording, Run
 from tests.parity.originals import Original
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 JOBS = "jobs.pickle"
 _FOLDERS = re.compile(r"(?<![^\s'\"])/\S*/")  # of absolute paths
 SLOW = 5  # seconds; such jobs are named on stderr
@@ -80,7 +81,10 @@ def run(original: Original, case: Case, target: str, job: Job) -> Recording:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(_FOLDERS.sub("", str(error)).split())[:200]
-        place = f"{Path(where.filename).name}:{where.lineno}"
+        file = Path(where.filename)
+        place = f"{file.name}:{where.lineno}"
+        if TESTS in file.parents:
+            place += IN_THE_CASE
         return Recording(error=f"{type(error).__name__} at {place}: {text}")
     return state.recording
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.parity import golden, report, suite
-from tests.parity.case import Case, Quirk, Recording, Run, canonical
+from tests.parity.case import IN_THE_CASE, Case, Quirk, Recording, Run, canonical
 from tests.parity.judge import Recordings, Verdict, compare
 from tests.parity.originals import ORIGINALS, Original
 from tests.parity.side import ROOT, Job, environment, jobs_of, run, run_processes
@@ -111,6 +111,8 @@ def test_refusals_are_mutual():
     assert judged(failed, failed).verdict is Verdict.DIFFERENT
     assert judged(failed, refuses=True).verdict is Verdict.DIFFERENT
     assert judged(recording(), refuses=True).verdict is Verdict.DIFFERENT
+    mistaken = Recording(error=f"NameError at cases.py:3{IN_THE_CASE}: name 'torch'")
+    assert judged(failed, mistaken, refuses=True).verdict is Verdict.DIFFERENT
 
 
 def test_the_worst_plain_run_sets_the_limit():
@@ -180,6 +182,7 @@ def test_what_a_case_raises_is_recorded():
     found = run(original, Case("fails", fails), "cpu", Job("fails", False, "float32", "cpu"))
     assert found.error is not None
     assert found.error.startswith("ValueError at test_framework.py:")
+    assert IN_THE_CASE in found.error
     assert found.error.endswith("this and that")
 
 

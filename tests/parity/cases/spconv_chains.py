@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
+
 from tests.parity.case import GRAD, Case, Quirk, Run
 from tests.parity.cases.spconv_layers import windows
 from tests.parity.cases.spconv_run import (
@@ -207,7 +209,8 @@ def vanished(run: Run) -> None:
 def _keys() -> Iterator[Case]:
     yield Case("keys-travel", travelling, SINGLE)
     yield Case("keys-of-1x1", unread, SINGLE)
-    yield Case("refused-vanished-points", vanished, CPU_AND_GPU, refuses=True)
+    empty = Quirk("No output for a non-empty input", ("error",), targets=("cpu",))
+    yield Case("refused-vanished-points", vanished, CPU_AND_GPU, refuses=True, quirks=(empty,))
     yield Case("keys-carried-by-hand", carried, SINGLE)
     for name, steps in REFUSED.items():
         yield Case(f"refused-{name}", partial(refused, steps=steps), CPU_AND_GPU, refuses=True)
