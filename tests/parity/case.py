@@ -47,8 +47,8 @@ class Case:
         exact: Bits must agree, in the one dtype listed; no float64 run is made.
         refuses: Both libraries must raise; what the case itself raises does not count.
         nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
-            many as the layers of a network add on the way. Training needs it: a ReLU that flips
-            changes a step, and one plain run may be lucky.
+            many as the layers of a network add on the way. Networks need it: one plain run may be
+            lucky, and in training a ReLU that flips changes a step.
         golden: Part of the golden file, if it is compared on the GPU.
         quirks: Intended differences.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,8 @@ def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result
         _judge_facts(result, runs)
         _judge_sites(result, runs)
         for name in runs.original.tensors:
-            if name in runs.adapter.tensors and name not in result.problems:
+            judgeable = name in runs.adapter.tensors and name not in result.problems
+            if judgeable and f"{name} shape" not in result.problems:
                 _judge_values(name, case, result, runs)
     _conclude(case, target, result)
     return result
@@ -109,13 +111,8 @@ def _judge_errors(case: Case, result: Result) -> None:
 
 
 def _judge_facts(result: Result, runs: Recordings) -> None:
-    """Names, plain facts, shapes and dtypes must agree."""
-    described = [
-        {name: (list(value.shape), str(value.dtype)) for name, value in side.tensors.items()}
-        | side.facts
-        for side in (runs.original, runs.adapter)
-    ]
-    expected, got = described
+    """Names, shapes, dtypes and plain facts must agree."""
+    expected, got = (_described(side) for side in (runs.original, runs.adapter))
     for name in expected.keys() | got.keys():
         if name not in got or name not in expected:
             result.problems[name] = (
@@ -123,6 +120,14 @@ def _judge_facts(result: Result, runs: Recordings) -> None:
             )
         elif expected[name] != got[name]:
             result.problems[name] = f"must be {expected[name]}; got {got[name]}"
+
+
+def _described(side: Recording) -> dict[str, Any]:
+    facts = dict(side.facts)
+    for name, value in side.tensors.items():
+        facts[f"{name} shape"] = list(value.shape)
+        facts[f"{name} dtype"] = str(value.dtype).removeprefix("torch.")
+    return facts
 
 
 def _judge_sites(result: Result, runs: Recordings) -> None:

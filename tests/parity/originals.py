@@ -85,7 +85,7 @@ ORIGINALS = {
         distributions=("spconv", *(f"spconv-cu{v}" for v in ("120", "121", "124", "126"))),
         modules=tuple(
             f"tests.parity.cases.spconv_{name}"
-            for name in ("layers", "chains", "tensor", "precision", "points", "networks")
+            for name in ("layers", "chains", "tensor", "points", "networks", "precision")
         ),
         prepare=_prepare_spconv,
     ),

@@ -76,6 +76,7 @@ def run(original: Original, case: Case, target: str, job: Job) -> Recording:
         case.name, root, job.original, target, torch.device(job.device), job.precision, job.nudge
     )
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
     try:
         case.function(state)
     except Exception as error:

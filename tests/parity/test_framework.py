@@ -72,14 +72,15 @@ def test_both_libraries_must_keep_the_tolerance():
 @pytest.mark.parametrize(
     ("changes", "name", "problem"),
     [
-        ({"feats": FEATS.half()}, "out", "float16"),
+        ({"feats": FEATS.half()}, "out dtype", "must be float32; got float16"),
+        ({"feats": FEATS[:, :1]}, "out shape", "must be [3, 2]; got [3, 1]"),
         ({"coords": COORDS + 1}, "out", "sites differ"),
         ({"coords": COORDS[:2], "feats": FEATS[:2]}, "out", "differ in number"),
         ({"facts": {"shape": [1]}}, "shape", "only the adapter"),
-        ({"tensors": {"out": FEATS}}, "grad weight", "only the original"),
+        ({"tensors": {"out": FEATS}}, "grad weight shape", "only the original"),
         ({"error": "ValueError: no"}, "error", "adapter fails: ValueError: no"),
     ],
-    ids=["dtype", "sites", "rows", "fact", "absent", "error"],
+    ids=["dtype", "shape", "sites", "rows", "fact", "absent", "error"],
 )
 def test_other_differences_are_problems(changes, name, problem):
     result = judged(recording(**changes))

@@ -211,7 +211,7 @@ CASES = [
         SINGLE,
         quirks=(Quirk("`select_by_index` returns a new tensor", ("error",)),),
     ),
-    Case("sequential", sequential, SINGLE),
+    Case("sequential", sequential, SINGLE, nudges=2),
     Case("sequential-to-dense", continued, SINGLE),
     Case("tables", tables, SINGLE),
     Case("sparse-add", partial(united, name="sparse_add"), SINGLE),
