@@ -44,13 +44,22 @@ def live(
 
 
 def against_golden(original: Original, cases: Sequence[Case], processes: int = 1) -> Report:
-    """Compare what the original recorded on a GPU with the adapter on the CPU."""
+    """Compare what the original recorded on a GPU with the adapter on the CPU.
+
+    Raises:
+        RuntimeError: The golden file lacks a case.
+    """
     setting, recorded = golden.load(golden.path_of(original.name))
     plans = [(case, jobs_of(case, "cuda", golden=True)) for case in cases if case.golden]
     done: dict[Job, Recording] = {}
-    for _, plan in plans:
+    for case, plan in plans:
         for precision, roles in plan.items():
-            done[roles["original"]] = recorded[roles["original"].case, precision]
+            if (case.name, precision) not in recorded:
+                raise RuntimeError(
+                    f"the golden file of {original.name} lacks {case.name} in {precision}: record "
+                    "it anew with scripts/make_golden.py."
+                )
+            done[roles["original"]] = recorded[case.name, precision]
     jobs = [job for job in _jobs(plan for _, plan in plans) if not job.original]
     done |= record(original, "cuda", jobs, sys.executable, processes)
     return setting, [
