@@ -27,6 +27,7 @@ class Original:
         distributions: Names it is installed under; the first one found has its version.
         modules: Modules with a list ``CASES`` each.
         prepare: Called with the target before the original runs.
+        has_gpu: Called if it is installed: whether that build runs on a GPU.
     """
 
     name: str
@@ -34,11 +35,15 @@ class Original:
     distributions: tuple[str, ...]
     modules: tuple[str, ...]
     prepare: Callable[[str], None]
+    has_gpu: Callable[[], bool]
 
-    @property
-    def installed(self) -> bool:
-        """Whether it can be imported here."""
-        return importlib.util.find_spec(self.name) is not None
+    def absence(self, target: str) -> str | None:
+        """Return why it cannot run here on ``"cpu"`` or ``"cuda"``, or None if it can."""
+        if importlib.util.find_spec(self.name) is None:
+            return f"the original, {self.name}, is not installed"
+        if target == "cuda" and not self.has_gpu():
+            return f"the original installed, {self.version}, runs on CPUs only"
+        return None
 
     @property
     def version(self) -> str:
@@ -78,6 +83,10 @@ def _prepare_spconv(target: str) -> None:
         vars(ops)["get_current_stream"] = lambda: 0
 
 
+def _spconv_has_gpu() -> bool:
+    return not importlib.import_module("spconv.cppconstants").CPU_ONLY_BUILD
+
+
 ORIGINALS = {
     "spconv": Original(
         name="spconv",
@@ -88,13 +97,20 @@ ORIGINALS = {
             for name in ("layers", "chains", "tensor", "points", "networks", "precision")
         ),
         prepare=_prepare_spconv,
+        has_gpu=_spconv_has_gpu,
     ),
 }
 
 
 def describe(name: str, target: str) -> str:
-    """Import an original; return versions and device, as this interpreter sees them, as JSON."""
-    importlib.import_module(name)
+    """Return versions and device, as this interpreter sees them, as JSON.
+
+    Raises:
+        RuntimeError: The original cannot run here.
+    """
+    absence = ORIGINALS[name].absence(target)
+    if absence:
+        raise RuntimeError(absence)
     setting = {
         "original": ORIGINALS[name].version,
         "device": torch.cuda.get_device_name() if target == "cuda" else "CPU, one thread",

@@ -125,7 +125,7 @@ def describe(original: Original, target: str, python: str) -> dict[str, str]:
     """Return versions and device, as the original's interpreter sees them.
 
     Raises:
-        RuntimeError: It cannot import the original.
+        RuntimeError: It cannot run the original there.
     """
     command = [python, "-c", _DESCRIBE.format(original.name, target)]
     found = subprocess.run(
@@ -133,7 +133,7 @@ def describe(original: Original, target: str, python: str) -> dict[str, str]:
     )
     if found.returncode:
         lines = found.stderr.strip().splitlines()
-        raise RuntimeError(f"{original.name} must be importable by {python}; got: {lines[-1:]}")
+        raise RuntimeError(f"{python} cannot run {original.name} on {target}: {lines[-1]}")
     return json.loads(found.stdout.splitlines()[-1])
 
 

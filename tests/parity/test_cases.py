@@ -40,18 +40,22 @@ def _check(original: Original, case: Case, target: str, recorded=None) -> None:
         assert result.verdict is not Verdict.DIFFERENT, f"{precision}: {result.problems}"
 
 
+def _skip_if_absent(original: Original, target: str) -> None:
+    absence = original.absence(target)
+    if absence:
+        pytest.skip(absence)
+
+
 @pytest.mark.parametrize(("original", "case"), _parameters("cpu"))
 def test_cpu(original, case):
-    if not original.installed:
-        pytest.skip(f"the original, {original.name}, is not installed")
+    _skip_if_absent(original, "cpu")
     _check(original, case, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("original", "case"), _parameters("cuda"))
 def test_gpu(original, case):
-    if not original.installed:
-        pytest.skip(f"the original, {original.name}, is not installed")
+    _skip_if_absent(original, "cuda")
     _check(original, case, "cuda")
 
 
