@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 GRAD = "grad "  # names of gradients start so
 NUDGE = 16  # roundings
+FAILS = ("original error",)  # what a quirk covers where the original fails and the adapter works
 IN_THE_CASE = " (in the case itself)"  # part of an error that no library raised
 
 
@@ -26,7 +27,8 @@ class Quirk:
 
     Attributes:
         rule: Beginning of the line's first cell.
-        covers: Names that may differ; ``"error"`` where the original fails and the adapter works.
+        covers: Names of tensors and facts that may differ, also ``"<name> shape"`` and
+            ``"<name> dtype"``, ``"original error"`` and ``"adapter error"``.
         targets: Devices on which it does.
     """
 

@@ -89,7 +89,7 @@ def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result
     if runs.original.error or runs.adapter.error:
         _judge_errors(case, result)
     elif case.refuses:
-        result.problems["error"] = "both must raise; neither did"
+        result.problems["original error"] = "both libraries must raise; neither did"
     else:
         _judge_facts(result, runs)
         _judge_sites(result, runs)
@@ -105,19 +105,19 @@ def _judge_errors(case: Case, result: Result) -> None:
     errors = (result.original_error, result.adapter_error)
     if case.refuses and all(error and IN_THE_CASE not in error for error in errors):
         return
-    for side, error in (("original", result.original_error), ("adapter", result.adapter_error)):
+    for side, error in zip(("original", "adapter"), errors, strict=True):
         if error:
-            result.problems.setdefault("error", f"{side} fails: {error}")
+            result.problems[f"{side} error"] = error
 
 
 def _judge_facts(result: Result, runs: Recordings) -> None:
     """Names, shapes, dtypes and plain facts must agree."""
     expected, got = (_described(side) for side in (runs.original, runs.adapter))
-    for name in expected.keys() | got.keys():
-        if name not in got or name not in expected:
-            result.problems[name] = (
-                f"only the {'original' if name in expected else 'adapter'} has it"
-            )
+    for name in expected | got:
+        if name not in got:
+            result.problems[name] = "only the original has it"
+        elif name not in expected:
+            result.problems[name] = "only the adapter has it"
         elif expected[name] != got[name]:
             result.problems[name] = f"must be {expected[name]}; got {got[name]}"
 

@@ -78,7 +78,7 @@ def test_both_libraries_must_keep_the_tolerance():
         ({"coords": COORDS[:2], "feats": FEATS[:2]}, "out", "differ in number"),
         ({"facts": {"shape": [1]}}, "shape", "only the adapter"),
         ({"tensors": {"out": FEATS}}, "grad weight shape", "only the original"),
-        ({"error": "ValueError: no"}, "error", "adapter fails: ValueError: no"),
+        ({"error": "ValueError: no"}, "adapter error", "ValueError: no"),
     ],
     ids=["dtype", "shape", "sites", "rows", "fact", "absent", "error"],
 )
@@ -102,8 +102,10 @@ def test_a_quirk_explains_what_it_covers():
 def test_a_failing_original_is_reported():
     failed = Recording(error="KeyError: bfloat16")
     assert judged(recording(), failed).verdict is Verdict.DIFFERENT
-    quirk = Quirk("a rule", ("error",))
+    quirk = Quirk("a rule", ("original error",))
     assert judged(recording(), failed, quirks=(quirk,)).verdict is Verdict.EXPLAINED
+    assert judged(failed, failed, quirks=(quirk,)).verdict is Verdict.DIFFERENT
+    assert judged(failed, quirks=(quirk,)).verdict is Verdict.DIFFERENT
 
 
 def test_refusals_are_mutual():

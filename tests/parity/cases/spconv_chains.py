@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.parity.case import GRAD, Case, Quirk, Run
+from tests.parity.case import FAILS, GRAD, Case, Quirk, Run
 from tests.parity.cases.spconv_layers import windows
 from tests.parity.cases.spconv_run import (
     AMP,
@@ -37,7 +37,7 @@ BETWEEN: tuple[Step, ...] = (
     ("SparseInverseConv", (4, 5, 3, "down"), {}),
     ("SubMConv", (5, 2, 3), {"indice_key": "fine"}),
 )
-ON_A_CPU = Quirk("Whatever runs on a GPU runs on a CPU", ("error",), targets=("cpu",))
+ON_A_CPU = Quirk("Whatever runs on a GPU runs on a CPU", FAILS, targets=("cpu",))
 
 AVERAGE = Quirk("The gradient of an average pool", ("grad input",), targets=("cuda",))
 
@@ -210,7 +210,7 @@ def vanished(run: Run) -> None:
 def _keys() -> Iterator[Case]:
     yield Case("keys-travel", travelling, SINGLE)
     yield Case("keys-of-1x1", unread, SINGLE)
-    empty = Quirk("No output for a non-empty input", ("error",), targets=("cpu",))
+    empty = Quirk("No output for a non-empty input", ("adapter error",), targets=("cpu",))
     yield Case("refused-vanished-points", vanished, CPU_AND_GPU, refuses=True, quirks=(empty,))
     yield Case("keys-carried-by-hand", carried, SINGLE)
     for name, steps in REFUSED.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.parity.case import Case, Quirk, Run, assigned
+from tests.parity.case import FAILS, Case, Quirk, Run, assigned
 from tests.parity.cases.spconv_chains import ON_A_CPU
 from tests.parity.cases.spconv_run import (
     CUDA_ONLY,
@@ -89,9 +89,9 @@ def far(run: Run) -> None:
 
 EVAL = Quirk("Gradients flow in eval mode", ("requires grad",), targets=("cuda",))
 AUTOCAST = Quirk("Autocast casts to its own dtype", ("out dtype",), targets=("cuda",))
-BFLOAT16 = Quirk("bfloat16 features and weights", ("error",))
-FLOAT64 = Quirk("float64 works on every device", ("error",))
-MIXED = Quirk("Without autocast, features of another dtype", ("error", "out", "out dtype"))
+BFLOAT16 = Quirk("bfloat16 features and weights", FAILS)
+FLOAT64 = Quirk("float64 works on every device", FAILS)
+MIXED = Quirk("Without autocast, features of another dtype", (*FAILS, "out", "out dtype"))
 
 CASES = [
     *(

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from tests.parity.case import GRAD, Case, Quirk, Run
+from tests.parity.case import FAILS, GRAD, Case, Quirk, Run
 from tests.parity.cases.spconv_chains import ON_A_CPU
 from tests.parity.cases.spconv_run import SHAPES, SINGLE, layer, record, run_module, shares, tensor
 
@@ -204,12 +204,17 @@ CASES = [
     Case("fields", fields, SINGLE),
     Case("refused-features-setter", read_only, SINGLE, refuses=True),
     Case("refused-scalar", scalar, SINGLE, refuses=True),
-    Case("in-place-sum", in_place, SINGLE, quirks=(Quirk("`+=` returns the sum", ("error",)),)),
+    Case(
+        "in-place-sum",
+        in_place,
+        SINGLE,
+        quirks=(Quirk("`+=` returns the sum", FAILS),),
+    ),
     Case(
         "select-by-index",
         selected,
         SINGLE,
-        quirks=(Quirk("`select_by_index` returns a new tensor", ("error",)),),
+        quirks=(Quirk("`select_by_index` returns a new tensor", FAILS),),
     ),
     Case("sequential", sequential, SINGLE, nudges=2),
     Case("sequential-to-dense", continued, SINGLE),
@@ -223,7 +228,10 @@ CASES = [
     ),
     Case("batch-out-of-range", dropped, SINGLE),
     Case(
-        "empty-input", empty, SINGLE, quirks=(Quirk("Empty input gives empty output", ("error",)),)
+        "empty-input",
+        empty,
+        SINGLE,
+        quirks=(Quirk("Empty input gives empty output", FAILS),),
     ),
     Case("one-site", one_site, SINGLE),
     Case("remove-grid", without_grid, SINGLE),
