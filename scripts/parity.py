@@ -49,6 +49,8 @@ def main() -> int:
         print(f"parity.py: {error}", file=sys.stderr)
         return 2
     print(report.text(results))
+    made = f"`python scripts/parity.py --original {original.name} --device {args.device}`"
+    setting = {"made by": made} | setting
     title = f"{original.adapter} beside {original.name} ({args.device})"
     if args.markdown:
         args.markdown.write_text(report.markdown(title, setting, results))
