@@ -39,6 +39,9 @@ BETWEEN: tuple[Step, ...] = (
 )
 ON_A_CPU = Quirk("Whatever runs on a GPU runs on a CPU", FAILS, targets=("cpu",))
 
+ALL_CHANNELS = Quirk(
+    "`SparseGlobalAvgPool` returns all channels", ("out shape", "grad input"), targets=("cuda",)
+)
 AVERAGE = Quirk("The gradient of an average pool", ("grad input",), targets=("cuda",))
 
 
@@ -76,17 +79,6 @@ POOL_GRID = {
 }
 
 
-def _pools() -> Iterator[Case]:
-    for ndim, choices in POOL_GRID.items():
-        for k, s, p, d in windows(ndim, *choices):
-            dtypes = HALF if (ndim, k, s, p, d) == (3, 3, 2, 1, 1) else SINGLE
-            step: Step = ("SparseMaxPool", (k, s, p, d), {})
-            yield _chain(f"maxpool-{ndim}d-k{k}-s{s}-p{p}-d{d}", ndim, step, dtypes=dtypes)
-    for ndim in (1, 2, 3):
-        step = ("SparseAvgPool", (2, 2), {})
-        yield _chain(f"avgpool-{ndim}d-k2-s2", ndim, step, quirks=(ON_A_CPU, AVERAGE))
-
-
 def ties(run: Run) -> None:
     """Max pooling of few different values: what equal inputs get of the gradient."""
     x = tensor(run, 4, SHAPES[3])
@@ -105,6 +97,21 @@ def global_pool(run: Run, kind: str) -> None:
     run.tensor("out", out)
     out.backward(run.values("grad", *out.shape).to(out.dtype))
     run.tensor(f"{GRAD}input", feats.grad)
+
+
+def _pools() -> Iterator[Case]:
+    for ndim, choices in POOL_GRID.items():
+        for k, s, p, d in windows(ndim, *choices):
+            dtypes = HALF if (ndim, k, s, p, d) == (3, 3, 2, 1, 1) else SINGLE
+            step: Step = ("SparseMaxPool", (k, s, p, d), {})
+            yield _chain(f"maxpool-{ndim}d-k{k}-s{s}-p{p}-d{d}", ndim, step, dtypes=dtypes)
+    for ndim in (1, 2, 3):
+        step = ("SparseAvgPool", (2, 2), {})
+        yield _chain(f"avgpool-{ndim}d-k2-s2", ndim, step, quirks=(ON_A_CPU, AVERAGE))
+    yield Case("maxpool-ties", ties, SINGLE)
+    for kind, quirks in {"Max": (ON_A_CPU,), "Avg": (ON_A_CPU, ALL_CHANNELS)}.items():
+        function = partial(global_pool, kind=f"SparseGlobal{kind}Pool")
+        yield Case(f"globalpool-{kind}", function, SINGLE, quirks=quirks)
 
 
 def unread(run: Run) -> None:
@@ -217,20 +224,4 @@ def _keys() -> Iterator[Case]:
         yield Case(f"refused-{name}", partial(refused, steps=steps), CPU_AND_GPU, refuses=True)
 
 
-CASES = [
-    *_inverse(),
-    *_pools(),
-    Case("maxpool-ties", ties, SINGLE),
-    *(
-        Case(f"globalpool-{kind}", partial(global_pool, kind=f"SparseGlobal{kind}Pool"), SINGLE,
-             quirks=quirks)
-        for kind, quirks in {
-            "Max": (ON_A_CPU,),
-            "Avg": (
-                ON_A_CPU,
-                Quirk("`SparseGlobalAvgPool` returns all channels", ("out shape", "grad input")),
-            ),
-        }.items()
-    ),
-    *_keys(),
-]  # fmt: skip
+CASES = [*_inverse(), *_pools(), *_keys()]
