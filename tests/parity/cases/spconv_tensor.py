@@ -165,6 +165,14 @@ def repeated(run: Run) -> None:
     run.tensor("out", x.dense())
 
 
+def repeated_rows(run: Run) -> None:
+    """Convolve where rows share a site."""
+    coords = run.sites((3, 3, 3), 20)
+    coords = torch.cat([coords, coords[:5]])
+    module = layer(run, "SubMConv", 3, 4, 5, 3)
+    run_module(run, module, tensor(run, 4, (3, 3, 3), coords=coords), kept=True)
+
+
 def dropped(run: Run) -> None:
     """A strided layer drops points whose batch index is out of range."""
     coords = run.sites(SHAPE, 40, batch_size=4)
@@ -195,44 +203,33 @@ def without_grid(run: Run) -> None:
     run.fact("grid", out.grid)
 
 
+IN_PLACE = Quirk("`+=` returns the sum", FAILS)
+SELECTED = Quirk("`select_by_index` returns a new tensor", FAILS)
+EMPTY = Quirk("Empty input gives empty output", FAILS)
+REPEATED = Quirk("A submanifold row that repeats a site", ("out", "grad input", "grad weight"))
+# Which of repeated rows wins is the GPU's accident.
+CPU_ONLY = {"cpu": ("float64", "float32")}
+
 CASES = [
     Case("dense", partial(dense, channels_first=True), SINGLE),
     Case("dense-channels-last", partial(dense, channels_first=False), SINGLE),
-    Case("dense-repeated-sites", repeated, {"cpu": ("float64", "float32")}),
+    Case("dense-repeated-sites", repeated, CPU_ONLY),
     Case("from-dense", from_dense, SINGLE),
     Case("arithmetic", arithmetic, SINGLE),
     Case("fields", fields, SINGLE),
     Case("refused-features-setter", read_only, SINGLE, refuses=True),
     Case("refused-scalar", scalar, SINGLE, refuses=True),
-    Case(
-        "in-place-sum",
-        in_place,
-        SINGLE,
-        quirks=(Quirk("`+=` returns the sum", FAILS),),
-    ),
-    Case(
-        "select-by-index",
-        selected,
-        SINGLE,
-        quirks=(Quirk("`select_by_index` returns a new tensor", FAILS),),
-    ),
+    Case("in-place-sum", in_place, SINGLE, quirks=(IN_PLACE,)),
+    Case("select-by-index", selected, SINGLE, quirks=(SELECTED,)),
     Case("sequential", sequential, SINGLE, nudges=2),
     Case("sequential-to-dense", continued, SINGLE),
     Case("tables", tables, SINGLE),
     Case("sparse-add", partial(united, name="sparse_add"), SINGLE),
-    Case(
-        "sparse-add-hash-based",
-        partial(united, name="sparse_add_hash_based"),
-        SINGLE,
-        quirks=(ON_A_CPU,),
-    ),
+    Case("sparse-add-hash-based", partial(united, name="sparse_add_hash_based"), SINGLE,
+         quirks=(ON_A_CPU,)),
+    Case("repeated-sites", repeated_rows, CPU_ONLY, quirks=(REPEATED,)),
     Case("batch-out-of-range", dropped, SINGLE),
-    Case(
-        "empty-input",
-        empty,
-        SINGLE,
-        quirks=(Quirk("Empty input gives empty output", FAILS),),
-    ),
+    Case("empty-input", empty, SINGLE, quirks=(EMPTY,)),
     Case("one-site", one_site, SINGLE),
     Case("remove-grid", without_grid, SINGLE),
-]
+]  # fmt: skip
