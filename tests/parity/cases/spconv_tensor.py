@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -165,12 +166,11 @@ def repeated(run: Run) -> None:
     run.tensor("out", x.dense())
 
 
-def repeated_rows(run: Run) -> None:
-    """Convolve where rows share a site."""
+def repeated_rows(run: Run, kind: str, args: tuple[Any, ...]) -> None:
+    """Convolve or pool where rows share a site."""
     coords = run.sites((3, 3, 3), 20)
     coords = torch.cat([coords, coords[:5]])
-    module = layer(run, "SubMConv", 3, 4, 5, 3)
-    run_module(run, module, tensor(run, 4, (3, 3, 3), coords=coords), kept=True)
+    run_module(run, layer(run, kind, 3, *args), tensor(run, 4, (3, 3, 3), coords=coords))
 
 
 def dropped(run: Run) -> None:
@@ -206,7 +206,9 @@ def without_grid(run: Run) -> None:
 IN_PLACE = Quirk("`+=` returns the sum", FAILS)
 SELECTED = Quirk("`select_by_index` returns a new tensor", FAILS)
 EMPTY = Quirk("Empty input gives empty output", FAILS)
-REPEATED = Quirk("A submanifold row that repeats a site", ("out", "grad input", "grad weight"))
+SUMS = ("out", "grad input", "grad weight")
+REPEATED = Quirk("A submanifold row that repeats a site", SUMS)
+REPEATED_BELOW = Quirk("Strided and transposed layers and pools read the first row", SUMS)
 # Which of repeated rows wins is the GPU's accident.
 CPU_ONLY = {"cpu": ("float64", "float32")}
 
@@ -227,7 +229,15 @@ CASES = [
     Case("sparse-add", partial(united, name="sparse_add"), SINGLE),
     Case("sparse-add-hash-based", partial(united, name="sparse_add_hash_based"), SINGLE,
          quirks=(ON_A_CPU,)),
-    Case("repeated-sites", repeated_rows, CPU_ONLY, quirks=(REPEATED,)),
+    *(
+        Case(f"repeated-sites-{kind}", partial(repeated_rows, kind=kind, args=args), CPU_ONLY,
+             quirks=(quirk,))
+        for kind, args, quirk in (
+            ("SubMConv", (4, 5, 3), REPEATED),
+            ("SparseConv", (4, 5, 2, 1), REPEATED_BELOW),
+            ("SparseMaxPool", (2, 1), REPEATED_BELOW),
+        )
+    ),
     Case("batch-out-of-range", dropped, SINGLE),
     Case("empty-input", empty, SINGLE, quirks=(EMPTY,)),
     Case("one-site", one_site, SINGLE),
