@@ -18,6 +18,7 @@ from tests.parity.cases.spconv_run import (
     SHAPES,
     SINGLE,
     layer,
+    native,
     record,
     run_module,
     shares,
@@ -42,6 +43,7 @@ ON_A_CPU = Quirk("Whatever runs on a GPU runs on a CPU", FAILS, targets=("cpu",)
 ALL_CHANNELS = Quirk(
     "`SparseGlobalAvgPool` returns all channels", ("out shape", "grad input"), targets=("cuda",)
 )
+KEPT_SITES = Quirk("Submanifold pools", ("out", "out shape", "grad input"), targets=("cpu",))
 AVERAGE = Quirk("The gradient of an average pool", ("grad input",), targets=("cuda",))
 
 
@@ -89,6 +91,12 @@ def ties(run: Run) -> None:
     run.backward(out.indices, out.features, input=feats)
 
 
+def submanifold_pool(run: Run) -> None:
+    """Max pooling that keeps the sites."""
+    pool = run.module("pytorch.pool").SparseMaxPool(3, 3, 1, 1, subm=True, **native(run))
+    run_module(run, pool, tensor(run, 4, SHAPES[3]), kept=True)
+
+
 def global_pool(run: Run, kind: str) -> None:
     """Reduce each sample to a row."""
     x = tensor(run, 4, SHAPES[3])
@@ -109,6 +117,7 @@ def _pools() -> Iterator[Case]:
         step = ("SparseAvgPool", (2, 2), {})
         yield _chain(f"avgpool-{ndim}d-k2-s2", ndim, step, quirks=(ON_A_CPU, AVERAGE))
     yield Case("maxpool-ties", ties, SINGLE)
+    yield Case("maxpool-submanifold", submanifold_pool, SINGLE, quirks=(KEPT_SITES,))
     for kind, quirks in {"Max": (ON_A_CPU,), "Avg": (ON_A_CPU, ALL_CHANNELS)}.items():
         function = partial(global_pool, kind=f"SparseGlobal{kind}Pool")
         yield Case(f"globalpool-{kind}", function, SINGLE, quirks=quirks)

@@ -173,6 +173,13 @@ def repeated_rows(run: Run, kind: str, args: tuple[Any, ...]) -> None:
     run_module(run, layer(run, kind, 3, *args), tensor(run, 4, (3, 3, 3), coords=coords))
 
 
+def outside(run: Run) -> None:
+    """Convolve where rows lie outside the grid."""
+    coords = run.sites((9, 8, 10), 40)
+    x = tensor(run, 4, (9, 8, 6), coords=coords)
+    run_module(run, layer(run, "SparseConv", 3, 4, 5, 3, 1, 1), x)
+
+
 def dropped(run: Run) -> None:
     """A strided layer drops points whose batch index is out of range."""
     coords = run.sites(SHAPE, 40, batch_size=4)
@@ -209,6 +216,7 @@ EMPTY = Quirk("Empty input gives empty output", FAILS)
 SUMS = ("out", "grad input", "grad weight")
 REPEATED = Quirk("A submanifold row that repeats a site", SUMS)
 REPEATED_BELOW = Quirk("Strided and transposed layers and pools read the first row", SUMS)
+OUTSIDE = Quirk("Rows outside `spatial_shape` take no part", SUMS)
 # Which of repeated rows wins is the GPU's accident.
 CPU_ONLY = {"cpu": ("float64", "float32")}
 
@@ -238,6 +246,7 @@ CASES = [
             ("SparseMaxPool", (2, 1), REPEATED_BELOW),
         )
     ),
+    Case("rows-outside-the-grid", outside, CPU_ONLY, quirks=(OUTSIDE,)),
     Case("batch-out-of-range", dropped, SINGLE),
     Case("empty-input", empty, SINGLE, quirks=(EMPTY,)),
     Case("one-site", one_site, SINGLE),
