@@ -15,6 +15,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
     gather_gemm,
+    half_parts,
     neighbor_table,
     pairs,
     pool,
@@ -130,6 +131,21 @@ def _weight_grad_case(
     )
 
 
+def _parts_cases(c_in: int, c_out: int, with_low: bool) -> None:
+    feats, weight, grad = (
+        half_parts.split_half(x, with_low=with_low)
+        for x in (torch.zeros(MANY, c_in), torch.zeros(27, c_in, c_out), torch.zeros(MANY, c_out))
+    )
+    gather_gemm.gather_gemm(
+        feats, weight, torch.zeros(c_out), *_table(27, MANY, ordered=True), mirrored=False
+    )
+    weight_grad.weight_grad(
+        feats, grad,
+        torch.zeros(2, MANY, dtype=torch.int32), torch.zeros(28, dtype=torch.int64),
+        torch.zeros(27, c_in, c_out), mirrored=False,
+    )  # fmt: skip
+
+
 def _pool_case(mode: str, dtype: torch.dtype, ordered: bool, by_value: bool = False) -> None:
     rows, _, order = _table(8, FEW, ordered)
     feats, out = torch.zeros(FEW, 20, dtype=dtype), torch.zeros(FEW, 20, dtype=dtype)
@@ -206,6 +222,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("pairs-ordered", lambda: pairs.pair_lists(*_table(27, FEW, True)[::2], 27, 27 * FEW)),
     *_gemm_cases(),
     *_weight_grad_cases(),
+    ("parts-2-64", partial(_parts_cases, 64, 64, True)),
+    ("parts-2-odd", partial(_parts_cases, 33, 260, True)),
+    ("parts-1-128", partial(_parts_cases, 128, 128, False)),
     ("pool-max", partial(_pool_case, "max", torch.float16, True)),
     ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),
     ("pool-avg", partial(_pool_case, "avg", torch.bfloat16, True)),
