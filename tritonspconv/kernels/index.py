@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-IndexKind = Literal["sorted", "hash", "bitmap"]
+IndexKind = Literal["sorted", "bitmap"]
 
 
 class CellGrid(Protocol):
@@ -36,18 +36,21 @@ class CellGrid(Protocol):
 class SiteIndex(NamedTuple):
     """A lookup structure over the active cells of a grid.
 
+    ``"sorted"`` (any device): keys in ascending order and the row of each. ``"bitmap"`` (Triton):
+    one bit for each block of ``2**shift`` consecutive keys that holds a site. The rank of a bit
+    among all set bits is the block's slot.
+
     Attributes:
-        kind: ``"sorted"`` (eager), ``"hash"`` or ``"bitmap"`` (Triton).
-        table: sorted: int64 [N] ascending keys. hash: int64 [capacity, 2] of (key, ~row). bitmap:
-            int64 [words], bit ``key % 64`` of word ``key // 64``.
-        rows: sorted: int64 [N] row of each key. bitmap: int32 [words] rank of each word's first
-            set bit within its block of words. hash: None.
-        block_rank: bitmap: int64 [blocks + 1] rank of each block's first set bit. Else None.
-        row_of_rank: bitmap: int32 row of each rank; None where rows ascend by key. Else None.
+        kind: ``"sorted"`` or ``"bitmap"``.
+        table: sorted: int64 [N] keys. bitmap: int64 words, and counters behind them; bit b of word
+            w stands for block ``32 * w + b``, and the upper half of a word is the rank of its
+            first set bit.
+        rows: sorted: int64 [N]. bitmap: int32 [slots * 2**shift], ``2**31 - 1 - row`` of each cell
+            of a slot, 0 where there is no site; None: blocks are cells, and slots are rows.
+        shift: bitmap: log2 of the cells in a block.
     """
 
     kind: IndexKind
     table: Tensor
     rows: Tensor | None
-    block_rank: Tensor | None = None
-    row_of_rank: Tensor | None = None
+    shift: int = 0

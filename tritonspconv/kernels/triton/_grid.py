@@ -1,51 +1,92 @@
-"""Host-side helpers of the map launchers: grids as kernel arguments, offsets on the device."""
+"""Host-side helpers of the map launchers: grids, taps and indices as kernel arguments."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.window import reach_steps
+
+# In a narrow grid keys are int32, and cells and offsets stay below `_index._FAR`.
+_NARROW_CELLS, _NARROW_EXTENT, _NARROW_OFFSET = 2**31, 2**30, 2**29
+
+IntTuple = tuple[int, ...]
+
+
+class Taps(NamedTuple):
+    """Taps on the device.
+
+    Attributes:
+        table: int32 [V, 2 * D], offset and limit of each; see ``window.reach_steps``.
+        volume: V.
+        is_near: True when all offsets are small enough for a narrow grid.
+    """
+
+    table: Tensor
+    volume: int
+    is_near: bool
+
+
+def _taps(steps: tuple[tuple[IntTuple, IntTuple], ...], device: torch.device) -> Taps:
+    table = torch.tensor([[*offset, *limit] for offset, limit in steps], dtype=torch.int32)
+    is_near = all(abs(x) < _NARROW_OFFSET for offset, _ in steps for x in offset)
+    return Taps(table.to(device), len(steps), is_near)
 
 
 @functools.lru_cache(maxsize=512)
-def int32_constant(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return ``values`` as an int32 tensor on ``device``; made once, never written."""
-    return torch.tensor(values, dtype=torch.int32, device=device)
+def device_taps(offsets: tuple[IntTuple, ...], device: torch.device) -> Taps:
+    """Return every tap of a window, on the device; made once, never written."""
+    return _taps(tuple((offset, (1,) * len(offset)) for offset in offsets), device)
 
 
-def flatten_offsets(offsets: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Return tap offsets as one int32 tensor [V * D]."""
-    return int32_constant(tuple(x for offset in offsets for x in offset), device)
+@functools.lru_cache(maxsize=512)
+def device_steps(
+    offsets: tuple[IntTuple, ...], stride: IntTuple, divide: bool, device: torch.device
+) -> Taps:
+    """Return the steps that reach what a window reaches; made once, never written."""
+    return _taps(reach_steps(offsets, stride, divide), device)
 
 
-def box_args(grid: CellGrid) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return a grid's lower corner and shape as kernel arguments, sealed; kernels ``_unseal`` them.
+@functools.lru_cache(maxsize=512)
+def _seal(values: IntTuple) -> IntTuple:
+    return tuple(4 * x + 2 for x in values)
+
+
+def box_args(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
+    """Return a grid's lower corner and shape as kernel arguments, sealed; kernels ``unseal`` them.
 
     Sealed, Triton does not specialise on them. ``do_not_specialize`` does not reach into tuples: an
     entry that is 1 or a multiple of 16 would compile a kernel of its own, and scenes differ in
     their extents. ``4 * value + 2`` is neither.
     """
-    return tuple(4 * x + 2 for x in grid.lower), tuple(4 * x + 2 for x in grid.shape)
+    return _seal(grid.lower), _seal(grid.shape)
+
+
+def is_narrow(grid: CellGrid, taps: Taps) -> bool:
+    """Return whether int32 hold the keys of ``grid``, also while they are computed."""
+    return (
+        taps.is_near and grid.num_cells < _NARROW_CELLS and max(grid.shape) < _NARROW_EXTENT
+    )  # fmt: skip
 
 
 def index_args(index: SiteIndex) -> tuple[Tensor | int | None, ...]:
-    """Return an index as kernel arguments.
+    """Return an index as kernel arguments: its table, its rows, and its size.
 
-    They are its table, ranks, block_rank and row_of_rank, and log2 of a hash table's capacity.
+    The size is log2 of a block's cells for a bitmap, and the number of keys for sorted ones.
     """
-    bits = index.table.shape[0].bit_length() - 1 if index.kind == "hash" else 0
-    return index.table, index.rows, index.block_rank, index.row_of_rank, bits
+    return index.table, index.rows, index.shift if index.kind == "bitmap" else len(index.table)
 
 
-def index_flags(index: SiteIndex) -> dict[str, bool]:
+def index_flags(index: SiteIndex, prefix: str = "") -> dict[str, Any]:
     """Return the constexpr flags that say what kind of index a kernel reads."""
     return {
-        "BITMAP": index.kind == "bitmap",
-        "HAS_ROW_OF_RANK": index.row_of_rank is not None,
+        f"{prefix}BITMAP": index.kind == "bitmap",
+        f"{prefix}HAS_ROWS": index.rows is not None,
     }
 
 

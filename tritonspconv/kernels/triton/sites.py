@@ -1,4 +1,9 @@
-"""Index of given sites, and the sorted unique set of generated ones (Triton)."""
+"""Index of given sites, and the sorted unique set of generated ones (Triton).
+
+Both mark cells in a bitmap and rank its set bits. Given sites, which keep their rows, mark blocks
+of cells and store their rows by slot: few bits to clear and rank where sites are few. Generated
+sites mark the cells themselves, so that ranks ascend by key and are the rows.
+"""
 
 from __future__ import annotations
 
@@ -10,236 +15,209 @@ from torch import Tensor
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._blocks import num_blocks
-from tritonspconv.kernels.triton._grid import box_args, flatten_offsets, tap_grid
+from tritonspconv.kernels.triton._grid import (
+    box_args,
+    device_steps,
+    device_taps,
+    is_narrow,
+    tap_grid,
+)
 from tritonspconv.kernels.triton._index import (
     BLOCK_WORDS,
-    EMPTY_SLOT,
-    find_ranks,
-    hash_slot,
+    LAST_ROW,
+    find_slots,
     popcount,
+    row_keys,
+    slot_entries,
     tap_cell,
     tap_keys,
+    unseal,
 )
 from tritonspconv.kernels.triton._launch import launch
 
 _BLOCK_N = 32
-# A bitmap of 2**29 cells is 64 MiB of words and 32 MiB of ranks.
+# Of generated sites: words of 128 MiB.
 _MAX_BITMAP_CELLS = 2**29
-_MIN_BITMAP_ROWS = 65536
+# Of given sites: words and rows of this much, and as much again as a table of 16 taps.
+_MAX_INDEX_BYTES = 2**28
 
 
-@triton.jit(do_not_specialize=["n", "batch_size", "log2_capacity"])
-def hash_insert_kernel(
+@triton.jit(do_not_specialize=["n", "batch_size", "shift", "n_words"])
+def mark_kernel(
     coords_ptr,
-    offsets_ptr,
-    table_ptr,
-    n,
-    lower,
-    shape,
-    batch_size,
-    log2_capacity,
-    NDIM: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Insert the key of every row; where rows repeat a key, the lowest row stays."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < n
-    offs_v = tl.arange(0, 1)
-    # [BLOCK_N, 1]
-    key, active = tap_keys(
-        coords_ptr, offsets_ptr, offs_n, mask_n, offs_v, offs_v < 1, lower, shape, batch_size,
-        lower, shape, STRIDE, False, NDIM, False,
-    )  # fmt: skip
-    not_row = ~(offs_n.to(tl.int64))[:, None]
-    capacity = 1 << log2_capacity.to(tl.int64)
-    slot = hash_slot(key, log2_capacity)
-    probes = 0
-    while (tl.max(tl.max(active.to(tl.int32), axis=1), axis=0) > 0) & (probes < capacity):
-        # Compare-and-swap takes no mask: idle lanes stay at their slot and expect a value that no
-        # slot holds.
-        target = table_ptr + slot * 2
-        expected = tl.where(active, EMPTY_SLOT, -1)
-        stored = tl.atomic_cas(target, expected, key, sem="relaxed")
-        placed = active & ((stored == EMPTY_SLOT) | (stored == key))
-        tl.atomic_max(target + 1, not_row, mask=placed, sem="relaxed")
-        active = active & (placed == 0)
-        slot = tl.where(active, (slot + 1) & (capacity - 1), slot)
-        probes += 1
-
-
-def _build_hash(coords: Tensor, grid: CellGrid) -> SiteIndex:
-    """Index ``coords`` by key in a hash table that is at most a quarter full."""
-    n, ndim = coords.shape[0], coords.shape[1] - 1
-    bits = max(4 * n - 1, 1).bit_length()
-    table = torch.full((2**bits, 2), -(2**63), dtype=torch.int64, device=coords.device)
-    if n:
-        launch(
-            hash_insert_kernel, (num_blocks(n, _BLOCK_N),), coords.device,
-            coords, flatten_offsets(((0,) * ndim,), coords.device), table,
-            n, *box_args(grid), grid.batch_size, bits,
-            NDIM=ndim, STRIDE=(1,) * ndim, BLOCK_N=_BLOCK_N, num_warps=1,
-        )  # fmt: skip
-    return SiteIndex("hash", table, None)
-
-
-@triton.jit(do_not_specialize=["n", "batch_size"])
-def mark_sites_kernel(
-    coords_ptr,
-    offsets_ptr,
+    taps_ptr,
     words_ptr,
     n,
+    batch_size,
     lower,
     shape,
-    batch_size,
     own_lower,
     own_shape,
-    NDIM: tl.constexpr,
+    shift,
+    n_words,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
-    HAS_OWN: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Set the bit of every site that an input reaches through some tap."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Set the bit of every site that a row reaches, and count the bits of each block of words."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
     key, valid = tap_keys(
-        coords_ptr, offsets_ptr, offs_n, offs_n < n, offs_v, offs_v < V, lower, shape, batch_size,
-        own_lower, own_shape, STRIDE, DIVIDE, NDIM, HAS_OWN,
+        coords_ptr, taps_ptr, rows, inside, offs_v, offs_v < V, lower, shape,
+        STRIDE, DIVIDE, NDIM, NARROW,
     )  # fmt: skip
-    bit = (tl.zeros_like(key) + 1) << (key & 63)
-    tl.atomic_or(words_ptr + (key >> 6), bit, mask=valid, sem="relaxed")
+    block = (key >> shift).to(tl.int64)
+    word = block >> 5
+    bit = block & 31
+    one = tl.zeros_like(bit) + 1
+    before = tl.atomic_or(words_ptr + word, one << bit, mask=valid, sem="relaxed")
+    # Of all who set a bit, one finds it unset.
+    is_new = valid & (((before >> bit) & 1) == 0)
+    tl.atomic_add(words_ptr + n_words + word // BLOCK_WORDS, one, mask=is_new, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n_words"])
-def rank_words_kernel(words_ptr, ranks_ptr, counts_ptr, n_words, BLOCK: tl.constexpr):
-    """Rank each word's first set bit within its block, and count the block's set bits."""
+def rank_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
+    """Write the rank of each word's first set bit to its upper half, and the total at the end."""
     pid = tl.program_id(0)
-    offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < n_words
-    count = popcount(tl.load(words_ptr + offs, mask=mask, other=0))
-    tl.store(ranks_ptr + offs, tl.cumsum(count, axis=0) - count, mask=mask)
-    tl.store(counts_ptr + pid + 1, tl.sum(count, axis=0).to(tl.int64))
+    last = tl.num_programs(0) - 1
+    counts_ptr = words_ptr + n_words
+    own = tl.load(counts_ptr + pid)
+    if (own > 0) | (pid == last):
+        lane = tl.arange(0, BLOCK)
+        sums = tl.zeros((BLOCK,), tl.int64)
+        for start in range(0, pid, BLOCK):
+            sums += tl.load(counts_ptr + start + lane, mask=start + lane < pid, other=0)
+        before = tl.sum(sums, axis=0)
+        if pid == last:
+            tl.store(counts_ptr + last + 1, before + own)
+        offs = pid.to(tl.int64) * BLOCK + lane
+        word = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
+        count = popcount(word.to(tl.int32))
+        rank = before + (tl.cumsum(count, axis=0) - count)
+        tl.store(words_ptr + offs, word | (rank << 32), mask=count > 0)
+
+
+@triton.jit(do_not_specialize=["n", "batch_size", "shift"])
+def store_rows_kernel(
+    coords_ptr,
+    words_ptr,
+    rows_ptr,
+    n,
+    batch_size,
+    lower,
+    shape,
+    shift,
+    NDIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Store every row in its block's slot; the lowest of those that repeat a site stays."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
+    slot = find_slots(key, inside, words_ptr, shift)
+    entry = slot_entries(slot, key, shift)
+    tl.atomic_max(rows_ptr + entry, rows ^ LAST_ROW, mask=inside, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n", "batch_size"])
-def row_of_rank_kernel(
-    coords_ptr,
-    offsets_ptr,
-    words_ptr,
-    ranks_ptr,
-    block_rank_ptr,
-    row_of_rank_ptr,
-    n,
-    lower,
-    shape,
-    batch_size,
-    NDIM: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """``row_of_rank[rank of the row's site]`` = the row; the lowest of repeated rows."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_v = tl.arange(0, 1)
-    key, valid = tap_keys(
-        coords_ptr, offsets_ptr, offs_n, offs_n < n, offs_v, offs_v < 1, lower, shape, batch_size,
-        lower, shape, STRIDE, False, NDIM, False,
-    )  # fmt: skip
-    rank = find_ranks(key, valid, words_ptr, ranks_ptr, block_rank_ptr)
-    tl.atomic_min(row_of_rank_ptr + rank, offs_n[:, None], mask=rank >= 0, sem="relaxed")
-
-
-@triton.jit(
-    do_not_specialize=["n", "batch_size"]
-)  # fmt: skip
 def write_sites_kernel(
     coords_ptr,
-    offsets_ptr,
+    taps_ptr,
     words_ptr,
-    ranks_ptr,
-    block_rank_ptr,
     out_ptr,
     n,
+    batch_size,
     lower,
     shape,
-    batch_size,
     own_lower,
     own_shape,
-    NDIM: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
-    HAS_OWN: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     """Write the coordinates of every reached site at its rank; all who reach it write the same."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    mask_n = offs_n < n
     mask_v = offs_v < V
+    _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
     key, valid = tap_keys(
-        coords_ptr, offsets_ptr, offs_n, mask_n, offs_v, mask_v, lower, shape, batch_size,
-        own_lower, own_shape, STRIDE, DIVIDE, NDIM, HAS_OWN,
+        coords_ptr, taps_ptr, rows, inside, offs_v, mask_v, lower, shape,
+        STRIDE, DIVIDE, NDIM, NARROW,
     )  # fmt: skip
-    rank = find_ranks(key, valid, words_ptr, ranks_ptr, block_rank_ptr)
-    out = out_ptr + rank.to(tl.int64) * (NDIM + 1)
-    batch = tl.load(coords_ptr + offs_n.to(tl.int64) * (NDIM + 1), mask=mask_n, other=0)
-    tl.store(out, batch[:, None] + tl.zeros_like(rank), mask=valid)
+    slot = find_slots(key, valid, words_ptr, 0)
+    out = out_ptr + slot.to(tl.int64) * (NDIM + 1)
+    batch = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1), mask=inside, other=0)
+    tl.store(out, batch[:, None] + tl.zeros_like(slot), mask=valid)
     for d in tl.static_range(NDIM):
-        _own, cell, _exists = tap_cell(
-            coords_ptr, offsets_ptr, offs_n, mask_n, offs_v, mask_v, d, STRIDE, DIVIDE, NDIM
-        )
-        tl.store(out + (d + 1), cell.to(tl.int32), mask=valid)
+        cell = tap_cell(
+            coords_ptr, taps_ptr, rows, inside, offs_v, mask_v, lower,
+            d, STRIDE, DIVIDE, NDIM, NARROW,
+        )  # fmt: skip
+        corner = unseal(lower[d])
+        tl.store(out + (d + 1), (cell + corner).to(tl.int32), mask=valid)
 
 
-def _empty_bitmap(cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the words of a bitmap and a counter per block behind one more, all zero."""
-    n_words = -(-cells // 64)
-    blocks = num_blocks(n_words, BLOCK_WORDS.value)
-    zeros = torch.zeros(n_words + blocks + 1, dtype=torch.int64, device=device)
-    return zeros[:n_words], zeros[n_words:]
+def _empty_words(n_bits: int, extra: int, device: torch.device) -> tuple[Tensor, int]:
+    """Return zeroed words for ``n_bits``, their counters and ``extra`` words; number of words.
+
+    Behind the words come a counter for each block of them, and one for the total.
+    """
+    n_words = num_blocks(n_bits, 32)
+    counters = num_blocks(n_words, BLOCK_WORDS.value) + 1
+    return torch.zeros(n_words + counters + extra, dtype=torch.int64, device=device), n_words
 
 
-def _rank_bitmap(words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rank of each word's first set bit in its block, and of each block's first."""
-    n_words, block = words.shape[0], BLOCK_WORDS.value
-    ranks = torch.empty(n_words, dtype=torch.int32, device=words.device)
-    launch(
-        rank_words_kernel, (num_blocks(n_words, block),), words.device,
-        words, ranks, counts, n_words, BLOCK=block,
-    )  # fmt: skip
-    return ranks, torch.cumsum(counts, dim=0)
+def _rank(words: Tensor, n_words: int) -> None:
+    block = BLOCK_WORDS.value
+    launch(rank_kernel, (num_blocks(n_words, block),), words.device, words, n_words, BLOCK=block)
+
+
+def _choose_shift(n: int, cells: int) -> int | None:
+    """Return log2 of the cells in a block for ``n`` sites, or None where a bitmap is too large.
+
+    Of all sizes this one takes the least memory, words and rows together.
+    """
+    shift = (cells // (16 * max(n, 1))).bit_length() // 2
+    size = (cells >> shift) // 4 + (4 * n << shift)
+    return shift if size <= _MAX_INDEX_BYTES + 64 * n else None
 
 
 def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
-    Many rows in a grid of moderate size: a bitmap, where a row's neighbours lie in few words. Else
-    a hash table, which takes fewer launches and no memory per cell.
+    Where cells are so many that a bitmap would take too much memory, the index is sorted keys.
     """
-    n, ndim = coords.shape[0], coords.shape[1] - 1
-    if n < _MIN_BITMAP_ROWS or grid.num_cells > _MAX_BITMAP_CELLS:
-        return _build_hash(coords, grid)
-    zero, unit = flatten_offsets(((0,) * ndim,), coords.device), (1,) * ndim
-    words, counts = _empty_bitmap(grid.num_cells, coords.device)
-    box, blocks = box_args(grid), num_blocks(n, 4 * _BLOCK_N)
-    launch(
-        mark_sites_kernel, (blocks, 1), coords.device,
-        coords, zero, words, n, *box, grid.batch_size, *box,
-        NDIM=ndim, STRIDE=unit, DIVIDE=False, HAS_OWN=False, V=1,
-        BLOCK_N=4 * _BLOCK_N, BLOCK_V=1,
-    )  # fmt: skip
-    ranks, block_rank = _rank_bitmap(words, counts)
-    row_of_rank = torch.full((n,), 2**31 - 1, dtype=torch.int32, device=coords.device)
-    launch(
-        row_of_rank_kernel, (blocks,), coords.device,
-        coords, zero, words, ranks, block_rank, row_of_rank, n, *box, grid.batch_size,
-        NDIM=ndim, STRIDE=unit, BLOCK_N=4 * _BLOCK_N,
-    )  # fmt: skip
-    return SiteIndex("bitmap", words, ranks, block_rank, row_of_rank)
+    n, ndim, device = coords.shape[0], coords.shape[1] - 1, coords.device
+    cells = grid.num_cells
+    shift = _choose_shift(n, cells)
+    if shift is None:
+        return eager_sites.build_index(coords, grid)
+    memory, n_words = _empty_words(num_blocks(cells, 2**shift), num_blocks(n << shift, 2), device)
+    rows = memory[memory.shape[0] - num_blocks(n << shift, 2) :].view(torch.int32)
+    if n and cells:
+        taps = device_taps(((0,) * ndim,), device)
+        box, block = box_args(grid), 4 * _BLOCK_N
+        launch(
+            mark_kernel, (num_blocks(n, block), 1), device,
+            coords, taps.table, memory, n, grid.batch_size, *box, *box, shift, n_words,
+            STRIDE=(1,) * ndim, DIVIDE=False, NDIM=ndim, NARROW=is_narrow(grid, taps), V=1,
+            BLOCK_N=block, BLOCK_V=1,
+        )  # fmt: skip
+        _rank(memory, n_words)
+        launch(
+            store_rows_kernel, (num_blocks(n, block),), device,
+            coords, memory, rows, n, grid.batch_size, *box, shift, NDIM=ndim, BLOCK_N=block,
+        )  # fmt: skip
+    return SiteIndex("bitmap", memory, rows, shift)
 
 
 def reached_sites(
@@ -248,7 +226,7 @@ def reached_sites(
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,
-    own_grid: CellGrid | None = None,
+    own_grid: CellGrid,
 ) -> tuple[Tensor, SiteIndex]:
     """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
@@ -258,31 +236,30 @@ def reached_sites(
         stride: Fine sites per coarse site.
         divide: True when ``coords`` are fine and the target is coarse.
         grid: The target grid.
-        own_grid: The grid of ``coords``, of as many samples; rows outside it reach nothing. None:
-            every row is known to be inside.
+        own_grid: The grid of ``coords``; rows outside it reach nothing.
 
     Returns:
         int32 coordinates [M, 1 + D] in ascending key order, and their index. Waits for the device
         once, for M.
     """
-    ndim, n, volume = len(stride), coords.shape[0], len(offsets)
-    device = coords.device
-    if n == 0 or grid.num_cells == 0:
-        return coords.new_empty(0, ndim + 1), _build_hash(coords[:0], grid)
-    if grid.num_cells > _MAX_BITMAP_CELLS:
-        out, _ = eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
-        return out, _build_hash(out, grid)
-    words, counts = _empty_bitmap(grid.num_cells, device)
-    blocks, block_v = tap_grid(n, volume, _BLOCK_N)
-    inputs = coords, flatten_offsets(offsets, device)
-    boxes = n, *box_args(grid), grid.batch_size, *box_args(own_grid or grid)
+    ndim, n, device = len(stride), coords.shape[0], coords.device
+    cells = grid.num_cells
+    if n == 0 or cells == 0:
+        return coords.new_empty(0, ndim + 1), build_index(coords[:0], grid)
+    if cells > _MAX_BITMAP_CELLS:
+        out, index = eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
+        return out, index
+    words, n_words = _empty_words(cells, 0, device)
+    taps = device_steps(offsets, stride, divide, device)
+    blocks, block_v = tap_grid(n, taps.volume, _BLOCK_N)
+    batch_size = min(grid.batch_size, own_grid.batch_size)
+    box = n, batch_size, *box_args(grid), *box_args(own_grid)
     meta = {
-        "NDIM": ndim, "STRIDE": stride, "DIVIDE": divide, "HAS_OWN": own_grid is not None,
-        "V": volume, "BLOCK_N": _BLOCK_N, "BLOCK_V": block_v, "num_warps": 4,
+        "STRIDE": stride, "DIVIDE": divide, "NDIM": ndim, "NARROW": is_narrow(grid, taps),
+        "V": taps.volume, "BLOCK_N": _BLOCK_N, "BLOCK_V": block_v, "num_warps": 4,
     }  # fmt: skip
-    launch(mark_sites_kernel, blocks, device, *inputs, words, *boxes, **meta)
-    ranks, block_rank = _rank_bitmap(words, counts)
-    out = torch.empty(int(block_rank[-1]), ndim + 1, dtype=torch.int32, device=device)
-    index = words, ranks, block_rank
-    launch(write_sites_kernel, blocks, device, *inputs, *index, out, *boxes, **meta)
-    return out, SiteIndex("bitmap", *index)
+    launch(mark_kernel, blocks, device, coords, taps.table, words, *box, 0, n_words, **meta)
+    _rank(words, n_words)
+    out = torch.empty(int(words[-1]), ndim + 1, dtype=torch.int32, device=device)
+    launch(write_sites_kernel, blocks, device, coords, taps.table, words, out, *box, **meta)
+    return out, SiteIndex("bitmap", words, None)
