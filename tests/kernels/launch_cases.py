@@ -15,6 +15,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
     gather_gemm,
+    half_parts,
     neighbor_table,
     pairs,
     pool,
@@ -24,7 +25,7 @@ from tritonspconv.kernels.triton import (
 )
 
 # Rows in a table that is reordered, and in one that is not.
-MANY, FEW = 20_000, 100
+MANY, FEW = 70_000, 100
 
 CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 WIDE = ConvGeometry.submanifold((5, 5, 5), (1, 1, 1))
@@ -52,9 +53,13 @@ def _sorted_index(n: int) -> SiteIndex:
     return SiteIndex("sorted", keys, keys)
 
 
-def _bitmap_index(n: int, with_rows: bool = True) -> SiteIndex:
-    words, rows = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
-    return SiteIndex("bitmap", words, rows if with_rows else None)
+def _block_index(n: int) -> SiteIndex:
+    table = torch.zeros(n, dtype=torch.int32)
+    return SiteIndex("blocks", table, table)
+
+
+def _bitmap_index(n: int) -> SiteIndex:
+    return SiteIndex("bitmap", torch.zeros(n, dtype=torch.int64), None)
 
 
 def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -133,6 +138,21 @@ def _weight_grad_case(
     )
 
 
+def _parts_cases(c_in: int, c_out: int, with_low: bool) -> None:
+    feats, weight, grad = (
+        half_parts.split_half(x, with_low=with_low)
+        for x in (torch.zeros(MANY, c_in), torch.zeros(27, c_in, c_out), torch.zeros(MANY, c_out))
+    )
+    gather_gemm.gather_gemm(
+        feats, weight, torch.zeros(c_out), *_table(27, MANY, ordered=True), mirrored=False
+    )
+    weight_grad.weight_grad(
+        feats, grad,
+        torch.zeros(2, MANY, dtype=torch.int32), torch.zeros(28, dtype=torch.int64),
+        torch.zeros(27, c_in, c_out), mirrored=False,
+    )  # fmt: skip
+
+
 def _pool_case(mode: str, dtype: torch.dtype, ordered: bool, by_value: bool = False) -> None:
     rows, _, order = _table(8, FEW, ordered)
     feats, out = torch.zeros(FEW, 20, dtype=dtype), torch.zeros(FEW, 20, dtype=dtype)
@@ -195,18 +215,18 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("reached_sites-down", partial(_sites_case, DOWN, _box(3))),
     ("reached_sites-up-1d", partial(_sites_case, UP_1D, _box(1))),
     ("reached_sites-4d", partial(_sites_case, DOWN_4D, _box(4))),
-    ("lookup-given", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
-    ("lookup-given-ordered", partial(_lookup_case, CUBE, _bitmap_index(64), MANY)),
-    ("lookup-generated", partial(_lookup_case, CUBE, _bitmap_index(64, False), FEW)),
-    ("lookup-generated-ordered", partial(_lookup_case, CUBE, _bitmap_index(64, False), MANY)),
+    ("lookup-given", partial(_lookup_case, CUBE, _block_index(64), FEW)),
+    ("lookup-given-ordered", partial(_lookup_case, CUBE, _block_index(64), MANY)),
+    ("lookup-generated", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
+    ("lookup-generated-ordered", partial(_lookup_case, CUBE, _bitmap_index(64), MANY)),
     ("lookup-sorted-ordered", partial(_lookup_case, CUBE, _sorted_index(64), MANY)),
     ("lookup-sorted-wide", partial(_lookup_case, HYPER, _sorted_index(64), FEW, WIDE_BOX)),
-    ("lookup-given-wide", partial(_lookup_case, HYPER, _bitmap_index(64), FEW, WIDE_BOX)),
-    ("lookup-125", partial(_lookup_case, WIDE, _bitmap_index(64), FEW)),
-    ("reach-down", partial(_reach_case, DOWN, _bitmap_index(64), MANY)),
+    ("lookup-given-wide", partial(_lookup_case, HYPER, _block_index(64), FEW, WIDE_BOX)),
+    ("lookup-125", partial(_lookup_case, WIDE, _block_index(64), FEW)),
+    ("reach-down", partial(_reach_case, DOWN, _block_index(64), MANY)),
     (
         "reach-up-to-given",
-        partial(_reach_case, UP_1D, _bitmap_index(64, False), FEW, _sorted_index(64)),
+        partial(_reach_case, UP_1D, _bitmap_index(64), FEW, _sorted_index(64)),
     ),
     (
         "invert",
@@ -216,6 +236,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("pairs-ordered", lambda: pairs.pair_lists(*_table(27, FEW, True)[::2], 27, 27 * FEW)),
     *_gemm_cases(),
     *_weight_grad_cases(),
+    ("parts-2-64", partial(_parts_cases, 64, 64, True)),
+    ("parts-2-odd", partial(_parts_cases, 33, 260, True)),
+    ("parts-1-128", partial(_parts_cases, 128, 128, False)),
     ("pool-max", partial(_pool_case, "max", torch.float16, True)),
     ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),
     ("pool-avg", partial(_pool_case, "avg", torch.bfloat16, True)),

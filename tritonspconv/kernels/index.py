@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-IndexKind = Literal["sorted", "bitmap"]
+IndexKind = Literal["sorted", "blocks", "bitmap"]
 
 
 class CellGrid(Protocol):
@@ -36,18 +36,17 @@ class CellGrid(Protocol):
 class SiteIndex(NamedTuple):
     """A lookup structure over the active cells of a grid.
 
-    ``"sorted"`` (any device): keys in ascending order and the row of each. ``"bitmap"`` (Triton):
-    one bit for each block of ``2**shift`` consecutive keys that holds a site. The rank of a bit
-    among all set bits is the block's slot.
-
     Attributes:
-        kind: ``"sorted"`` or ``"bitmap"``.
-        table: sorted: int64 [N] keys. bitmap: int64 words, and counters behind them; bit b of word
-            w stands for block ``32 * w + b``, and the upper half of a word is the rank of its
-            first set bit.
-        rows: sorted: int64 [N]. bitmap: int32 [slots * 2**shift], ``2**31 - 1 - row`` of each cell
-            of a slot, 0 where there is no site; None: blocks are cells, and slots are rows.
-        shift: bitmap: log2 of the cells in a block.
+        kind: ``"sorted"`` (any device): keys in ascending order, and their rows. ``"blocks"``
+            (Triton, given sites): ``2**shift`` consecutive keys are a block; each occupied one owns
+            a slot of rows. ``"bitmap"`` (Triton, generated sites, whose rows ascend by key): a
+            site's row is the rank of its bit.
+        table: sorted: int64 [N] keys. blocks: int32 [blocks], 1 + slot, 0 where a block is empty.
+            bitmap: int64 words, the lower half 32 bits, the upper half the rank of the first one;
+            counters behind them.
+        rows: sorted: int64 [N]. blocks: int32 [slots * 2**shift], ``2**31 - 1 - row`` of each cell
+            of a slot, 0 where there is no site. bitmap: None.
+        shift: blocks: log2 of the keys in a block.
     """
 
     kind: IndexKind

@@ -1,12 +1,14 @@
-"""Device functions shared by the map kernels: keys of taps, and lookup of keys in an index."""
+"""Device functions shared by the map kernels: keys of taps, and lookup of keys in an index.
+
+A thread holds one row and runs through taps that are compile-time constants: what taps have in
+common, such as the checks of one axis, is computed once.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Words of a bitmap whose set bits are counted together.
-BLOCK_WORDS: tl.constexpr = tl.constexpr(1024)
 # An index holds row r as r ^ LAST_ROW, so that zero is "none" and the lowest row is the maximum.
 LAST_ROW: tl.constexpr = tl.constexpr(2**31 - 1)
 # No key is larger.
@@ -17,11 +19,11 @@ _FAR: tl.constexpr = tl.constexpr(3 * 2**29 - 1)
 
 @triton.jit
 def popcount(x):
-    """Count the set bits of int32 values in portable integer arithmetic."""
+    """Count the set bits of uint32 values; LLVM knows this form and emits one instruction."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
-    return (x * 0x01010101) >> 24
+    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -41,17 +43,14 @@ def row_keys(coords_ptr, rows, mask_n, lower, shape, batch_size, NDIM: tl.conste
         extent = unseal(shape[d])
         inside = inside & (cell >= 0) & (cell < extent)
         key = key * extent + cell
-    return tl.where(inside, key, 0), inside
+    return key, inside
 
 
 @triton.jit
-def tap_cell(
+def _row_start(
     coords_ptr,
-    taps_ptr,
     rows,
     mask_n,
-    offs_v,
-    mask_v,
     lower,
     d: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -59,91 +58,114 @@ def tap_cell(
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Cell on axis d, from the grid's corner on, of the site that each tap relates to each row.
-
-    ``DIVIDE=False``: rows are coarse, ``fine = stride * coarse + offset``. ``DIVIDE=True``: rows
-    are fine and the coarse site exists where the division leaves a remainder below the tap's limit.
-    ``taps_ptr`` comes from ``_grid.Taps``.
-
-    Returns:
-        [BLOCK_N, BLOCK_V], int32 in a narrow grid, else int64; negative where there is no site.
-    """
-    at = coords_ptr + rows.to(tl.int64) * (NDIM + 1) + (d + 1)
-    start = tl.load(at, mask=mask_n, other=0).to(tl.int64)
+    own = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1) + (d + 1), mask=mask_n, other=0)
     corner = unseal(lower[d])
-    start = start - corner * STRIDE[d] if DIVIDE else start * STRIDE[d] - corner
-    tap = taps_ptr + offs_v * (2 * NDIM) + d
-    offset = tl.load(tap, mask=mask_v, other=0)
+    if DIVIDE:
+        start = own.to(tl.int64) - corner * STRIDE[d]
+    else:
+        start = own.to(tl.int64) * STRIDE[d] - corner
     if NARROW:
         start = tl.minimum(tl.maximum(start, -_FAR), _FAR).to(tl.int32)
-    else:
-        offset = offset.to(tl.int64)
-    if not DIVIDE:
-        return start[:, None] + offset[None, :]
-    moved = start[:, None] - offset[None, :]
-    cell = moved // STRIDE[d]
-    limit = tl.load(tap + NDIM, mask=mask_v, other=0)
-    return tl.where((moved >= 0) & (moved - cell * STRIDE[d] < limit[None, :]), cell, -1)
+    return start
 
 
 @triton.jit
-def tap_keys(
+def row_starts(
     coords_ptr,
-    taps_ptr,
     rows,
     mask_n,
-    offs_v,
-    mask_v,
     lower,
-    shape,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Key of the site that each tap relates to each row, and whether it is inside the grid.
+    """Where each row stands in the grid that its taps lead to: batch, then up to four axes.
 
-    ``mask_n`` must leave out rows whose sample the grid does not have. ``NARROW``: keys fit an
-    int32.
-
-    Returns:
-        Keys [BLOCK_N, BLOCK_V], int32 or int64, and the matching bool validity.
+    The axes count from the grid's corner, in fine cells; int32 [BLOCK_N] each in a narrow grid,
+    whose keys fit an int32, else int64. ``mask_n`` must leave out rows of samples that the grid
+    does not have.
     """
     batch = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1), mask=mask_n, other=0)
-    key = batch[:, None] + tl.zeros_like(offs_v)[None, :]
     if not NARROW:
-        key = key.to(tl.int64)
-    valid = mask_n[:, None] & mask_v[None, :]
-    for d in tl.static_range(NDIM):
-        cell = tap_cell(
-            coords_ptr, taps_ptr, rows, mask_n, offs_v, mask_v, lower,
-            d, STRIDE, DIVIDE, NDIM, NARROW,
-        )  # fmt: skip
-        extent = unseal(shape[d])
-        if NARROW:
-            extent = extent.to(tl.int32)
-        valid = valid & (cell >= 0) & (cell < extent)
-        key = key * extent + cell
-    return tl.where(valid, key, 0), valid
+        batch = batch.to(tl.int64)
+    last: tl.constexpr = NDIM - 1
+    return (
+        batch,
+        _row_start(coords_ptr, rows, mask_n, lower, 0, STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, min(1, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, min(2, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, min(3, last), STRIDE, DIVIDE, NDIM, NARROW),
+    )
 
 
 @triton.jit
-def find_slots(key, valid, words_ptr, shift):
-    """Rank of each valid key's block of cells among the marked ones, -1 where it is not marked."""
-    block = key >> shift
-    pair = tl.load(words_ptr + (block >> 5), mask=valid, other=0)
-    bit = (block & 31).to(tl.int32)
-    word = pair.to(tl.int32)
-    below = word & (((tl.zeros_like(bit) + 1) << bit) - 1)
-    found = ((word >> bit) & 1) != 0
-    return tl.where(found, (pair >> 32).to(tl.int32) + popcount(below), -1)
+def tap_cell(
+    starts,
+    v: tl.constexpr,
+    d: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+):
+    """Cell on axis d, from the grid's corner on, of the site that tap v relates to each row.
+
+    ``DIVIDE=False``: rows are coarse, ``fine = stride * coarse + offset``. ``DIVIDE=True``: rows
+    are fine and the coarse site exists where the division leaves a remainder below the tap's limit.
+    ``TAPS`` holds for each tap its offset and its limit on every axis; see ``window.reach_steps``.
+
+    Returns:
+        int [BLOCK_N], and bool: False where there is no site.
+    """
+    moved = starts[d + 1] + TAPS[2 * NDIM * v + d] * (-1 if DIVIDE else 1)
+    cell = moved
+    exists = moved >= 0
+    if DIVIDE:
+        cell = moved // STRIDE[d]
+        exists = exists & (moved - cell * STRIDE[d] < TAPS[2 * NDIM * v + NDIM + d])
+    return cell, exists
+
+
+@triton.jit
+def tap_keys(
+    starts,
+    inside,
+    shape,
+    v: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
+):
+    """Key of the site that tap v relates to each row, int [BLOCK_N], and whether it is inside."""
+    key = starts[0]
+    for d in tl.static_range(NDIM):
+        cell, exists = tap_cell(starts, v, d, TAPS, STRIDE, DIVIDE, NDIM)
+        extent = unseal(shape[d])
+        if NARROW:
+            extent = extent.to(tl.int32)
+        inside = inside & exists & (cell < extent)
+        key = key * extent + cell
+    return key, inside
+
+
+@triton.jit
+def find_ranks(key, valid, words_ptr):
+    """Rank of each valid key among the set bits of a bitmap, and whether its bit is set."""
+    word = tl.load(words_ptr + (key >> 5), mask=valid, other=0)
+    bit = (key & 31).to(tl.uint32)
+    bits = word.to(tl.uint32)
+    below = bits & ((tl.full(bit.shape, 1, tl.uint32) << bit) - 1)
+    return (word >> 32).to(tl.int32) + popcount(below), ((bits >> bit) & 1) != 0
 
 
 @triton.jit
 def slot_entries(slot, key, shift):
-    """Where in ``SiteIndex.rows`` the row of a key in a slot stands, int64."""
-    low = key & (((tl.zeros_like(key) + 1) << shift) - 1)
-    return (slot.to(tl.int64) << shift) + low
+    """Where in ``SiteIndex.rows`` the row of a key in a slot stands, int32."""
+    low = key & ((tl.full(key.shape, 1, key.dtype) << shift) - 1)
+    return (slot << shift) + low.to(tl.int32)
 
 
 @triton.jit
@@ -160,29 +182,21 @@ def _search(key, valid, keys_ptr, rows_ptr, size):
         span -= half
     hit = valid & (first < size)
     hit = hit & (tl.load(keys_ptr + first, mask=hit, other=-1) == key)
-    return tl.load(rows_ptr + first, mask=hit, other=-1).to(tl.int32)
+    return tl.load(rows_ptr + first, mask=hit, other=-1).to(tl.int32), hit
 
 
 @triton.jit
-def find_rows(
-    key,
-    valid,
-    table_ptr,
-    rows_ptr,
-    size,
-    BITMAP: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
-):
-    """Row of each valid key in the index, -1 where the key is absent or not valid.
+def find_rows(key, valid, table_ptr, rows_ptr, size, KIND: tl.constexpr):
+    """Row of each valid key in the index, and whether it is there.
 
     The three arguments after ``valid`` come from ``_grid.index_args``.
     """
-    if BITMAP:
-        row = find_slots(key, valid, table_ptr, size)
-        if HAS_ROWS:
-            at = rows_ptr + slot_entries(row, key, size)
-            stored = tl.load(at, mask=row >= 0, other=0)
-            row = tl.where(stored > 0, stored ^ LAST_ROW, -1)
+    if KIND == "bitmap":
+        row, found = find_ranks(key, valid, table_ptr)
+    elif KIND == "blocks":
+        slot = tl.load(table_ptr + (key >> size), mask=valid, other=0) - 1
+        stored = tl.load(rows_ptr + slot_entries(slot, key, size), mask=slot >= 0, other=0)
+        row, found = stored ^ LAST_ROW, stored > 0
     else:
-        row = _search(key, valid, table_ptr, rows_ptr, size)
-    return row
+        row, found = _search(key, valid, table_ptr, rows_ptr, size)
+    return row, found

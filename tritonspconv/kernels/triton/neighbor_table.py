@@ -15,24 +15,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritonspconv.kernels.index import CellGrid, SiteIndex
-from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._grid import (
     box_args,
-    device_taps,
     index_args,
-    index_flags,
     is_narrow,
-    tap_grid,
+    window_taps,
 )
-from tritonspconv.kernels.triton._index import find_rows, row_keys, tap_keys
-from tritonspconv.kernels.triton._launch import launch
+from tritonspconv.kernels.triton._index import find_rows, row_keys, row_starts, tap_keys
+from tritonspconv.kernels.triton._launch import BoundKernel, bind, launch
 
 _ABSENT: tl.constexpr = tl.constexpr(2**31 - 1)
 _KEY_BITS: tl.constexpr = tl.constexpr(16)
-_BLOCK_N = 32
-# Below this many rows the time to sort exceeds what skipping taps saves.
-_MIN_ROWS_TO_ORDER = 16384
+_BLOCK_N = 128
+# Rows in a block of the kernels that hold rows times taps.
+_SCRATCH_BLOCK_N = 32
+# Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
+_MIN_ROWS_TO_ORDER = 65536
 
 Offsets = tuple[tuple[int, ...], ...]
 Table = tuple[Tensor, Tensor, Tensor | None]
@@ -62,10 +62,9 @@ def mask_word(present, lane):
     return tl.sum(tl.where(present, (tl.zeros_like(lane) + 1) << lane, 0), axis=1)
 
 
-@triton.jit(do_not_specialize=["n", "batch_size", "size", "own_size"])
+@triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
 def lookup_kernel(
     coords_ptr,
-    taps_ptr,
     table_ptr,
     index_rows_ptr,
     size,
@@ -80,17 +79,16 @@ def lookup_kernel(
     order_ptr,
     key_ptr,
     n,
+    first,
     batch_size,
     lower,
     shape,
     own_lower,
     own_shape,
-    BITMAP: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
-    CHECK: tl.constexpr,
-    OWN_BITMAP: tl.constexpr,
-    OWN_HAS_ROWS: tl.constexpr,
+    KIND: tl.constexpr,
+    OWN_KIND: tl.constexpr,
     STAGE: tl.constexpr,
+    TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
@@ -98,52 +96,51 @@ def lookup_kernel(
     V: tl.constexpr,
     CENTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
 ):
-    """Look the taps of each row up; see ``_lookup`` for what the stages write.
+    """Look up to 32 taps of each row up, from tap ``first`` on; ``_lookup`` says what stages write.
 
-    ``CHECK``: a row that its own index does not hold meets nothing, except that a submanifold row
-    sees itself through tap ``CENTER``.
+    A row that its own index, where there is one, does not hold meets nothing, except that a
+    submanifold row sees itself through tap ``CENTER``.
     """
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.program_id(1)
-    lane = tl.arange(0, BLOCK_V)
-    offs_v = word * 32 + lane
     mask_n = offs_n < n
-    mask_v = offs_v < V
     if STAGE == "ordered":
-        # Only what the first look found, in which all conditions on the row took part.
+        # What the first look found, in which all conditions on the row took part.
         row = tl.load(sorted_ptr + offs_n, mask=mask_n, other=0).to(tl.int32)
         bits = tl.load(found_ptr + row, mask=mask_n, other=0)
         tl.store(order_ptr + offs_n, row, mask=mask_n)
         inside = mask_n
     else:
         row = offs_n
+        bits = tl.zeros_like(row)
         own_key, inside = row_keys(coords_ptr, row, mask_n, own_lower, own_shape, batch_size, NDIM)
-        if CHECK:
-            site = find_rows(
-                own_key, inside, own_table_ptr, own_rows_ptr, own_size, OWN_BITMAP, OWN_HAS_ROWS
+        if OWN_KIND is not None:
+            site, exists = find_rows(
+                own_key, inside, own_table_ptr, own_rows_ptr, own_size, OWN_KIND
             )
-            inside = inside & (site == row)
-    # [BLOCK_N, BLOCK_V]
-    key, valid = tap_keys(
-        coords_ptr, taps_ptr, row, inside, offs_v, mask_v, lower, shape,
-        STRIDE, DIVIDE, NDIM, NARROW,
-    )  # fmt: skip
-    is_center = (offs_v == CENTER)[None, :]
-    valid = valid & ~is_center
-    if STAGE == "ordered":
-        valid = valid & (((bits[:, None] >> lane[None, :]) & 1) != 0)
-    found = find_rows(key, valid, table_ptr, index_rows_ptr, size, BITMAP, HAS_ROWS)
-    found = tl.where(is_center & mask_n[:, None], row[:, None], found)
-    if STAGE != "ordered":
-        bits = mask_word(found >= 0, lane)
-    tl.store(mask_ptr + word.to(tl.int64) * n + offs_n, bits, mask=mask_n)
+            inside = exists & (site == row)
+    starts = row_starts(coords_ptr, row, inside, lower, STRIDE, DIVIDE, NDIM, NARROW)
+    entries = ()
+    for v in tl.static_range(V):
+        if v == CENTER:
+            other, found = row, mask_n
+        else:
+            key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
+            if STAGE == "ordered":
+                valid = mask_n & (((bits >> v) & 1) != 0)
+            other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
+        entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
+        if STAGE != "ordered":
+            bits = bits | (found.to(tl.int32) << v)
+    if STAGE != "masks":
+        # After all loads, which could not move up across a store.
+        column = rows_ptr + first.to(tl.int64) * n + offs_n
+        for v in tl.static_range(V):
+            tl.store(column, entries[v], mask=mask_n)
+            column += n
+    tl.store(mask_ptr + (first // 32).to(tl.int64) * n + offs_n, bits, mask=mask_n)
     if STAGE == "masks":
         tl.store(key_ptr + offs_n, sort_key(bits, groups_ptr), mask=mask_n)
-    else:
-        entry = rows_ptr + offs_v.to(tl.int64)[None, :] * n + offs_n[:, None]
-        tl.store(entry, found, mask=mask_n[:, None] & mask_v[None, :])
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -273,43 +270,62 @@ def _lookup(
     and sort keys; stage "ordered" writes order, masks and table in column order. Else stage
     "plain" writes masks and table.
     """
-    n, ndim, volume = coords.shape[0], coords.shape[1] - 1, len(offsets)
-    device = coords.device
+    n, volume, device = coords.shape[0], len(offsets), coords.device
     words = num_blocks(volume, 32)
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     if n == 0:
         return rows, rows.new_empty(words, 0), None
-    taps = device_taps(offsets, device)
-    blocks, block_v = tap_grid(n, volume, _BLOCK_N)
-    inputs = coords, taps.table, *index_args(index), *index_args(own_index or index)
-    boxes = n, min(grid.batch_size, own_grid.batch_size), *box_args(grid), *box_args(own_grid)
-    meta = {
-        **index_flags(index), "CHECK": own_index is not None,
-        **index_flags(own_index or index, "OWN_"), "STRIDE": stride, "DIVIDE": divide,
-        "NDIM": ndim, "NARROW": is_narrow(grid, taps), "V": volume, "CENTER": center,
-        "BLOCK_N": _BLOCK_N, "BLOCK_V": block_v, "num_warps": 4,
-    }  # fmt: skip
+    own = (None, None, 0) if own_index is None else index_args(own_index)
+    inputs = coords, *index_args(index), *own
+    boxes = min(grid.batch_size, own_grid.batch_size), *box_args(grid), *box_args(own_grid)
+    blocks = (num_blocks(n, _BLOCK_N),)
+    bound = functools.partial(
+        _bind_lookup, offsets, stride, divide, center, is_narrow(grid, offsets), index.kind,
+        None if own_index is None else own_index.kind,
+    )  # fmt: skip
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
     if not _has_order(n, volume):
-        launch(
-            lookup_kernel, blocks, device,
-            *inputs, None, None, None, rows, mask, None, None, *boxes, **meta, STAGE="plain",
-        )  # fmt: skip
+        for run, first in bound("plain"):
+            run(
+                blocks, device,
+                *inputs, None, None, None, rows, mask, None, None, n, first, *boxes,
+            )  # fmt: skip
         return rows, mask, None
-    found, order = torch.empty(2, n, dtype=torch.int32, device=device)
+    found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
     groups = _tap_groups(offsets, device)
-    launch(
-        lookup_kernel, blocks, device,
-        *inputs, None, None, groups, None, found, None, keys, *boxes, **meta, STAGE="masks",
-    )  # fmt: skip
+    ((look, _),) = bound("masks")
+    look(blocks, device, *inputs, None, None, groups, None, found, None, keys, n, 0, *boxes)
     permutation = torch.sort(keys, stable=True)[1]
-    launch(
-        lookup_kernel, blocks, device,
-        *inputs, permutation, found, None, rows, mask, order, None, *boxes, **meta,
-        STAGE="ordered",
-    )  # fmt: skip
+    order = torch.empty(n, dtype=torch.int32, device=device)
+    ((fill, _),) = bound("ordered")
+    fill(blocks, device, *inputs, permutation, found, None, rows, mask, order, None, n, 0, *boxes)
     return rows, mask, order
+
+
+@functools.lru_cache(maxsize=1024)
+def _bind_lookup(
+    offsets: Offsets,
+    stride: tuple[int, ...],
+    divide: bool,
+    center: int,
+    narrow: bool,
+    kind: IndexKind,
+    own_kind: IndexKind | None,
+    stage: str,
+) -> list[tuple[BoundKernel, int]]:
+    """Return the kernels that look a window up, 32 taps each, and the first tap of each."""
+    return [
+        (
+            bind(
+                lookup_kernel, KIND=kind, OWN_KIND=own_kind, STAGE=stage, TAPS=taps.constants,
+                STRIDE=stride, DIVIDE=divide, NDIM=len(stride), NARROW=narrow, V=taps.volume,
+                CENTER=center - taps.first, BLOCK_N=_BLOCK_N,
+            ),
+            taps.first,
+        )
+        for taps in window_taps(offsets)
+    ]  # fmt: skip
 
 
 def lookup_table(coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellGrid) -> Table:
@@ -364,7 +380,7 @@ def _arrange(scratch: Tensor, offsets: Offsets) -> Table:
     n, volume = scratch.shape
     device = scratch.device
     words = num_blocks(volume, 32)
-    (blocks, _), block_v = tap_grid(n, volume, _BLOCK_N)
+    blocks, block_v = num_blocks(n, _SCRATCH_BLOCK_N), min(next_power_of_2(volume), 32)
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
     if n == 0:
@@ -375,14 +391,14 @@ def _arrange(scratch: Tensor, offsets: Offsets) -> Table:
         launch(
             scratch_key_kernel, (blocks,), device,
             scratch, _tap_groups(offsets, device), keys, n,
-            V=volume, BLOCK_N=_BLOCK_N, BLOCK_V=block_v,
+            V=volume, BLOCK_N=_SCRATCH_BLOCK_N, BLOCK_V=block_v,
         )  # fmt: skip
         permutation = torch.sort(keys, stable=True)[1]
         order = torch.empty(n, dtype=torch.int32, device=device)
     launch(
         arrange_kernel, (blocks, words), device,
         scratch, permutation, rows, mask, order, n,
-        HAS_ORDER=order is not None, V=volume, BLOCK_N=_BLOCK_N, BLOCK_V=block_v,
+        HAS_ORDER=order is not None, V=volume, BLOCK_N=_SCRATCH_BLOCK_N, BLOCK_V=block_v,
     )  # fmt: skip
     return rows, mask, order
 

@@ -1,11 +1,8 @@
-"""Index of given sites, and the sorted unique set of generated ones (Triton).
-
-Both mark cells in a bitmap and rank its set bits. Given sites, which keep their rows, mark blocks
-of cells and store their rows by slot: few bits to clear and rank where sites are few. Generated
-sites mark the cells themselves, so that ranks ascend by key and are the rows.
-"""
+"""Index of given sites, and the sorted unique set of generated ones (Triton)."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
@@ -15,37 +12,59 @@ from torch import Tensor
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._blocks import num_blocks
-from tritonspconv.kernels.triton._grid import (
-    box_args,
-    device_steps,
-    device_taps,
-    is_narrow,
-    tap_grid,
-)
+from tritonspconv.kernels.triton._grid import box_args, is_narrow, window_steps
 from tritonspconv.kernels.triton._index import (
-    BLOCK_WORDS,
     LAST_ROW,
-    find_slots,
+    find_ranks,
     popcount,
     row_keys,
+    row_starts,
     slot_entries,
     tap_cell,
     tap_keys,
     unseal,
 )
-from tritonspconv.kernels.triton._launch import launch
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
-_BLOCK_N = 32
+_BLOCK_N = 128
+_BLOCK_WORDS = 2048
 # Of generated sites: words of 128 MiB.
 _MAX_BITMAP_CELLS = 2**29
-# Of given sites: words and rows of this much, and as much again as a table of 16 taps.
+# Of given sites: blocks and slots take at most this, and as much a row as a table of 64 taps.
 _MAX_INDEX_BYTES = 2**28
 
 
-@triton.jit(do_not_specialize=["n", "batch_size", "shift", "n_words"])
+@triton.jit(do_not_specialize=["n", "n_blocks", "batch_size", "shift"])
+def insert_kernel(
+    coords_ptr,
+    blocks_ptr,
+    n,
+    n_blocks,
+    batch_size,
+    lower,
+    shape,
+    shift,
+    NDIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Store every row in its block's slot; the lowest of those that repeat a site stays.
+
+    The first row to reach a block lends it its number as slot. Which one that is does not matter:
+    nothing depends on the numbers of slots.
+    """
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
+    # Compare-and-swap takes no mask: idle lanes spread out and expect what no block holds.
+    block = tl.where(inside, key >> shift, rows % n_blocks)
+    owner = tl.atomic_cas(blocks_ptr + block, tl.where(inside, 0, -1), rows + 1, sem="relaxed")
+    slot = tl.where(owner == 0, rows, owner - 1)
+    entry = blocks_ptr + n_blocks + slot_entries(slot, key, shift)
+    tl.atomic_max(entry, rows ^ LAST_ROW, mask=inside, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["n", "batch_size"])
 def mark_kernel(
     coords_ptr,
-    taps_ptr,
     words_ptr,
     n,
     batch_size,
@@ -53,81 +72,65 @@ def mark_kernel(
     shape,
     own_lower,
     own_shape,
-    shift,
-    n_words,
+    TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
 ):
-    """Set the bit of every site that a row reaches, and count the bits of each block of words."""
+    """Set the bit of every site that a row reaches."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    key, valid = tap_keys(
-        coords_ptr, taps_ptr, rows, inside, offs_v, offs_v < V, lower, shape,
-        STRIDE, DIVIDE, NDIM, NARROW,
-    )  # fmt: skip
-    block = (key >> shift).to(tl.int64)
-    word = block >> 5
-    bit = block & 31
-    one = tl.zeros_like(bit) + 1
-    before = tl.atomic_or(words_ptr + word, one << bit, mask=valid, sem="relaxed")
-    # Of all who set a bit, one finds it unset.
-    is_new = valid & (((before >> bit) & 1) == 0)
-    tl.atomic_add(words_ptr + n_words + word // BLOCK_WORDS, one, mask=is_new, sem="relaxed")
+    starts = row_starts(coords_ptr, rows, inside, lower, STRIDE, DIVIDE, NDIM, NARROW)
+    keys = ()
+    unset = ()
+    for v in tl.static_range(V):
+        key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
+        # Several rows reach a site: a load is cheaper than an atomic that changes nothing.
+        word = tl.load(words_ptr + (key >> 5), mask=valid, other=-1)
+        keys = keys + (key,)  # noqa: RUF005 - Triton has no *
+        unset = unset + (((word >> (key & 31)) & 1) == 0,)  # noqa: RUF005
+    for v in tl.static_range(V):
+        bit = tl.full(keys[v].shape, 1, tl.int64) << (keys[v] & 31)
+        tl.atomic_or(words_ptr + (keys[v] >> 5), bit, mask=unset[v], sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n_words"])
 def rank_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
-    """Write the rank of each word's first set bit to its upper half, and the total at the end."""
-    pid = tl.program_id(0)
+    """Write the rank of each word's first set bit to its upper half, and the total at the end.
+
+    Behind the words stand one sum for each block of words, a ticket counter, and the total. A
+    program publishes its block's sum and adds up those before it. It takes blocks in the order in
+    which programs start, so all that it waits for are running.
+    """
     last = tl.num_programs(0) - 1
-    counts_ptr = words_ptr + n_words
-    own = tl.load(counts_ptr + pid)
-    if (own > 0) | (pid == last):
-        lane = tl.arange(0, BLOCK)
-        sums = tl.zeros((BLOCK,), tl.int64)
-        for start in range(0, pid, BLOCK):
-            sums += tl.load(counts_ptr + start + lane, mask=start + lane < pid, other=0)
-        before = tl.sum(sums, axis=0)
-        if pid == last:
-            tl.store(counts_ptr + last + 1, before + own)
-        offs = pid.to(tl.int64) * BLOCK + lane
-        word = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
-        count = popcount(word.to(tl.int32))
-        rank = before + (tl.cumsum(count, axis=0) - count)
-        tl.store(words_ptr + offs, word | (rank << 32), mask=count > 0)
-
-
-@triton.jit(do_not_specialize=["n", "batch_size", "shift"])
-def store_rows_kernel(
-    coords_ptr,
-    words_ptr,
-    rows_ptr,
-    n,
-    batch_size,
-    lower,
-    shape,
-    shift,
-    NDIM: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Store every row in its block's slot; the lowest of those that repeat a site stays."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
-    slot = find_slots(key, inside, words_ptr, shift)
-    entry = slot_entries(slot, key, shift)
-    tl.atomic_max(rows_ptr + entry, rows ^ LAST_ROW, mask=inside, sem="relaxed")
+    sums_ptr = words_ptr + n_words
+    block = tl.atomic_add(sums_ptr + last + 1, 1, sem="relaxed")
+    lane = tl.arange(0, BLOCK)
+    offs = block * BLOCK + lane
+    word = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
+    count = popcount(word.to(tl.uint32))
+    own = tl.sum(count, axis=0).to(tl.int64)
+    # Zero stands for "not yet".
+    tl.atomic_xchg(sums_ptr + block, own + 1, sem="relaxed")
+    before = block * 0
+    for start in range(0, block.to(tl.int32), BLOCK):
+        wanted = start + lane < block
+        sums = tl.load(sums_ptr + start + lane, mask=wanted, other=1, volatile=True)
+        while tl.min(sums, axis=0) == 0:
+            sums = tl.load(sums_ptr + start + lane, mask=wanted, other=1, volatile=True)
+        before += tl.sum(sums - 1, axis=0)
+    rank = before + (tl.cumsum(count, axis=0) - count)
+    tl.store(words_ptr + offs, word | (rank << 32), mask=count > 0)
+    if block == last:
+        tl.store(sums_ptr + last + 2, before + own)
 
 
 @triton.jit(do_not_specialize=["n", "batch_size"])
 def write_sites_kernel(
     coords_ptr,
-    taps_ptr,
     words_ptr,
     out_ptr,
     n,
@@ -136,88 +139,80 @@ def write_sites_kernel(
     shape,
     own_lower,
     own_shape,
+    TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
 ):
     """Write the coordinates of every reached site at its rank; all who reach it write the same."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    mask_v = offs_v < V
     _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    key, valid = tap_keys(
-        coords_ptr, taps_ptr, rows, inside, offs_v, mask_v, lower, shape,
-        STRIDE, DIVIDE, NDIM, NARROW,
-    )  # fmt: skip
-    slot = find_slots(key, valid, words_ptr, 0)
-    out = out_ptr + slot.to(tl.int64) * (NDIM + 1)
-    batch = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1), mask=inside, other=0)
-    tl.store(out, batch[:, None] + tl.zeros_like(slot), mask=valid)
-    for d in tl.static_range(NDIM):
-        cell = tap_cell(
-            coords_ptr, taps_ptr, rows, inside, offs_v, mask_v, lower,
-            d, STRIDE, DIVIDE, NDIM, NARROW,
-        )  # fmt: skip
-        corner = unseal(lower[d])
-        tl.store(out + (d + 1), (cell + corner).to(tl.int32), mask=valid)
-
-
-def _empty_words(n_bits: int, extra: int, device: torch.device) -> tuple[Tensor, int]:
-    """Return zeroed words for ``n_bits``, their counters and ``extra`` words; number of words.
-
-    Behind the words come a counter for each block of them, and one for the total.
-    """
-    n_words = num_blocks(n_bits, 32)
-    counters = num_blocks(n_words, BLOCK_WORDS.value) + 1
-    return torch.zeros(n_words + counters + extra, dtype=torch.int64, device=device), n_words
-
-
-def _rank(words: Tensor, n_words: int) -> None:
-    block = BLOCK_WORDS.value
-    launch(rank_kernel, (num_blocks(n_words, block),), words.device, words, n_words, BLOCK=block)
+    starts = row_starts(coords_ptr, rows, inside, lower, STRIDE, DIVIDE, NDIM, NARROW)
+    ranks = ()
+    for v in tl.static_range(V):
+        key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
+        rank, found = find_ranks(key, valid, words_ptr)
+        ranks = ranks + (tl.where(found, rank, -1),)  # noqa: RUF005 - Triton has no *
+    for v in tl.static_range(V):
+        out = out_ptr + ranks[v].to(tl.int64) * (NDIM + 1)
+        tl.store(out, starts[0].to(tl.int32), mask=ranks[v] >= 0)
+        for d in tl.static_range(NDIM):
+            cell, _exists = tap_cell(starts, v, d, TAPS, STRIDE, DIVIDE, NDIM)
+            tl.store(out + (d + 1), (cell + unseal(lower[d])).to(tl.int32), mask=ranks[v] >= 0)
 
 
 def _choose_shift(n: int, cells: int) -> int | None:
-    """Return log2 of the cells in a block for ``n`` sites, or None where a bitmap is too large.
+    """Return log2 of the cells in a block for ``n`` sites, or None where an index is too large.
 
-    Of all sizes this one takes the least memory, words and rows together.
+    Of all sizes this one takes the least memory, blocks and slots together.
     """
-    shift = (cells // (16 * max(n, 1))).bit_length() // 2
-    size = (cells >> shift) // 4 + (4 * n << shift)
-    return shift if size <= _MAX_INDEX_BYTES + 64 * n else None
+    shift = (cells // max(n, 1)).bit_length() // 2
+    size = (4 * cells >> shift) + (4 * n << shift)
+    fits = size <= _MAX_INDEX_BYTES + 256 * n and n << shift < 2**31
+    return shift if fits else None
 
 
 def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
-    Where cells are so many that a bitmap would take too much memory, the index is sorted keys.
+    Where cells are so many that blocks and slots would take too much memory, the index is sorted
+    keys.
     """
-    n, ndim, device = coords.shape[0], coords.shape[1] - 1, coords.device
-    cells = grid.num_cells
-    shift = _choose_shift(n, cells)
+    n, device = coords.shape[0], coords.device
+    shift = _choose_shift(n, grid.num_cells)
     if shift is None:
         return eager_sites.build_index(coords, grid)
-    memory, n_words = _empty_words(num_blocks(cells, 2**shift), num_blocks(n << shift, 2), device)
-    rows = memory[memory.shape[0] - num_blocks(n << shift, 2) :].view(torch.int32)
-    if n and cells:
-        taps = device_taps(((0,) * ndim,), device)
-        box, block = box_args(grid), 4 * _BLOCK_N
-        launch(
-            mark_kernel, (num_blocks(n, block), 1), device,
-            coords, taps.table, memory, n, grid.batch_size, *box, *box, shift, n_words,
-            STRIDE=(1,) * ndim, DIVIDE=False, NDIM=ndim, NARROW=is_narrow(grid, taps), V=1,
-            BLOCK_N=block, BLOCK_V=1,
+    # Rows start aligned to 16 bytes.
+    n_blocks = 4 * num_blocks(grid.num_cells, 4 << shift)
+    memory = torch.zeros(n_blocks + (n << shift), dtype=torch.int32, device=device)
+    if n and n_blocks:
+        insert = bind(insert_kernel, NDIM=coords.shape[1] - 1, BLOCK_N=_BLOCK_N)
+        insert(
+            (num_blocks(n, _BLOCK_N),), device,
+            coords, memory, n, n_blocks, grid.batch_size, *box_args(grid), shift,
         )  # fmt: skip
-        _rank(memory, n_words)
-        launch(
-            store_rows_kernel, (num_blocks(n, block),), device,
-            coords, memory, rows, n, grid.batch_size, *box, shift, NDIM=ndim, BLOCK_N=block,
-        )  # fmt: skip
-    return SiteIndex("bitmap", memory, rows, shift)
+    return SiteIndex("blocks", memory, memory[n_blocks:], shift)
+
+
+@functools.lru_cache(maxsize=512)
+def _bind_reach(
+    offsets: tuple[tuple[int, ...], ...], stride: tuple[int, ...], divide: bool, narrow: bool
+) -> tuple[list[BoundKernel], list[BoundKernel]]:
+    """Return the kernels that mark and that write what a window reaches, 32 steps each."""
+    metas = [
+        {
+            "TAPS": taps.constants, "STRIDE": stride, "DIVIDE": divide, "NDIM": len(stride),
+            "NARROW": narrow, "V": taps.volume, "BLOCK_N": _BLOCK_N,
+        }
+        for taps in window_steps(offsets, stride, divide)
+    ]  # fmt: skip
+    return (
+        [bind(mark_kernel, **meta) for meta in metas],
+        [bind(write_sites_kernel, **meta) for meta in metas],
+    )
 
 
 def reached_sites(
@@ -242,24 +237,23 @@ def reached_sites(
         int32 coordinates [M, 1 + D] in ascending key order, and their index. Waits for the device
         once, for M.
     """
-    ndim, n, device = len(stride), coords.shape[0], coords.device
-    cells = grid.num_cells
+    n, device, cells = coords.shape[0], coords.device, grid.num_cells
     if n == 0 or cells == 0:
-        return coords.new_empty(0, ndim + 1), build_index(coords[:0], grid)
+        return coords[:0], build_index(coords[:0], grid)
     if cells > _MAX_BITMAP_CELLS:
-        out, index = eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
-        return out, index
-    words, n_words = _empty_words(cells, 0, device)
-    taps = device_steps(offsets, stride, divide, device)
-    blocks, block_v = tap_grid(n, taps.volume, _BLOCK_N)
+        return eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
+    n_words = num_blocks(cells, 32)
+    word_blocks = num_blocks(n_words, _BLOCK_WORDS)
+    words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
+    mark, write = _bind_reach(offsets, stride, divide, is_narrow(grid, offsets))
     batch_size = min(grid.batch_size, own_grid.batch_size)
-    box = n, batch_size, *box_args(grid), *box_args(own_grid)
-    meta = {
-        "STRIDE": stride, "DIVIDE": divide, "NDIM": ndim, "NARROW": is_narrow(grid, taps),
-        "V": taps.volume, "BLOCK_N": _BLOCK_N, "BLOCK_V": block_v, "num_warps": 4,
-    }  # fmt: skip
-    launch(mark_kernel, blocks, device, coords, taps.table, words, *box, 0, n_words, **meta)
-    _rank(words, n_words)
-    out = torch.empty(int(words[-1]), ndim + 1, dtype=torch.int32, device=device)
-    launch(write_sites_kernel, blocks, device, coords, taps.table, words, out, *box, **meta)
+    boxes = n, batch_size, *box_args(grid), *box_args(own_grid)
+    blocks = (num_blocks(n, _BLOCK_N),)
+    for run in mark:
+        run(blocks, device, coords, words, *boxes)
+    rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
+    rank((word_blocks,), device, words, n_words)
+    out = torch.empty(int(words[-1]), coords.shape[1], dtype=torch.int32, device=device)
+    for run in write:
+        run(blocks, device, coords, words, out, *boxes)
     return out, SiteIndex("bitmap", words, None)
