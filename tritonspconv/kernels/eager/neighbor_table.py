@@ -78,6 +78,25 @@ def reach_table(
     return _with_mask(rows)
 
 
+def reverse_table(
+    rows: Tensor,
+    in_coords: Tensor,
+    offsets: tuple[tuple[int, ...], ...],
+    stride: tuple[int, ...],
+    divide: bool,
+    in_index: SiteIndex,
+    out_index: SiteIndex,
+    in_grid: CellGrid,
+    out_grid: CellGrid,
+    order: Tensor | None = None,
+) -> Table:
+    """Build the table of a map's inputs; from that of the outputs, without looking up.
+
+    See :func:`tritonspconv.kernels.triton.neighbor_table.reverse_table` for the arguments.
+    """
+    return invert_table(rows, order, in_coords.shape[0], offsets)
+
+
 def invert_table(
     rows: Tensor, order: Tensor | None, n_other: int, offsets: tuple[tuple[int, ...], ...]
 ) -> Table:

@@ -375,6 +375,38 @@ def reach_table(
     )  # fmt: skip
 
 
+def reverse_table(
+    rows: Tensor,
+    in_coords: Tensor,
+    offsets: Offsets,
+    stride: tuple[int, ...],
+    divide: bool,
+    in_index: SiteIndex,
+    out_index: SiteIndex,
+    in_grid: CellGrid,
+    out_grid: CellGrid,
+    order: Tensor | None = None,
+) -> Table:
+    """Build the table of a map's inputs: every input looks up the outputs that it reaches.
+
+    Args:
+        rows: int32 [V, n_out], the table of the outputs; not needed to look up.
+        in_coords: int32 [n_in, 1 + D].
+        offsets: V tap offsets.
+        stride: Fine sites per coarse site.
+        divide: True when inputs are fine.
+        in_index: Index of the input sites, to leave repeated rows out.
+        out_index: Index of the output sites.
+        in_grid: Grid of the input sites; rows outside it reach nothing.
+        out_grid: Grid of the output sites.
+        order: Order of the columns of ``rows``, or None.
+
+    Returns:
+        rows int32 [V, n_in], mask int32 [ceil(V/32), n_in], order int32 [n_in] or None.
+    """
+    return _lookup(in_coords, offsets, stride, divide, out_index, out_grid, in_grid, in_index, -1)
+
+
 def _arrange(scratch: Tensor, offsets: Offsets) -> Table:
     """Turn a scratch [n, V] into rows [V, n], mask [W, n] and order [n] (None: not reordered)."""
     n, volume = scratch.shape
