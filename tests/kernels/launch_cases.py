@@ -25,13 +25,17 @@ from tritonspconv.kernels.triton import (
 )
 
 # Rows in a table that is reordered, and in one that is not.
-MANY, FEW = 20_000, 100
+MANY, FEW = 70_000, 100
 
 CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 WIDE = ConvGeometry.submanifold((5, 5, 5), (1, 1, 1))
 HYPER = ConvGeometry.submanifold((3, 3, 3, 3), (1, 1, 1, 1))
 DOWN = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+DOWN_4D = ConvGeometry((2,) * 4, (2,) * 4, (0,) * 4, (1,) * 4)
 UP_1D = ConvGeometry((2,), (2,), (0,), (1,), transposed=True)
+
+# A box whose keys take 64 bits.
+WIDE_BOX = Grid((-3,) * 4, (300,) * 4, 2)
 
 Case = Callable[[], object]
 
@@ -44,14 +48,18 @@ def _box(ndim: int) -> Grid:
     return Grid((-3,) * ndim, (40,) * ndim, 2)
 
 
-def _hash_index(n: int) -> SiteIndex:
-    table = torch.zeros(4 * n, 2, dtype=torch.int64)
-    return SiteIndex("hash", table, None)
+def _sorted_index(n: int) -> SiteIndex:
+    keys = torch.zeros(n, dtype=torch.int64)
+    return SiteIndex("sorted", keys, keys)
 
 
-def _bitmap_index(n: int, ranked: bool = False) -> SiteIndex:
-    words, ranks = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
-    return SiteIndex("bitmap", words, ranks, words, ranks if ranked else None)
+def _block_index(n: int) -> SiteIndex:
+    table = torch.zeros(n, dtype=torch.int32)
+    return SiteIndex("blocks", table, table)
+
+
+def _bitmap_index(n: int) -> SiteIndex:
+    return SiteIndex("bitmap", torch.zeros(n, dtype=torch.int64), None)
 
 
 def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -62,37 +70,36 @@ def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor |
     )
 
 
-def _sites_case(geometry: ConvGeometry) -> None:
-    # The number of sites is read back from memory that no kernel has written here.
-    counted = torch.cumsum
-    try:
-        torch.cumsum = lambda counts, dim: torch.full_like(counts, FEW, dtype=torch.int64)
-        sites.reached_sites(
-            _coords(FEW, geometry.ndim),
-            geometry.offsets,
-            geometry.stride,
-            not geometry.transposed,
-            _box(geometry.ndim),
-        )
-    finally:
-        torch.cumsum = counted
-
-
-def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
-    neighbor_table.lookup_table(
-        _coords(n, geometry.ndim), geometry.offsets, index, _box(geometry.ndim)
+def _sites_case(geometry: ConvGeometry, box: Grid) -> None:
+    # The number of sites is read back from memory that no kernel has written here: zero.
+    sites.reached_sites(
+        _coords(FEW, geometry.ndim),
+        geometry.offsets,
+        geometry.stride,
+        not geometry.transposed,
+        box,
+        box,
     )
 
 
-def _reach_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
+def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int, box: Grid | None = None) -> None:
+    neighbor_table.lookup_table(
+        _coords(n, geometry.ndim), geometry.offsets, index, box or _box(geometry.ndim)
+    )
+
+
+def _reach_case(
+    geometry: ConvGeometry, index: SiteIndex, n: int, out_index: SiteIndex | None = None
+) -> None:
     neighbor_table.reach_table(
         _coords(n, geometry.ndim),
-        n,
         geometry.offsets,
         geometry.stride,
         not geometry.transposed,
         index,
         _box(geometry.ndim),
+        _box(geometry.ndim),
+        out_index,
     )
 
 
@@ -207,17 +214,24 @@ def _weight_grad_cases() -> list[tuple[str, Case]]:
 
 
 LAUNCH_CASES: list[tuple[str, Case]] = [
-    ("build_index-hash-4d", partial(sites.build_index, _coords(FEW, 4), _box(4))),
-    ("build_index-bitmap", partial(sites.build_index, _coords(70_000, 3), _box(3))),
-    ("reached_sites-down", partial(_sites_case, DOWN)),
-    ("reached_sites-up-1d", partial(_sites_case, UP_1D)),
-    ("lookup-hash", partial(_lookup_case, CUBE, _hash_index(64), MANY)),
-    ("lookup-bitmap", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
-    ("lookup-ranked", partial(_lookup_case, CUBE, _bitmap_index(64, ranked=True), FEW)),
-    ("lookup-125", partial(_lookup_case, WIDE, _hash_index(64), FEW)),
-    ("lookup-4d", partial(_lookup_case, HYPER, _bitmap_index(64), FEW)),
-    ("reach-down", partial(_reach_case, DOWN, _bitmap_index(64), MANY)),
-    ("reach-up-hash", partial(_reach_case, UP_1D, _hash_index(64), FEW)),
+    ("build_index", partial(sites.build_index, _coords(FEW, 3), _box(3))),
+    ("build_index-4d-wide", partial(sites.build_index, _coords(FEW, 4), WIDE_BOX)),
+    ("reached_sites-down", partial(_sites_case, DOWN, _box(3))),
+    ("reached_sites-up-1d", partial(_sites_case, UP_1D, _box(1))),
+    ("reached_sites-4d", partial(_sites_case, DOWN_4D, _box(4))),
+    ("lookup-given", partial(_lookup_case, CUBE, _block_index(64), FEW)),
+    ("lookup-given-ordered", partial(_lookup_case, CUBE, _block_index(64), MANY)),
+    ("lookup-generated", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
+    ("lookup-generated-ordered", partial(_lookup_case, CUBE, _bitmap_index(64), MANY)),
+    ("lookup-sorted-ordered", partial(_lookup_case, CUBE, _sorted_index(64), MANY)),
+    ("lookup-sorted-wide", partial(_lookup_case, HYPER, _sorted_index(64), FEW, WIDE_BOX)),
+    ("lookup-given-wide", partial(_lookup_case, HYPER, _block_index(64), FEW, WIDE_BOX)),
+    ("lookup-125", partial(_lookup_case, WIDE, _block_index(64), FEW)),
+    ("reach-down", partial(_reach_case, DOWN, _block_index(64), MANY)),
+    (
+        "reach-up-to-given",
+        partial(_reach_case, UP_1D, _bitmap_index(64), FEW, _sorted_index(64)),
+    ),
     (
         "invert",
         lambda: neighbor_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),

@@ -39,8 +39,8 @@ def test_many_grids_compile_few_map_kernels():
         grid = Grid((0, 0, 0), shape, n)
         index = sites.build_index(coords, grid)
         neighbor_table.lookup_table(coords, offsets, index, grid)
-    # Insert, look up, arrange; and Triton itself compiled no more than was asked of it.
-    assert len(_launch.compiled_kernels()) - before <= 3
+    # Insert, look up; and Triton itself compiled no more than was asked of it.
+    assert len(_launch.compiled_kernels()) - before <= 2
     if _launch._is_known_version:
         current = torch.cuda.current_device()
         assert len(neighbor_table.lookup_kernel.device_caches[current][0]) == sum(
