@@ -112,6 +112,7 @@ def _gather_gemm_case(
     volume: int = 27,
     dgrad: bool = False,
     precision: str = "ieee",
+    fused: bool = False,
 ) -> None:
     weight = torch.zeros(c_out, volume, c_in, dtype=dtype).permute(1, 2, 0)
     feats = torch.zeros(n, c_out if dgrad else c_in, dtype=dtype)
@@ -122,6 +123,8 @@ def _gather_gemm_case(
         *_table(volume, n, ordered=n >= MANY),
         mirrored=dgrad,
         precision=precision,
+        residual=torch.zeros(n, c_out, dtype=dtype) if fused else None,
+        relu=fused,
     )
 
 
@@ -195,6 +198,7 @@ def _gemm_cases() -> list[tuple[str, Case]]:
         ("dgrad-f32", (MANY, 32, 64, single, 27, True)),
         ("tf32x3", (MANY, 64, 64, single, 27, False, "tf32x3")),
         ("tf32", (MANY, 64, 64, single, 27, False, "tf32")),
+        ("fused", (MANY, 32, 32, half, 27, False, "ieee", True)),
     ]
     return [(f"gather_gemm-{name}", partial(_gather_gemm_case, *args)) for name, args in shapes]
 

@@ -23,6 +23,8 @@ def sparse_conv(
     bias: Tensor | None = None,
     *,
     precision: Precision = "ieee",
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Convolve sparse features along a kernel map.
 
@@ -41,6 +43,9 @@ def sparse_conv(
             ``"tf32"`` rounds operands to 10 bits and is faster. Large products on NVIDIA GPUs
             split their operands into float16 parts: entries smaller than a tensor's largest by
             2**29 and more lose bits one by one.
+        residual: [n_out, c_out], added to the output.
+        relu: Clamp the output at zero. Without gradients, both happen before the output is rounded
+            and cost no pass over it.
 
     Returns:
         [n_out, c_out] in the compute dtype; a row without pairs is ``bias``.
@@ -56,13 +61,20 @@ def sparse_conv(
     """
     dtype = _compute_dtype(feats, weight)
     _check(feats, weight, kernel_map, bias, precision)
+    if residual is not None:
+        _check_residual(residual, weight, kernel_map)
     needs_grad = feats.requires_grad or weight.requires_grad
     if bias is not None:
         needs_grad = needs_grad or bias.requires_grad
+    if residual is not None:
+        needs_grad = needs_grad or residual.requires_grad
     if needs_grad and torch.is_grad_enabled():
-        return _SparseConv.apply(feats, weight, bias, kernel_map, dtype, precision)
+        out: Tensor = _SparseConv.apply(feats, weight, bias, kernel_map, dtype, precision)
+        out = out if residual is None else out + residual.to(dtype)
+        return out.relu() if relu else out
     feats, weight = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
-    return _convolve(feats, weight, bias, kernel_map, precision)
+    residual = None if residual is None else residual.contiguous()
+    return _convolve(feats, weight, bias, kernel_map, precision, residual, relu)
 
 
 class _SparseConv(torch.autograd.Function):
@@ -128,7 +140,13 @@ def _operand(x: Tensor, weight: Tensor, kernel_map: KernelMap, precision: Precis
 
 
 def _convolve(
-    feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap, precision: Precision
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_map: KernelMap,
+    precision: Precision,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Return the convolution of operands of one dtype."""
     return _gather_gemm(
@@ -137,15 +155,23 @@ def _convolve(
         bias,
         kernel_map.out_table,
         precision,
+        residual,
+        relu,
     )
 
 
 def _gather_gemm(
-    feats: Any, weight: Any, bias: Tensor | None, table: NeighborTable, precision: Precision
+    feats: Any,
+    weight: Any,
+    bias: Tensor | None,
+    table: NeighborTable,
+    precision: Precision,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     return kernels_for("gather_gemm", table.rows.device).gather_gemm(
         feats, weight, bias, table.rows, table.mask, table.order,
-        mirrored=table.mirrored, precision=precision,
+        mirrored=table.mirrored, precision=precision, residual=residual, relu=relu,
     )  # fmt: skip
 
 
@@ -216,3 +242,12 @@ def _check(
         )
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"sparse_conv: precision must be 'ieee' or 'tf32'; got {precision!r}.")
+
+
+def _check_residual(residual: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:
+    expected = (kernel_map.n_out, weight.shape[2])
+    if residual.shape != expected or residual.device != weight.device:
+        raise ValueError(
+            f"sparse_conv: residual must be {list(expected)} on {weight.device}, like the output; "
+            f"got {list(residual.shape)} on {residual.device}."
+        )

@@ -48,6 +48,7 @@ def gather_gemm_kernel(
     weight_low_ptr,
     weight_largest_ptr,
     bias_ptr,
+    residual_ptr,
     out_ptr,
     rows_ptr,
     mask_ptr,
@@ -60,6 +61,8 @@ def gather_gemm_kernel(
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     MIRRORED: tl.constexpr,
     PARTS: tl.constexpr,
@@ -134,11 +137,13 @@ def gather_gemm_kernel(
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
     out_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m
-    tl.store(
-        out_ptr + out_row.to(tl.int64)[:, None] * C_OUT + offs_n[None, :],
-        acc.to(out_ptr.dtype.element_ty),
-        mask=mask_m[:, None] & mask_n[None, :],
-    )
+    out_offs = out_row.to(tl.int64)[:, None] * C_OUT + offs_n[None, :]
+    out_mask = mask_m[:, None] & mask_n[None, :]
+    if HAS_RESIDUAL:
+        acc += tl.load(residual_ptr + out_offs, mask=out_mask, other=0.0).to(ACC_TYPE)
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)
+    tl.store(out_ptr + out_offs, acc.to(out_ptr.dtype.element_ty), mask=out_mask)
 
 
 def dot_precision(precision: str, device_type: str, dtype: torch.dtype, card: Card) -> str:
@@ -164,6 +169,8 @@ def gather_gemm(
     *,
     mirrored: bool,
     precision: str = "ieee",
+    residual: Tensor | None = None,
+    relu: bool = False,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Multiply gathered rows with the taps' matrices and sum over taps.
@@ -177,6 +184,8 @@ def gather_gemm(
         order: int32 [n_out] output row of each column, or None.
         mirrored: Table tap v multiplies ``weight[V-1-v]``.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
+        relu: Clamp the sum at zero.
         config: Tile to use; None: the fixed choice for these sizes.
 
     Returns:
@@ -206,6 +215,8 @@ def gather_gemm(
         weight.stride(),
         n_out.bit_length(),
         bias is not None,
+        residual is not None,
+        relu,
         order is not None,
         mirrored,
         max(feats.numel(), weight.numel(), rows.numel()) >= 2**31,
@@ -214,7 +225,7 @@ def gather_gemm(
     run(
             (num_blocks(n_out, block_m) * tiles_n,), feats.device,
         feats, feats_low, feats_largest, weight, weight_low, weight_largest,
-        bias, out, rows, mask, order, n_out,
+        bias, residual, out, rows, mask, order, n_out,
     )  # fmt: skip
     return out
 
@@ -232,6 +243,8 @@ def _bind(
     strides: tuple[int, int, int],
     log2_rows: int,
     has_bias: bool,
+    has_residual: bool,
+    relu: bool,
     has_order: bool,
     mirrored: bool,
     wide: bool,
@@ -243,7 +256,8 @@ def _bind(
         gather_gemm_kernel,
         STRIDE_W_V=strides[0], STRIDE_W_K=strides[1], STRIDE_W_N=strides[2],
         V=volume, C_IN=c_in, C_OUT=c_out,
-        HAS_BIAS=has_bias, HAS_ORDER=has_order, MIRRORED=mirrored, PARTS=parts, WIDE=wide,
+        HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual, RELU=relu, HAS_ORDER=has_order,
+        MIRRORED=mirrored, PARTS=parts, WIDE=wide,
         PRECISION=dot_precision(precision, device_type, dtype, card),
         ACC_TYPE=tl.float64 if dtype == torch.float64 else tl.float32,
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
