@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map, ops
-from tritonspconv.kernels.triton import _launch, neighbor_table, sites
+from tritonspconv.kernels.triton import _column_order, _launch, sites
 
 SHAPE, BATCH = (21, 33, 40), 2
 GEOMETRIES = {
@@ -34,7 +34,7 @@ def main() -> None:
         with (
             mock.patch.object(sites, "_choose_shift", return_value=shift),
             mock.patch.object(sites, "_MAX_BITMAP_CELLS", most_cells),
-            mock.patch.object(neighbor_table, "_MIN_ROWS_TO_ORDER", least_ordered_rows),
+            mock.patch.object(_column_order, "MIN_ROWS_TO_ORDER", least_ordered_rows),
         ):
             for name, geometry in GEOMETRIES.items():
                 run_layers(name, geometry)

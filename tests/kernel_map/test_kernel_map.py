@@ -126,8 +126,8 @@ def test_large_windows(device, geometry, bounded):
 def test_many_rows(device, geometry, monkeypatch):
     """Many rows whose columns, on a GPU, are put in order of their masks."""
     if device.type == "cuda":
-        table_kernels = "tritonspconv.kernels.triton.neighbor_table"
-        monkeypatch.setattr(f"{table_kernels}._MIN_ROWS_TO_ORDER", 1024)
+        order = "tritonspconv.kernels.triton._column_order"
+        monkeypatch.setattr(f"{order}.MIN_ROWS_TO_ORDER", 1024)
     sites = surface_sites(36, device=device)
     assert sites.num_rows > 16384
     shuffled = ActiveSites(sites.coords[torch.randperm(sites.num_rows)], sites.grid)

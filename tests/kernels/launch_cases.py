@@ -16,6 +16,7 @@ from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
     gather_gemm,
     half_parts,
+    invert_table,
     neighbor_table,
     pairs,
     pool,
@@ -234,7 +235,7 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ),
     (
         "invert",
-        lambda: neighbor_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),
+        lambda: invert_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),
     ),
     ("pairs", lambda: pairs.pair_lists(*_table(27, FEW, False)[::2], 14, 14 * FEW)),
     ("pairs-ordered", lambda: pairs.pair_lists(*_table(27, FEW, True)[::2], 27, 27 * FEW)),

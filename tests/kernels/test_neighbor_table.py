@@ -19,8 +19,10 @@ from tritonspconv.testing import random_sites
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from tritonspconv.kernels.triton import _column_order
 from tritonspconv.kernels.triton import neighbor_table as kernels
 from tritonspconv.kernels.triton import sites as site_kernels
+from tritonspconv.kernels.triton.invert_table import invert_table
 
 KINDS = ["cells", "blocks", "sorted", "generated"]
 SUBM = {
@@ -101,7 +103,7 @@ def test_lookup_table_of_few_rows(triton_device, n, kind):
 
 
 def check_invert(table: NeighborTable, n_other: int, geometry: ConvGeometry) -> None:
-    inverse = kernels.invert_table(table.rows, table.order, n_other, geometry.offsets)
+    inverse = invert_table(table.rows, table.order, n_other, geometry.offsets)
     assert inverse[0].shape == (geometry.kernel_volume, n_other)
     assert sorted(swapped(table_triples(NeighborTable(*inverse)))) == sorted(table_triples(table))
 
@@ -171,7 +173,7 @@ def test_columns_in_order_of_masks(triton_device, geometry, kind, monkeypatch):
     sites = draw(150, geometry.ndim, kind, triton_device)
     plain = lookup(sites, geometry, kind)
     assert plain.order is None
-    monkeypatch.setattr(kernels, "_MIN_ROWS_TO_ORDER", 1)
+    monkeypatch.setattr(_column_order, "MIN_ROWS_TO_ORDER", 1)
     ordered = lookup(sites, geometry, kind)
     assert sorted(table_triples(ordered)) == sorted(table_triples(plain))
     assert taps_of_tiles(ordered.mask[0]) < 0.9 * taps_of_tiles(plain.mask[0])

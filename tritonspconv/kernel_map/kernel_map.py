@@ -85,11 +85,13 @@ class Relation:
         table, geometry = self.out_table, self.geometry
         if self.mirrored:
             return table._replace(mirrored=True)
-        kernels = map_kernels_for("neighbor_table", table.rows.device, geometry.ndim)
+        device = table.rows.device
         if self.listed or geometry.sites == "same":
+            invert_table = map_kernels_for("invert_table", device, geometry.ndim).invert_table
             return NeighborTable(
-                *kernels.invert_table(table.rows, table.order, self.n_in, geometry.offsets)
+                *invert_table(table.rows, table.order, self.n_in, geometry.offsets)
             )
+        kernels = map_kernels_for("neighbor_table", device, geometry.ndim)
         return NeighborTable(
             *kernels.reverse_table(
                 table.rows,

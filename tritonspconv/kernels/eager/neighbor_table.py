@@ -5,20 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels.eager.invert_table import Table, invert_table, with_mask
 from tritonspconv.kernels.eager.sites import coord_keys, find_rows, tap_keys
 from tritonspconv.kernels.index import CellGrid, SiteIndex
-
-Table = tuple[Tensor, Tensor, Tensor | None]
-
-
-def _with_mask(rows: Tensor) -> Table:
-    """Add the mask words to ``rows`` [V, n]; columns stay in row order."""
-    volume, n = rows.shape
-    mask = torch.zeros(-(-volume // 32), n, dtype=torch.int32, device=rows.device)
-    for v in range(volume):
-        bit = 1 << (v % 32)
-        mask[v // 32] |= (rows[v] >= 0).int() * (bit if bit < 2**31 else -(2**31))
-    return rows, mask, None
 
 
 def lookup_table(
@@ -49,7 +38,7 @@ def lookup_table(
         else:
             keys = tap_keys(coords, offset, unit, False, grid)
             rows[v] = torch.where(is_site, find_rows(index, keys), -1)
-    return _with_mask(rows)
+    return with_mask(rows)
 
 
 def reach_table(
@@ -75,7 +64,7 @@ def reach_table(
     for v, offset in enumerate(offsets):
         keys = tap_keys(out_coords, offset, stride, not divide, in_grid)
         rows[v] = torch.where(is_site, find_rows(in_index, keys), -1)
-    return _with_mask(rows)
+    return with_mask(rows)
 
 
 def reverse_table(
@@ -95,19 +84,3 @@ def reverse_table(
     See :func:`tritonspconv.kernels.triton.neighbor_table.reverse_table` for the arguments.
     """
     return invert_table(rows, order, in_coords.shape[0], offsets)
-
-
-def invert_table(
-    rows: Tensor, order: Tensor | None, n_other: int, offsets: tuple[tuple[int, ...], ...]
-) -> Table:
-    """Build the table of the other side: rows [V, n] of entries below ``n_other`` -> [V, n_other].
-
-    ``offsets`` steer nothing here.
-    """
-    inverse = torch.full((rows.shape[0], n_other), -1, dtype=torch.int32, device=rows.device)
-    own = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
-    own = own if order is None else order
-    for v in range(rows.shape[0]):
-        present = rows[v] >= 0
-        inverse[v, rows[v][present].long()] = own[present]
-    return _with_mask(inverse)

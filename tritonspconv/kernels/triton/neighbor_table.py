@@ -16,50 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
-from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import (
+    Offsets,
     box_args,
     index_args,
     is_narrow,
     window_taps,
 )
 from tritonspconv.kernels.triton._index import find_rows, row_keys, row_starts, tap_keys
-from tritonspconv.kernels.triton._launch import BoundKernel, bind, launch
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
-_ABSENT: tl.constexpr = tl.constexpr(2**31 - 1)
-_KEY_BITS: tl.constexpr = tl.constexpr(16)
 _BLOCK_N = 128
-# Rows in a block of the kernels that hold rows times taps.
-_SCRATCH_BLOCK_N = 32
-# Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
-_MIN_ROWS_TO_ORDER = 65536
 
-Offsets = tuple[tuple[int, ...], ...]
 Table = tuple[Tensor, Tensor, Tensor | None]
-
-
-@triton.jit
-def sort_key(mask, groups_ptr):
-    """int16 key of int32 masks; masks with like keys have like taps.
-
-    Bit g is set where a tap of group g is present, groups from rare to common. Read as a Gray code,
-    so that neighbours in the order differ in few groups.
-    """
-    key = tl.zeros_like(mask)
-    for g in tl.static_range(_KEY_BITS):
-        group = tl.load(groups_ptr + g)
-        key = (key << 1) | ((mask & group) != 0).to(tl.int32)
-    key = key ^ (key >> 8)
-    key = key ^ (key >> 4)
-    key = key ^ (key >> 2)
-    key = key ^ (key >> 1)
-    return (key - 2**15).to(tl.int16)
-
-
-@triton.jit
-def mask_word(present, lane):
-    """Bits of up to 32 taps: int32 [BLOCK_N] from bool [BLOCK_N, BLOCK_V]."""
-    return tl.sum(tl.where(present, (tl.zeros_like(lane) + 1) << lane, 0), axis=1)
 
 
 @triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
@@ -143,116 +114,6 @@ def lookup_kernel(
         tl.store(key_ptr + offs_n, sort_key(bits, groups_ptr), mask=mask_n)
 
 
-@triton.jit(do_not_specialize=["n"])
-def invert_kernel(
-    rows_ptr,
-    order_ptr,
-    scratch_ptr,
-    n,
-    HAS_ORDER: tl.constexpr,
-    V: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """``scratch[i, v]`` = the row whose tap v is i: the table seen from its other side."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    v = tl.program_id(1)
-    mask_n = offs_n < n
-    row = tl.load(order_ptr + offs_n, mask=mask_n, other=0) if HAS_ORDER else offs_n
-    other = tl.load(rows_ptr + v.to(tl.int64) * n + offs_n, mask=mask_n, other=-1)
-    tl.atomic_min(scratch_ptr + other.to(tl.int64) * V + v, row, mask=other >= 0, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=["n"])
-def scratch_key_kernel(
-    scratch_ptr,
-    groups_ptr,
-    key_ptr,
-    n,
-    V: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """Sort key of each row of a scratch."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    lane = tl.arange(0, BLOCK_V)
-    mask = (offs_n < n)[:, None] & (lane < V)[None, :]
-    scratch = scratch_ptr + offs_n.to(tl.int64)[:, None] * V + lane[None, :]
-    present = tl.load(scratch, mask=mask, other=_ABSENT) != _ABSENT
-    key = sort_key(mask_word(present, lane), groups_ptr)
-    tl.store(key_ptr + offs_n, key, mask=offs_n < n)
-
-
-@triton.jit(do_not_specialize=["n"])
-def arrange_kernel(
-    scratch_ptr,
-    sorted_ptr,
-    rows_ptr,
-    mask_ptr,
-    order_ptr,
-    n,
-    HAS_ORDER: tl.constexpr,
-    V: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """Write the scratch tap by tap, in column order, with the mask word of 32 taps."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.program_id(1)
-    lane = tl.arange(0, BLOCK_V)
-    offs_v = word * 32 + lane
-    mask_n = offs_n < n
-    mask_v = offs_v < V
-    if HAS_ORDER:
-        row = tl.load(sorted_ptr + offs_n, mask=mask_n, other=0)
-        if word == 0:
-            tl.store(order_ptr + offs_n, row.to(tl.int32), mask=mask_n)
-    else:
-        row = offs_n
-    mask = mask_n[:, None] & mask_v[None, :]
-    scratch = scratch_ptr + row.to(tl.int64)[:, None] * V + offs_v[None, :]
-    found = tl.load(scratch, mask=mask, other=_ABSENT)
-    present = found != _ABSENT
-    rows = rows_ptr + offs_v.to(tl.int64)[None, :] * n + offs_n[:, None]
-    tl.store(rows, tl.where(present, found, -1), mask=mask)
-    tl.store(mask_ptr + word.to(tl.int64) * n + offs_n, mask_word(present, lane), mask=mask_n)
-
-
-@functools.lru_cache(maxsize=512)
-def _tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
-    """Return the tap masks, int32, by which columns are grouped, rare ones first.
-
-    Up to 16 taps stand for themselves. Of more, lines of taps along the middle axis and along the
-    first one, corners before edges: surfaces run along a line, so that its taps come together.
-    """
-    ndim, bits = len(offsets[0]), _KEY_BITS.value
-    middle = [sum(o[d] for o in offsets) / len(offsets) for d in range(ndim)]
-    everything = range(ndim)
-
-    def lines(axes: tuple[int, ...]) -> list[int]:
-        """Masks of the taps that agree on ``axes``, from far to near the middle."""
-        masks: dict[tuple[int, ...], int] = {}
-        for v, offset in enumerate(offsets):
-            place = tuple(offset[d] for d in axes)
-            masks[place] = masks.get(place, 0) | 1 << v
-        far = {
-            place: sum(abs(x - middle[d]) for x, d in zip(place, axes, strict=True))
-            for place in masks
-        }
-        return [masks[place] for place in sorted(masks, key=lambda place: (-far[place], place))]
-
-    groups = lines(tuple(everything))
-    if len(offsets) > bits:
-        split = [lines(tuple(d for d in everything if d != axis)) for axis in (ndim // 2, 0)]
-        # The line through the middle is nearly always there.
-        groups = [mask for some in split for mask in some[:-1]] + groups
-    groups = [0] * (bits - len(groups)) + groups[:bits]
-    return torch.tensor(groups, dtype=torch.int64, device=device).to(torch.int32)
-
-
-def _has_order(n: int, volume: int) -> bool:
-    return 1 < volume <= 32 and n >= _MIN_ROWS_TO_ORDER
-
-
 def _lookup(
     coords: Tensor,
     offsets: Offsets,
@@ -284,7 +145,7 @@ def _lookup(
         None if own_index is None else own_index.kind,
     )  # fmt: skip
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
-    if not _has_order(n, volume):
+    if not has_order(n, volume):
         for run, first in bound("plain"):
             run(
                 blocks, device,
@@ -293,7 +154,7 @@ def _lookup(
         return rows, mask, None
     found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
-    groups = _tap_groups(offsets, device)
+    groups = tap_groups(offsets, device)
     ((look, _),) = bound("masks")
     look(blocks, device, *inputs, None, None, groups, None, found, None, keys, n, 0, *boxes)
     permutation = torch.sort(keys, stable=True)[1]
@@ -405,47 +266,3 @@ def reverse_table(
         rows int32 [V, n_in], mask int32 [ceil(V/32), n_in], order int32 [n_in] or None.
     """
     return _lookup(in_coords, offsets, stride, divide, out_index, out_grid, in_grid, in_index, -1)
-
-
-def _arrange(scratch: Tensor, offsets: Offsets) -> Table:
-    """Turn a scratch [n, V] into rows [V, n], mask [W, n] and order [n] (None: not reordered)."""
-    n, volume = scratch.shape
-    device = scratch.device
-    words = num_blocks(volume, 32)
-    blocks, block_v = num_blocks(n, _SCRATCH_BLOCK_N), min(next_power_of_2(volume), 32)
-    rows = torch.empty(volume, n, dtype=torch.int32, device=device)
-    mask = torch.empty(words, n, dtype=torch.int32, device=device)
-    if n == 0:
-        return rows, mask, None
-    order = permutation = None
-    if _has_order(n, volume):
-        keys = torch.empty(n, dtype=torch.int16, device=device)
-        launch(
-            scratch_key_kernel, (blocks,), device,
-            scratch, _tap_groups(offsets, device), keys, n,
-            V=volume, BLOCK_N=_SCRATCH_BLOCK_N, BLOCK_V=block_v,
-        )  # fmt: skip
-        permutation = torch.sort(keys, stable=True)[1]
-        order = torch.empty(n, dtype=torch.int32, device=device)
-    launch(
-        arrange_kernel, (blocks, words), device,
-        scratch, permutation, rows, mask, order, n,
-        HAS_ORDER=order is not None, V=volume, BLOCK_N=_SCRATCH_BLOCK_N, BLOCK_V=block_v,
-    )  # fmt: skip
-    return rows, mask, order
-
-
-def invert_table(rows: Tensor, order: Tensor | None, n_other: int, offsets: Offsets) -> Table:
-    """Build the table of the other side: rows [V, n] of entries below ``n_other`` -> [V, n_other].
-
-    ``offsets`` only steer the order of columns.
-    """
-    volume, n = rows.shape
-    scratch = torch.full((n_other, volume), 2**31 - 1, dtype=torch.int32, device=rows.device)
-    if n and n_other:
-        block = 256
-        launch(
-            invert_kernel, (num_blocks(n, block), volume), rows.device,
-            rows, order, scratch, n, HAS_ORDER=order is not None, V=volume, BLOCK_N=block,
-        )  # fmt: skip
-    return _arrange(scratch, offsets)

@@ -1,0 +1,71 @@
+"""The order of a table's columns: rows with like masks side by side, so that tiles skip taps."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tritonspconv.kernels.triton._grid import Offsets
+
+_KEY_BITS: tl.constexpr = tl.constexpr(16)
+# Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
+MIN_ROWS_TO_ORDER = 65536
+
+
+@triton.jit
+def sort_key(mask, groups_ptr):
+    """int16 key of int32 masks; masks with like keys have like taps.
+
+    Bit g is set where a tap of group g is present, groups from rare to common. Read as a Gray code,
+    so that neighbours in the order differ in few groups.
+    """
+    key = tl.zeros_like(mask)
+    for g in tl.static_range(_KEY_BITS):
+        group = tl.load(groups_ptr + g)
+        key = (key << 1) | ((mask & group) != 0).to(tl.int32)
+    key = key ^ (key >> 8)
+    key = key ^ (key >> 4)
+    key = key ^ (key >> 2)
+    key = key ^ (key >> 1)
+    return (key - 2**15).to(tl.int16)
+
+
+@functools.lru_cache(maxsize=512)
+def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
+    """Return the tap masks, int32, by which columns are grouped, rare ones first.
+
+    Up to 16 taps stand for themselves. Of more, lines of taps along the middle axis and along the
+    first one, corners before edges: surfaces run along a line, so that its taps come together.
+    """
+    ndim, bits = len(offsets[0]), _KEY_BITS.value
+    middle = [sum(o[d] for o in offsets) / len(offsets) for d in range(ndim)]
+    everything = range(ndim)
+
+    def lines(axes: tuple[int, ...]) -> list[int]:
+        """Masks of the taps that agree on ``axes``, from far to near the middle."""
+        masks: dict[tuple[int, ...], int] = {}
+        for v, offset in enumerate(offsets):
+            place = tuple(offset[d] for d in axes)
+            masks[place] = masks.get(place, 0) | 1 << v
+        far = {
+            place: sum(abs(x - middle[d]) for x, d in zip(place, axes, strict=True))
+            for place in masks
+        }
+        return [masks[place] for place in sorted(masks, key=lambda place: (-far[place], place))]
+
+    groups = lines(tuple(everything))
+    if len(offsets) > bits:
+        split = [lines(tuple(d for d in everything if d != axis)) for axis in (ndim // 2, 0)]
+        # The line through the middle is nearly always there.
+        groups = [mask for some in split for mask in some[:-1]] + groups
+    groups = [0] * (bits - len(groups)) + groups[:bits]
+    return torch.tensor(groups, dtype=torch.int64, device=device).to(torch.int32)
+
+
+def has_order(n: int, volume: int) -> bool:
+    """Return whether a table of ``n`` columns and ``volume`` taps is put in order."""
+    return 1 < volume <= 32 and n >= MIN_ROWS_TO_ORDER
