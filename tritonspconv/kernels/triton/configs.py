@@ -55,6 +55,11 @@ def _padded(channels: int, most: int) -> int:
     return min(max(next_power_of_2(channels), 16), most)
 
 
+def _channel_step(c_in: int, most: int) -> int:
+    """Return how many input channels a step takes: ``most``, or half if that leaves less over."""
+    return most // 2 if c_in > most and c_in % most else _padded(c_in, most)
+
+
 def _fitted(config: GemmConfig, bytes_per_step: int, card: Card) -> GemmConfig:
     """Return the config with as many stages as the card's shared memory holds."""
     # Triton keeps two buffers less than stages where it has wgmma, one less elsewhere.
@@ -96,11 +101,11 @@ def _gather_gemm_tile(
     if parts == 2:
         # Three accumulators and twice the operands.
         if c_out > 64:
-            return GemmConfig(128, 128, _padded(c_in, 64 if c_in % 8 == 0 else 32), 8, 5)
-        return GemmConfig(64, _padded(c_out, 64), _padded(c_in, 32), 4, 5)
+            return GemmConfig(128, 128, _channel_step(c_in, 64 if c_in % 8 == 0 else 32), 8, 5)
+        return GemmConfig(64, _padded(c_out, 64), _channel_step(c_in, 32), 4, 5)
     block_n = _padded(c_out, 64 if wide else 256)
     # 32-bit operands: half the channels per step for the same shared memory.
-    block_k = _padded(c_in, 32 if wide else 64)
+    block_k = _channel_step(c_in, 32 if wide else 64)
     small = (num_blocks(c_out, block_n) << log2_rows) < 264 * 128
     block_m = 64 if wide or small else 128
     if block_n == 256:
