@@ -9,18 +9,16 @@ The output voxels must be those of the CPU in the same order, and a second step 
 bits.
 
 Tolerances:
-  float32: 1e-6 for the output, 2e-6 for the gradient of the input, 5e-6 for those of weight and
-    bias. Only the sums differ from float64. A sum in float32 drifts like 6e-8 (2^-24) times the
-    root of the number of tiles that are added up: some hundreds for the output, more for the
-    weight's gradient, which runs over all voxels.
+  float32: 1e-6 for the output, 2e-6 for the gradients of input, weight and bias. Only the sums
+    differ from float64. A sum in float32 drifts like 6e-8 (2^-24) times the root of the number of
+    tiles that are added up: some hundreds for the output, more for the weight's gradient, which
+    runs over all voxels.
   float16, bfloat16: 1e-3 and 8e-3 for the output and the gradient of the input. Products are exact
     and sums float32; the result is rounded once, by at most 4.9e-4 (2^-11) and 3.9e-3 (2^-8) of
     each value. Twice that is allowed.
-  float16, bfloat16: 1e-4 for the gradients of weight and bias, which are never rounded to half
-    precision. Matrix units cut off the bits that a sum loses, where float32 units round, so this
-    error grows with the number of additions and not with its root: about 6e-8 for each of the up
-    to 1000 steps of 16 voxels that one program adds up. 1x1 layers are torch's own matrix product:
-    that does round those two.
+  float16, bfloat16: 1e-5 for the gradients of weight and bias, which are summed in float32 and
+    never rounded to half precision. 1x1 layers are torch's own matrix product: that does round
+    those two.
   worst row: 1e-5 in float32, where errors vary between rows; else that of the output, because the
     bound on rounding holds for every row. A row that misses a voxel is wrong by some tenths.
 
