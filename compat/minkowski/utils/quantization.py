@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
-from compat.minkowski._unique import unique_rows
+from compat.minkowski._unique import unique_coordinates
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -56,10 +56,10 @@ def quantize(coords: Array) -> tuple[Array, Array]:
     """
     _matrix("quantize", coords)
     if isinstance(coords, Tensor):
-        return unique_rows(coords.int())
+        return unique_coordinates(coords.int())
     if coords.dtype != np.int32:
         raise MinkowskiError(f"quantize: a numpy array must be int32; got {coords.dtype}.")
-    rows, inverse = unique_rows(torch.from_numpy(np.ascontiguousarray(coords)))
+    rows, inverse = unique_coordinates(torch.from_numpy(np.ascontiguousarray(coords)))
     return rows.int().numpy(), inverse.int().numpy()
 
 
@@ -101,7 +101,7 @@ def sparse_quantize(
     if return_inverse and not return_index:
         raise MinkowskiError("sparse_quantize: return_inverse=True needs return_index=True.")
     cells = _cells(coordinates, quantization_size).to(_device(device))
-    unique_map, inverse_map = unique_rows(cells)
+    unique_map, inverse_map = unique_coordinates(cells)
     maps = [unique_map] * (return_index or return_maps_only) + [inverse_map] * return_inverse
     if return_maps_only:
         return _bare(maps)
@@ -132,7 +132,7 @@ def unique_coordinate_map(
             f"unique_coordinate_map: coordinates must be int32; got {coordinates.dtype}. "
             "Convert with .int()."
         )
-    return unique_rows(coordinates)
+    return unique_coordinates(coordinates)
 
 
 def _matrix(function: str, array: Array) -> Array:

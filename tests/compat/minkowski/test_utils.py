@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compat.minkowski import utils
-from compat.minkowski._unique import unique_rows
+from compat.minkowski._unique import unique_coordinates
 from compat.minkowski.utils.gradcheck import gradcheck
 from compat.minkowski.utils.quantization import quantize
 
@@ -95,11 +95,11 @@ def test_sparse_quantize_errors(arguments, message: str):
 
 @pytest.mark.parametrize("columns", [1, 3, 7], ids="{}d".format)
 @pytest.mark.parametrize("reach", [3, 2**30], ids=["narrow", "wide"])
-def test_unique_rows_keep_the_order_of_first_appearance(columns: int, reach: int):
+def test_unique_coordinates_keep_the_order_of_first_appearance(columns: int, reach: int):
     generator = torch.Generator().manual_seed(columns)
     distinct = torch.randint(-reach, reach, (20, columns), generator=generator, dtype=torch.int32)
     coords = distinct[torch.randint(20, (60,), generator=generator)]
-    rows, inverse = unique_rows(coords)
+    rows, inverse = unique_coordinates(coords)
     first = {}
     for row, coord in enumerate(coords.tolist()):
         first.setdefault(tuple(coord), row)
