@@ -101,33 +101,6 @@ def check(layer: nn.Module, original: nn.Module, ndim: int, c_in: int, shape=Non
         assert_close(single[name], truth[name], torch.float32, eager=plain[name], name=name)
 
 
-@pytest.mark.parametrize("ndim", [1, 2, 3, 4])
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("kernel_size", [3, 5, "anisotropic"])
-def test_subm(ndim, kernel_size, dilation):
-    if kernel_size == "anisotropic":
-        kernel_size = [3, 1, 5, 3][:ndim]
-    elif kernel_size == 5 and ndim == 4:
-        pytest.skip("625 taps take long and show nothing new")
-    check(*layer_pair("SubMConv", ndim, 3, 5, kernel_size, dilation=dilation), ndim, 3)
-
-
-@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2}, {"padding": 0, "stride": 3}])
-def test_subm_ignores_stride_and_padding(options):
-    check(*layer_pair("SubMConv", 3, 3, 5, 3, **options), 3, 3)
-
-
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("kind", ["SubMConv", "SparseConv"])
-def test_pointwise_reads_the_weight_as_it_is_stored(kind, bias):
-    for c_in, c_out in ((4, 4), (3, 5)):
-        check(*layer_pair(kind, 3, c_in, c_out, 1, bias=bias), 3, c_in)
-
-
-def test_pointwise_of_a_stride_is_an_ordinary_layer():
-    check(*layer_pair("SparseConv", 3, 3, 5, 1, stride=2), 3, 3)
-
-
 def windows(ndim: int, kernel_sizes, strides, paddings, dilations):
     """Every combination that leaves an output and that the layers accept."""
     for k, s, p, d in itertools.product(kernel_sizes, strides, paddings, dilations):
@@ -136,47 +109,6 @@ def windows(ndim: int, kernel_sizes, strides, paddings, dilations):
         if min((n + 2 * p - d * (k - 1) - 1) // s + 1 for n in SHAPES[ndim]) < 1:
             continue
         yield pytest.param(ndim, k, s, p, d, id=f"{ndim}d-k{k}-s{s}-p{p}-d{d}")
-
-
-GRID = [
-    *windows(1, [2, 3, 4], [1, 2, 3], [0, 1, 2], [1, 2]),
-    *windows(2, [2, 3], [1, 2, 3], [0, 1], [1, 2]),
-    *windows(3, [1, 2, 3, 4], [1, 2], [0, 1], [1, 2]),
-    *windows(4, [2, 3], [2], [0, 1], [1]),
-]
-
-
-@pytest.mark.parametrize(("ndim", "k", "s", "p", "d"), GRID)
-def test_strided(ndim, k, s, p, d):
-    pair = layer_pair("SparseConv", ndim, 2, 3, k, stride=s, padding=p, dilation=d)
-    check(*pair, ndim, 2)
-
-
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "padding"),
-    [
-        ((3, 1, 1), (2, 1, 1), 0),
-        ((3, 3, 3), (2, 2, 2), (0, 1, 1)),
-        ((1, 2, 3), (3, 1, 2), (0, 0, 1)),
-    ],
-)
-def test_strided_anisotropic(kernel_size, stride, padding):
-    check(*layer_pair("SparseConv", 3, 3, 4, kernel_size, stride, padding), 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("ndim", "k", "s", "p", "d"),
-    [
-        *windows(1, [2, 3], [1, 2, 3], [0, 1], [1, 2]),
-        *windows(2, [2, 3], [1, 2], [0, 1], [1, 2]),
-        *windows(3, [2, 3], [1, 2], [0, 1], [1, 2]),
-        *windows(4, [2], [2], [0], [1]),
-    ],
-)
-def test_transposed(ndim, k, s, p, d):
-    """Dilation has no part in spconv's transposed output size, yet it has in the relation."""
-    pair = layer_pair("SparseConvTranspose", ndim, 2, 3, k, stride=s, padding=p, dilation=d)
-    check(*pair, ndim, 2, coords=sites(ndim, 25))
 
 
 def chain(library, ndim: int, *layers) -> nn.Module:

@@ -1,0 +1,204 @@
+"""What a parity case is: a function that builds and runs something on either library."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+GRAD = "grad "  # names of gradients start so
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """An intended difference: a line of the adapter's ``QUIRKS.md``, and what it may change.
+
+    Attributes:
+        rule: Beginning of the line's first cell.
+        covers: Names that may differ; ``"error"`` where the original fails and the adapter works.
+        targets: Devices on which it does.
+    """
+
+    rule: str
+    covers: tuple[str, ...]
+    targets: tuple[str, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: Unique within its original; no spaces.
+        function: Called with a `Run`; records what is compared.
+        dtypes: For each target the dtypes to compare in: names of torch, or ``amp-float16`` and
+            ``amp-bfloat16`` for float32 under autocast. A target left out is not compared.
+        exact: Bits must agree, in the one dtype listed; no float64 run is made.
+        refuses: Both libraries must raise.
+        golden: Part of the golden file, if it is compared on the GPU.
+        quirks: Intended differences.
+    """
+
+    name: str
+    function: Callable[[Run], None]
+    dtypes: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"cpu": ("float64", "float32"), "cuda": ("float32", "float16")}
+    )
+    exact: bool = False
+    refuses: bool = False
+    golden: bool = True
+    quirks: tuple[Quirk, ...] = ()
+
+
+@dataclass
+class Recording:
+    """What one library did in one case.
+
+    Attributes:
+        tensors: Values by name, on the CPU. Names of gradients start with ``"grad "``.
+        coords: Coordinates ``[N, 1+D]`` of the tensors that have a row per site.
+        kept: Names in ``coords`` whose rows must come in the original's order.
+        facts: Anything else that must be equal: shapes, dtypes, names.
+        error: Type and message, if the case raised or its process died.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    coords: dict[str, Tensor] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def canonical(coords: Tensor) -> Tensor:
+    """Return row numbers in the order of batch and coordinates; of equal rows, the first first."""
+    columns = coords.detach().cpu().numpy().T[::-1]
+    return torch.from_numpy(np.lexsort(columns)).to(coords.device)
+
+
+@dataclass
+class Run:
+    """One run of a case: the library it runs on, seeded inputs, and the place for its results.
+
+    The numbers depend on the case's name and on integer arithmetic alone, so they are the same on
+    every machine, in every dtype: all are multiples of 2^-10 below one, exact in float16 too.
+
+    Attributes:
+        case: Name of the case.
+        root: Import name of the library: ``spconv`` or ``compat.spconv``.
+        original: Whether it is the original.
+        target: The device whose behaviour is compared: ``"cpu"`` or ``"cuda"``.
+        device: Where this run computes; the float64 run of target ``"cuda"`` is on the CPU.
+        precision: The dtype's name, see `Case`.
+    """
+
+    case: str
+    root: str
+    original: bool
+    target: str
+    device: torch.device
+    precision: str
+    recording: Recording = field(default_factory=Recording)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of features and parameters."""
+        return getattr(torch, "float32" if self.amp else self.precision)
+
+    @property
+    def amp(self) -> torch.dtype | None:
+        """The autocast dtype, or None."""
+        name = self.precision.removeprefix("amp-")
+        return getattr(torch, name) if name != self.precision else None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the autocast context of this run."""
+        enabled = self.amp is not None
+        return torch.autocast(self.device.type, self.amp, enabled=enabled)
+
+    def module(self, name: str = "") -> ModuleType:
+        """Import the library's module of that name."""
+        return importlib.import_module(f"{self.root}.{name}" if name else self.root)
+
+    # Inputs.
+
+    def raw(self, name: str, n: int) -> np.ndarray:
+        """Return ``n`` random uint64."""
+        seed = zlib.crc32(f"{self.case} {name}".encode())
+        return np.random.Philox(key=seed).random_raw(n)
+
+    def values(self, name: str, *shape: int, scale: float = 1.0) -> Tensor:
+        """Return uniform values in ``[-scale, scale)``, ``scale`` a power of two."""
+        steps = (self.raw(name, math.prod(shape)) >> np.uint64(53)).astype(np.int64)
+        values = torch.from_numpy((steps - 1024) / 1024.0 * scale).reshape(shape)
+        return values.to(self.device, self.dtype)
+
+    def integers(self, name: str, high: int, *shape: int) -> Tensor:
+        """Return int64 below ``high``."""
+        drawn = (self.raw(name, math.prod(shape)) >> np.uint64(11)) % np.uint64(high)
+        return torch.from_numpy(drawn.astype(np.int64)).reshape(shape).to(self.device)
+
+    def sites(self, shape: Sequence[int], n: int, batch_size: int = 2, name: str = "") -> Tensor:
+        """Return ``n`` distinct random cells ``(batch, *shape)``, int32, in random row order."""
+        cells = batch_size * math.prod(shape)
+        drawn = np.argsort(self.raw(f"sites {name}", cells), kind="stable")[: min(n, cells)]
+        rows = np.stack(np.unravel_index(drawn, (batch_size, *shape)), 1).astype(np.int32)
+        return torch.from_numpy(rows).to(self.device)
+
+    def fill(self, module: nn.Module) -> nn.Module:
+        """Give a module parameters that depend on their names, and this run's device and dtype."""
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                fan_in = parameter.numel() // parameter.shape[0]
+                scale = 2.0 ** -round(math.log2(fan_in) / 2)
+                values = self.values(f"parameter {name}", *parameter.shape, scale=scale)
+                # Norms: around one.
+                parameter.copy_(values + 1 if parameter.dim() == 1 and "weight" in name else values)
+        return module.to(self.device, self.dtype)
+
+    # Results.
+
+    def tensor(self, name: str, value: Tensor) -> None:
+        """Record a value as it is."""
+        self.recording.tensors[name] = value.detach().cpu().clone()
+
+    def rows(self, name: str, coords: Tensor, values: Tensor, kept: bool = False) -> None:
+        """Record one row per site; ``kept``: the library has no choice of their order."""
+        self.tensor(name, values)
+        self.recording.coords[name] = coords.detach().cpu().clone()
+        if kept:
+            self.recording.kept.append(name)
+
+    def fact(self, name: str, value: Any) -> None:
+        """Record plain data: numbers, strings and lists of them."""
+        self.recording.facts[name] = value
+
+    def backward(self, coords: Tensor, feats: Tensor, **inputs: Tensor) -> None:
+        """Send a seeded gradient, the same for each site, back; record those of ``inputs``."""
+        order = canonical(coords)
+        grad = self.values("grad", *feats.shape).to(feats.dtype)
+        feats.backward(torch.empty_like(feats).index_copy_(0, order, grad))
+        for name, value in inputs.items():
+            assert value.grad is not None, name
+            self.tensor(GRAD + name, value.grad)
+
+
+@contextlib.contextmanager
+def assigned(owner: Any, **values: Any) -> Iterator[None]:
+    """Assign attributes for a while."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)

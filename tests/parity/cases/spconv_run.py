@@ -1,0 +1,74 @@
+"""How a case of spconv builds layers and runs them, on the original and on the adapter alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from tests.parity.case import GRAD, Run
+
+# Dtypes: everywhere; also in half precision; under autocast too. spconv has no autocast on a CPU.
+SINGLE = {"cpu": ("float64", "float32"), "cuda": ("float32",)}
+HALF = {"cpu": ("float64", "float32"), "cuda": ("float32", "float16")}
+AMP = {"cpu": ("float64", "float32"), "cuda": ("float32", "float16", "amp-float16")}
+CPU_ONLY = {"cpu": ("float64", "float32")}
+CUDA_ONLY = {"cuda": ("float32",)}
+
+SHAPES = {1: [40], 2: [13, 11], 3: [9, 8, 10], 4: [6, 5, 6, 7]}
+N_SITES = 60
+
+
+def native(run: Run) -> dict[str, Any]:
+    """Return the ``algo`` argument: the original has one algorithm on a CPU."""
+    return {"algo": run.module("pytorch").ConvAlgo.Native} if run.target == "cpu" else {}
+
+
+def layer(run: Run, kind: str, ndim: int, *args: Any, **options: Any) -> Any:
+    """Build ``f"{kind}{ndim}d"``."""
+    return getattr(run.module("pytorch"), f"{kind}{ndim}d")(*args, **(native(run) | options))
+
+
+def tensor(
+    run: Run,
+    channels: int,
+    shape: Sequence[int],
+    n: int = N_SITES,
+    *,
+    coords: Any = None,
+    batch_size: int = 2,
+) -> Any:
+    """Return a sparse tensor with random sites, whose features want a gradient."""
+    coords = run.sites(shape, min(n, math.prod(shape)), batch_size) if coords is None else coords
+    feats = run.values("feats", len(coords), channels).requires_grad_()
+    return run.module("pytorch").SparseConvTensor(feats, coords, list(shape), batch_size)
+
+
+def record(run: Run, name: str, out: Any, *, kept: bool = False) -> None:
+    """Record a sparse tensor."""
+    run.fact(f"{name} spatial_shape", [int(n) for n in out.spatial_shape])
+    run.rows(name, out.indices, out.features, kept)
+
+
+def run_module(run: Run, module: nn.Module, x: Any, *, kept: bool = False) -> Any:
+    """Fill a module, run it forward and backward on ``x``, record output and all gradients."""
+    run.fill(module)
+    feats = x.features
+    with run.autocast():
+        out = module(x)
+    record(run, "out", out, kept=kept)
+    run.backward(out.indices, out.features, input=feats)
+    for name, parameter in module.named_parameters():
+        run.tensor(GRAD + name, parameter.grad)
+    return out
+
+
+def options_name(options: Mapping[str, Any]) -> str:
+    """Return ``k3-s2`` and the like for a case's name."""
+    parts = []
+    for name, value in options.items():
+        text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+        parts.append(f"{name}{text}")
+    return "-".join(parts)

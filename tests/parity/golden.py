@@ -1,0 +1,53 @@
+"""Golden files: what an original recorded on a GPU, for machines that have none.
+
+One compressed ``.npz`` per original: every tensor is an array ``<case>|<dtype>|<kind>|<name>``, and
+everything else is one JSON text, with versions, device and seed rule.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.parity.case import Recording
+from tests.parity.side import Job
+
+FOLDER = Path(__file__).parent / "golden"
+META = "meta"
+KINDS = ("tensors", "coords")
+
+
+def path_of(name: str) -> Path:
+    """Return the golden file of an original."""
+    return FOLDER / f"{name}-cuda.npz"
+
+
+def save(path: Path, setting: dict[str, Any], recordings: dict[Job, Recording]) -> None:
+    """Write recordings and how they were made."""
+    arrays: dict[str, np.ndarray] = {}
+    plain: dict[str, Any] = {}
+    for job, recording in recordings.items():
+        key = f"{job.case}|{job.precision}"
+        plain[key] = {name: getattr(recording, name) for name in ("kept", "facts", "error")}
+        for kind in KINDS:
+            for name, value in getattr(recording, kind).items():
+                arrays[f"{key}|{kind}|{name}"] = value.numpy()
+    meta = json.dumps({"setting": setting, "recordings": plain})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays, **{META: np.array(meta)})
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Recording]]:
+    """Return how the file was made, and recordings by case and dtype."""
+    with np.load(path) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != META}
+        meta = json.loads(str(file[META]))
+    found = {tuple(key.split("|")): Recording(**plain) for key, plain in meta["recordings"].items()}
+    for name, value in arrays.items():
+        case, precision, kind, tensor = name.split("|")
+        getattr(found[case, precision], kind)[tensor] = value
+    return meta["setting"], found

@@ -1,0 +1,200 @@
+"""Compare two recordings of a case, and say what the difference means.
+
+The rule is that of `tritonspconv.testing`: a result may be as wrong as plain arithmetic in its
+dtype, twice over. The truth is the case in float64 on a CPU, plain arithmetic the case in the dtype
+on a CPU: by the original where that runs on a CPU, by the adapter where the GPU is compared. Both
+libraries must keep the rule, so neither can hide behind the other. In float64, plain arithmetic is
+taken to have the error it has in float32, times the ratio of the two roundings.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tests.parity.case import Case, Recording, canonical
+from tritonspconv.testing import tolerance
+
+
+class Verdict(str, enum.Enum):
+    """What a comparison says; ``DIFFERENT`` is the only failure."""
+
+    EQUAL = "equal"
+    CLOSE = "within tolerance"
+    EXPLAINED = "explained"
+    DIFFERENT = "DIFFERENT"
+
+
+@dataclass
+class Value:
+    """The difference in one tensor.
+
+    Attributes:
+        name: Of the tensor.
+        absolute: Largest difference between the libraries.
+        relative: The same over the largest value.
+        used: The larger error of the two libraries over what is allowed; above 1 is a problem.
+        equal: Whether all bits agree, rows in canonical order.
+    """
+
+    name: str
+    absolute: float
+    relative: float
+    used: float
+    equal: bool
+
+
+@dataclass
+class Result:
+    """The comparison of one case in one dtype; ``problems`` and ``values`` by tensor or fact."""
+
+    case: str
+    precision: str
+    verdict: Verdict = Verdict.EQUAL
+    values: list[Value] = field(default_factory=list)
+    same_sites: bool | None = None
+    same_order: bool | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    quirks: list[str] = field(default_factory=list)
+    original_error: str | None = None
+    adapter_error: str | None = None
+
+
+@dataclass
+class Recordings:
+    """The four runs of a case that a comparison needs.
+
+    Attributes:
+        original: The original in the dtype and on the device compared.
+        adapter: The adapter, likewise.
+        truth: In float64 on a CPU. Not used if the case is exact, nor is ``plain``.
+        plain: In the dtype on a CPU; in float32 where float64 is compared.
+    """
+
+    original: Recording
+    adapter: Recording
+    truth: Recording
+    plain: Recording
+
+
+def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result:
+    """Compare what the original and the adapter recorded on ``target``."""
+    result = Result(case.name, precision)
+    result.original_error, result.adapter_error = runs.original.error, runs.adapter.error
+    if runs.original.error or runs.adapter.error:
+        _judge_errors(case, result)
+    elif case.refuses:
+        result.problems["error"] = "both must raise; neither did"
+    else:
+        _judge_facts(result, runs)
+        _judge_sites(result, runs)
+        for name in runs.original.tensors:
+            if name in runs.adapter.tensors and name not in result.problems:
+                _judge_values(name, case, result, runs)
+    _conclude(case, target, result)
+    return result
+
+
+def _judge_errors(case: Case, result: Result) -> None:
+    if case.refuses and result.original_error and result.adapter_error:
+        return
+    for side, error in (("original", result.original_error), ("adapter", result.adapter_error)):
+        if error:
+            result.problems.setdefault("error", f"{side} fails: {error}")
+
+
+def _judge_facts(result: Result, runs: Recordings) -> None:
+    """Names, plain facts, shapes and dtypes must agree."""
+    described = [
+        {name: (list(value.shape), str(value.dtype)) for name, value in side.tensors.items()}
+        | side.facts
+        for side in (runs.original, runs.adapter)
+    ]
+    expected, got = described
+    for name in expected.keys() | got.keys():
+        if name not in got or name not in expected:
+            result.problems[name] = (
+                f"only the {'original' if name in expected else 'adapter'} has it"
+            )
+        elif expected[name] != got[name]:
+            result.problems[name] = f"must be {expected[name]}; got {got[name]}"
+
+
+def _judge_sites(result: Result, runs: Recordings) -> None:
+    """The same sites everywhere, and in the same order where the library has no choice."""
+    for name, expected in runs.original.coords.items():
+        found = runs.adapter.coords.get(name)
+        if found is None or found.shape != expected.shape:
+            result.same_sites = False
+            result.problems[name] = "the sites differ in number"
+            continue
+        same = torch.equal(found[canonical(found)], expected[canonical(expected)])
+        ordered = torch.equal(found, expected)
+        result.same_sites = same and result.same_sites is not False
+        result.same_order = ordered and result.same_order is not False
+        if not same:
+            result.problems[name] = "the sites differ"
+        elif name in runs.original.kept and not ordered:
+            result.problems[name] = "the rows must keep their order"
+
+
+def _judge_values(name: str, case: Case, result: Result, runs: Recordings) -> None:
+    expected, got = _aligned(name, runs.original), _aligned(name, runs.adapter)
+    difference = _largest(got - expected)
+    used = 0.0
+    if not case.exact:
+        for side in (runs.truth, runs.plain):
+            if side.error or name not in side.tensors:
+                result.problems[name] = f"no reference to judge by: {side.error or 'not recorded'}"
+                return
+        truth, plain = _aligned(name, runs.truth), _aligned(name, runs.plain)
+        if plain.shape != expected.shape or truth.shape != expected.shape:
+            result.problems[name] = "the reference has another shape"
+            return
+        limit = _limit(truth, plain, result.precision)
+        error = max(_largest(expected - truth), _largest(got - truth))
+        used = error / limit if limit else float("inf") if error else 0.0
+    largest = _largest(expected)
+    value = Value(name, difference, difference / largest if largest else difference, used, False)
+    value.equal = torch.equal(expected, got)
+    result.values.append(value)
+    if case.exact and not value.equal:
+        result.problems[name] = f"must have the same bits; differs by {difference:.3g}"
+    elif used > 1:
+        result.problems[name] = f"error {used:.3g} times what is allowed"
+
+
+def _aligned(name: str, side: Recording) -> Tensor:
+    """Return a tensor in float64, rows in canonical order if it has sites."""
+    value = side.tensors[name].double()
+    return value[canonical(side.coords[name])] if name in side.coords else value
+
+
+def _largest(value: Tensor) -> float:
+    return value.abs().nan_to_num(nan=float("inf")).max().item() if value.numel() else 0.0
+
+
+def _limit(truth: Tensor, plain: Tensor, precision: str) -> float:
+    dtype = getattr(torch, precision.removeprefix("amp-"))
+    if dtype == torch.float64:
+        ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        plain = truth + (plain - truth) * ratio
+    return tolerance(truth, dtype, eager=plain)
+
+
+def _conclude(case: Case, target: str, result: Result) -> None:
+    unexplained = set(result.problems)
+    for quirk in case.quirks:
+        covered = unexplained & set(quirk.covers)
+        if covered and target in quirk.targets:
+            result.quirks.append(quirk.rule)
+            unexplained -= covered
+    if unexplained:
+        result.verdict = Verdict.DIFFERENT
+    elif result.problems:
+        result.verdict = Verdict.EXPLAINED
+    elif not all(value.equal for value in result.values):
+        result.verdict = Verdict.CLOSE

@@ -1,0 +1,98 @@
+"""The originals: their import names, what they need to run, and their cases."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tests.parity.case import Case
+
+
+@dataclass(frozen=True)
+class Original:
+    """A library and its adapter.
+
+    Attributes:
+        name: Import name of the original.
+        adapter: Import name of the adapter.
+        distributions: Names it is installed under; the first one found has its version.
+        modules: Modules with a list ``CASES`` each.
+        prepare: Called with the target before the original runs.
+    """
+
+    name: str
+    adapter: str
+    distributions: tuple[str, ...]
+    modules: tuple[str, ...]
+    prepare: Callable[[str], None]
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be imported here."""
+        return importlib.util.find_spec(self.name) is not None
+
+    @property
+    def version(self) -> str:
+        """Distribution and version, such as ``spconv-cu126 2.3.8``."""
+        for name in self.distributions:
+            try:
+                return f"{name} {importlib.metadata.version(name)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return f"{self.name}, version unknown"
+
+    @functools.cached_property
+    def cases(self) -> dict[str, Case]:
+        """All cases by name."""
+        found = [case for name in self.modules for case in importlib.import_module(name).CASES]
+        cases = {case.name: case for case in found}
+        if len(cases) < len(found):
+            names = [case.name for case in found]
+            raise ValueError(f"two cases are called {max(names, key=names.count)!r}.")
+        return cases
+
+
+def _prepare_spconv(target: str) -> None:
+    """Let spconv run on a CPU.
+
+    Its forward is right on one thread only (a race in its scatter-add), and its backward asks for a
+    CUDA stream even where it needs none.
+    """
+    # Its dense() indexes by a list, its import asks for the default locale.
+    warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ccimport")
+    if target == "cpu":
+        torch.set_num_threads(1)
+        ops = importlib.import_module("spconv.pytorch.ops")
+        vars(ops)["get_current_stream"] = lambda: 0
+
+
+ORIGINALS = {
+    "spconv": Original(
+        name="spconv",
+        adapter="compat.spconv",
+        distributions=("spconv", *(f"spconv-cu{v}" for v in ("120", "121", "124", "126"))),
+        modules=("tests.parity.cases.spconv_layers",),
+        prepare=_prepare_spconv,
+    ),
+}
+
+
+def describe(name: str, target: str) -> str:
+    """Return versions and device, as this interpreter sees them, as JSON."""
+    setting = {
+        "original": ORIGINALS[name].version,
+        "device": torch.cuda.get_device_name() if target == "cuda" else "CPU, one thread",
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+    return json.dumps(setting)

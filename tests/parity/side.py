@@ -1,0 +1,128 @@
+"""Run cases on one library, in this process or in one of its own, and keep what they record.
+
+``python -m tests.parity.side`` is the process that `scripts/parity.py` starts for each library: it
+runs the jobs listed in a file and writes one recording each, so that a crash loses one job only.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tests.parity.case import Case, Recording, Run
+from tests.parity.originals import Original
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = "jobs.pickle"
+SLOW = 5  # seconds; such jobs are named on stderr
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a case on the original or the adapter, in a dtype, on a device."""
+
+    case: str
+    original: bool
+    precision: str
+    device: str
+
+
+def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[str, Job]]:
+    """Return for each dtype the jobs of a comparison by their roles, see `judge.Recordings`.
+
+    Args:
+        case: The case.
+        target: ``"cpu"`` or ``"cuda"``, the device whose behaviour is compared.
+        golden: The original's results come from a file, the adapter runs on the CPU.
+    """
+    device = "cpu" if golden else target
+    reference = target == "cpu"  # The original is the reference where it runs on a CPU.
+    jobs = {}
+    for precision in case.dtypes.get(target, ()):
+        plain = "float32" if precision == "float64" else precision
+        jobs[precision] = {
+            "original": Job(case.name, True, precision, target),
+            "adapter": Job(case.name, False, precision, device),
+        }
+        if not case.exact:
+            jobs[precision]["truth"] = Job(case.name, reference, "float64", "cpu")
+            jobs[precision]["plain"] = Job(case.name, reference, plain, "cpu")
+    return jobs
+
+
+def run(original: Original, case: Case, target: str, job: Job) -> Recording:
+    """Run a case in this process; what it raises is recorded."""
+    if job.original:
+        original.prepare(target)
+    root = original.name if job.original else original.adapter
+    state = Run(case.name, root, job.original, target, torch.device(job.device), job.precision)
+    torch.manual_seed(0)
+    try:
+        case.function(state)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())[:200]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        return Recording(error=f"{type(error).__name__} at {place}: {text}")
+    return state.recording
+
+
+def run_processes(
+    original: Original, target: str, jobs: Sequence[Job], folder: Path, python: str
+) -> dict[Job, Recording]:
+    """Run jobs of one library in a process; a job whose process dies is recorded as its error.
+
+    Args:
+        original: The original.
+        target: ``"cpu"`` or ``"cuda"``.
+        jobs: All on the same library.
+        folder: For the recordings; made if absent.
+        python: The interpreter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done: dict[Job, Recording] = {}
+    while len(done) < len(jobs):
+        todo = [job for job in jobs if job not in done]
+        # Without its cases: the process finds them by name.
+        (folder / JOBS).write_bytes(pickle.dumps((replace(original), target, todo)))
+        command = [python, "-m", "tests.parity.side", str(folder)]
+        process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        for number, job in enumerate(todo):
+            file = folder / f"{number}.pt"
+            if not file.exists():
+                done[job] = Recording(error=f"the process died with status {process.returncode}")
+                break
+            done[job] = Recording(**torch.load(file, weights_only=True))
+            file.unlink()
+    return done
+
+
+def main() -> None:
+    """Run the jobs listed in a folder, in order."""
+    folder = Path(sys.argv[1])
+    original, target, jobs = pickle.loads((folder / JOBS).read_bytes())
+    torch.set_num_threads(1)
+    for number, job in enumerate(jobs):
+        start = time.perf_counter()
+        recording = run(original, original.cases[job.case], target, job)
+        unfinished = folder / "unfinished"
+        torch.save(asdict(recording), unfinished)
+        unfinished.rename(folder / f"{number}.pt")
+        seconds = time.perf_counter() - start
+        if seconds > SLOW:
+            side = original.name if job.original else original.adapter
+            sys.stderr.write(f"{side}, {job.case} {job.precision}: {seconds:.1f} s\n")
+
+
+if __name__ == "__main__":
+    main()

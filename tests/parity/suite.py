@@ -1,0 +1,99 @@
+"""Run many cases on both libraries, live or against a golden file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.parity import golden
+from tests.parity.case import Case, Recording
+from tests.parity.judge import Recordings, Result, compare
+from tests.parity.originals import Original
+from tests.parity.side import ROOT, Job, jobs_of, run_processes
+
+Report = tuple[dict[str, str], list[Result]]
+
+_DESCRIBE = "from tests.parity import originals as o; print(o.describe({!r}, {!r}))"
+
+
+def live(original: Original, cases: Sequence[Case], target: str, python: str) -> Report:
+    """Compare with the original, each library in processes of its own.
+
+    Args:
+        original: The original, which must be importable by ``python``.
+        cases: What to compare.
+        target: ``"cpu"`` or ``"cuda"``.
+        python: The interpreter for the original.
+    """
+    setting = describe(original, target, python)
+    plans = [(case, jobs_of(case, target)) for case in cases]
+    done = record(original, target, _jobs(plan for _, plan in plans), python)
+    return setting, [
+        compare(case, precision, target, recordings(roles, done))
+        for case, plan in plans
+        for precision, roles in plan.items()
+    ]
+
+
+def against_golden(original: Original, cases: Sequence[Case]) -> Report:
+    """Compare what the original recorded on a GPU with the adapter on the CPU."""
+    setting, recorded = golden.load(golden.path_of(original.name))
+    plans = [(case, jobs_of(case, "cuda", golden=True)) for case in cases if case.golden]
+    done: dict[Job, Recording] = {}
+    for _, plan in plans:
+        for precision, roles in plan.items():
+            done[roles["original"]] = recorded[roles["original"].case, precision]
+    jobs = [job for job in _jobs(plan for _, plan in plans) if not job.original]
+    done |= record(original, "cuda", jobs, sys.executable)
+    return setting, [
+        compare(case, precision, "cuda", recordings(roles, done))
+        for case, plan in plans
+        for precision, roles in plan.items()
+    ]
+
+
+def record(
+    original: Original, target: str, jobs: Iterable[Job], python: str
+) -> dict[Job, Recording]:
+    """Run jobs, those of each library and device in a process of their own, side by side."""
+    groups: dict[tuple[bool, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.original, job.device), []).append(job)
+
+    def run_group(key: tuple[bool, str]) -> dict[Job, Recording]:
+        side = python if key[0] else sys.executable
+        return run_processes(
+            original, target, groups[key], Path(folder) / f"{key[0]}{key[1]}", side
+        )
+
+    done: dict[Job, Recording] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        for part in pool.map(run_group, groups):
+            done |= part
+    return done
+
+
+def describe(original: Original, target: str, python: str) -> dict[str, str]:
+    """Return versions and device, as the original's interpreter sees them."""
+    command = [python, "-c", _DESCRIBE.format(original.name, target)]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def _jobs(plans: Iterable[Mapping[str, Mapping[str, Job]]]) -> list[Job]:
+    """Return every job once, in order."""
+    return list(
+        dict.fromkeys(job for plan in plans for roles in plan.values() for job in roles.values())
+    )
+
+
+def recordings(roles: Mapping[str, Job], done: Mapping[Job, Recording]) -> Recordings:
+    """Return the recordings of a comparison; an exact case has no reference of its own."""
+    found = {role: done[job] for role, job in roles.items()}
+    absent = Recording(error="the case is exact")
+    return Recordings(**({"truth": absent, "plain": absent} | found))
