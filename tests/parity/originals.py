@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import collections.abc
 import functools
 import importlib
 import importlib.metadata
@@ -76,6 +78,14 @@ def _prepare_spconv(target: str) -> None:
         vars(ops)["get_current_stream"] = lambda: 0
 
 
+def _prepare_minkowski(target: str) -> None:
+    """Let MinkowskiEngine be imported: it takes ``Sequence`` from where Python 3.9 had it."""
+    vars(collections)["Sequence"] = collections.abc.Sequence
+    warnings.filterwarnings("ignore", message="The MinkowskiEngine was compiled with CPU_ONLY")
+    if target == "cpu":
+        torch.set_num_threads(1)
+
+
 ORIGINALS = {
     "spconv": Original(
         name="spconv",
@@ -83,6 +93,17 @@ ORIGINALS = {
         distributions=("spconv", *(f"spconv-cu{v}" for v in ("120", "121", "124", "126"))),
         modules=("tests.parity.cases.spconv_layers",),
         prepare=_prepare_spconv,
+    ),
+    "MinkowskiEngine": Original(
+        name="MinkowskiEngine",
+        adapter="compat.minkowski",
+        distributions=("MinkowskiEngine",),
+        modules=(
+            "tests.parity.cases.minkowski_layers",
+            "tests.parity.cases.minkowski_tensor",
+            "tests.parity.cases.minkowski_networks",
+        ),
+        prepare=_prepare_minkowski,
     ),
 }
 
