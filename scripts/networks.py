@@ -33,7 +33,11 @@ def second_encoder(spconv: ModuleType, in_channels: int = 4, algo: Any = None) -
 
 
 def sparse_unet(
-    spconv: ModuleType, in_channels: int = 4, num_classes: int = 20, algo: Any = None
+    spconv: ModuleType,
+    in_channels: int = 4,
+    num_classes: int = 20,
+    algo: Any = None,
+    channel_divisor: int = 1,
 ) -> nn.Module:
     """Build the residual U-Net known as SpUNet-34.
 
@@ -42,11 +46,12 @@ def sparse_unet(
         in_channels: Features of a voxel.
         num_classes: Outputs for a voxel.
         algo: Passed to every convolution; the original needs ``ConvAlgo.Native`` on a CPU.
+        channel_divisor: Makes all levels narrower by this factor.
 
     Returns:
         A module from a sparse tensor to ``(logits, stages)``; the logits keep the input's rows.
     """
-    return SparseUNet(_Layers(spconv, algo), in_channels, num_classes)
+    return SparseUNet(_Layers(spconv, algo), in_channels, num_classes, channel_divisor)
 
 
 class _Layers:
@@ -158,11 +163,14 @@ class SparseUNet(nn.Module):
     decoder_channels = (256, 128, 96, 96)
     decoder_blocks = (2, 2, 2, 2)
 
-    def __init__(self, layers: _Layers, in_channels: int, num_classes: int) -> None:
+    def __init__(
+        self, layers: _Layers, in_channels: int, num_classes: int, channel_divisor: int
+    ) -> None:
         super().__init__()
-        self.stem = layers.normed(layers.subm(in_channels, self.stem_channels, 5, "stem"))
+        widths = [n // channel_divisor for n in (self.stem_channels, *self.encoder_channels)]
+        decoder_widths = [n // channel_divisor for n in self.decoder_channels]
+        self.stem = layers.normed(layers.subm(in_channels, widths[0], 5, "stem"))
         self.downs, self.encoders = nn.ModuleList(), nn.ModuleList()
-        widths = (self.stem_channels, *self.encoder_channels)
         for level, count in enumerate(self.encoder_blocks, start=1):
             narrow, wide = widths[level - 1], widths[level]
             down = layers.down(narrow, wide, f"down{level}", kernel_size=2, stride=2)
@@ -172,9 +180,7 @@ class SparseUNet(nn.Module):
         self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
         c_in = widths[-1]
         levels = range(len(self.downs), 0, -1)
-        for level, c_out, count in zip(
-            levels, self.decoder_channels, self.decoder_blocks, strict=True
-        ):
+        for level, c_out, count in zip(levels, decoder_widths, self.decoder_blocks, strict=True):
             self.ups.append(layers.normed(layers.up(c_in, c_out, 2, f"down{level}")))
             merged = c_out + widths[level - 1]
             self.decoders.append(self._blocks(layers, merged, c_out, count, f"subm{level - 1}"))

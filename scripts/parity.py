@@ -42,9 +42,11 @@ def main() -> int:
         )
         return 2
     if args.golden:
-        setting, results = suite.against_golden(original, cases)
+        setting, results = suite.against_golden(original, cases, args.processes)
     else:
-        setting, results = suite.live(original, cases, args.device, args.original_python)
+        setting, results = suite.live(
+            original, cases, args.device, args.original_python, args.processes
+        )
     print(report.text(results))
     title = f"{original.adapter} beside {original.name} ({args.device})"
     if args.markdown:
@@ -72,9 +74,18 @@ def _parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="interpreter that can import the original (default: this one)",
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="for each library and device (default 1; compiling for a GPU gains from more)",
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to FILE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
     args = parser.parse_args()
+    if args.processes < 1:
+        parser.error(f"--processes must be at least 1; got {args.processes}")
     if args.golden and args.device != "cuda":
         parser.error("--golden needs --device cuda: golden files hold what the GPU did")
     return args

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 GRAD = "grad "  # names of gradients start so
+NUDGE = 16  # roundings
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Case:
             ``amp-bfloat16`` for float32 under autocast. A target left out is not compared.
         exact: Bits must agree, in the one dtype listed; no float64 run is made.
         refuses: Both libraries must raise.
+        nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
+            many as the layers of a network add on the way. Training needs it: a ReLU that flips
+            changes a step, and one plain run may be lucky.
         golden: Part of the golden file, if it is compared on the GPU.
         quirks: Intended differences.
     """
@@ -55,6 +59,7 @@ class Case:
     )
     exact: bool = False
     refuses: bool = False
+    nudges: int = 0
     golden: bool = True
     quirks: tuple[Quirk, ...] = ()
 
@@ -98,6 +103,8 @@ class Run:
         target: The device whose behaviour is compared: ``"cpu"`` or ``"cuda"``.
         device: Where this run computes; the float64 run of target ``"cuda"`` is on the CPU.
         precision: The dtype's name, see `Case`.
+        nudge: Not 0: features are moved by ``NUDGE`` roundings, up or down, in another way for
+            each number.
     """
 
     case: str
@@ -106,6 +113,7 @@ class Run:
     target: str
     device: torch.device
     precision: str
+    nudge: int = 0
     recording: Recording = field(default_factory=Recording)
 
     @property
@@ -140,6 +148,14 @@ class Run:
         steps = (self.raw(name, math.prod(shape)) >> np.uint64(53)).astype(np.int64)
         values = torch.from_numpy((steps - 1024) / 1024.0 * scale).reshape(shape)
         return values.to(self.device, self.dtype)
+
+    def feats(self, *shape: int) -> Tensor:
+        """Return the values called ``"feats"``, nudged if this run is to be."""
+        values = self.values("feats", *shape)
+        if self.nudge:
+            up = self.integers(f"nudge {self.nudge}", 2, *shape) * 2 - 1
+            values = values * (1 + up * NUDGE * torch.finfo(self.amp or self.dtype).eps).to(values)
+        return values
 
     def integers(self, name: str, high: int, *shape: int) -> Tensor:
         """Return int64 below ``high``."""

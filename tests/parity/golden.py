@@ -1,7 +1,7 @@
 """Golden files: what an original recorded on a GPU, for machines that have none.
 
 One compressed ``.npz`` per original: every tensor is an array ``<case>|<dtype>|<kind>|<name>``, and
-everything else is one JSON text, with versions, device and seed rule.
+everything else is one JSON text, with versions and device. The seeds are the cases' names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def save(path: Path, setting: dict[str, Any], recordings: dict[Job, Recording]) 
         plain[key] = {name: getattr(recording, name) for name in ("kept", "facts", "error")}
         for kind in KINDS:
             for name, value in getattr(recording, kind).items():
-                arrays[f"{key}|{kind}|{name}"] = value.numpy()
+                # NumPy has no bfloat16.
+                bits = value.dtype == torch.bfloat16
+                path_in_file = f"{key}|{kind}|{name}" + "|bfloat16" * bits
+                arrays[path_in_file] = (value.view(torch.int16) if bits else value).numpy()
     meta = json.dumps({"setting": setting, "recordings": plain})
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays, **{META: np.array(meta)})
@@ -48,6 +51,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Recording]]:
         meta = json.loads(str(file[META]))
     found = {tuple(key.split("|")): Recording(**plain) for key, plain in meta["recordings"].items()}
     for name, value in arrays.items():
-        case, precision, kind, tensor = name.split("|")
-        getattr(found[case, precision], kind)[tensor] = value
+        case, precision, kind, tensor, *bits = name.split("|")
+        getattr(found[case, precision], kind)[tensor] = (
+            value.view(torch.bfloat16) if bits else value
+        )
     return meta["setting"], found

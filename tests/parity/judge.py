@@ -10,6 +10,7 @@ taken to have the error it has in float32, times the ratio of the two roundings.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,14 +71,14 @@ class Recordings:
     Attributes:
         original: The original in the dtype and on the device compared.
         adapter: The adapter, likewise.
-        truth: In float64 on a CPU. Not used if the case is exact, nor is ``plain``.
-        plain: In the dtype on a CPU; in float32 where float64 is compared.
+        truth: In float64 on a CPU; None if the case is exact.
+        plain: In the dtype on a CPU, in float32 where float64 is compared; the worst one counts.
     """
 
     original: Recording
     adapter: Recording
-    truth: Recording
-    plain: Recording
+    truth: Recording | None = None
+    plain: Sequence[Recording] = ()
 
 
 def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result:
@@ -145,16 +146,14 @@ def _judge_values(name: str, case: Case, result: Result, runs: Recordings) -> No
     expected, got = _aligned(name, runs.original), _aligned(name, runs.adapter)
     difference = _largest(got - expected)
     used = 0.0
-    if not case.exact:
-        for side in (runs.truth, runs.plain):
-            if side.error or name not in side.tensors:
-                result.problems[name] = f"no reference to judge by: {side.error or 'not recorded'}"
+    if runs.truth is not None:
+        for side in (runs.truth, *runs.plain):
+            shape = side.tensors[name].shape if name in side.tensors else None
+            if shape != expected.shape:
+                result.problems[name] = f"no reference: {side.error or f'shape {shape}'}"
                 return
-        truth, plain = _aligned(name, runs.truth), _aligned(name, runs.plain)
-        if plain.shape != expected.shape or truth.shape != expected.shape:
-            result.problems[name] = "the reference has another shape"
-            return
-        limit = _limit(truth, plain, result.precision)
+        truth = _aligned(name, runs.truth)
+        limit = max(_limit(truth, _aligned(name, side), result.precision) for side in runs.plain)
         error = max(_largest(expected - truth), _largest(got - truth))
         used = error / limit if limit else float("inf") if error else 0.0
     largest = _largest(expected)

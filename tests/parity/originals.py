@@ -69,8 +69,10 @@ def _prepare_spconv(target: str) -> None:
     Its forward is right on one thread only (a race in its scatter-add), and its backward asks for a
     CUDA stream even where it needs none.
     """
-    # Its dense() indexes by a list, its import asks for the default locale.
-    warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
+    # Its dense() indexes by a list, its sparse_add makes a tensor of torch.sparse, its import asks
+    # for the default locale.
+    for message in ("Using a non-tuple sequence", "Sparse invariant checks"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ccimport")
     if target == "cpu":
         torch.set_num_threads(1)
@@ -91,7 +93,10 @@ ORIGINALS = {
         name="spconv",
         adapter="compat.spconv",
         distributions=("spconv", *(f"spconv-cu{v}" for v in ("120", "121", "124", "126"))),
-        modules=("tests.parity.cases.spconv_layers",),
+        modules=tuple(
+            f"tests.parity.cases.spconv_{name}"
+            for name in ("layers", "chains", "tensor", "precision", "points", "networks")
+        ),
         prepare=_prepare_spconv,
     ),
     "MinkowskiEngine": Original(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -23,21 +24,25 @@ from tests.parity.originals import Original
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = "jobs.pickle"
+_FOLDERS = re.compile(r"(?<![^\s'\"])/\S*/")  # of absolute paths
 SLOW = 5  # seconds; such jobs are named on stderr
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a case on the original or the adapter, in a dtype, on a device."""
+    """One run: a case on the original or the adapter, in a dtype, on a device, inputs nudged."""
 
     case: str
     original: bool
     precision: str
     device: str
+    nudge: int = 0
 
 
 def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[str, Job]]:
     """Return for each dtype the jobs of a comparison by their roles, see `judge.Recordings`.
+
+    The roles of plain runs are ``"plain0"``, ``"plain1"`` and so on.
 
     Args:
         case: The case.
@@ -55,7 +60,9 @@ def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[
         }
         if not case.exact:
             jobs[precision]["truth"] = Job(case.name, reference, "float64", "cpu")
-            jobs[precision]["plain"] = Job(case.name, reference, plain, "cpu")
+            for nudge in range(1 + case.nudges):
+                job = Job(case.name, reference, plain, "cpu", nudge)
+                jobs[precision][f"plain{nudge}"] = job
     return jobs
 
 
@@ -64,13 +71,15 @@ def run(original: Original, case: Case, target: str, job: Job) -> Recording:
     if job.original:
         original.prepare(target)
     root = original.name if job.original else original.adapter
-    state = Run(case.name, root, job.original, target, torch.device(job.device), job.precision)
+    state = Run(
+        case.name, root, job.original, target, torch.device(job.device), job.precision, job.nudge
+    )
     torch.manual_seed(0)
     try:
         case.function(state)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(_FOLDERS.sub("", str(error)).split())[:200]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return Recording(error=f"{type(error).__name__} at {place}: {text}")
     return state.recording

@@ -21,7 +21,9 @@ Report = tuple[dict[str, str], list[Result]]
 _DESCRIBE = "from tests.parity import originals as o; print(o.describe({!r}, {!r}))"
 
 
-def live(original: Original, cases: Sequence[Case], target: str, python: str) -> Report:
+def live(
+    original: Original, cases: Sequence[Case], target: str, python: str, processes: int = 1
+) -> Report:
     """Compare with the original, each library in processes of its own.
 
     Args:
@@ -29,10 +31,11 @@ def live(original: Original, cases: Sequence[Case], target: str, python: str) ->
         cases: What to compare.
         target: ``"cpu"`` or ``"cuda"``.
         python: The interpreter for the original.
+        processes: How many for each library and device.
     """
     setting = describe(original, target, python)
     plans = [(case, jobs_of(case, target)) for case in cases]
-    done = record(original, target, _jobs(plan for _, plan in plans), python)
+    done = record(original, target, _jobs(plan for _, plan in plans), python, processes)
     return setting, [
         compare(case, precision, target, recordings(roles, done))
         for case, plan in plans
@@ -40,7 +43,7 @@ def live(original: Original, cases: Sequence[Case], target: str, python: str) ->
     ]
 
 
-def against_golden(original: Original, cases: Sequence[Case]) -> Report:
+def against_golden(original: Original, cases: Sequence[Case], processes: int = 1) -> Report:
     """Compare what the original recorded on a GPU with the adapter on the CPU."""
     setting, recorded = golden.load(golden.path_of(original.name))
     plans = [(case, jobs_of(case, "cuda", golden=True)) for case in cases if case.golden]
@@ -49,7 +52,7 @@ def against_golden(original: Original, cases: Sequence[Case]) -> Report:
         for precision, roles in plan.items():
             done[roles["original"]] = recorded[roles["original"].case, precision]
     jobs = [job for job in _jobs(plan for _, plan in plans) if not job.original]
-    done |= record(original, "cuda", jobs, sys.executable)
+    done |= record(original, "cuda", jobs, sys.executable, processes)
     return setting, [
         compare(case, precision, "cuda", recordings(roles, done))
         for case, plan in plans
@@ -58,24 +61,55 @@ def against_golden(original: Original, cases: Sequence[Case]) -> Report:
 
 
 def record(
-    original: Original, target: str, jobs: Iterable[Job], python: str
+    original: Original, target: str, jobs: Iterable[Job], python: str, processes: int = 1
 ) -> dict[Job, Recording]:
-    """Run jobs, those of each library and device in a process of their own, side by side."""
+    """Run jobs in processes side by side, each for one library and device.
+
+    Args:
+        original: The original.
+        target: ``"cpu"`` or ``"cuda"``.
+        jobs: Of either library.
+        python: The interpreter for the original.
+        processes: How many for each library and device.
+    """
     groups: dict[tuple[bool, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.original, job.device), []).append(job)
+    shares = [
+        share
+        for group in groups.values()
+        for share in (group[first::processes] for first in range(processes))
+        if share
+    ]
 
-    def run_group(key: tuple[bool, str]) -> dict[Job, Recording]:
-        side = python if key[0] else sys.executable
-        return run_processes(
-            original, target, groups[key], Path(folder) / f"{key[0]}{key[1]}", side
-        )
+    def run_share(number: int) -> dict[Job, Recording]:
+        side = python if shares[number][0].original else sys.executable
+        return run_processes(original, target, shares[number], Path(folder) / str(number), side)
 
     done: dict[Job, Recording] = {}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        for part in pool.map(run_group, groups):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(max_workers=len(shares)) as pool,
+    ):
+        for part in pool.map(run_share, range(len(shares))):
             done |= part
     return done
+
+
+def record_golden(original: Original, path: Path, python: str, processes: int) -> int:
+    """Record what the original does on a GPU into a golden file; return how many runs.
+
+    Args:
+        original: The original, which must be importable by ``python``.
+        path: The file.
+        python: The interpreter for the original.
+        processes: How many.
+    """
+    cases = [case for case in original.cases.values() if case.golden]
+    jobs = [roles["original"] for case in cases for roles in jobs_of(case, "cuda").values()]
+    done = record(original, "cuda", jobs, python, processes)
+    golden.save(path, describe(original, "cuda", python), done)
+    return len(done)
 
 
 def describe(original: Original, target: str, python: str) -> dict[str, str]:
@@ -93,7 +127,7 @@ def _jobs(plans: Iterable[Mapping[str, Mapping[str, Job]]]) -> list[Job]:
 
 
 def recordings(roles: Mapping[str, Job], done: Mapping[Job, Recording]) -> Recordings:
-    """Return the recordings of a comparison; an exact case has no reference of its own."""
+    """Return the recordings of a comparison."""
     found = {role: done[job] for role, job in roles.items()}
-    absent = Recording(error="the case is exact")
-    return Recordings(**({"truth": absent, "plain": absent} | found))
+    plain = [recording for role, recording in found.items() if role.startswith("plain")]
+    return Recordings(found["original"], found["adapter"], found.get("truth"), plain)

@@ -9,8 +9,8 @@ import torch
 from tests.parity import golden, report, suite
 from tests.parity.case import Case, Quirk, Recording, Run, canonical
 from tests.parity.judge import Recordings, Verdict, compare
-from tests.parity.originals import Original
-from tests.parity.side import Job, jobs_of, run, run_processes
+from tests.parity.originals import ORIGINALS, Original
+from tests.parity.side import ROOT, Job, jobs_of, run, run_processes
 
 COORDS = torch.tensor([[0, 1, 2], [0, 0, 5], [1, 0, 0]], dtype=torch.int32)
 FEATS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -26,7 +26,7 @@ def recording(coords=COORDS, feats=FEATS, **changes) -> Recording:
 def judged(adapter: Recording, original: Recording | None = None, **case):
     original = original or recording()
     truth = recording(feats=FEATS.double())
-    runs = Recordings(original, adapter, truth, recording())
+    runs = Recordings(original, adapter, truth, [recording()])
     return compare(Case("case", print, **case), "float32", "cpu", runs)
 
 
@@ -113,6 +113,33 @@ def test_refusals_are_mutual():
     assert judged(recording(), refuses=True).verdict is Verdict.DIFFERENT
 
 
+def test_the_worst_plain_run_sets_the_limit():
+    eps = torch.finfo(torch.float32).eps
+    rounded, worse = recording(feats=FEATS * (1 + 6 * eps)), recording(feats=FEATS * (1 + 4 * eps))
+    runs = Recordings(recording(), rounded, recording(feats=FEATS.double()), [recording()])
+    case = Case("case", print)
+    assert compare(case, "float32", "cpu", runs).verdict is Verdict.DIFFERENT
+    runs.plain = [recording(), worse]
+    assert compare(case, "float32", "cpu", runs).verdict is Verdict.CLOSE
+
+
+def test_nudged_features_move_by_roundings():
+    plain, nudged = state(), state()
+    nudged.nudge = 1
+    ratio = nudged.feats(50).double() / plain.values("feats", 50).double() - 1
+    assert (ratio.abs() / torch.finfo(torch.float32).eps).round().unique().tolist() == [16]
+
+
+def test_every_quirk_of_a_case_is_a_line_of_the_adapters_list():
+    for original in ORIGINALS.values():
+        page = (ROOT / original.adapter.replace(".", "/") / "QUIRKS.md").read_text()
+        rules = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+        for case in original.cases.values():
+            for quirk in case.quirks:
+                found = [rule for rule in rules if rule.startswith(quirk.rule)]
+                assert len(found) == 1, (case.name, quirk.rule)
+
+
 def state(name="case", precision="float32", device="cpu") -> Run:
     return Run(name, "compat.spconv", False, "cpu", torch.device(device), precision)
 
@@ -165,7 +192,7 @@ def test_a_crash_loses_one_job(tmp_path):
 
 def test_golden_files_keep_everything(tmp_path):
     made = recording(facts={"shape": [1, 2]}, error=None)
-    half = Recording({"out": FEATS.half()}, error="KeyError: x")
+    half = Recording({"out": FEATS.half(), "bits": FEATS.bfloat16()}, error="KeyError: x")
     jobs = {
         Job("one", True, "float32", "cuda"): made,
         Job("one", True, "float16", "cuda"): half,
@@ -178,6 +205,7 @@ def test_golden_files_keep_everything(tmp_path):
     assert torch.equal(found["one", "float32"].coords["out"], COORDS)
     assert found["one", "float16"].error == "KeyError: x"
     assert found["one", "float16"].tensors["out"].dtype == torch.float16
+    assert torch.equal(found["one", "float16"].tensors["bits"], FEATS.bfloat16())
 
 
 def test_reports_name_every_difference():
@@ -201,10 +229,12 @@ def test_jobs_are_shared_between_dtypes():
     case = Case("case", print)
     cpu, cuda = jobs_of(case, "cpu"), jobs_of(case, "cuda")
     assert cpu["float64"]["truth"] == cpu["float64"]["original"] == cpu["float32"]["truth"]
-    assert cpu["float64"]["plain"] == cpu["float32"]["original"]
+    assert cpu["float64"]["plain0"] == cpu["float32"]["original"]
     assert not cuda["float16"]["truth"].original
-    assert cuda["float16"]["plain"] == Job("case", False, "float16", "cpu")
+    assert cuda["float16"]["plain0"] == Job("case", False, "float16", "cpu")
     assert jobs_of(case, "cuda", golden=True)["float16"]["adapter"].device == "cpu"
     exact = jobs_of(Case("case", print, {"cpu": ("float32",)}, exact=True), "cpu")["float32"]
     assert set(exact) == {"original", "adapter"}
-    assert suite.recordings(exact, dict.fromkeys(exact.values(), Recording())).truth.error
+    assert suite.recordings(exact, dict.fromkeys(exact.values(), Recording())).truth is None
+    nudged = jobs_of(Case("case", print, nudges=2), "cpu")["float32"]
+    assert [nudged[f"plain{n}"].nudge for n in range(3)] == [0, 1, 2]

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 
 import pytest
 import torch
@@ -138,6 +139,30 @@ def test_voxel_generators_have_the_originals_methods(ndim):
         expected = [part.split(":")[0].split("(")[-1] for part in head.split(", ") if ":" in part]
         got = list(inspect.signature(getattr(made, name)).parameters)
         assert got == expected
+
+
+LAYER_ARGUMENTS = [
+    ("SubMConv3d", (3, 5, 3), {}),
+    ("SubMConv2d", (3, 5, (1, 3)), {"bias": False}),
+    ("SubMConv3d", (3, 5, 1), {}),
+    ("SparseConv3d", (3, 5, 2, 2), {"record_voxel_count": True}),
+    ("SparseConvTranspose4d", (3, 5, 2, 2), {}),
+    ("SparseInverseConv1d", (3, 5, 3, "key"), {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "args", "options"), LAYER_ARGUMENTS)
+def test_state_dicts_go_both_ways(kind, args, options, tmp_path):
+    """Through files, values and all."""
+    layers = [getattr(library, kind)(*args, **options) for library in (ours, theirs)]
+    for source, target in itertools.permutations(layers):
+        state = {k: torch.rand_like(v.float()).to(v.dtype) for k, v in source.state_dict().items()}
+        source.load_state_dict(state)
+        torch.save(source.state_dict(), tmp_path / "state.pt")
+        target.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
+        assert target.state_dict().keys() == state.keys()
+        for key, value in state.items():
+            assert torch.equal(target.state_dict()[key], value)
 
 
 @pytest.mark.parametrize("subm", [False, True], ids=["strided", "submanifold"])

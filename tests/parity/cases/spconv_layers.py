@@ -17,6 +17,7 @@ from tests.parity.cases.spconv_run import (
     layer,
     options_name,
     run_module,
+    shares,
     tensor,
 )
 
@@ -34,8 +35,10 @@ def single(
 ) -> None:
     """Run one layer forward and backward."""
     module = layer(run, kind, ndim, *channels, *args, **options)
-    kept = kind == "SubMConv"
-    run_module(run, module, tensor(run, channels[0], SHAPES[ndim], n), kept=kept)
+    subm = kind == "SubMConv"
+    x = tensor(run, channels[0], SHAPES[ndim], n)
+    out = run_module(run, module, x, kept=subm)
+    run.fact("shares coordinates", shares(out, x))
 
 
 def _case(

@@ -1,0 +1,57 @@
+"""Record what an original does on this machine's GPU, for tests where there is no GPU.
+
+Every parity case that runs on a GPU is recorded from the original alone: outputs, coordinates and
+gradients, with versions, device, and the errors of cases that it cannot run. Inputs are not stored:
+they follow from the name of the case by integer arithmetic (`tests/parity/case.py`).
+
+  python scripts/make_golden.py --original spconv                  # into tests/parity/golden
+  python scripts/make_golden.py --original spconv --output spconv-cuda.npz
+
+``python scripts/parity.py --original spconv --device cuda --golden`` then compares with the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from tests.parity import golden, suite
+from tests.parity.originals import ORIGINALS
+
+
+def main() -> int:
+    """Record; return the exit status."""
+    args = _parse_args()
+    original = ORIGINALS[args.original]
+    if not torch.cuda.is_available():
+        print("make_golden.py: golden files hold what a GPU did; none is here", file=sys.stderr)
+        return 2
+    path = args.output or golden.path_of(original.name)
+    count = suite.record_golden(original, path, args.original_python, args.processes)
+    print(f"wrote {count} recordings to {path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--original", choices=ORIGINALS, required=True)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: the tests' own file")
+    parser.add_argument(
+        "--original-python",
+        default=sys.executable,
+        metavar="FILE",
+        help="interpreter that can import the original (default: this one)",
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="default 1")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
