@@ -77,7 +77,7 @@ class MinkowskiChannelwiseConvolution(MinkowskiModuleBase):
             )
         manager, generator = input.coordinate_manager, self.kernel_generator
         in_key = input.coordinate_map_key
-        out_key = manager.stride(in_key, generator.kernel_stride)
+        out_key = manager._strided_key(in_key, generator._stride)
         kernel_map = manager._kernel_map(in_key, out_key, generator._window)
         bias = None if self.bias is None else self.bias.view(-1)
         features = ops.sparse_channelwise_conv(input.F, self.kernel, kernel_map, bias)

@@ -87,6 +87,7 @@ class CoordinateManager:
         self._fields: dict[KeyValue, CoordinateField] = {}
         self._field_maps: dict[tuple[KeyValue, KeyValue], tuple[Tensor, Tensor]] = {}
         self._kernel_maps: dict[Any, KernelMap] = {}
+        self._strided: dict[tuple[KeyValue, IntTuple, str], CoordinateMapKey] = {}
         self._ids = itertools.count()
 
     # Coordinate maps
@@ -120,16 +121,22 @@ class CoordinateManager:
         It has the id of the given key, or ``string_id``. A map that has that key already is used as
         it is.
         """
-        tensor_stride, own_id = coordinate_map_key.value
-        steps = convert_to_int_list(stride, self.D)
+        steps = tuple(convert_to_int_list(stride, self.D))
+        return self._strided_key(coordinate_map_key, steps, string_id)
+
+    def _strided_key(
+        self, key: CoordinateMapKey, steps: IntTuple, string_id: str = ""
+    ) -> CoordinateMapKey:
+        found = self._strided.get((key.value, steps, string_id))
+        if found is not None:
+            return found
+        tensor_stride, own_id = key.value
         coarser = tuple(ts * step for ts, step in zip(tensor_stride, steps, strict=True))
         value = (coarser, string_id or own_id)
         if value not in self._maps:
-            fine = self._map(coordinate_map_key)
-            if min(coarser) < 1:
-                raise MinkowskiError(f"{coordinate_map_key} is an origin, which has no stride.")
-            self._maps[value] = _maps.strided_sites(fine, coarser)
-        return CoordinateMapKey.of(value)
+            self._maps[value] = _maps.strided_sites(self._map(key), coarser)
+        found = self._strided[key.value, steps, string_id] = CoordinateMapKey.of(value)
+        return found
 
     def origin(self) -> CoordinateMapKey:
         """Return the key of the map with one site per sample, at 0, of tensor stride 0."""
@@ -207,11 +214,15 @@ class CoordinateManager:
     # Maps that layers write
 
     def _convolution_key(
-        self, in_key: CoordinateMapKey, generator: KernelGenerator, is_transpose: bool
+        self,
+        in_key: CoordinateMapKey,
+        generator: KernelGenerator,
+        is_transpose: bool,
+        in_cells: bool = False,
     ) -> CoordinateMapKey:
         """Return the output key of a convolution, whose sites are generated where need be."""
         if not is_transpose and not generator.expand_coordinates:
-            return self.stride(in_key, generator.kernel_stride)
+            return self._strided_key(in_key, generator._stride)
         tensor_stride, _ = in_key.value
         axes = list(zip(tensor_stride, generator.kernel_stride, strict=True))
         if not is_transpose:
@@ -226,7 +237,8 @@ class CoordinateManager:
             )
         if not generator.expand_coordinates and (finer, "") in self._maps:
             return CoordinateMapKey.of((finer, ""))
-        made = _maps.generated_sites(self._map(in_key), finer, generator._window)
+        window = generator._window.cells() if in_cells else generator._window
+        made = _maps.generated_sites(self._map(in_key), finer, window)
         return self._add(made, "")
 
     def _prune(self, key: CoordinateMapKey, mask: Tensor) -> tuple[CoordinateMapKey, Tensor]:

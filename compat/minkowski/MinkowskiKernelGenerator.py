@@ -32,6 +32,13 @@ class Window(NamedTuple):
     region_type: RegionType = RegionType.HYPER_CUBE
     region_offsets: tuple[IntTuple, ...] = ()
 
+    def cells(self) -> Window:
+        """Return the window of the same extent that begins at its own coordinate on every axis."""
+        taps = itertools.product(*(range(size) for size in self.kernel_size))
+        return Window(
+            self.kernel_size, (1,) * len(self.kernel_size), RegionType.CUSTOM, tuple(taps)
+        )
+
     def taps(self) -> tuple[IntTuple, ...]:
         """Return the offset of every tap from the window's centre, in the order of the kernel.
 
@@ -128,6 +135,7 @@ class KernelGenerator:
     """
 
     __slots__ = (
+        "_stride",
         "_window",
         "axis_types",
         "cache",
@@ -176,6 +184,7 @@ class KernelGenerator:
         self.requires_strided_coordinates = max(self.kernel_stride) == 1
         self.expand_coordinates = expand_coordinates
         self.cache: dict[IntTuple, tuple[RegionType, Tensor, int]] = {}
+        self._stride = tuple(self.kernel_stride)
         self._window = Window(
             tuple(self.kernel_size),
             tuple(self.kernel_dilation),

@@ -70,9 +70,9 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         if coordinates is not None:
             out_key = _get_coordinate_map_key(input, coordinates)
         elif self.is_transpose:
-            out_key = manager._convolution_key(in_key, generator, is_transpose=True)
+            out_key = manager._convolution_key(in_key, generator, True, _in_cells(generator))
         else:
-            out_key = manager.stride(in_key, generator.kernel_stride)
+            out_key = manager._strided_key(in_key, generator._stride)
         features = _pool(
             input._F, self.pooling_mode, generator, in_key, out_key, manager, self.is_transpose
         )
@@ -93,6 +93,11 @@ _LOCAL_MODES: dict[PoolingMode, PoolMode] = {
 }
 
 
+def _in_cells(generator: KernelGenerator) -> bool:
+    """Return whether every fine site belongs to one cell: the window is as large as the stride."""
+    return generator.kernel_size == generator.kernel_stride
+
+
 def _pool(
     features: Tensor,
     mode: PoolingMode,
@@ -102,9 +107,10 @@ def _pool(
     manager: CoordinateManager,
     is_transpose: bool = False,
 ) -> Tensor:
-    """Pool along the window, or over whole cells where the window is as large as the stride."""
-    in_cells = generator.kernel_size == generator.kernel_stride
-    kernel_map = manager._kernel_map(in_key, out_key, generator._window, is_transpose, in_cells)
+    """Pool along the window, or over whole cells."""
+    kernel_map = manager._kernel_map(
+        in_key, out_key, generator._window, is_transpose, _in_cells(generator)
+    )
     return ops.sparse_pool(features, kernel_map, _LOCAL_MODES[mode])
 
 
@@ -324,7 +330,9 @@ class MinkowskiLocalPoolingTransposeFunction:
     ) -> Tensor:
         """Pool; an output key that is not set becomes the transposed layer's."""
         if not out_coordinate_map_key.is_key_set():
-            key = coordinate_manager._convolution_key(in_coordinate_map_key, kernel_generator, True)
+            key = coordinate_manager._convolution_key(
+                in_coordinate_map_key, kernel_generator, True, _in_cells(kernel_generator)
+            )
             out_coordinate_map_key.set_key(*key.get_key())
         return _pool(
             input_features,
