@@ -85,6 +85,7 @@ def to_torch_sparse(
         _cells(coordinates, first, steps).t().long(),
         features,
         [high[0] + 1, *extent, features.shape[1]],
+        check_invariants=True,
     )
     first_cell = [lo // step for lo, step in zip(first, steps, strict=True)]
     return (
