@@ -48,7 +48,8 @@ class Case:
         nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
             many as the layers of a network add on the way. Training needs it: a ReLU that flips
             changes a step, and one plain run may be lucky.
-        golden: Part of the golden file, if it is compared on the GPU.
+        golden: Part of the golden file, if it is compared on the device that has one.
+        fatal: The original may end its process, and must have one of its own.
         quirks: Intended differences.
     """
 
@@ -61,6 +62,7 @@ class Case:
     refuses: bool = False
     nudges: int = 0
     golden: bool = True
+    fatal: bool = False
     quirks: tuple[Quirk, ...] = ()
 
 

@@ -29,6 +29,7 @@ class Original:
         distributions: Names it is installed under; the first one found has its version.
         modules: Modules with a list ``CASES`` each.
         prepare: Called with the target before the original runs.
+        golden_target: The device that its golden file is recorded on.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Original:
     distributions: tuple[str, ...]
     modules: tuple[str, ...]
     prepare: Callable[[str], None]
+    golden_target: str = "cuda"
 
     @property
     def installed(self) -> bool:
@@ -103,12 +105,11 @@ ORIGINALS = {
         name="MinkowskiEngine",
         adapter="compat.minkowski",
         distributions=("MinkowskiEngine",),
-        modules=(
-            "tests.parity.cases.minkowski_layers",
-            "tests.parity.cases.minkowski_tensor",
-            "tests.parity.cases.minkowski_networks",
+        modules=tuple(
+            f"tests.parity.cases.minkowski_{name}" for name in ("layers", "tensor", "networks")
         ),
         prepare=_prepare_minkowski,
+        golden_target="cpu",
     ),
 }
 

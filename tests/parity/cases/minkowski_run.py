@@ -16,15 +16,30 @@ from tests.parity.case import GRAD, Case, Quirk, Run
 CPU = {"cpu": ("float64", "float32")}
 EXACT = {"cpu": ("float32",)}
 
+# Rules whose cases end the process of the original.
+FATAL = (
+    "Empty tensors",
+    "A maximum over no rows",
+    "A transposed pool whose window is its stride",
+)
+
 EXTENTS = {1: [40], 2: [13, 11], 3: [9, 8, 10], 4: [6, 5, 6, 7], 5: [4, 4, 3, 4, 4]}
 N_SITES = 60
 
 
 def case(
-    name: str, function: Callable[..., None], /, *, quirks: tuple[Quirk, ...] = (), **arguments: Any
+    name: str,
+    function: Callable[..., None],
+    /,
+    *,
+    quirks: tuple[Quirk, ...] = (),
+    nudges: int = 0,
+    **arguments: Any,
 ) -> Case:
     """Return the case that calls ``function(run, **arguments)``."""
-    return Case(name, partial(function, **arguments), CPU, quirks=quirks)
+    fatal = any(quirk.rule in FATAL for quirk in quirks)
+    call = partial(function, **arguments)
+    return Case(name, call, CPU, quirks=quirks, nudges=nudges, fatal=fatal)
 
 
 def coordinates(
