@@ -11,6 +11,7 @@ from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski._quantization import REDUCTIONS, reduce_rows
+from compat.minkowski._shared_manager import manager_for
 from compat.minkowski.enums import (
     GPUMemoryAllocatorType,
     MinkowskiAlgorithm,
@@ -19,7 +20,7 @@ from compat.minkowski.enums import (
 from compat.minkowski.MinkowskiCommon import StrideType, renamed_arguments
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
-from compat.minkowski.MinkowskiTensor import Tensor, check_features, manager_for
+from compat.minkowski.MinkowskiTensor import Tensor, check_features
 from tritonspconv import ops
 
 _MODES = (
