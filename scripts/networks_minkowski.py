@@ -28,6 +28,7 @@ def mink_unet(
     depth: int = 34,
     D: int = 3,
     channel_divisor: int = 1,
+    stem: Any = 5,
     stride: Any = 2,
 ) -> nn.Module:
     """Build the residual U-Net of Choy et al., CVPR 2019.
@@ -39,13 +40,14 @@ def mink_unet(
         depth: 14, 18 or 34.
         D: Number of spatial axes.
         channel_divisor: Divides the channels inside; 8 makes a network for tests.
-        stride: Stride and window of the strided layers, one number or one per axis.
+        stem: Window of the first layer, one number or one per axis.
+        stride: Stride and window of the strided layers, likewise.
 
     Returns:
         A module from a sparse tensor to logits on the same rows.
     """
     channels = tuple(width // channel_divisor for width in (STEM_CHANNELS, *CHANNELS))
-    return MinkUNet(ME, in_channels, num_classes, channels, BLOCKS[depth], D, stride)
+    return MinkUNet(ME, in_channels, num_classes, channels, BLOCKS[depth], D, stem, stride)
 
 
 class MinkUNet(nn.Module):
@@ -58,6 +60,7 @@ class MinkUNet(nn.Module):
         channels: Those of the stem, of four encoder levels and of four decoder levels.
         blocks: Residual blocks of these eight levels.
         D: Number of spatial axes.
+        stem: Window of the first layer.
         stride: Stride and window of the strided layers.
     """
 
@@ -69,11 +72,12 @@ class MinkUNet(nn.Module):
         channels: tuple[int, ...],
         blocks: tuple[int, ...],
         D: int,
+        stem: Any,
         stride: Any,
     ) -> None:
         super().__init__()
         self.ME, self.D = ME, D
-        self.stem = self._normed(ME.MinkowskiConvolution, in_channels, channels[0], 5, 1)
+        self.stem = self._normed(ME.MinkowskiConvolution, in_channels, channels[0], stem, 1)
         self.downs, self.encoders = nn.ModuleList(), nn.ModuleList()
         for narrow, wide, count in zip(channels, channels[1:5], blocks[:4], strict=False):
             self.downs.append(self._normed(ME.MinkowskiConvolution, narrow, narrow, stride, stride))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from scripts.networks_minkowski import mink_unet
 from tests.parity.case import GRAD, Case, Run, canonical
-from tests.parity.cases.minkowski_run import case, record
+from tests.parity.cases.minkowski_run import EXACT, case, record
 from tritonspconv.testing.lidar import simulate_sweep
 
 STEPS = 20
@@ -167,10 +168,23 @@ def _build(run: Run, name: str) -> tuple[nn.Module, int, int]:
     if name == "resnet":
         return ShortcutBlock(ME, blocks), 2, 3
     if name == "minkunet-4d":
-        stride = [2, 2, 2, 1]
-        return mink_unet(ME, 2, 5, depth=14, D=4, channel_divisor=16, stride=stride), 2, 4
+        return _mink_unet_4d(ME, 2, 5), 2, 4
     depth = int(name.removeprefix("minkunet"))
     return mink_unet(ME, 2, 5, depth=depth, channel_divisor=16), 2, 3
+
+
+def _mink_unet_4d(ME: ModuleType, in_channels: int, num_classes: int) -> nn.Module:
+    """Return a network over space and time that never strides over time."""
+    return mink_unet(
+        ME,
+        in_channels,
+        num_classes,
+        depth=14,
+        D=4,
+        channel_divisor=16,
+        stem=[5, 5, 5, 1],
+        stride=[2, 2, 2, 1],
+    )
 
 
 def run_network(run: Run, name: str) -> None:
@@ -267,6 +281,15 @@ def _descend(run: Run, network: nn.Module, loss_of: Any) -> None:
     run.tensor("state norms", torch.stack([value.double().norm() for value in state]))
 
 
+def state(run: Run, name: str) -> None:
+    """Names, shapes and dtypes of a state, and the numbers that one seed gives it."""
+    torch.manual_seed(7)
+    found = _build(run, name)[0].state_dict()
+    run.fact("state", [[key, list(v.shape), str(v.dtype)] for key, v in found.items()])
+    for key, value in list(found.items())[:12]:
+        run.tensor(key, value)
+
+
 def field_network(run: Run) -> None:
     """Run a 4-D network on a field and return to its points, as 4DMOS does."""
     ME = run.module()
@@ -278,9 +301,7 @@ def field_network(run: Run) -> None:
         coordinates=points,
         quantization_mode=ME.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE,
     )
-    stride = [2, 2, 2, 1]
-    module = mink_unet(ME, 1, 3, depth=14, D=4, channel_divisor=16, stride=stride)
-    network = run.fill(module).train()
+    network = run.fill(_mink_unet_4d(ME, 1, 3)).train()
     out = network(field.sparse()).slice(field)
     run.tensor("out", out.F)
     out.F.backward(run.values("grad", *out.F.shape))
@@ -294,6 +315,8 @@ def _cases() -> Iterator[Case]:
         yield case(f"eval-{name}", evaluate, name=name)
     for name in ("minkunet14", "resunet", "resnet", "minkunet-4d"):
         yield case(f"train-{name}", train, nudges=NUDGES, name=name)
+    for name in ("minkunet14", "minkunet34", "resunet", "autoencoder", "resnet", "minkunet-4d"):
+        yield Case(f"state-{name}", partial(state, name=name), EXACT, exact=True)
     yield case("train-scene", train_scene)
     yield case("net-field-4d", field_network, nudges=NUDGES)
 
