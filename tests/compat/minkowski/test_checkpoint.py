@@ -138,9 +138,7 @@ def test_layers_that_differ_are_refused(layer: nn.Module, reason: str):
 
 def test_shapes_are_checked():
     net = nn.Sequential(CONV(3, 5, 3, dimension=3))
-    with pytest.raises(
-        ValueError, match=r"0\.kernel must have shape \[27, 3, 5\]; got"
-    ):
+    with pytest.raises(ValueError, match=r"0\.kernel must have shape \[27, 3, 5\]; got"):
         to_spconv({"0.kernel": torch.zeros(8, 3, 5)}, net)
     with pytest.raises(ValueError, match=r"0\.weight must have shape \[5, 3, 3, 3, 3\]; got"):
         from_spconv({"0.weight": torch.zeros(5, 2, 2, 2, 3)}, net)
