@@ -26,7 +26,11 @@ def unique_rows(keys: Tensor) -> tuple[Tensor, Tensor]:
     ordered, perm = torch.sort(keys, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
-    rows, by_appearance = torch.sort(perm[is_first])
+    firsts = perm[is_first]
+    if firsts.shape[0] == keys.shape[0]:
+        everything = torch.arange(keys.shape[0], device=keys.device)
+        return everything, everything.clone()
+    rows, by_appearance = torch.sort(firsts)
     position = torch.empty_like(by_appearance)
     position[by_appearance] = torch.arange(rows.shape[0], device=keys.device)
     position_of_row = torch.empty_like(perm)
