@@ -1,5 +1,7 @@
 """Convolutions against MinkowskiEngine's rules in loops over coordinates."""
 
+import copy
+import io
 import math
 
 import pytest
@@ -421,6 +423,16 @@ def test_functions_set_the_output_key(make):
         x.coordinate_manager,
     )  # fmt: skip
     assert back == x.coordinate_map_key
+
+
+def test_layers_can_be_copied_and_saved(make):
+    x = make(channels=4)
+    module = ME.MinkowskiConvolution(4, 2, kernel_size=3, stride=2, dimension=3).to(x.device)
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    for again in (copy.deepcopy(module), torch.load(saved, weights_only=False)):
+        assert torch.equal(again(x).F, module(x).F)
 
 
 def test_repr():

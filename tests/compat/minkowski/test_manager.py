@@ -1,5 +1,8 @@
 """Keys, coordinate maps, and the maps between them."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -203,6 +206,24 @@ def test_b5_48_layers_of_one_window_share_their_map(make):
     ME.MinkowskiMaxPooling(2, 2, dimension=3)(x)
     assert len(manager._kernel_maps) == 3
     assert len({id(kmap._relation) for kmap in manager._kernel_maps.values()}) == 1
+
+
+def test_b5_48_maps_go_with_the_last_tensor_that_holds_them(make):
+    x = make()
+    conv = ME.MinkowskiConvolution(4, 4, kernel_size=2, stride=2, dimension=3).to(x.device)
+    y = ME.MinkowskiPruning()(conv(x), torch.ones(1, dtype=torch.bool, device=x.device).expand(
+        len(conv(x))))  # fmt: skip
+    y = ME.MinkowskiGlobalPooling()(y + conv(x))
+    manager = weakref.ref(x.coordinate_manager)
+    gc.collect()
+    gc.disable()
+    try:
+        del x
+        assert manager() is not None
+        del y
+        assert manager() is None
+    finally:
+        gc.enable()
 
 
 def test_maps_of_another_manager_are_refused(make):

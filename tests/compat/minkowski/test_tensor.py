@@ -331,10 +331,9 @@ def test_b5_35_numbers_and_tensors_broadcast_on_both_sides(make):
     x = make(10, channels=3)
     row = torch.rand(3, device=x.device) + 1
     for operand in (2, 0.5, row):
-        for name, function in OPERATORS.items():
+        for function in OPERATORS.values():
             torch.testing.assert_close(function(x, operand).F, function(x.F, operand))
-            if not isinstance(operand, torch.Tensor):
-                torch.testing.assert_close(function(operand, x).F, function(operand, x.F)), name
+            torch.testing.assert_close(function(operand, x).F, function(operand, x.F))
     torch.testing.assert_close((-x).F, -x.F)
     torch.testing.assert_close((x**2).F, x.F**2)
     with pytest.raises(TypeError):
