@@ -75,7 +75,8 @@ class SceneStore:
     def __getitem__(self, name: str) -> Scene:
         """Return a scene.
 
-        There are ``waymo_b4``, ``waymo_5cm_b4``, ``waymo_unet``, ``sphere``, ``kitti``, ``kitti_b4``.
+        There are ``waymo_b4``, ``waymo_5cm_b4``, ``waymo_unet``, ``sphere``, ``kitti`` and
+        ``kitti_b4``.
 
         ``kitti`` and ``kitti_b4`` have the shape that the SECOND encoder wants, one voxel more
         along z than the points fill; ``waymo_unet`` is ``waymo_b4`` with extents divisible by 16,
