@@ -57,8 +57,8 @@ def renamed_arguments(**new_names: str) -> Callable[[_Class], _Class]:
         def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
             for name in kwargs.keys() & new_names:
                 raise TypeError(
-                    f"{cls.__name__}: {name!r} is the name of an argument in MinkowskiEngine 0.4; "
-                    f"0.5 has {new_names[name]!r}."
+                    f"{cls.__name__}: {name!r} is an argument of MinkowskiEngine 0.4; in 0.5 use "
+                    f"{new_names[name]}."
                 )
             init(self, *args, **kwargs)
 
@@ -72,5 +72,5 @@ def renamed_attribute(owner: object, name: str, new_names: Mapping[str, str]) ->
     """Return the error for an attribute that is not there, with its new name where it has one."""
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     if name in new_names:
-        text += f": it is MinkowskiEngine 0.4's name; 0.5 has {new_names[name]!r}"
+        text += f": it is MinkowskiEngine 0.4's name; in 0.5 use {new_names[name]}"
     return AttributeError(f"{text}.", name=name, obj=owner)

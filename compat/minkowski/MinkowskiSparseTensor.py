@@ -41,7 +41,7 @@ _SLICEABLE = (
     coords="coordinates",
     coords_key="coordinate_map_key",
     coords_manager="coordinate_manager",
-    force_creation="coordinate_manager",
+    force_creation="nothing: a key that is taken gets a fresh id",
     allow_duplicate_coords="quantization_mode",
 )
 class SparseTensor(Tensor):
@@ -349,17 +349,21 @@ class SparseTensor(Tensor):
 
 def _get_coordinate_map_key(
     input: SparseTensor,
-    coordinates: TorchTensor | CoordinateMapKey | SparseTensor,
+    coordinates: TorchTensor | CoordinateMapKey | SparseTensor | None = None,
     tensor_stride: StrideType = 1,
+    expand_coordinates: bool = False,
 ) -> CoordinateMapKey:
     """Return the key that a layer's ``coordinates`` argument stands for.
 
     Args:
         input: The layer's input.
         coordinates: A tensor or a key of the input's manager; or integer coordinates, which are
-            inserted into it.
+            inserted into it. None: a key that is not set, for a function to set.
         tensor_stride: Tensor stride of inserted coordinates.
+        expand_coordinates: Return a key that is not set, whatever the coordinates.
     """
+    if coordinates is None or expand_coordinates:
+        return CoordinateMapKey(1 + input.D)
     if isinstance(coordinates, CoordinateMapKey):
         return coordinates
     if isinstance(coordinates, SparseTensor):

@@ -45,7 +45,6 @@ def create_splat_coordinates(coordinates: TorchTensor) -> TorchTensor:
     feats="features",
     coords="coordinates",
     coords_manager="coordinate_manager",
-    coordinate_map_key="coordinate_field_map_key",
 )
 class TensorField(Tensor):
     """Features [N, C] at points, which may share cells.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import compat.minkowski as ME
+from compat.minkowski.MinkowskiSparseTensor import _get_coordinate_map_key
 from tests.compat.minkowski import _oracle as oracle
 
 FLOAT64 = {"dtype": torch.float64}
@@ -410,7 +411,7 @@ def test_functions_set_the_output_key(make):
     x = make(20, channels=2)
     generator = ME.KernelGenerator(3, stride=2, dimension=3)
     module = ME.MinkowskiConvolution(2, 3, kernel_generator=generator, dimension=3).to(x.device)
-    key = ME.CoordinateMapKey(4)
+    key = _get_coordinate_map_key(x)
     feats = ME.MinkowskiConvolutionFunction.apply(
         x.F, module.kernel, generator, module.convolution_mode, x.coordinate_map_key, key,
         x.coordinate_manager,

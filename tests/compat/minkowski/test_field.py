@@ -179,7 +179,7 @@ def test_errors(field, device):
     ]:
         with pytest.raises((AssertionError, ValueError), match=message):
             ME.TensorField(field.F, **options)
-    with pytest.raises(TypeError, match=r"0\.5 has 'features'"):
+    with pytest.raises(TypeError, match=r"in 0\.5 use features"):
         ME.TensorField(feats=field.F)
     with pytest.raises(AssertionError, match=r"is TensorField\.splat"):
         field.sparse(quantization_mode=Mode.SPLAT_LINEAR_INTERPOLATION)

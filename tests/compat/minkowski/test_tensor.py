@@ -141,9 +141,9 @@ def test_errors(options, message):
     ],
 )
 def test_d28_arguments_of_0_4_name_those_of_0_5(old, new):
-    with pytest.raises(TypeError, match=f"{old!r} is .* 0.4; 0.5 has {new!r}"):
+    with pytest.raises(TypeError, match=f"{old!r} is .* 0.4; in 0.5 use {new}"):
         ME.SparseTensor(**{old: None})
-    with pytest.raises(TypeError, match=r"'has_bias' is .*; 0\.5 has 'bias'"):
+    with pytest.raises(TypeError, match=r"'has_bias' is .*; in 0\.5 use bias"):
         ME.MinkowskiConvolution(1, 1, kernel_size=3, has_bias=True, dimension=3)
 
 
@@ -157,7 +157,7 @@ def test_d28_arguments_of_0_4_name_those_of_0_5(old, new):
     ],
 )
 def test_d28_attributes_of_0_4_name_those_of_0_5(old, new, make):
-    with pytest.raises(AttributeError, match=f"no attribute {old!r}.*0.5 has {new!r}"):
+    with pytest.raises(AttributeError, match=f"no attribute {old!r}.*in 0.5 use {new}"):
         getattr(make(4), old)
 
 
