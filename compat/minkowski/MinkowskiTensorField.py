@@ -36,7 +36,7 @@ def create_splat_coordinates(coordinates: TorchTensor) -> TorchTensor:
     ndim = coordinates.shape[1] - 1
     bits = list(itertools.product((0, 1), repeat=ndim))
     offsets = torch.tensor([(0, *bit) for bit in bits], dtype=torch.int32)
-    lower = coordinates.floor()
+    lower = coordinates.detach().floor()
     lower[:, 0] = coordinates[:, 0].round()
     return (lower.int()[:, None] + offsets.to(coordinates.device)).flatten(0, 1)
 
@@ -169,10 +169,9 @@ class TensorField(Tensor):
         if mode is SparseTensorQuantizationMode.RANDOM_SUBSAMPLE:
             first = torch.full((n_sites,), len(self._F), device=self.device)
             first.scatter_reduce_(0, rows, points, "amin")
-            weights = (first < len(self._F)).to(self._F.dtype)
-            features = ops.gather_weighted(
-                self._F, torch.where(weights > 0, first, -1)[:, None], weights[:, None]
-            )
+            first = first.where(first < len(self._F), -1)[:, None]
+            ones = torch.ones_like(first, dtype=self._F.dtype)
+            features = ops.gather_weighted(self._F, first, ones)
         else:
             if mode not in REDUCTIONS:
                 raise MinkowskiError(f"TensorField.sparse: no reduction of points; got {mode}.")

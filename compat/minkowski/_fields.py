@@ -30,7 +30,7 @@ class CoordinateField:
                 f"points must have shape [N, {1 + ndim}], batch index first, for D={ndim}; got "
                 f"{list(coordinates.shape)}."
             )
-        self.coordinates = coordinates
+        self.coordinates = coordinates.detach()
         self._batch_rows: list[Tensor] | None = None
 
     def cells(self, tensor_stride: IntTuple) -> Tensor:
@@ -73,6 +73,7 @@ def corners(found: CoordinateMap, samples: Tensor) -> tuple[Tensor, Tensor]:
             f"samples must have shape [M, {1 + ndim}], batch index first; got "
             f"{list(samples.shape)}."
         )
+    samples = samples.detach()
     bits = torch.tensor(list(itertools.product((0, 1), repeat=ndim)), device=samples.device)
     position = samples[:, 1:] / samples.new_tensor(found.tensor_stride)
     base = position.floor()

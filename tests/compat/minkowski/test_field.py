@@ -40,6 +40,15 @@ def test_b5_42_sparse_combines_the_points_of_a_cell(mode, expected, field):
     assert field.F.grad.any()
 
 
+@pytest.mark.parametrize("mode", [Mode.RANDOM_SUBSAMPLE, Mode.UNWEIGHTED_SUM], ids=str)
+def test_sparse_on_a_map_leaves_points_out_and_sites_empty(mode, field):
+    coords = torch.tensor([[0, 0, -1], [0, 7, 7]], dtype=torch.int32, device=field.device)
+    key, _ = field.coordinate_manager.insert_and_map(coords)
+    x = field.sparse(coordinate_map_key=key, quantization_mode=mode)
+    assert x.coordinate_map_key == key
+    assert x.F.tolist() == [[1, 6] if mode is Mode.RANDOM_SUBSAMPLE else [12, 10], [0, 0]]
+
+
 def test_b5_42_sparse_averages_by_default_and_keeps_the_caller_s_coordinates(field):
     assert field.quantization_mode is Mode.UNWEIGHTED_AVERAGE
     torch.testing.assert_close(field.C.tolist(), [[float(v) for v in p] for p in POINTS])
@@ -137,6 +146,16 @@ def test_b5_44_splat_and_interpolate_share_their_weights(field):
     torch.testing.assert_close(y.F, x.features_at_coordinates(field.C))
     y.F.sum().backward()
     assert field.F.grad.any()
+
+
+def test_points_may_require_a_gradient_and_get_none(device):
+    points = torch.tensor(POINTS, device=device, requires_grad=True)
+    field = ME.TensorField(torch.tensor(FEATS, device=device).requires_grad_(), points)
+    x = field.splat()
+    y = x.interpolate(field).F.sum() + field.sparse().F.sum()
+    (y + x.features_at_coordinates(points).sum()).backward()
+    assert field.F.grad.any()
+    assert points.grad is None
 
 
 def test_b5_44_splat_gradcheck(device):
