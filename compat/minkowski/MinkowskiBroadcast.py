@@ -16,7 +16,8 @@ from tritonspconv import ops
 
 def _rows_of_samples(values: Tensor, key: CoordinateMapKey, manager: CoordinateManager) -> Tensor:
     """Return ``values[b]`` for each row of a map, b being its batch index."""
-    return ops.global_broadcast(values, manager._map(key).batch_index)
+    found = manager._map(key)
+    return ops.global_broadcast(values, found.batch_index, is_sorted=found.batch_ascends)
 
 
 class MinkowskiBroadcast(MinkowskiModuleBase):

@@ -20,18 +20,31 @@ class CoordinateMap:
     cells: where coordinates are multiples of the tensor stride, that is the unit, and negative ones
     need no care. Where a caller's are not, the unit is 1.
 
+    Args:
+        sites: The active sites.
+        tensor_stride: The stride that the coordinates have by their key; 0 for an origin.
+        unit: Input units per cell, per axis.
+        ascends: Whether the batch index is known to ascend with the rows.
+
     Attributes:
         sites: The active sites.
         unit: Input units per cell, per axis.
         tensor_stride: The stride that the coordinates have by their key; 0 for an origin.
     """
 
-    __slots__ = ("_batch_rows", "_rescaled", "sites", "tensor_stride", "unit")
+    __slots__ = ("_batch_ascends", "_batch_rows", "_rescaled", "sites", "tensor_stride", "unit")
 
-    def __init__(self, sites: ActiveSites, tensor_stride: IntTuple, unit: IntTuple) -> None:
+    def __init__(
+        self,
+        sites: ActiveSites,
+        tensor_stride: IntTuple,
+        unit: IntTuple,
+        ascends: bool = False,
+    ) -> None:
         self.sites = sites
         self.unit = unit
         self.tensor_stride = tensor_stride
+        self._batch_ascends = True if ascends or sites.grid.batch_size <= 1 else None
         self._batch_rows: list[Tensor] | None = None
         self._rescaled: dict[IntTuple, ActiveSites] = {}
 
@@ -69,6 +82,14 @@ class CoordinateMap:
         return self.sites.coords[:, 0]
 
     @property
+    def batch_ascends(self) -> bool:
+        """Whether the batch index ascends with the rows. May wait for the device, once."""
+        if self._batch_ascends is None:
+            batch = self.batch_index
+            self._batch_ascends = bool((batch[1:] >= batch[:-1]).all())
+        return self._batch_ascends
+
+    @property
     def batch_size(self) -> int:
         """One more than the largest batch index."""
         return self.sites.grid.batch_size
@@ -99,7 +120,8 @@ class CoordinateMap:
 
     def select(self, rows: Tensor) -> CoordinateMap:
         """Return the map of some rows, int64 [M], in their order."""
-        return CoordinateMap(select_sites(self.sites, rows), self.tensor_stride, self.unit)
+        sites = select_sites(self.sites, rows)
+        return CoordinateMap(sites, self.tensor_stride, self.unit, self._batch_ascends is True)
 
     def batch_rows(self) -> list[Tensor]:
         """Return the rows of every sample, int64, ascending. Waits for the device the first time.

@@ -96,7 +96,7 @@ class CoordinateMaps:
             coords[:, 0] = torch.arange(batch_size, device=device)
             grid = Grid((0,) * self.D, (1,) * self.D, batch_size, bounded=False)
             ones = (1,) * self.D
-            self._maps[value] = CoordinateMap(ActiveSites(coords, grid), value[0], ones)
+            self._maps[value] = CoordinateMap(ActiveSites(coords, grid), value[0], ones, True)
         return CoordinateMapKey.of(value)
 
     def size(self, coordinate_map_key: CoordinateMapKey) -> int:
@@ -194,7 +194,7 @@ class CoordinateMaps:
         union, rows = union_sites([found.sites_in(unit) for found in maps])
         least = tuple(map(min, zip(*(found.tensor_stride for found in maps), strict=True)))
         value = self._fresh(self._maps, least, "merge")
-        self._maps[value] = CoordinateMap(union, least, unit)
+        self._maps[value] = CoordinateMap(union, least, unit, ascends=True)
         out_key.set_key(*value)
         return [torch.stack([torch.arange(len(r), device=r.device), r]) for r in rows]
 

@@ -26,6 +26,16 @@ def _global_mode(mode: PoolingMode) -> PoolMode:
     raise MinkowskiError(f"a global pool needs a GLOBAL mode; got {mode!s}.")
 
 
+def _pool_samples(
+    features: Tensor, mode: PoolMode, key: CoordinateMapKey, manager: CoordinateManager
+) -> Tensor:
+    """Return one row for each site of the origin."""
+    found, n_samples = manager._map(key), manager.size(manager.origin())
+    return ops.global_pool(
+        features, found.batch_index, n_samples, mode, is_sorted=found.batch_ascends
+    )
+
+
 class MinkowskiGlobalPooling(MinkowskiModuleBase):
     """Reduce all rows of each sample to one row at the origin, of tensor stride 0.
 
@@ -53,10 +63,10 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
         if isinstance(input, TensorField):
             key = manager.origin_field()
             batch = manager._field(input.coordinate_key).batch_index
+            features = ops.global_pool(input.F, batch, manager.size(key), self._reduction)
         else:
             key = manager.origin()
-            batch = manager._map(input.coordinate_key).batch_index
-        features = ops.global_pool(input.F, batch, manager.size(key), self._reduction)
+            features = _pool_samples(input.F, self._reduction, input.coordinate_key, manager)
         if coordinates is not None and isinstance(input, SparseTensor):
             key = _get_coordinate_map_key(input, coordinates)
             if manager.size(key) != len(features):
@@ -104,9 +114,8 @@ class MinkowskiGlobalPoolingFunction:
     ) -> Tensor:
         """Pool; an output key that is not set becomes the origin's."""
         key = coordinate_manager.origin()
-        batch = coordinate_manager._map(in_coordinate_map_key).batch_index
-        features = ops.global_pool(
-            input_features, batch, coordinate_manager.size(key), _global_mode(pooling_mode)
+        features = _pool_samples(
+            input_features, _global_mode(pooling_mode), in_coordinate_map_key, coordinate_manager
         )
         if out_coordinate_map_key is not None and not out_coordinate_map_key.is_key_set():
             out_coordinate_map_key.set_key(*key.get_key())

@@ -61,7 +61,9 @@ def strided_sites(fine: CoordinateMap, tensor_stride: IntTuple) -> CoordinateMap
     stride = tuple(new // own for new, own in zip(tensor_stride, fine.unit, strict=True))
     ones = (1,) * len(stride)
     geometry = ConvGeometry(ones, stride, (0,) * len(stride), ones, sites="cells")
-    return CoordinateMap(output_sites(fine.sites, geometry), tensor_stride, tensor_stride)
+    return CoordinateMap(
+        output_sites(fine.sites, geometry), tensor_stride, tensor_stride, ascends=True
+    )
 
 
 def expanded_sites(fine: CoordinateMap, tensor_stride: IntTuple, window: Window) -> CoordinateMap:
@@ -71,7 +73,9 @@ def expanded_sites(fine: CoordinateMap, tensor_stride: IntTuple, window: Window)
     mirrored = [tuple(-x for x in tap) for tap in window.taps()]
     step = _step(window, fine, fine.unit)
     geometry = ConvGeometry.of_taps(mirrored, stride, step)
-    return CoordinateMap(output_sites(fine.sites, geometry), tensor_stride, tensor_stride)
+    return CoordinateMap(
+        output_sites(fine.sites, geometry), tensor_stride, tensor_stride, ascends=True
+    )
 
 
 def generated_sites(
@@ -85,7 +89,7 @@ def generated_sites(
     )
     geometry = _geometry(window, stride, step, "reached")
     geometry = dataclasses.replace(geometry, transposed=True)
-    return CoordinateMap(output_sites(coarse.sites, geometry), tensor_stride, unit)
+    return CoordinateMap(output_sites(coarse.sites, geometry), tensor_stride, unit, ascends=True)
 
 
 def _in_cells(fine: CoordinateMap, coarse: CoordinateMap) -> tuple[ActiveSites, IntTuple, IntTuple]:

@@ -195,6 +195,26 @@ def test_b5_31_the_origin_has_a_site_per_sample(make):
     assert manager.stride(origin, 2) == origin
 
 
+def test_maps_know_whether_their_samples_ascend(make):
+    def ascends(tensor):
+        return manager._map(tensor.coordinate_map_key).batch_ascends
+
+    x = make(batch_size=3)
+    manager = x.coordinate_manager
+    coarse = ME.MinkowskiSumPooling(2, 2, dimension=3)(x)
+    kept = torch.ones(len(coarse), dtype=torch.bool, device=x.device)
+    assert not ascends(x)
+    assert ascends(coarse)
+    assert ascends(ME.MinkowskiPruning()(coarse, kept))
+    assert ascends(x + coarse)
+    assert ascends(make(batch_size=1, coordinate_manager=manager))
+    ordered = ME.SparseTensor(x.F, x.C[x.C[:, 0].argsort()], coordinate_manager=manager)
+    assert ascends(ordered)
+    for tensor in (x, coarse, ordered):
+        sums = [tensor.F[tensor.C[:, 0] == batch].sum(0) for batch in range(3)]
+        torch.testing.assert_close(ME.MinkowskiGlobalSumPooling()(tensor).F, torch.stack(sums))
+
+
 def test_b5_48_layers_of_one_window_share_their_map(make):
     """A transposed layer runs the map of the layer that it undoes."""
     x = make(dtype=torch.float64)
