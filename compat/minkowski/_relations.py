@@ -43,13 +43,12 @@ def cell_map_between(fine: CoordinateMap, coarse: CoordinateMap) -> KernelMap:
     extent = tuple(
         max(step // cell, 1) for step, cell in zip(coarse.tensor_stride, unit, strict=True)
     )
-    window = Window(extent, (1,) * len(extent))
     # Cells begin at their coordinate: the window has no centre.
     geometry = ConvGeometry(
-        kernel_size=window.kernel_size,
+        kernel_size=extent,
         stride=stride,
         padding=(0,) * len(extent),
-        dilation=window.dilation,
+        dilation=(1,) * len(extent),
         sites="cells",
         tap_order="first_axis_fastest",
     )
