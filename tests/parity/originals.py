@@ -106,7 +106,8 @@ ORIGINALS = {
         adapter="compat.minkowski",
         distributions=("MinkowskiEngine",),
         modules=tuple(
-            f"tests.parity.cases.minkowski_{name}" for name in ("layers", "tensor", "networks")
+            f"tests.parity.cases.minkowski_{name}"
+            for name in ("surface", "layers", "tensor", "networks")
         ),
         prepare=_prepare_minkowski,
         golden_target="cpu",
