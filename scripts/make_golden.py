@@ -36,7 +36,11 @@ def main() -> int:
         )
         return 2
     path = args.output or golden.path_of(original)
-    count = suite.record_golden(original, path, args.original_python, args.processes)
+    try:
+        count = suite.record_golden(original, path, args.original_python, args.processes)
+    except RuntimeError as error:
+        print(f"make_golden.py: {error}", file=sys.stderr)
+        return 2
     print(f"wrote {count} recordings to {path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -19,13 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.parity import report, suite
+from tests.parity.case import Case
 from tests.parity.judge import Verdict
-from tests.parity.originals import ORIGINALS
+from tests.parity.originals import ORIGINALS, Original
 
 
 def main() -> int:
@@ -42,19 +44,26 @@ def main() -> int:
             f"parity.py: no case for {args.device} has {args.only!r} in its name", file=sys.stderr
         )
         return 2
-    if args.golden:
-        setting, results = suite.against_golden(original, cases, args.processes)
-    else:
-        setting, results = suite.live(
-            original, cases, args.device, args.original_python, args.processes
-        )
+    try:
+        setting, results = _results(original, cases, args)
+    except RuntimeError as error:
+        print(f"parity.py: {error}", file=sys.stderr)
+        return 2
     print(report.text(results))
+    made = f"`python scripts/parity.py --original {original.name} --device {args.device}`"
+    setting = {"made by": made} | setting
     title = f"{original.adapter} beside {original.name} ({args.device})"
     if args.markdown:
         args.markdown.write_text(report.markdown(title, setting, results))
     if args.json:
         args.json.write_text(json.dumps(report.data(setting, results), indent=1) + "\n")
     return int(any(result.verdict is Verdict.DIFFERENT for result in results))
+
+
+def _results(original: Original, cases: Sequence[Case], args: argparse.Namespace) -> suite.Report:
+    if args.golden:
+        return suite.against_golden(original, cases, args.processes)
+    return suite.live(original, cases, args.device, args.original_python, args.processes)
 
 
 def _parse_args() -> argparse.Namespace:

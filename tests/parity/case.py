@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 GRAD = "grad "  # names of gradients start so
 NUDGE = 16  # roundings
+FAILS = ("original error",)  # what a quirk covers where the original fails and the adapter works
+IN_THE_CASE = " (in the case itself)"  # part of an error that no library raised
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Quirk:
 
     Attributes:
         rule: Beginning of the line's first cell.
-        covers: Names that may differ; ``"error"`` where the original fails and the adapter works.
+        covers: Names of tensors and facts that may differ, also ``"<name> shape"`` and
+            ``"<name> dtype"``, ``"original error"`` and ``"adapter error"``.
         targets: Devices on which it does.
     """
 
@@ -44,10 +47,10 @@ class Case:
         dtypes: For each target the dtypes to compare in: names of torch, or ``amp-float16`` and
             ``amp-bfloat16`` for float32 under autocast. A target left out is not compared.
         exact: Bits must agree, in the one dtype listed; no float64 run is made.
-        refuses: Both libraries must raise.
+        refuses: Both libraries must raise; what the case itself raises does not count.
         nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
-            many as the layers of a network add on the way. Training needs it: a ReLU that flips
-            changes a step, and one plain run may be lucky.
+            many as the layers of a network add on the way. Networks need it: one plain run may be
+            lucky, and in training a ReLU that flips changes a step.
         golden: Part of the golden file, if it is compared on the device that has one.
         fatal: The original may end its process, and must have one of its own.
         quirks: Intended differences.

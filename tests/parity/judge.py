@@ -12,11 +12,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.parity.case import Case, Recording, canonical
+from tests.parity.case import IN_THE_CASE, Case, Recording, canonical
 from tritonspconv.testing import tolerance
 
 
@@ -88,40 +89,45 @@ def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result
     if runs.original.error or runs.adapter.error:
         _judge_errors(case, result)
     elif case.refuses:
-        result.problems["error"] = "both must raise; neither did"
+        result.problems["original error"] = "both libraries must raise; neither did"
     else:
         _judge_facts(result, runs)
         _judge_sites(result, runs)
         for name in runs.original.tensors:
-            if name in runs.adapter.tensors and name not in result.problems:
+            judgeable = name in runs.adapter.tensors and name not in result.problems
+            if judgeable and f"{name} shape" not in result.problems:
                 _judge_values(name, case, result, runs)
     _conclude(case, target, result)
     return result
 
 
 def _judge_errors(case: Case, result: Result) -> None:
-    if case.refuses and result.original_error and result.adapter_error:
+    errors = (result.original_error, result.adapter_error)
+    if case.refuses and all(error and IN_THE_CASE not in error for error in errors):
         return
-    for side, error in (("original", result.original_error), ("adapter", result.adapter_error)):
+    for side, error in zip(("original", "adapter"), errors, strict=True):
         if error:
-            result.problems.setdefault("error", f"{side} fails: {error}")
+            result.problems[f"{side} error"] = error
 
 
 def _judge_facts(result: Result, runs: Recordings) -> None:
-    """Names, plain facts, shapes and dtypes must agree."""
-    described = [
-        {name: (list(value.shape), str(value.dtype)) for name, value in side.tensors.items()}
-        | side.facts
-        for side in (runs.original, runs.adapter)
-    ]
-    expected, got = described
-    for name in expected.keys() | got.keys():
-        if name not in got or name not in expected:
-            result.problems[name] = (
-                f"only the {'original' if name in expected else 'adapter'} has it"
-            )
+    """Names, shapes, dtypes and plain facts must agree."""
+    expected, got = (_described(side) for side in (runs.original, runs.adapter))
+    for name in expected | got:
+        if name not in got:
+            result.problems[name] = "only the original has it"
+        elif name not in expected:
+            result.problems[name] = "only the adapter has it"
         elif expected[name] != got[name]:
             result.problems[name] = f"must be {expected[name]}; got {got[name]}"
+
+
+def _described(side: Recording) -> dict[str, Any]:
+    facts = dict(side.facts)
+    for name, value in side.tensors.items():
+        facts[f"{name} shape"] = list(value.shape)
+        facts[f"{name} dtype"] = str(value.dtype).removeprefix("torch.")
+    return facts
 
 
 def _judge_sites(result: Result, runs: Recordings) -> None:

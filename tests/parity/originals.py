@@ -29,6 +29,7 @@ class Original:
         distributions: Names it is installed under; the first one found has its version.
         modules: Modules with a list ``CASES`` each.
         prepare: Called with the target before the original runs.
+        has_gpu: Called if it is installed: whether that build runs on a GPU.
         golden_target: The device that its golden file is recorded on.
     """
 
@@ -37,12 +38,16 @@ class Original:
     distributions: tuple[str, ...]
     modules: tuple[str, ...]
     prepare: Callable[[str], None]
+    has_gpu: Callable[[], bool]
     golden_target: str = "cuda"
 
-    @property
-    def installed(self) -> bool:
-        """Whether it can be imported here."""
-        return importlib.util.find_spec(self.name) is not None
+    def absence(self, target: str) -> str | None:
+        """Return why it cannot run here on ``"cpu"`` or ``"cuda"``, or None if it can."""
+        if importlib.util.find_spec(self.name) is None:
+            return f"the original, {self.name}, is not installed"
+        if target == "cuda" and not self.has_gpu():
+            return f"the original installed, {self.version}, runs on CPUs only"
+        return None
 
     @property
     def version(self) -> str:
@@ -90,6 +95,14 @@ def _prepare_minkowski(target: str) -> None:
         torch.set_num_threads(1)
 
 
+def _minkowski_has_gpu() -> bool:
+    return importlib.import_module("MinkowskiEngineBackend._C").is_cuda_available()
+
+
+def _spconv_has_gpu() -> bool:
+    return not importlib.import_module("spconv.cppconstants").CPU_ONLY_BUILD
+
+
 ORIGINALS = {
     "spconv": Original(
         name="spconv",
@@ -97,9 +110,10 @@ ORIGINALS = {
         distributions=("spconv", *(f"spconv-cu{v}" for v in ("120", "121", "124", "126"))),
         modules=tuple(
             f"tests.parity.cases.spconv_{name}"
-            for name in ("layers", "chains", "tensor", "precision", "points", "networks")
+            for name in ("layers", "chains", "tensor", "points", "networks", "precision")
         ),
         prepare=_prepare_spconv,
+        has_gpu=_spconv_has_gpu,
     ),
     "MinkowskiEngine": Original(
         name="MinkowskiEngine",
@@ -110,13 +124,21 @@ ORIGINALS = {
             for name in ("surface", "layers", "tensor", "networks")
         ),
         prepare=_prepare_minkowski,
+        has_gpu=_minkowski_has_gpu,
         golden_target="cpu",
     ),
 }
 
 
 def describe(name: str, target: str) -> str:
-    """Return versions and device, as this interpreter sees them, as JSON."""
+    """Return versions and device, as this interpreter sees them, as JSON.
+
+    Raises:
+        RuntimeError: The original cannot run here.
+    """
+    absence = ORIGINALS[name].absence(target)
+    if absence:
+        raise RuntimeError(absence)
     setting = {
         "original": ORIGINALS[name].version,
         "device": torch.cuda.get_device_name() if target == "cuda" else "CPU, one thread",

@@ -78,7 +78,8 @@ def _legend() -> list[str]:
     return [
         "Errors are the largest difference between the two libraries, absolute and over the",
         "largest value, rows ordered by batch and coordinates. Sites and order: whether both have",
-        "the same output sites, and in the same rows. A dash: there is nothing to compare.",
+        "the same output sites, and in the same rows; the order of new sites is the adapter's own,",
+        "see its QUIRKS.md. A dash: there is nothing to compare.",
     ]
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from tests.parity.case import Case, Recording, Run
+from tests.parity.case import IN_THE_CASE, Case, Recording, Run
 from tests.parity.originals import Original
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 JOBS = "jobs.pickle"
 _FOLDERS = re.compile(r"(?<![^\s'\"])/\S*/")  # of absolute paths
 SLOW = 5  # seconds; such jobs are named on stderr
@@ -75,12 +76,16 @@ def run(original: Original, case: Case, target: str, job: Job) -> Recording:
         case.name, root, job.original, target, torch.device(job.device), job.precision, job.nudge
     )
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
     try:
         case.function(state)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(_FOLDERS.sub("", str(error)).split())[:200]
-        place = f"{Path(where.filename).name}:{where.lineno}"
+        file = Path(where.filename)
+        place = f"{file.name}:{where.lineno}"
+        if TESTS in file.parents:
+            place += IN_THE_CASE
         return Recording(error=f"{type(error).__name__} at {place}: {text}")
     return state.recording
 
@@ -98,14 +103,13 @@ def run_processes(
         python: The interpreter.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done: dict[Job, Recording] = {}
     while len(done) < len(jobs):
         todo = [job for job in jobs if job not in done]
         # Without its cases: the process finds them by name.
         (folder / JOBS).write_bytes(pickle.dumps((replace(original), target, todo)))
         command = [python, "-m", "tests.parity.side", str(folder)]
-        process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        process = subprocess.run(command, cwd=ROOT, env=environment(), check=False)
         for number, job in enumerate(todo):
             file = folder / f"{number}.pt"
             if not file.exists():
@@ -114,6 +118,12 @@ def run_processes(
             done[job] = Recording(**torch.load(file, weights_only=True))
             file.unlink()
     return done
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process of a side: one thread, this repository's modules."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from tests.parity import golden
 from tests.parity.case import Case, Recording
 from tests.parity.judge import Recordings, Result, compare
 from tests.parity.originals import Original
-from tests.parity.side import ROOT, Job, jobs_of, run_processes
+from tests.parity.side import ROOT, Job, environment, jobs_of, run_processes
 
 Report = tuple[dict[str, str], list[Result]]
 
@@ -44,14 +44,23 @@ def live(
 
 
 def against_golden(original: Original, cases: Sequence[Case], processes: int = 1) -> Report:
-    """Compare what the original recorded in its golden file with the adapter on the CPU."""
+    """Compare what the original recorded in its golden file with the adapter on the CPU.
+
+    Raises:
+        RuntimeError: The golden file lacks a case.
+    """
     setting, recorded = golden.load(golden.path_of(original))
     target = original.golden_target
     plans = [(case, jobs_of(case, target, golden=True)) for case in cases if case.golden]
     done: dict[Job, Recording] = {}
-    for _, plan in plans:
+    for case, plan in plans:
         for precision, roles in plan.items():
-            done[roles["original"]] = recorded[roles["original"].case, precision]
+            if (case.name, precision) not in recorded:
+                raise RuntimeError(
+                    f"the golden file of {original.name} lacks {case.name} in {precision}: record "
+                    "it anew with scripts/make_golden.py."
+                )
+            done[roles["original"]] = recorded[case.name, precision]
     jobs = [job for job in _jobs(plan for _, plan in plans) if not job.original]
     done |= record(original, target, jobs, sys.executable, processes)
     return setting, [
@@ -115,10 +124,19 @@ def record_golden(original: Original, path: Path, python: str, processes: int) -
 
 
 def describe(original: Original, target: str, python: str) -> dict[str, str]:
-    """Return versions and device, as the original's interpreter sees them."""
+    """Return versions and device, as the original's interpreter sees them.
+
+    Raises:
+        RuntimeError: It cannot run the original there.
+    """
     command = [python, "-c", _DESCRIBE.format(original.name, target)]
-    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return json.loads(found.stdout)
+    found = subprocess.run(
+        command, cwd=ROOT, env=environment(), check=False, capture_output=True, text=True
+    )
+    if found.returncode:
+        lines = found.stderr.strip().splitlines()
+        raise RuntimeError(f"{python} cannot run {original.name} on {target}: {lines[-1]}")
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def _jobs(plans: Iterable[Mapping[str, Mapping[str, Job]]]) -> list[Job]:

@@ -32,13 +32,12 @@ def _parameters(target: str):
 
 def _check(original: Original, case: Case, target: str, recorded=None) -> None:
     """Compare in every dtype; ``recorded`` holds the original's results if it is not run."""
+    done: dict[Job, Recording] = {}
     for precision, roles in jobs_of(case, target, golden=recorded is not None).items():
-        done = {
-            job: recorded[job.case, precision] if recorded and job.original else None
-            for job in roles.values()
-        }
-        for job, known in done.items():
-            done[job] = known or _run(original, case, target, job)
+        for job in roles.values():
+            if job not in done:
+                known = recorded[job.case, precision] if recorded and job.original else None
+                done[job] = known or _run(original, case, target, job)
         result = compare(case, precision, target, suite.recordings(roles, done))
         assert result.verdict is not Verdict.DIFFERENT, f"{precision}: {result.problems}"
 
@@ -50,18 +49,22 @@ def _run(original: Original, case: Case, target: str, job: Job) -> Recording:
         return run_processes(original, target, [job], Path(folder), sys.executable)[job]
 
 
+def _skip_if_absent(original: Original, target: str) -> None:
+    absence = original.absence(target)
+    if absence:
+        pytest.skip(absence)
+
+
 @pytest.mark.parametrize(("original", "case"), _parameters("cpu"))
 def test_cpu(original, case):
-    if not original.installed:
-        pytest.skip(f"the original, {original.name}, is not installed")
+    _skip_if_absent(original, "cpu")
     _check(original, case, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("original", "case"), _parameters("cuda"))
 def test_gpu(original, case):
-    if not original.installed:
-        pytest.skip(f"the original, {original.name}, is not installed")
+    _skip_if_absent(original, "cuda")
     _check(original, case, "cuda")
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.parity import golden, report, suite
-from tests.parity.case import Case, Quirk, Recording, Run, canonical
+from tests.parity.case import IN_THE_CASE, Case, Quirk, Recording, Run, canonical
 from tests.parity.judge import Recordings, Verdict, compare
 from tests.parity.originals import ORIGINALS, Original
-from tests.parity.side import ROOT, Job, jobs_of, run, run_processes
+from tests.parity.side import ROOT, Job, environment, jobs_of, run, run_processes
 
 COORDS = torch.tensor([[0, 1, 2], [0, 0, 5], [1, 0, 0]], dtype=torch.int32)
 FEATS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -72,14 +72,15 @@ def test_both_libraries_must_keep_the_tolerance():
 @pytest.mark.parametrize(
     ("changes", "name", "problem"),
     [
-        ({"feats": FEATS.half()}, "out", "float16"),
+        ({"feats": FEATS.half()}, "out dtype", "must be float32; got float16"),
+        ({"feats": FEATS[:, :1]}, "out shape", "must be [3, 2]; got [3, 1]"),
         ({"coords": COORDS + 1}, "out", "sites differ"),
         ({"coords": COORDS[:2], "feats": FEATS[:2]}, "out", "differ in number"),
         ({"facts": {"shape": [1]}}, "shape", "only the adapter"),
-        ({"tensors": {"out": FEATS}}, "grad weight", "only the original"),
-        ({"error": "ValueError: no"}, "error", "adapter fails: ValueError: no"),
+        ({"tensors": {"out": FEATS}}, "grad weight shape", "only the original"),
+        ({"error": "ValueError: no"}, "adapter error", "ValueError: no"),
     ],
-    ids=["dtype", "sites", "rows", "fact", "absent", "error"],
+    ids=["dtype", "shape", "sites", "rows", "fact", "absent", "error"],
 )
 def test_other_differences_are_problems(changes, name, problem):
     result = judged(recording(**changes))
@@ -101,8 +102,10 @@ def test_a_quirk_explains_what_it_covers():
 def test_a_failing_original_is_reported():
     failed = Recording(error="KeyError: bfloat16")
     assert judged(recording(), failed).verdict is Verdict.DIFFERENT
-    quirk = Quirk("a rule", ("error",))
+    quirk = Quirk("a rule", ("original error",))
     assert judged(recording(), failed, quirks=(quirk,)).verdict is Verdict.EXPLAINED
+    assert judged(failed, failed, quirks=(quirk,)).verdict is Verdict.DIFFERENT
+    assert judged(failed, quirks=(quirk,)).verdict is Verdict.DIFFERENT
 
 
 def test_refusals_are_mutual():
@@ -111,6 +114,8 @@ def test_refusals_are_mutual():
     assert judged(failed, failed).verdict is Verdict.DIFFERENT
     assert judged(failed, refuses=True).verdict is Verdict.DIFFERENT
     assert judged(recording(), refuses=True).verdict is Verdict.DIFFERENT
+    mistaken = Recording(error=f"NameError at cases.py:3{IN_THE_CASE}: name 'torch'")
+    assert judged(failed, mistaken, refuses=True).verdict is Verdict.DIFFERENT
 
 
 def test_the_worst_plain_run_sets_the_limit():
@@ -176,18 +181,34 @@ def test_what_a_case_raises_is_recorded():
     def fails(run: Run) -> None:
         raise ValueError("this\nand that")
 
-    original = Original("spconv", "compat.spconv", (), (), lambda target: None)
+    original = Original("spconv", "compat.spconv", (), (), lambda target: None, bool)
     found = run(original, Case("fails", fails), "cpu", Job("fails", False, "float32", "cpu"))
     assert found.error is not None
     assert found.error.startswith("ValueError at test_framework.py:")
+    assert IN_THE_CASE in found.error
     assert found.error.endswith("this and that")
 
 
 def test_a_crash_loses_one_job(tmp_path):
     jobs = [Job(case.name, True, "float32", "cpu") for case in CASES]
-    original = Original("math", "math", (), ("tests.parity.test_framework",), print)
+    original = Original("math", "math", (), ("tests.parity.test_framework",), print, bool)
     done = run_processes(original, "cpu", jobs, tmp_path, sys.executable)
     assert [done[job].error for job in jobs] == [None, "the process died with status 3", None]
+
+
+def test_an_absent_original_is_an_error_at_once():
+    absent = ORIGINALS["spconv"] if ORIGINALS["spconv"].absence("cuda") else None
+    if absent is None:
+        pytest.skip("spconv runs on this machine's GPU")
+    with pytest.raises(RuntimeError, match="cannot run spconv on cuda: RuntimeError: the original"):
+        suite.live(absent, [], "cuda", sys.executable)
+
+
+def test_processes_keep_the_callers_python_path(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert environment()["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment()["PYTHONPATH"] == str(ROOT)
 
 
 def test_golden_files_keep_everything(tmp_path):

@@ -68,20 +68,20 @@ from compat.spconv.pytorch.tables import (
 
 
 class ToDense(SparseModule):
-    """Return ``input.dense()``: ``[B, C, *spatial]``."""
+    """Return ``x.dense()``: ``[B, C, *spatial]``."""
 
-    def forward(self, input: SparseConvTensor) -> Tensor:
+    def forward(self, x: SparseConvTensor) -> Tensor:
         """Return the dense grid."""
-        return input.dense()
+        return x.dense()
 
 
 class RemoveGrid(SparseModule):
-    """Set ``input.grid`` to None and return the input."""
+    """Set ``x.grid`` to None and return ``x``."""
 
-    def forward(self, input: SparseConvTensor) -> SparseConvTensor:
+    def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         """Drop the grid, in place as spconv does."""
-        input.grid = None
-        return input
+        x.grid = None
+        return x
 
 
 __all__ = [

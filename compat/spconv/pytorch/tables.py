@@ -14,7 +14,15 @@ from compat.spconv.pytorch.functional import sparse_add
 from compat.spconv.pytorch.modules import SparseModule
 
 
-class JoinTable(SparseModule):
+class _Join(SparseModule):
+    """A module that makes one tensor of several."""
+
+    def input_spatial_size(self, out_size: Any) -> Any:
+        """Return ``out_size``: the module changes no size."""
+        return out_size
+
+
+class JoinTable(_Join):
     """Concatenate the channels of tensors over the same rows."""
 
     def forward(self, input: Sequence[SparseConvTensor]) -> SparseConvTensor:
@@ -23,7 +31,7 @@ class JoinTable(SparseModule):
         return _join(input, torch.cat([item.features for item in input], dim=1))
 
 
-class AddTable(SparseModule):
+class AddTable(_Join):
     """Add tensors over the same rows."""
 
     def forward(self, input: Sequence[SparseConvTensor]) -> SparseConvTensor:
@@ -35,7 +43,7 @@ class AddTable(SparseModule):
         return _join(input, total)
 
 
-class AddTableMisaligned(SparseModule):
+class AddTableMisaligned(_Join):
     """Add tensors over different sites: the union of them."""
 
     def forward(self, input: Sequence[SparseConvTensor]) -> SparseConvTensor:
@@ -54,6 +62,10 @@ class ConcatTable(SparseModule):
         """Append a module; returns the table."""
         self.add_module(str(len(self._modules)), module)
         return self
+
+    def input_spatial_size(self, out_size: Any) -> Any:
+        """Return that of the first module."""
+        return self._modules["0"].input_spatial_size(out_size)  # pyright: ignore
 
 
 def _join(items: Sequence[SparseConvTensor], features: torch.Tensor) -> SparseConvTensor:

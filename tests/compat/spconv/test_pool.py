@@ -68,6 +68,16 @@ def test_average_pool_divides_by_the_active_inputs(make, device, kernel_size, st
     torch.testing.assert_close(y.features, expected)
 
 
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), WINDOWS)
+def test_average_pool_gradient_is_that_of_the_mean(make, device, kernel_size, stride, padding):
+    x = make(n=90)
+    y = spconv.SparseAvgPool3d(kernel_size, stride, padding, indice_key="k")(x)
+    grad = torch.randn_like(y.features)
+    means = torch.stack([x.features[rows].mean(0) for rows in windows_of(x, y)])
+    found, expected = (torch.autograd.grad(out, x.features, grad)[0] for out in (y.features, means))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "ndim"),
     [

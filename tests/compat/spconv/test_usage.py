@@ -162,6 +162,8 @@ def collate(samples):
     return torch.from_numpy(np.concatenate(feats)), torch.from_numpy(np.concatenate(coords))
 
 
+# Python 3.12 warns of any fork beside threads, and torch has some.
+@pytest.mark.filterwarnings("ignore:This process.* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_voxelise(context, device):
     options = {"batch_size": 2, "collate_fn": collate}

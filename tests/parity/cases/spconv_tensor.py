@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from tests.parity.case import GRAD, Case, Quirk, Run
+from tests.parity.case import FAILS, GRAD, Case, Quirk, Run
 from tests.parity.cases.spconv_chains import ON_A_CPU
 from tests.parity.cases.spconv_run import SHAPES, SINGLE, layer, record, run_module, shares, tensor
 
@@ -165,6 +166,20 @@ def repeated(run: Run) -> None:
     run.tensor("out", x.dense())
 
 
+def repeated_rows(run: Run, kind: str, args: tuple[Any, ...]) -> None:
+    """Convolve or pool where rows share a site."""
+    coords = run.sites((3, 3, 3), 20)
+    coords = torch.cat([coords, coords[:5]])
+    run_module(run, layer(run, kind, 3, *args), tensor(run, 4, (3, 3, 3), coords=coords))
+
+
+def outside(run: Run) -> None:
+    """Convolve where rows lie outside the grid."""
+    coords = run.sites((9, 8, 10), 40)
+    x = tensor(run, 4, (9, 8, 6), coords=coords)
+    run_module(run, layer(run, "SparseConv", 3, 4, 5, 3, 1, 1), x)
+
+
 def dropped(run: Run) -> None:
     """A strided layer drops points whose batch index is out of range."""
     coords = run.sites(SHAPE, 40, batch_size=4)
@@ -195,36 +210,45 @@ def without_grid(run: Run) -> None:
     run.fact("grid", out.grid)
 
 
+IN_PLACE = Quirk("`+=` returns the sum", FAILS)
+SELECTED = Quirk("`select_by_index` returns a new tensor", FAILS)
+EMPTY = Quirk("Empty input gives empty output", FAILS)
+SUMS = ("out", "grad input", "grad weight")
+REPEATED = Quirk("A submanifold row that repeats a site", SUMS)
+REPEATED_BELOW = Quirk("Strided and transposed layers and pools read the first row", SUMS)
+OUTSIDE = Quirk("Rows outside `spatial_shape` take no part", SUMS)
+# Which of repeated rows wins is the GPU's accident.
+CPU_ONLY = {"cpu": ("float64", "float32")}
+
 CASES = [
     Case("dense", partial(dense, channels_first=True), SINGLE),
     Case("dense-channels-last", partial(dense, channels_first=False), SINGLE),
-    Case("dense-repeated-sites", repeated, {"cpu": ("float64", "float32")}),
+    Case("dense-repeated-sites", repeated, CPU_ONLY),
     Case("from-dense", from_dense, SINGLE),
     Case("arithmetic", arithmetic, SINGLE),
     Case("fields", fields, SINGLE),
     Case("refused-features-setter", read_only, SINGLE, refuses=True),
     Case("refused-scalar", scalar, SINGLE, refuses=True),
-    Case("in-place-sum", in_place, SINGLE, quirks=(Quirk("`+=` returns the sum", ("error",)),)),
-    Case(
-        "select-by-index",
-        selected,
-        SINGLE,
-        quirks=(Quirk("`select_by_index` returns a new tensor", ("error",)),),
-    ),
-    Case("sequential", sequential, SINGLE),
+    Case("in-place-sum", in_place, SINGLE, quirks=(IN_PLACE,)),
+    Case("select-by-index", selected, SINGLE, quirks=(SELECTED,)),
+    Case("sequential", sequential, SINGLE, nudges=2),
     Case("sequential-to-dense", continued, SINGLE),
     Case("tables", tables, SINGLE),
     Case("sparse-add", partial(united, name="sparse_add"), SINGLE),
-    Case(
-        "sparse-add-hash-based",
-        partial(united, name="sparse_add_hash_based"),
-        SINGLE,
-        quirks=(ON_A_CPU,),
+    Case("sparse-add-hash-based", partial(united, name="sparse_add_hash_based"), SINGLE,
+         quirks=(ON_A_CPU,)),
+    *(
+        Case(f"repeated-sites-{kind}", partial(repeated_rows, kind=kind, args=args), CPU_ONLY,
+             quirks=(quirk,))
+        for kind, args, quirk in (
+            ("SubMConv", (4, 5, 3), REPEATED),
+            ("SparseConv", (4, 5, 2, 1), REPEATED_BELOW),
+            ("SparseMaxPool", (2, 1), REPEATED_BELOW),
+        )
     ),
+    Case("rows-outside-the-grid", outside, CPU_ONLY, quirks=(OUTSIDE,)),
     Case("batch-out-of-range", dropped, SINGLE),
-    Case(
-        "empty-input", empty, SINGLE, quirks=(Quirk("Empty input gives empty output", ("error",)),)
-    ),
+    Case("empty-input", empty, SINGLE, quirks=(EMPTY,)),
     Case("one-site", one_site, SINGLE),
     Case("remove-grid", without_grid, SINGLE),
-]
+]  # fmt: skip
