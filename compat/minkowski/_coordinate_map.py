@@ -21,15 +21,10 @@ class CoordinateMap:
     need no care. Where a caller's are not, the unit is 1.
 
     Args:
-        sites: The active sites.
-        tensor_stride: The stride that the coordinates have by their key; 0 for an origin.
-        unit: Input units per cell, per axis.
+        sites: The active sites; an attribute.
+        tensor_stride: The stride of the map's key, 0 for an origin; an attribute.
+        unit: Input units per cell, per axis; an attribute.
         ascends: Whether the batch index is known to ascend with the rows.
-
-    Attributes:
-        sites: The active sites.
-        unit: Input units per cell, per axis.
-        tensor_stride: The stride that the coordinates have by their key; 0 for an origin.
     """
 
     __slots__ = ("_batch_ascends", "_batch_rows", "_rescaled", "sites", "tensor_stride", "unit")

@@ -31,6 +31,13 @@ def test_b5_38_all_rows_and_none(keep, make):
     assert x.F.grad.any() == keep
 
 
+def test_decompositions_keep_the_number_of_samples(make):
+    x = make(30, batch_size=3)
+    y = ME.MinkowskiPruning()(x, x.C[:, 0] < 2)
+    assert len(y.decomposed_coordinates) == len(y.decomposed_features) == 3
+    assert len(y.decomposed_features[2]) == 0
+
+
 def test_gradcheck(make):
     x = make(10, channels=2, dtype=torch.float64)
     mask = torch.arange(10, device=x.device) % 3 > 0
