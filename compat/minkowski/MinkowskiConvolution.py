@@ -13,10 +13,12 @@ from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, renamed_arguments
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
-from compat.minkowski.MinkowskiSparseTensor import SparseTensor, _get_coordinate_map_key
+from compat.minkowski.MinkowskiSparseTensor import (
+    Coordinates,
+    SparseTensor,
+    _get_coordinate_map_key,
+)
 from tritonspconv import ops
-
-Coordinates = Tensor | CoordinateMapKey | SparseTensor
 
 
 class MinkowskiConvolutionBase(MinkowskiModuleBase):

@@ -20,7 +20,11 @@ from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
-from compat.minkowski.MinkowskiSparseTensor import SparseTensor, _get_coordinate_map_key
+from compat.minkowski.MinkowskiSparseTensor import (
+    Coordinates,
+    SparseTensor,
+    _get_coordinate_map_key,
+)
 from tritonspconv import ops
 from tritonspconv.ops.pool import PoolMode
 
@@ -39,8 +43,6 @@ __all__ = [
     "MinkowskiPoolingTranspose",
     "MinkowskiSumPooling",
 ]
-
-Coordinates = Tensor | CoordinateMapKey | SparseTensor
 
 
 class MinkowskiPoolingBase(MinkowskiModuleBase):

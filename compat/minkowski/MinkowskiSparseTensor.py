@@ -347,9 +347,13 @@ class SparseTensor(Tensor):
         )
 
 
+# Where a layer computes its outputs.
+Coordinates = TorchTensor | CoordinateMapKey | SparseTensor
+
+
 def _get_coordinate_map_key(
     input: SparseTensor,
-    coordinates: TorchTensor | CoordinateMapKey | SparseTensor | None = None,
+    coordinates: Coordinates | None = None,
     tensor_stride: StrideType = 1,
     expand_coordinates: bool = False,
 ) -> CoordinateMapKey:

@@ -9,12 +9,14 @@ from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
-from compat.minkowski.MinkowskiSparseTensor import SparseTensor, _get_coordinate_map_key
+from compat.minkowski.MinkowskiSparseTensor import (
+    Coordinates,
+    SparseTensor,
+    _get_coordinate_map_key,
+)
 from compat.minkowski.MinkowskiTensorField import TensorField
 from tritonspconv import ops
 from tritonspconv.ops.pool import PoolMode
-
-Coordinates = Tensor | CoordinateMapKey | SparseTensor
 
 
 def _global_mode(mode: PoolingMode) -> PoolMode:
