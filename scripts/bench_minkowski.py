@@ -42,6 +42,8 @@ MODULES = {
     "compat.spconv": "compat.spconv.pytorch",
     "MinkowskiEngine": "MinkowskiEngine",
 }
+# Whose float32 result the others are compared with: the last of these that is here.
+JUDGES = (OURS, "compat.spconv", "MinkowskiEngine")
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
 # ‖result - reference‖ / ‖reference‖ against the float32 result of another library. Rounding grows
 # over some forty layers and flips ReLUs; a wrong layer gives errors near one.
@@ -133,11 +135,8 @@ class Subject:
 
     def errors(self, bench: Bench) -> dict[str, float]:
         """Compare with the float32 result of another library, the original if it is here."""
-        names = [library.name for library in self.libraries]
-        other = self.libraries[max(range(len(names)), key=lambda i: names[i] == "MinkowskiEngine")]
-        if other.name == OURS and len(names) > 1:
-            other = self.libraries[1]
         if bench.training not in self._references:
+            other = max(self.libraries, key=lambda library: JUDGES.index(library.name))
             reference = Bench(self, other, self.network(other), "float32", bench.training)
             self._references[bench.training] = reference.result()
         expected, got = self._references[bench.training], bench.result()
