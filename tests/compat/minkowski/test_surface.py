@@ -34,9 +34,7 @@ def test_backend_names():
     assert _C.CoordinateMapKey is ME.CoordinateMapKey
     assert ME.is_cuda_available() == (ME.get_gpu_memory_info() != (0, 0))
     assert isinstance(ME.cuda_version(), int)
-    with pytest.raises(
-        AttributeError, match=r"'ConvolutionForwardCPU': compiled operators"
-    ):
+    with pytest.raises(AttributeError, match=r"'ConvolutionForwardCPU': compiled operators"):
         _C.ConvolutionForwardCPU  # noqa: B018
 
 
