@@ -111,6 +111,9 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         )
 
 
+# Beyond so many fine sites to a cell, a table of taps is mostly empty.
+_MAX_CELL_TAPS = 64
+
 _LOCAL_MODES: dict[PoolingMode, PoolMode] = {
     PoolingMode.LOCAL_SUM_POOLING: "sum",
     PoolingMode.LOCAL_AVG_POOLING: "avg",
@@ -132,7 +135,12 @@ def _pool(
     manager: CoordinateManager,
     is_transpose: bool = False,
 ) -> Tensor:
-    """Pool along the window, or over whole cells."""
+    """Pool along the window, or over whole cells; large ones without a table of taps."""
+    if _in_cells(generator) and generator.kernel_volume > _MAX_CELL_TAPS:
+        if is_transpose:
+            return ops.global_broadcast(features, manager._cell_rows(out_key, in_key))
+        rows = manager._cell_rows(in_key, out_key)
+        return ops.global_pool(features, rows, manager.size(out_key), _LOCAL_MODES[mode])
     kernel_map = manager._kernel_map(
         in_key, out_key, generator._window, is_transpose, _in_cells(generator)
     )

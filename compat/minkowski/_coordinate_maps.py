@@ -33,6 +33,7 @@ class CoordinateMaps:
         self.D = ndim
         self._maps: dict[KeyValue, CoordinateMap] = {}
         self._strided: dict[tuple[KeyValue, IntTuple, str], CoordinateMapKey] = {}
+        self._rows_of_cells: dict[tuple[KeyValue, KeyValue], Tensor] = {}
         self._ids = itertools.count()
 
     def insert_and_map(
@@ -171,13 +172,19 @@ class CoordinateMaps:
 
         Rows whose cell is not in the coarser map are left out. Waits for the device.
         """
-        fine, coarse = self._map(in_key), self._map(stride_key)
-        coordinates = fine.coordinates()
-        steps = coordinates.new_tensor((1, *(max(ts, 1) for ts in coarse.tensor_stride)))
-        cells = coordinates.div(steps, rounding_mode="floor") * steps
-        rows = coarse.rows_of(cells)
+        rows = self._cell_rows(in_key, stride_key)
         known = (rows >= 0).nonzero().squeeze(1)
         return known, rows[known]
+
+    def _cell_rows(self, in_key: CoordinateMapKey, stride_key: CoordinateMapKey) -> Tensor:
+        """Return for each row the row of the coarser cell that it is in, int64; -1: none. Kept."""
+        values = in_key.value, stride_key.value
+        if values not in self._rows_of_cells:
+            coarse, coordinates = self._map(stride_key), self._map(in_key).coordinates()
+            steps = coordinates.new_tensor((1, *(max(ts, 1) for ts in coarse.tensor_stride)))
+            cells = coordinates.div(steps, rounding_mode="floor") * steps
+            self._rows_of_cells[values] = coarse.rows_of(cells)
+        return self._rows_of_cells[values]
 
     def union_map(self, in_keys: list[CoordinateMapKey], out_key: CoordinateMapKey) -> list[Tensor]:
         """Set ``out_key`` to the union of maps; its tensor stride is the least of each axis.

@@ -40,7 +40,7 @@ def test_b5_27_and_29_windows_are_those_of_a_convolution(mode, kernel_size, stri
 
 
 @pytest.mark.parametrize("mode", REDUCE)
-@pytest.mark.parametrize("size", [2, 3, [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("size", [2, 3, [1, 2, 3], 5], ids=str)
 @pytest.mark.parametrize("tensor_stride", [1, 2])
 def test_b5_28_a_window_as_large_as_the_stride_is_the_cell(mode, size, tensor_stride, make):
     x = make(60, reach=4, dtype=torch.float64)
@@ -83,7 +83,9 @@ def test_b5_6_given_coordinates(given, make):
         torch.testing.assert_close(feats, x.F[window_rows(x, site, (3,) * 3, (1,) * 3)].sum(0))
 
 
-@pytest.mark.parametrize(("kernel_size", "stride"), [(2, 2), (3, 3), (3, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("kernel_size", "stride"), [(2, 2), (3, 3), (5, 5), (3, 2), (3, 1)], ids=str
+)
 def test_b5_30_a_transposed_pool_sums_the_coarse_features(kernel_size, stride, make):
     x = make(50, channels=1, dtype=torch.float64)
     coarse = ME.MinkowskiSumPooling(stride, stride, dimension=3)(x)
@@ -175,10 +177,11 @@ def test_global_pools_of_a_pruned_tensor_keep_every_sample(make):
     "make_layer",
     [
         lambda mode: getattr(ME, f"Minkowski{mode}Pooling")(2, 2, dimension=3),
+        lambda mode: getattr(ME, f"Minkowski{mode}Pooling")(5, 5, dimension=3),
         lambda mode: getattr(ME, f"Minkowski{mode}Pooling")(3, 2, dimension=3),
         lambda mode: getattr(ME, f"MinkowskiGlobal{mode}Pooling")(),
     ],
-    ids=["cells", "windows", "global"],
+    ids=["cells", "large-cells", "windows", "global"],
 )
 def test_gradcheck(mode, make_layer, make):
     x = make(12, channels=2, reach=2, dtype=torch.float64)
@@ -191,14 +194,15 @@ def test_gradcheck(mode, make_layer, make):
     assert torch.autograd.gradcheck(run, (x.F,))
 
 
-def test_transposed_gradcheck(make):
+@pytest.mark.parametrize("size", [2, 5])
+def test_transposed_gradcheck(size, make):
     x = make(12, channels=2, reach=2, dtype=torch.float64)
-    coarse = ME.MinkowskiSumPooling(2, 2, dimension=3)(x)
+    coarse = ME.MinkowskiSumPooling(size, size, dimension=3)(x)
 
     def run(feats):
         key, manager = coarse.coordinate_map_key, coarse.coordinate_manager
         tensor = ME.SparseTensor(feats, coordinate_map_key=key, coordinate_manager=manager)
-        return ME.MinkowskiPoolingTranspose(2, 2, dimension=3)(tensor).F
+        return ME.MinkowskiPoolingTranspose(size, size, dimension=3)(tensor).F
 
     assert torch.autograd.gradcheck(run, (coarse.F.detach().requires_grad_(),))
 
