@@ -15,8 +15,12 @@ from bench_scenes import Scene, SceneStore
 from networks import second_encoder, sparse_unet
 from torch import Tensor, nn
 
+from tritonspconv import fuse
+
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
-BUILDERS = {"SECOND encoder": second_encoder, "SpUNet-34": sparse_unet}
+# Inference only: ours after tritonspconv.fuse, the others as they are.
+FUSED = "SECOND encoder, ours fused"
+BUILDERS = {"SECOND encoder": second_encoder, FUSED: second_encoder, "SpUNet-34": sparse_unet}
 # Largest ‖result - reference‖ / ‖reference‖ of a network's output; the reference is one library's
 # result in float32. Rounding grows over some forty layers and flips ReLUs; a wrong layer gives
 # errors near one.
@@ -38,7 +42,14 @@ def network_cases(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> li
         for training in (False, True)
         for dtype in (("float16", "float32") if on_gpu else ("float32",))
     ]
-    return [_case(subject, dtype, training) for subject in subjects for dtype, training in modes]
+    cases = [_case(subject, dtype, training) for subject in subjects for dtype, training in modes]
+    fused = [_Subject(FUSED, scenes[name], peers) for name in ("kitti", "kitti_b4")]
+    return cases + [
+        _case(subject, dtype, False)
+        for subject in fused
+        for dtype, training in modes
+        if not training
+    ]
 
 
 def _case(subject: _Subject, dtype: str, training: bool) -> Case:
@@ -86,6 +97,8 @@ class NetworkBench:
         self.network.to(scene.indices.device).train(training)
         self.half = dtype == "float16"
         self.feats = scene.feats(4, torch.float32)
+        if name == FUSED and peer.name == OURS and not training:
+            self.network = fuse(self.network)
         if self.half and not training:
             self.network.half()
             self.feats = self.feats.half()

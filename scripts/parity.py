@@ -50,9 +50,12 @@ def main() -> int:
         print(f"parity.py: {error}", file=sys.stderr)
         return 2
     print(report.text(results))
-    made = f"`python scripts/parity.py --original {original.name} --device {args.device}`"
-    setting = {"made by": made} | setting
+    command = f"python scripts/parity.py --original {original.name} --device {args.device}"
     title = f"{original.adapter} beside {original.name} ({args.device})"
+    if args.golden:
+        command += " --golden"
+        title = f"{original.adapter} on a CPU beside {original.name} as recorded ({args.device})"
+    setting = {"made by": f"`{command}`"} | setting
     if args.markdown:
         args.markdown.write_text(report.markdown(title, setting, results))
     if args.json:

@@ -4,6 +4,7 @@ from tritonspconv import nn, ops
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.nn import fuse
 from tritonspconv.sparse_tensor import SparseTensor
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "KernelMap",
     "SparseTensor",
     "__version__",
+    "fuse",
     "kernel_map",
     "nn",
     "ops",

@@ -15,6 +15,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
     gather_gemm,
+    half_parts,
     neighbor_table,
     pairs,
     pool,
@@ -24,13 +25,17 @@ from tritonspconv.kernels.triton import (
 )
 
 # Rows in a table that is reordered, and in one that is not.
-MANY, FEW = 20_000, 100
+MANY, FEW = 70_000, 100
 
 CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 WIDE = ConvGeometry.submanifold((5, 5, 5), (1, 1, 1))
 HYPER = ConvGeometry.submanifold((3, 3, 3, 3), (1, 1, 1, 1))
 DOWN = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+DOWN_4D = ConvGeometry((2,) * 4, (2,) * 4, (0,) * 4, (1,) * 4)
 UP_1D = ConvGeometry((2,), (2,), (0,), (1,), transposed=True)
+
+# A box whose keys take 64 bits.
+WIDE_BOX = Grid((-3,) * 4, (300,) * 4, 2)
 
 Case = Callable[[], object]
 
@@ -43,14 +48,18 @@ def _box(ndim: int) -> Grid:
     return Grid((-3,) * ndim, (40,) * ndim, 2)
 
 
-def _hash_index(n: int) -> SiteIndex:
-    table = torch.zeros(4 * n, 2, dtype=torch.int64)
-    return SiteIndex("hash", table, None)
+def _sorted_index(n: int) -> SiteIndex:
+    keys = torch.zeros(n, dtype=torch.int64)
+    return SiteIndex("sorted", keys, keys)
 
 
-def _bitmap_index(n: int, ranked: bool = False) -> SiteIndex:
-    words, ranks = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
-    return SiteIndex("bitmap", words, ranks, words, ranks if ranked else None)
+def _block_index(n: int) -> SiteIndex:
+    table = torch.zeros(n, dtype=torch.int32)
+    return SiteIndex("blocks", table, table)
+
+
+def _bitmap_index(n: int) -> SiteIndex:
+    return SiteIndex("bitmap", torch.zeros(n, dtype=torch.int64), None)
 
 
 def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -61,37 +70,36 @@ def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor |
     )
 
 
-def _sites_case(geometry: ConvGeometry) -> None:
-    # The number of sites is read back from memory that no kernel has written here.
-    counted = torch.cumsum
-    try:
-        torch.cumsum = lambda counts, dim: torch.full_like(counts, FEW, dtype=torch.int64)
-        sites.reached_sites(
-            _coords(FEW, geometry.ndim),
-            geometry.offsets,
-            geometry.stride,
-            not geometry.transposed,
-            _box(geometry.ndim),
-        )
-    finally:
-        torch.cumsum = counted
-
-
-def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
-    neighbor_table.lookup_table(
-        _coords(n, geometry.ndim), geometry.offsets, index, _box(geometry.ndim)
+def _sites_case(geometry: ConvGeometry, box: Grid) -> None:
+    # The number of sites is read back from memory that no kernel has written here: zero.
+    sites.reached_sites(
+        _coords(FEW, geometry.ndim),
+        geometry.offsets,
+        geometry.stride,
+        not geometry.transposed,
+        box,
+        box,
     )
 
 
-def _reach_case(geometry: ConvGeometry, index: SiteIndex, n: int) -> None:
+def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int, box: Grid | None = None) -> None:
+    neighbor_table.lookup_table(
+        _coords(n, geometry.ndim), geometry.offsets, index, box or _box(geometry.ndim)
+    )
+
+
+def _reach_case(
+    geometry: ConvGeometry, index: SiteIndex, n: int, out_index: SiteIndex | None = None
+) -> None:
     neighbor_table.reach_table(
         _coords(n, geometry.ndim),
-        n,
         geometry.offsets,
         geometry.stride,
         not geometry.transposed,
         index,
         _box(geometry.ndim),
+        _box(geometry.ndim),
+        out_index,
     )
 
 
@@ -103,6 +111,7 @@ def _gather_gemm_case(
     volume: int = 27,
     dgrad: bool = False,
     precision: str = "ieee",
+    fused: bool = False,
 ) -> None:
     weight = torch.zeros(c_out, volume, c_in, dtype=dtype).permute(1, 2, 0)
     feats = torch.zeros(n, c_out if dgrad else c_in, dtype=dtype)
@@ -113,6 +122,8 @@ def _gather_gemm_case(
         *_table(volume, n, ordered=n >= MANY),
         mirrored=dgrad,
         precision=precision,
+        residual=torch.zeros(n, c_out, dtype=dtype) if fused else None,
+        relu=fused,
     )
 
 
@@ -128,6 +139,21 @@ def _weight_grad_case(
         mirrored=mirrored,
         precision=precision,
     )
+
+
+def _parts_cases(c_in: int, c_out: int, with_low: bool) -> None:
+    feats, weight, grad = (
+        half_parts.split_half(x, with_low=with_low)
+        for x in (torch.zeros(MANY, c_in), torch.zeros(27, c_in, c_out), torch.zeros(MANY, c_out))
+    )
+    gather_gemm.gather_gemm(
+        feats, weight, torch.zeros(c_out), *_table(27, MANY, ordered=True), mirrored=False
+    )
+    weight_grad.weight_grad(
+        feats, grad,
+        torch.zeros(2, MANY, dtype=torch.int32), torch.zeros(28, dtype=torch.int64),
+        torch.zeros(27, c_in, c_out), mirrored=False,
+    )  # fmt: skip
 
 
 def _pool_case(mode: str, dtype: torch.dtype, ordered: bool, by_value: bool = False) -> None:
@@ -171,6 +197,7 @@ def _gemm_cases() -> list[tuple[str, Case]]:
         ("dgrad-f32", (MANY, 32, 64, single, 27, True)),
         ("tf32x3", (MANY, 64, 64, single, 27, False, "tf32x3")),
         ("tf32", (MANY, 64, 64, single, 27, False, "tf32")),
+        ("fused", (MANY, 32, 32, half, 27, False, "ieee", True)),
     ]
     return [(f"gather_gemm-{name}", partial(_gather_gemm_case, *args)) for name, args in shapes]
 
@@ -187,17 +214,24 @@ def _weight_grad_cases() -> list[tuple[str, Case]]:
 
 
 LAUNCH_CASES: list[tuple[str, Case]] = [
-    ("build_index-hash-4d", partial(sites.build_index, _coords(FEW, 4), _box(4))),
-    ("build_index-bitmap", partial(sites.build_index, _coords(70_000, 3), _box(3))),
-    ("reached_sites-down", partial(_sites_case, DOWN)),
-    ("reached_sites-up-1d", partial(_sites_case, UP_1D)),
-    ("lookup-hash", partial(_lookup_case, CUBE, _hash_index(64), MANY)),
-    ("lookup-bitmap", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
-    ("lookup-ranked", partial(_lookup_case, CUBE, _bitmap_index(64, ranked=True), FEW)),
-    ("lookup-125", partial(_lookup_case, WIDE, _hash_index(64), FEW)),
-    ("lookup-4d", partial(_lookup_case, HYPER, _bitmap_index(64), FEW)),
-    ("reach-down", partial(_reach_case, DOWN, _bitmap_index(64), MANY)),
-    ("reach-up-hash", partial(_reach_case, UP_1D, _hash_index(64), FEW)),
+    ("build_index", partial(sites.build_index, _coords(FEW, 3), _box(3))),
+    ("build_index-4d-wide", partial(sites.build_index, _coords(FEW, 4), WIDE_BOX)),
+    ("reached_sites-down", partial(_sites_case, DOWN, _box(3))),
+    ("reached_sites-up-1d", partial(_sites_case, UP_1D, _box(1))),
+    ("reached_sites-4d", partial(_sites_case, DOWN_4D, _box(4))),
+    ("lookup-given", partial(_lookup_case, CUBE, _block_index(64), FEW)),
+    ("lookup-given-ordered", partial(_lookup_case, CUBE, _block_index(64), MANY)),
+    ("lookup-generated", partial(_lookup_case, CUBE, _bitmap_index(64), FEW)),
+    ("lookup-generated-ordered", partial(_lookup_case, CUBE, _bitmap_index(64), MANY)),
+    ("lookup-sorted-ordered", partial(_lookup_case, CUBE, _sorted_index(64), MANY)),
+    ("lookup-sorted-wide", partial(_lookup_case, HYPER, _sorted_index(64), FEW, WIDE_BOX)),
+    ("lookup-given-wide", partial(_lookup_case, HYPER, _block_index(64), FEW, WIDE_BOX)),
+    ("lookup-125", partial(_lookup_case, WIDE, _block_index(64), FEW)),
+    ("reach-down", partial(_reach_case, DOWN, _block_index(64), MANY)),
+    (
+        "reach-up-to-given",
+        partial(_reach_case, UP_1D, _bitmap_index(64), FEW, _sorted_index(64)),
+    ),
     (
         "invert",
         lambda: neighbor_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),
@@ -206,6 +240,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("pairs-ordered", lambda: pairs.pair_lists(*_table(27, FEW, True)[::2], 27, 27 * FEW)),
     *_gemm_cases(),
     *_weight_grad_cases(),
+    ("parts-2-64", partial(_parts_cases, 64, 64, True)),
+    ("parts-2-odd", partial(_parts_cases, 33, 260, True)),
+    ("parts-1-128", partial(_parts_cases, 128, 128, False)),
     ("pool-max", partial(_pool_case, "max", torch.float16, True)),
     ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),
     ("pool-avg", partial(_pool_case, "avg", torch.bfloat16, True)),

@@ -24,6 +24,7 @@ from tests.kernels._record import (  # noqa: E402
     resources,
 )
 from tests.kernels.launch_cases import LAUNCH_CASES  # noqa: E402
+from tritonspconv.kernels.triton import configs, gather_gemm, weight_grad  # noqa: E402
 
 pytestmark = pytest.mark.compile
 
@@ -49,8 +50,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in LAUNCH_CASES])
 def test_compiles(case: Callable[[], object], target: str, monkeypatch: pytest.MonkeyPatch):
-    on_amd = TARGETS[target][0].backend == "hip"
-    monkeypatch.setattr("tritonspconv.kernels.triton.configs.on_amd", lambda: on_amd)
+    gpu, shared_bytes = TARGETS[target]
+    card = configs.Card(gpu.backend == "hip", shared_bytes)
+    for module in (gather_gemm, weight_grad):
+        monkeypatch.setattr(module, "card_of", lambda device: card)
     with record_launches() as launches:
         case()
     assert launches, "the case launched no kernel"

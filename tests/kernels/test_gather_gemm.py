@@ -132,6 +132,19 @@ def test_weight_of_any_strides(triton_device, dtype):
         assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
+def test_residual_and_relu_come_before_rounding(triton_device, ordered, relu):
+    table = random_table(9, 70, 60, triton_device, ordered=ordered)
+    feats, weight, bias = operands(9, 60, 10, 17, torch.float16, triton_device)
+    residual = torch.randn(70, 17).to(triton_device, torch.float16)
+    exact = launch(eager, feats.double(), weight.double(), bias.double(), table) + residual
+    exact = exact.relu() if relu else exact
+    for module, how in ((kernels, {"config": FIXED}), (eager, {})):
+        out = launch(module, feats, weight, bias, table, residual=residual, relu=relu, **how)
+        torch.testing.assert_close(out.double(), exact, rtol=2**-11 + 1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -1,6 +1,8 @@
 """Neighbour tables: Triton against brute force and against the torch launchers."""
 
+import functools
 import itertools
+import operator
 from unittest import mock
 
 import pytest
@@ -20,6 +22,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from tritonspconv.kernels.triton import neighbor_table as kernels
 from tritonspconv.kernels.triton import sites as site_kernels
 
+KINDS = ["cells", "blocks", "sorted", "generated"]
 SUBM = {
     "1d-k3": ConvGeometry.submanifold((3,), (1,)),
     "2d-k3x5": ConvGeometry.submanifold((3, 5), (2, 1)),
@@ -43,48 +46,42 @@ REACH = {
 
 def index_of(sites: ActiveSites, kind: str) -> SiteIndex:
     grid = sites.grid
-    if kind != "bitmap":
-        least = 0 if kind == "ranked" else 2**31
-        with mock.patch.object(site_kernels, "_MIN_BITMAP_ROWS", least):
-            return site_kernels.build_index(sites.coords, grid)
-    zero = ((0,) * grid.ndim,)
-    coords, index = site_kernels.reached_sites(sites.coords, zero, (1,) * grid.ndim, False, grid)
-    assert torch.equal(coords, sites.coords), "a bitmap is for rows that ascend"
-    return index
+    if kind == "generated":
+        zero, unit = ((0,) * grid.ndim,), (1,) * grid.ndim
+        coords, index = site_kernels.reached_sites(sites.coords, zero, unit, False, grid, grid)
+        assert torch.equal(coords, sites.coords), "slots are rows where rows ascend"
+        return index
+    shift = {"cells": 0, "blocks": 3, "sorted": None}[kind]
+    with mock.patch.object(site_kernels, "_choose_shift", return_value=shift):
+        return site_kernels.build_index(sites.coords, grid)
 
 
 def draw(n: int, ndim: int, kind: str, device, **options) -> ActiveSites:
     options.setdefault("extent", {1: 300, 2: 20, 3: 7}.get(ndim, 4))
-    if kind == "bitmap":
+    if kind == "generated":
         options.setdefault("lower", -3)
-        return random_sites(
-            n, ndim, bounded=False, ascending=True, device=device, **options
-        )  # fmt: skip
+        return random_sites(n, ndim, bounded=False, ascending=True, device=device, **options)
     return random_sites(n, ndim, repeats=n // 10, outside=n // 12, device=device, **options)
 
 
 def lookup(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> NeighborTable:
-    grid = sites.grid
+    index = index_of(sites, kind)
     return NeighborTable(
-        *kernels.lookup_table(
-            sites.coords, geometry.offsets, index_of(sites, kind),
-            grid,
-        )
+        *kernels.lookup_table(sites.coords, geometry.offsets, index, sites.grid)
     )  # fmt: skip
 
 
-def reach(in_sites, out_sites, geometry: ConvGeometry, index: SiteIndex, module) -> NeighborTable:
-    grid = out_sites.grid
-    own_grid = in_sites.grid if in_sites.grid.bounded else None
+def reach(in_sites, out_sites, geometry: ConvGeometry, indices, module) -> NeighborTable:
+    in_index, out_index = indices
     return NeighborTable(
         *module.reach_table(
-            in_sites.coords, out_sites.num_rows, geometry.offsets, geometry.stride,
-            not geometry.transposed, index, grid, own_grid,
+            out_sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
+            in_index, in_sites.grid, out_sites.grid, out_index,
         )
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["hash", "ranked", "bitmap"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("geometry", SUBM.values(), ids=SUBM)
 def test_lookup_table(triton_device, geometry, kind):
     sites = draw(100, geometry.ndim, kind, triton_device)
@@ -93,11 +90,12 @@ def test_lookup_table(triton_device, geometry, kind):
     check_invert(table, sites.num_rows, geometry)
 
 
+@pytest.mark.parametrize("kind", ["blocks", "sorted"])
 @pytest.mark.parametrize("n", [0, 1, 63, 65])
-def test_lookup_table_of_few_rows(triton_device, n):
+def test_lookup_table_of_few_rows(triton_device, n, kind):
     geometry = SUBM["3d-k3"]
-    sites = draw(n, 3, "hash", triton_device)
-    table = lookup(sites, geometry, "hash")
+    sites = draw(n, 3, kind, triton_device)
+    table = lookup(sites, geometry, kind)
     assert sorted(table_triples(table)) == sorted(expected_triples(sites, sites, geometry))
     check_invert(table, n, geometry)
 
@@ -108,8 +106,17 @@ def check_invert(table: NeighborTable, n_other: int, geometry: ConvGeometry) -> 
     assert sorted(swapped(table_triples(NeighborTable(*inverse)))) == sorted(table_triples(table))
 
 
+def check_reverse(table, in_sites, out_sites, geometry, kind, expected) -> None:
+    indices = index_of(in_sites, kind), index_of(out_sites, kind)
+    reverse = kernels.reverse_table(
+        table.rows, in_sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
+        *indices, in_sites.grid, out_sites.grid, table.order,
+    )  # fmt: skip
+    assert sorted(swapped(table_triples(NeighborTable(*reverse)))) == expected
+
+
 def some_outputs(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> ActiveSites:
-    """Most of the sites that are reached; for a hash also repeats and rows outside the grid."""
+    """Most of the sites that are reached; if given, also repeats and rows outside the grid."""
     coords = reference.output_sites(
         sites.coords,
         *fields(geometry),
@@ -118,53 +125,67 @@ def some_outputs(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> Activ
     )
     grid = Grid.around(coords)
     coords = coords[torch.rand(len(coords)) < 0.7]
-    if kind != "bitmap":
+    if kind != "generated":
         # Smaller than the box around the rows.
         grid = Grid(grid.lower, tuple(max(n - 1, 1) for n in grid.shape), grid.batch_size)
         coords = torch.cat([coords, coords[:5]])[torch.randperm(len(coords) + len(coords[:5]))]
     return ActiveSites(coords.to(sites.device), grid)
 
 
-@pytest.mark.parametrize("kind", ["hash", "ranked", "bitmap"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("geometry", REACH.values(), ids=REACH)
 def test_reach_table(triton_device, geometry, kind):
-    in_sites = draw(80, geometry.ndim, kind, triton_device)
+    n = 160 if geometry.kernel_volume < 4 else 80
+    in_sites = draw(n, geometry.ndim, kind, triton_device)
     out_sites = some_outputs(in_sites, geometry, kind)
-    table = reach(in_sites, out_sites, geometry, index_of(out_sites, kind), kernels)
+    out_index = None if kind == "generated" else index_of(out_sites, kind)
+    indices = index_of(in_sites, kind), out_index
+    table = reach(in_sites, out_sites, geometry, indices, kernels)
     expected = sorted(expected_triples(in_sites, out_sites, geometry))
     assert expected, "a test of nothing"
     assert sorted(table_triples(table)) == expected
     check_invert(table, in_sites.num_rows, geometry)
+    check_reverse(table, in_sites, out_sites, geometry, kind, expected)
 
     on_cpu = ActiveSites(out_sites.coords.cpu(), out_sites.grid)
     in_on_cpu = ActiveSites(in_sites.coords.cpu(), in_sites.grid)
-    also = reach(in_on_cpu, on_cpu, geometry, on_cpu.index, eager)
+    also = reach(in_on_cpu, on_cpu, geometry, (in_on_cpu.index, on_cpu.index), eager)
     assert sorted(table_triples(also)) == expected
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(0, 9), (9, 0), (0, 0), (1, 1)])
 def test_reach_table_of_few_rows(triton_device, n_in, n_out):
     geometry = REACH["3d-k3s2"]
-    in_sites, out_sites = (draw(n, 3, "hash", triton_device) for n in (n_in, n_out))
-    table = reach(in_sites, out_sites, geometry, index_of(out_sites, "hash"), kernels)
+    in_sites, out_sites = (draw(n, 3, "blocks", triton_device) for n in (n_in, n_out))
+    indices = index_of(in_sites, "blocks"), index_of(out_sites, "blocks")
+    table = reach(in_sites, out_sites, geometry, indices, kernels)
     expected = sorted(expected_triples(in_sites, out_sites, geometry))
     assert sorted(table_triples(table)) == expected
     check_invert(table, n_in, geometry)
 
 
-@pytest.mark.parametrize("geometry", [SUBM["3d-k3"], SUBM["2d-even"]], ids=["3x3x3", "even"])
-def test_columns_in_order_of_masks(triton_device, geometry, monkeypatch):
-    """Ordering changes nothing but the columns, and puts equal masks side by side."""
-    sites = draw(150, geometry.ndim, "hash", triton_device)
-    plain = lookup(sites, geometry, "hash")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("geometry", [SUBM["2d-even"], SUBM["3d-k3"]], ids=["8-taps", "27-taps"])
+def test_columns_in_order_of_masks(triton_device, geometry, kind, monkeypatch):
+    """Ordering changes nothing but the columns, and puts like masks side by side."""
+    sites = draw(150, geometry.ndim, kind, triton_device)
+    plain = lookup(sites, geometry, kind)
     assert plain.order is None
     monkeypatch.setattr(kernels, "_MIN_ROWS_TO_ORDER", 1)
-    ordered = lookup(sites, geometry, "hash")
+    ordered = lookup(sites, geometry, kind)
     assert sorted(table_triples(ordered)) == sorted(table_triples(plain))
-    masks = ordered.mask[0].tolist()
-    runs = 1 + sum(a != b for a, b in itertools.pairwise(masks))
-    assert runs == len(set(masks))
+    assert taps_of_tiles(ordered.mask[0]) < 0.9 * taps_of_tiles(plain.mask[0])
+    if geometry.kernel_volume <= 16:
+        masks = ordered.mask[0].tolist()
+        runs = 1 + sum(a != b for a, b in itertools.pairwise(masks))
+        assert runs == len(set(masks))
     check_invert(ordered, sites.num_rows, geometry)
+
+
+def taps_of_tiles(masks: torch.Tensor, columns: int = 8) -> int:
+    """Taps that are present somewhere in a tile of columns, over all tiles."""
+    tiles = [masks[i : i + columns].tolist() for i in range(0, len(masks), columns)]
+    return sum((functools.reduce(operator.or_, tile) & 2**32 - 1).bit_count() for tile in tiles)
 
 
 def test_keys_beyond_int32(triton_device):
@@ -180,7 +201,7 @@ def test_keys_beyond_int32(triton_device):
         (wide, ConvGeometry.submanifold((3,) * 3, (1,) * 3)),
     ):
         sites = ActiveSites(coords.to(triton_device), Grid.around(coords))
-        table = lookup(sites, geometry, "hash")
+        table = lookup(sites, geometry, "sorted")
         expected = sorted(expected_triples(sites, sites, geometry))
         assert len(expected) == len(coords) + 2
         assert sorted(table_triples(table)) == expected
@@ -192,5 +213,5 @@ def test_keys_are_not_cut_to_int32(triton_device):
     coords = torch.tensor([[0, 0, 5], [0, 2**16, 6]], dtype=torch.int32)
     assert grid.keys(coords).diff() == 2**32 + 1
     sites = ActiveSites(coords.to(triton_device), grid)
-    table = lookup(sites, ConvGeometry.submanifold((3, 3), (1, 1)), "hash")
+    table = lookup(sites, ConvGeometry.submanifold((3, 3), (1, 1)), "blocks")
     assert sorted(table_triples(table)) == [(0, 0, 4), (1, 1, 4)]

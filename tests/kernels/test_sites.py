@@ -1,12 +1,17 @@
 """Site index and generated sites: Triton against brute force and against the torch launchers."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
 from tests._oracle import box_of, fields
 from tritonspconv import reference
+from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.eager import sites as eager
+from tritonspconv.kernels.window import reach_steps
 from tritonspconv.testing import random_sites
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -20,7 +25,7 @@ UP = ConvGeometry((2, 3), (2, 1), (0, 1), (1, 1), transposed=True)
 def launch(module, sites, geometry, grid, own_grid=None):
     return module.reached_sites(
         sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
-        grid, own_grid,
+        grid, own_grid or sites.grid,
     )  # fmt: skip
 
 
@@ -43,7 +48,7 @@ def test_reached_sites(triton_device, n, geometry, lower):
     assert coords.dtype == torch.int32
     assert coords.cpu().tolist() == expected.tolist()
     assert torch.equal(coords.cpu(), launch(eager, sites, geometry, grid)[0].cpu())
-    assert index.kind == ("bitmap" if n else "hash")
+    assert index.kind == ("bitmap" if n else "blocks")
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3, 4])
@@ -87,31 +92,73 @@ def test_reached_sites_of_a_grid_beyond_the_bitmap(triton_device, monkeypatch):
     monkeypatch.setattr(kernels, "_MAX_BITMAP_CELLS", 8)
     large, index = launch(kernels, sites, DOWN, grid)
     assert torch.equal(large, small)
-    assert index.kind == "hash"
+    assert index.kind == "sorted"
 
 
 def test_more_cells_than_one_block_of_words(triton_device):
-    """Row numbers are carried from block to block: 64 cells a word, 2048 words a block."""
-    sites = random_sites(200, 2, extent=(400, 500), batch_size=2, device=triton_device)
+    """Row numbers are carried from block to block: 32 cells a word, 2048 words a block."""
+    sites = random_sites(200, 2, extent=(400, 700), batch_size=2, device=triton_device)
     same = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1))
     coords, index = launch(kernels, sites, same, sites.grid)
     assert coords.tolist() == sorted(sites.coords.tolist())
     assert len(index.table) > 2 * 2048
 
 
+@pytest.mark.parametrize("shift", [0, 3, 9])
 @pytest.mark.parametrize("n", [0, 1, 2, 64, 65, 200])
-def test_hash_index_holds_the_lowest_row_of_each_site(triton_device, n):
+def test_index_holds_the_lowest_row_of_each_site(triton_device, n, shift, monkeypatch):
     repeats, outside = n // 4, n // 8
     sites = random_sites(n, 3, extent=7, repeats=repeats, outside=outside, device=triton_device)
-    grid = sites.grid
-    index = kernels.build_index(sites.coords, grid)
-    assert index.kind == "hash"
-    slots = index.table.cpu()
-    assert len(slots) >= 2 * n
-    used = slots[slots[:, 0] >= 0]
-    found = {int(key): ~int(not_row) for key, not_row in used}
+    monkeypatch.setattr(kernels, "_choose_shift", lambda n, cells: shift)
+    index = kernels.build_index(sites.coords, sites.grid)
+    assert (index.kind, index.shift) == ("blocks", shift)
     expected: dict[int, int] = {}
-    for row, key in enumerate(grid.keys(sites.coords).tolist()):
+    for row, key in enumerate(sites.grid.keys(sites.coords).tolist()):
         if key >= 0:
             expected.setdefault(key, row)
-    assert found == expected
+    blocks = len(index.table) - len(index.rows)
+    owners = {b: slot - 1 for b, slot in enumerate(index.table.tolist()[:blocks]) if slot}
+    assert set(owners) == {key >> shift for key in expected}
+    held = {(owners[key >> shift] << shift) + key % 2**shift: row for key, row in expected.items()}
+    stored = index.rows.tolist()
+    assert {at: 2**31 - 1 - value for at, value in enumerate(stored) if value} == held
+
+
+@pytest.mark.parametrize(
+    ("n", "cells"),
+    [(0, 0), (1, 2**20), (13_000, 41 * 1600 * 1408), (10**6, 2**31), (10**7, 2**31)],
+)
+def test_index_takes_little_memory(n, cells):
+    shift = kernels._choose_shift(n, cells)
+    assert shift is not None
+    taken = [4 * (cells >> s) + (4 * n << s) for s in range(64)]
+    assert taken[shift] <= 1.5 * min(taken) + 64
+    assert taken[shift] <= 2**28 + 256 * n
+
+
+def test_index_of_a_grid_with_too_many_blocks(triton_device):
+    assert kernels._choose_shift(10**6, 2**50) is None
+    coords = torch.tensor([[0, 2**24, 0], [0, 0, 2**24], [0, 0, 0], [0, 0, 0]], dtype=torch.int32)
+    grid = Grid((0, 0), (2**25, 2**36), 1)
+    index = kernels.build_index(coords.to(triton_device), grid)
+    assert index.kind == "sorted"
+    assert index.table.tolist() == [0, 0, 2**24, 2**60]
+    assert index.rows.tolist() == [2, 3, 1, 0]
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_steps_reach_what_taps_reach(ndim, dilation):
+    for size, step in itertools.product(range(1, 6), range(1, 4)):
+        window = ConvGeometry((size,) * ndim, (step,) * ndim, (1,) * ndim, (dilation,) * ndim)
+        steps = reach_steps(window.offsets, window.stride, True)
+        by_tap, by_step = (
+            [
+                {(x - o[0]) // step for o, limit in some if (x - o[0]) % step < limit[0]}
+                for x in range(-20, 20)
+            ]
+            for some in ([(o, (1,)) for o in window.offsets], steps)
+        )
+        assert by_step == by_tap
+        if dilation == 1:
+            assert len(steps) == math.ceil(size / step) ** ndim

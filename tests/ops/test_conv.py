@@ -571,3 +571,32 @@ def error_case(**changes):
 def test_errors(error, changes, message):
     with pytest.raises(error, match=f"^sparse_conv: .*{message}"):
         error_case(**changes)()
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+def test_residual_and_relu(device, relu):
+    kmap = kernel_map(random_sites(60, device=device), DOWN2)
+    leaves = operands(kmap, 5, 7)
+    residual = torch.randn(kmap.n_out, 7, dtype=torch.float64, device=device, requires_grad=True)
+
+    def fused(feats, weight, bias, residual):
+        return sparse_conv(feats, weight, kmap, bias, residual=residual, relu=relu)
+
+    def plain(feats, weight, bias, residual):
+        out = sparse_conv(feats, weight, kmap, bias) + residual
+        return out.relu() if relu else out
+
+    grad = torch.randn(kmap.n_out, 7, dtype=torch.float64, device=device)
+    for ours, expected in zip(
+        run(fused, [*leaves, residual], grad), run(plain, [*leaves, residual], grad), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(*leaves, residual), plain(*leaves, residual))
+
+
+def test_residual_of_another_shape_is_refused():
+    kmap = kernel_map(random_sites(20), SUBM3)
+    feats, weight, _ = operands(kmap, 3, 4)
+    with pytest.raises(ValueError, match=r"residual must be \[20, 4\]"):
+        sparse_conv(feats, weight, kmap, residual=torch.zeros(20, 3))

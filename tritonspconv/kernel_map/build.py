@@ -8,7 +8,6 @@ from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, Relation
 from tritonspconv.kernels import map_kernels_for
-from tritonspconv.kernels.eager.sites import without_outsiders
 
 
 def kernel_map(
@@ -91,14 +90,15 @@ def _build(
     elif out_sites is None:
         out_sites = made_sites = output_sites(sites, geometry, out_grid)
     table = tables.reach_table(
-        sites.coords,
-        out_sites.num_rows,
+        out_sites.coords,
         geometry.offsets,
         geometry.stride,
         not geometry.transposed,
-        out_sites.index,
-        out_sites.grid,
+        sites.index,
         sites.grid,
+        out_sites.grid,
+        # Generated sites do not repeat.
+        None if made_sites is not None else out_sites.index,
     )
     relation = Relation(geometry, n_in, out_sites.num_rows, NeighborTable(*table))
     return _CacheEntry(relation, made_sites)
@@ -136,16 +136,13 @@ def output_sites(
     """
     grid = out_grid or output_grid(sites.grid, geometry)
     kernels = map_kernels_for("sites", sites.device, sites.ndim)
-    coords, offsets, stride = sites.coords, geometry.offsets, geometry.stride
-    divide, own_grid = not geometry.transposed, sites.grid
+    offsets, stride = geometry.offsets, geometry.stride
     if geometry.sites == "cells":
-        # Rows outside the input grid must not make cells.
-        coords = without_outsiders(coords, sites.grid)
-        for axis, step in enumerate(stride, start=1):
-            coords[:, axis] = coords[:, axis].div(step, rounding_mode="floor")
-        offsets, stride, divide = ((0,) * sites.ndim,), (1,) * sites.ndim, False
-        own_grid = None
-    out_coords, index = kernels.reached_sites(coords, offsets, stride, divide, grid, own_grid)
+        # What a window of one stride reaches is the cell a site lies in.
+        offsets = ConvGeometry(stride, stride, (0,) * sites.ndim, (1,) * sites.ndim).offsets
+    out_coords, index = kernels.reached_sites(
+        sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid
+    )
     return ActiveSites(out_coords, grid, index)
 
 

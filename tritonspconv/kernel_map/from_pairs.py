@@ -48,7 +48,7 @@ def map_from_pairs(
             f"{in_rows.shape[0]} pairs hold repeated rows. Merge repeated coordinates before "
             "listing pairs."
         )
-    relation = Relation(geometry, n_in, n_out, table)
+    relation = Relation(geometry, n_in, n_out, table, listed=True)
     return KernelMap(relation, _row_sites(n_in, device), _row_sites(n_out, device))
 
 

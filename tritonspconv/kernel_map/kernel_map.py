@@ -46,10 +46,13 @@ class PairList(NamedTuple):
 class Relation:
     """Tables and pairs of one geometry; shared by a map and its inverse, each made once.
 
-    ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored.
+    ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored. ``listed``:
+    the pairs were given, and the geometry does not know them.
     """
 
-    __slots__ = ("_in_table", "_pairs", "geometry", "mirrored", "n_in", "n_out", "out_table")
+    __slots__ = (
+        "_in_table", "_pairs", "geometry", "listed", "mirrored", "n_in", "n_out", "out_table",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -58,28 +61,49 @@ class Relation:
         n_out: int,
         out_table: NeighborTable,
         mirrored: bool = False,
+        listed: bool = False,
     ) -> None:
         self.geometry = geometry
         self.mirrored = mirrored
+        self.listed = listed
         self.n_in = n_in
         self.n_out = n_out
         self.out_table = out_table
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
 
-    @property
-    def in_table(self) -> NeighborTable:
-        """The table seen from the inputs."""
+    def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
+        """Return the table seen from the inputs, made on first use, between the relation's sites.
+
+        The sites are arguments because a relation, which sites own, holds no reference to them.
+        """
         if self._in_table is None:
-            table = self.out_table
-            if self.mirrored:
-                self._in_table = table._replace(mirrored=True)
-            else:
-                kernels = map_kernels_for("neighbor_table", table.rows.device, self.geometry.ndim)
-                self._in_table = NeighborTable(
-                    *kernels.invert_table(table.rows, table.order, self.n_in, self.geometry.offsets)
-                )
+            self._in_table = self._make_in_table(in_sites, out_sites)
         return self._in_table
+
+    def _make_in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
+        table, geometry = self.out_table, self.geometry
+        if self.mirrored:
+            return table._replace(mirrored=True)
+        kernels = map_kernels_for("neighbor_table", table.rows.device, geometry.ndim)
+        if self.listed or geometry.sites == "same":
+            return NeighborTable(
+                *kernels.invert_table(table.rows, table.order, self.n_in, geometry.offsets)
+            )
+        return NeighborTable(
+            *kernels.reverse_table(
+                table.rows,
+                in_sites.coords,
+                geometry.offsets,
+                geometry.stride,
+                not geometry.transposed,
+                in_sites.index,
+                out_sites.index,
+                in_sites.grid,
+                out_sites.grid,
+                table.order,
+            )
+        )
 
     @property
     def pairs(self) -> PairList:
@@ -145,12 +169,18 @@ class KernelMap:
     @property
     def out_table(self) -> NeighborTable:
         """Per output row, the input row of each tap."""
-        return self._relation.in_table if self.is_inverse else self._relation.out_table
+        return self._seen_from_inputs() if self.is_inverse else self._relation.out_table
 
     @property
     def in_table(self) -> NeighborTable:
         """Per input row, the output row of each tap."""
-        return self._relation.out_table if self.is_inverse else self._relation.in_table
+        return self._relation.out_table if self.is_inverse else self._seen_from_inputs()
+
+    def _seen_from_inputs(self) -> NeighborTable:
+        sites = (
+            (self.out_sites, self.in_sites) if self.is_inverse else (self.in_sites, self.out_sites)
+        )
+        return self._relation.in_table(*sites)
 
     @property
     def pair_list(self) -> PairList:

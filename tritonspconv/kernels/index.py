@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-IndexKind = Literal["sorted", "hash", "bitmap"]
+IndexKind = Literal["sorted", "blocks", "bitmap"]
 
 
 class CellGrid(Protocol):
@@ -37,17 +37,19 @@ class SiteIndex(NamedTuple):
     """A lookup structure over the active cells of a grid.
 
     Attributes:
-        kind: ``"sorted"`` (eager), ``"hash"`` or ``"bitmap"`` (Triton).
-        table: sorted: int64 [N] ascending keys. hash: int64 [capacity, 2] of (key, ~row). bitmap:
-            int64 [words], bit ``key % 64`` of word ``key // 64``.
-        rows: sorted: int64 [N] row of each key. bitmap: int32 [words] rank of each word's first
-            set bit within its block of words. hash: None.
-        block_rank: bitmap: int64 [blocks + 1] rank of each block's first set bit. Else None.
-        row_of_rank: bitmap: int32 row of each rank; None where rows ascend by key. Else None.
+        kind: ``"sorted"`` (any device): keys in ascending order, and their rows. ``"blocks"``
+            (Triton, given sites): ``2**shift`` consecutive keys are a block; each occupied one owns
+            a slot of rows. ``"bitmap"`` (Triton, generated sites, whose rows ascend by key): a
+            site's row is the rank of its bit.
+        table: sorted: int64 [N] keys. blocks: int32 [blocks], 1 + slot, 0 where a block is empty.
+            bitmap: int64 words, the lower half 32 bits, the upper half the rank of the first one;
+            counters behind them.
+        rows: sorted: int64 [N]. blocks: int32 [slots * 2**shift], ``2**31 - 1 - row`` of each cell
+            of a slot, 0 where there is no site. bitmap: None.
+        shift: blocks: log2 of the keys in a block.
     """
 
     kind: IndexKind
     table: Tensor
     rows: Tensor | None
-    block_rank: Tensor | None = None
-    row_of_rank: Tensor | None = None
+    shift: int = 0

@@ -29,6 +29,7 @@ from tritonspconv.nn.conv import (
     SubMConv4d,
     SubMConvNd,
 )
+from tritonspconv.nn.fuse import fuse
 from tritonspconv.nn.norm import (
     BatchNorm,
     GroupNorm,
@@ -124,4 +125,5 @@ __all__ = [
     "SyncBatchNorm",
     "Tanh",
     "ToDense",
+    "fuse",
 ]

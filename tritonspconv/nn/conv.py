@@ -40,6 +40,7 @@ class _Conv(SparseModule):
         self.out_channels = out_channels
         self.kernel_size = kernel_size
         self.precision: Precision = precision
+        self.relu = False
         shape = (math.prod(kernel_size), in_channels, out_channels)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         made = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
@@ -56,9 +57,24 @@ class _Conv(SparseModule):
 
     def _convolve(self, x: SparseTensor, kmap: KernelMap) -> SparseTensor:
         feats: Tensor = sparse_conv(
-            x.feats, self.weight, kmap, bias=self.bias, precision=self.precision
+            x.feats, self.weight, kmap, self.bias, precision=self.precision, relu=self.relu
         )
         return SparseTensor(feats, kmap.out_sites)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether no activation was folded into the layer."""
+        return not self.relu
+
+    def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
+        """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
+        bias = 0 if self.bias is None else self.bias.detach() * scale
+        self.weight = nn.Parameter((self.weight.detach() * scale).to(self.weight.dtype))
+        self.bias = nn.Parameter((bias + shift).to(self.weight.dtype))
+
+    def fold_relu(self) -> None:
+        """Make the output ``relu(output)``; see :func:`tritonspconv.fuse`."""
+        self.relu = True
 
     def extra_repr(self) -> str:
         """Return channels, window and what differs from the defaults."""
@@ -79,6 +95,8 @@ class _Conv(SparseModule):
                 text += ", sites='cells'"
         if self.bias is None:
             text += ", bias=False"
+        if self.relu:
+            text += ", relu=True"
         return text if self.precision == "ieee" else f"{text}, precision={self.precision!r}"
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tritonspconv.kernel_map import KernelMap
+from tritonspconv.kernel_map import KernelMap, NeighborTable
 from tritonspconv.kernels import kernels_for
 
 Precision = Literal["ieee", "tf32"]
@@ -23,6 +23,8 @@ def sparse_conv(
     bias: Tensor | None = None,
     *,
     precision: Precision = "ieee",
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Convolve sparse features along a kernel map.
 
@@ -38,7 +40,12 @@ def sparse_conv(
         kernel_map: Which rows meet under which tap.
         bias: [c_out], added to every row before rounding to the output dtype.
         precision: Products of float32 operands on a GPU: ``"ieee"`` keeps float32's accuracy,
-            ``"tf32"`` rounds operands to 10 bits and is faster.
+            ``"tf32"`` rounds operands to 10 bits and is faster. Large products on NVIDIA GPUs
+            split their operands into float16 parts: entries smaller than a tensor's largest by
+            2**29 and more lose bits one by one.
+        residual: [n_out, c_out], added to the output.
+        relu: Clamp the output at zero. Without gradients, both happen before the output is rounded
+            and cost no pass over it.
 
     Returns:
         [n_out, c_out] in the compute dtype; a row without pairs is ``bias``.
@@ -54,7 +61,20 @@ def sparse_conv(
     """
     dtype = _compute_dtype(feats, weight)
     _check(feats, weight, kernel_map, bias, precision)
-    return _SparseConv.apply(feats, weight, bias, kernel_map, dtype, precision)
+    if residual is not None:
+        _check_residual(residual, weight, kernel_map)
+    needs_grad = feats.requires_grad or weight.requires_grad
+    if bias is not None:
+        needs_grad = needs_grad or bias.requires_grad
+    if residual is not None:
+        needs_grad = needs_grad or residual.requires_grad
+    if needs_grad and torch.is_grad_enabled():
+        out: Tensor = _SparseConv.apply(feats, weight, bias, kernel_map, dtype, precision)
+        out = out if residual is None else out + residual.to(dtype)
+        return out.relu() if relu else out
+    feats, weight = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
+    residual = None if residual is None else residual.contiguous()
+    return _convolve(feats, weight, bias, kernel_map, precision, residual, relu)
 
 
 class _SparseConv(torch.autograd.Function):
@@ -70,72 +90,103 @@ class _SparseConv(torch.autograd.Function):
         dtype: torch.dtype,
         precision: Precision,
     ) -> Tensor:
-        feats_c, weight_c = feats.to(dtype).contiguous(), weight.to(dtype)
+        feats_c, weight_c = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
         ctx.save_for_backward(feats_c, weight_c)
         ctx.kernel_map, ctx.precision = kernel_map, precision
         ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
-        table = kernel_map.out_table
-        return kernels_for("gather_gemm", feats.device).gather_gemm(
-            feats_c,
-            weight_c,
-            bias,
-            table.rows,
-            table.mask,
-            table.order,
-            mirrored=table.mirrored,
-            precision=precision,
-        )
+        return _convolve(feats_c, weight_c, bias, kernel_map, precision)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         feats, weight = ctx.saved_tensors
         feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
-        grad = grad.to(feats.dtype).contiguous()
-        grad_feats = grad_weight = grad_bias = None
+        kernel_map, precision = ctx.kernel_map, ctx.precision
+        grad = _cast(grad, feats.dtype).contiguous()
+        grad_feats = grad_weight = grad_bias = operand = None
+        if any(ctx.needs_input_grad[:2]):
+            operand = _operand(grad, weight, kernel_map, precision)
         if ctx.needs_input_grad[0]:
-            table = ctx.kernel_map.in_table
-            kernels = kernels_for("gather_gemm", grad.device)
-            grad_feats = kernels.gather_gemm(
-                grad,
-                weight.transpose(1, 2),
-                None,
-                table.rows,
-                table.mask,
-                table.order,
-                mirrored=table.mirrored,
-                precision=ctx.precision,
-            ).to(feats_dtype)
+            transposed = _operand(weight.transpose(1, 2), weight, kernel_map, precision)
+            grad_feats = _gather_gemm(operand, transposed, None, kernel_map.in_table, precision)
+            grad_feats = _cast(grad_feats, feats_dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_grad(feats, grad, weight, weight_dtype, ctx)
+            grad_weight = torch.empty_like(weight, dtype=weight_dtype)
+            feats = _operand(feats, weight, kernel_map, precision)
+            _fill_weight_grad(feats, operand, grad_weight, kernel_map, precision)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0, dtype=_sum_dtype(grad.dtype)).to(bias_dtype)
         return grad_feats, grad_weight, grad_bias, None, None, None
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # A call that changes nothing costs a microsecond.
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _weight_grad(
-    feats: Tensor, grad: Tensor, weight: Tensor, weight_dtype: torch.dtype, ctx: Any
+def _operand(x: Tensor, weight: Tensor, kernel_map: KernelMap, precision: Precision) -> Any:
+    """Return ``x`` in the form in which this device multiplies it fastest.
+
+    Forward and gradients of a layer decide alike, so that they can share operands.
+    """
+    if x.dtype != torch.float32:
+        return x
+    work = max(kernel_map.n_in, kernel_map.n_out) * weight.shape[1] * weight.shape[2]
+    return kernels_for("half_parts", x.device).as_operand(x, work, precision)
+
+
+def _convolve(
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_map: KernelMap,
+    precision: Precision,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Return the weight's gradient in the weight's dtype and memory layout."""
-    kernel_map = ctx.kernel_map
-    listed = kernel_map.pair_list
-    kernels = kernels_for("weight_grad", grad.device)
-    out = torch.empty_like(weight, dtype=weight_dtype)
-    if not kernel_map.is_inverse:
-        return kernels.weight_grad(
-            feats, grad, listed.pairs, listed.tap_ptr, out,
-            mirrored=listed.mirrored, precision=ctx.precision,
-        )  # fmt: skip
-    # The list is (input, output) of the forward geometry: the inverse's outputs come first.
-    kernels.weight_grad(
-        grad, feats, listed.pairs, listed.tap_ptr, out.transpose(1, 2),
-        mirrored=listed.mirrored, precision=ctx.precision,
+    """Return the convolution of operands of one dtype."""
+    return _gather_gemm(
+        _operand(feats, weight, kernel_map, precision),
+        _operand(weight, weight, kernel_map, precision),
+        bias,
+        kernel_map.out_table,
+        precision,
+        residual,
+        relu,
+    )
+
+
+def _gather_gemm(
+    feats: Any,
+    weight: Any,
+    bias: Tensor | None,
+    table: NeighborTable,
+    precision: Precision,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    return kernels_for("gather_gemm", table.rows.device).gather_gemm(
+        feats, weight, bias, table.rows, table.mask, table.order,
+        mirrored=table.mirrored, precision=precision, residual=residual, relu=relu,
     )  # fmt: skip
-    return out
+
+
+def _fill_weight_grad(
+    feats: Any, grad: Any, out: Tensor, kernel_map: KernelMap, precision: Precision
+) -> None:
+    """Write the weight's gradient into ``out``, in its dtype and memory layout."""
+    if kernel_map.is_inverse:
+        # The list is (input, output) of the forward geometry: the inverse's outputs come first.
+        feats, grad, out = grad, feats, out.transpose(1, 2)
+    listed = kernel_map.pair_list
+    kernels_for("weight_grad", out.device).weight_grad(
+        feats, grad, listed.pairs, listed.tap_ptr, out,
+        mirrored=listed.mirrored, precision=precision,
+    )  # fmt: skip
 
 
 def _compute_dtype(feats: Tensor, weight: Tensor) -> torch.dtype:
@@ -179,13 +230,24 @@ def _check(
         )
     if bias is not None and bias.shape != weight.shape[2:]:
         raise ValueError(f"sparse_conv: bias must be [{weight.shape[2]}]; got {list(bias.shape)}.")
-    devices = {feats.device, weight.device, kernel_map.out_sites.device}
-    if bias is not None:
-        devices.add(bias.device)
-    if len(devices) > 1:
+    device = kernel_map.out_sites.device
+    if (
+        feats.device != device
+        or weight.device != device
+        or (bias is not None and bias.device != device)
+    ):
         raise ValueError(
             f"sparse_conv: feats ({feats.device}), weight ({weight.device}) and the kernel map "
-            f"({kernel_map.out_sites.device}) must be on one device. Move the module with .to()."
+            f"({device}) must be on one device. Move the module with .to()."
         )
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"sparse_conv: precision must be 'ieee' or 'tf32'; got {precision!r}.")
+
+
+def _check_residual(residual: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:
+    expected = (kernel_map.n_out, weight.shape[2])
+    if residual.shape != expected or residual.device != weight.device:
+        raise ValueError(
+            f"sparse_conv: residual must be {list(expected)} on {weight.device}, like the output; "
+            f"got {list(residual.shape)} on {residual.device}."
+        )

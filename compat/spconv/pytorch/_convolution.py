@@ -178,7 +178,7 @@ class SparseConvolution(CountsVoxels):
         located = None
         if self.conv1x1 and not (self.inverse and self.indice_key in input.indice_dict):
             indice_dict = input.indice_dict
-            feats = self._pointwise(features, weight)
+            feats = self._pointwise(features, weight, add_input)
         else:
             if self.subm:
                 kernel_map, indice_dict = submanifold_map(self, input)
@@ -193,10 +193,10 @@ class SparseConvolution(CountsVoxels):
                 kernel_map,
                 self.bias,
                 precision="tf32" if constants.SPCONV_ALLOW_TF32 else "ieee",
+                residual=None if add_input is None else add_input._features,
+                relu=self.act_type is Activation.ReLU,
             )
-        if add_input is not None:
-            feats = feats + add_input.features
-        if self.act_type is not Activation.None_:
+        if self.act_type not in (Activation.None_, Activation.ReLU):
             feats = activate(feats, self.act_type, self.act_alpha)
         if self.record_voxel_count:
             self._count_voxels(feats)
@@ -230,12 +230,37 @@ class SparseConvolution(CountsVoxels):
             return weight.reshape(1, self.in_channels, self.out_channels)
         return weight.flatten(1, -2).permute(1, 2, 0)
 
-    def _pointwise(self, features: Tensor, weight: Tensor) -> Tensor:
+    def _pointwise(
+        self, features: Tensor, weight: Tensor, add_input: SparseConvTensor | None
+    ) -> Tensor:
         """Convolve row by row, without a kernel map."""
         matrix = self._matrices(weight)[0]
         if self.bias is None:
-            return features.mm(matrix)
-        return torch.addmm(self.bias, features, matrix)
+            feats = features.mm(matrix)
+        else:
+            feats = torch.addmm(self.bias, features, matrix)
+        if add_input is not None:
+            feats = feats + add_input.features
+        return feats.relu() if self.act_type is Activation.ReLU else feats
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer has no activation; see :func:`tritonspconv.fuse`."""
+        return self.act_type is Activation.None_
+
+    def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
+        """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
+        weight = self.weight.detach()
+        bias = 0 if self.bias is None else self.bias.detach() * scale
+        # The matrices are a view of the memory.
+        scaled = weight.clone(memory_format=torch.contiguous_format)
+        self._matrices(scaled).mul_(scale)
+        self.weight = nn.Parameter(scaled)
+        self.bias = nn.Parameter((bias + shift).to(weight.dtype))
+
+    def fold_relu(self) -> None:
+        """Make the output ``relu(output)``; see :func:`tritonspconv.fuse`."""
+        self.act_type = Activation.ReLU
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -120,6 +120,9 @@ class SparseSequential(SparseModule):
         ValueError: A keyword repeats a name.
     """
 
+    # What tritonspconv.fuse asks of a container.
+    runs_in_order = True
+
     def __init__(self, *args: nn.Module | OrderedDict[str, nn.Module], **kwargs: nn.Module) -> None:
         super().__init__()
         if len(args) == 1 and isinstance(args[0], OrderedDict):

@@ -21,6 +21,8 @@ def gather_gemm(
     *,
     mirrored: bool,
     precision: str = "ieee",
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Multiply gathered rows with the taps' matrices and sum over taps, one tap at a time.
 
@@ -45,4 +47,8 @@ def gather_gemm(
         acc = torch.empty_like(acc).index_copy_(0, order.long(), acc)
     if bias is not None:
         acc += bias
+    if residual is not None:
+        acc += residual
+    if relu:
+        acc.relu_()
     return acc.to(weight.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.sites import coord_keys, find_rows, tap_keys, without_outsiders
+from tritonspconv.kernels.eager.sites import coord_keys, find_rows, tap_keys
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 
 Table = tuple[Tensor, Tensor, Tensor | None]
@@ -53,34 +53,48 @@ def lookup_table(
 
 
 def reach_table(
-    in_coords: Tensor,
-    n_out: int,
+    out_coords: Tensor,
     offsets: tuple[tuple[int, ...], ...],
     stride: tuple[int, ...],
     divide: bool,
-    out_index: SiteIndex,
-    grid: CellGrid,
-    own_grid: CellGrid | None = None,
+    in_index: SiteIndex,
+    in_grid: CellGrid,
+    out_grid: CellGrid,
+    out_index: SiteIndex | None = None,
 ) -> Table:
-    """Build the table of any geometry: every input looks up the outputs it reaches.
+    """Build the table of any geometry: every output looks up the inputs that reach it.
 
     See :func:`tritonspconv.kernels.triton.neighbor_table.reach_table` for the arguments.
     """
-    if own_grid is not None:
-        in_coords = without_outsiders(in_coords, own_grid)
-    rows = torch.full((len(offsets), n_out), -1, dtype=torch.int32, device=in_coords.device)
+    own_keys = coord_keys(out_coords, out_grid)
+    is_site = own_keys >= 0
+    if out_index is not None:
+        own = torch.arange(out_coords.shape[0], device=out_coords.device)
+        is_site = find_rows(out_index, own_keys) == own
+    rows = torch.empty(len(offsets), len(out_coords), dtype=torch.int32, device=out_coords.device)
     for v, offset in enumerate(offsets):
-        keys = tap_keys(in_coords, offset, stride, divide, grid)
-        _scatter_lowest(rows[v], find_rows(out_index, keys))
+        keys = tap_keys(out_coords, offset, stride, not divide, in_grid)
+        rows[v] = torch.where(is_site, find_rows(in_index, keys), -1)
     return _with_mask(rows)
 
 
-def _scatter_lowest(target: Tensor, at: Tensor) -> None:
-    """Set ``target[at[i]] = i`` for every ``at[i] >= 0``; the lowest i wins."""
-    source = torch.nonzero(at >= 0).squeeze(1)
-    lowest = torch.full_like(target, 2**31 - 1)
-    lowest.scatter_reduce_(0, at[source], source.to(target.dtype), "amin")
-    torch.where(lowest < 2**31 - 1, lowest, target, out=target)
+def reverse_table(
+    rows: Tensor,
+    in_coords: Tensor,
+    offsets: tuple[tuple[int, ...], ...],
+    stride: tuple[int, ...],
+    divide: bool,
+    in_index: SiteIndex,
+    out_index: SiteIndex,
+    in_grid: CellGrid,
+    out_grid: CellGrid,
+    order: Tensor | None = None,
+) -> Table:
+    """Build the table of a map's inputs; from that of the outputs, without looking up.
+
+    See :func:`tritonspconv.kernels.triton.neighbor_table.reverse_table` for the arguments.
+    """
+    return invert_table(rows, order, in_coords.shape[0], offsets)
 
 
 def invert_table(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.window import reach_steps
 
 _SORTED_LAST = 2**63 - 1
 
@@ -58,23 +59,27 @@ def tap_keys(
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,
+    limit: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Return the key of the site that one tap relates to each row; -1 where there is none.
 
     ``divide=False``: ``fine = stride * coarse + offset``. ``divide=True``: rows are fine and the
-    coarse site exists only where the division leaves no remainder.
+    coarse site exists only where the division leaves a remainder below ``limit``; None: no
+    remainder.
     """
     cells = []
     exists = None
-    for axis, (off, step) in enumerate(zip(offset, stride, strict=True), start=1):
+    limits = limit or (1,) * len(stride)
+    for axis, (off, step, most) in enumerate(zip(offset, stride, limits, strict=True), start=1):
         cell = coords[:, axis].long()
         if not divide:
             cells.append(cell * step + off)
             continue
         moved = cell - off
         quotient = torch.div(moved, step, rounding_mode="floor")
-        exact = moved == quotient * step
-        exists = exact if exists is None else exists & exact
+        if most < step:
+            fits = moved - quotient * step < most
+            exists = fits if exists is None else exists & fits
         cells.append(quotient)
     keys = cell_keys(coords[:, 0], cells, grid)
     return keys if exists is None else torch.where(exists, keys, -1)
@@ -105,15 +110,17 @@ def reached_sites(
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,
-    own_grid: CellGrid | None = None,
+    own_grid: CellGrid,
 ) -> tuple[Tensor, SiteIndex]:
     """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
     See :func:`tritonspconv.kernels.triton.sites.reached_sites` for the arguments.
     """
-    if own_grid is not None:
-        coords = without_outsiders(coords, own_grid)
-    reached = [tap_keys(coords, offset, stride, divide, grid) for offset in offsets]
+    coords = without_outsiders(coords, own_grid)
+    reached = [
+        tap_keys(coords, offset, stride, divide, grid, limit)
+        for offset, limit in reach_steps(offsets, stride, divide)
+    ]
     keys = torch.unique(torch.cat(reached))
     keys = keys[keys >= 0]
     rows = torch.arange(keys.shape[0], device=keys.device)

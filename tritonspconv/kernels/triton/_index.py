@@ -1,165 +1,202 @@
-"""Device functions shared by the map kernels: keys of taps, and lookup of keys in an index."""
+"""Device functions shared by the map kernels: keys of taps, and lookup of keys in an index.
+
+A thread holds one row and runs through taps that are compile-time constants: what taps have in
+common, such as the checks of one axis, is computed once.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# An empty hash slot. No key is negative, and every ~row is larger, so atomic max sets the row.
-EMPTY_SLOT: tl.constexpr = tl.constexpr(-(2**63))
-# Words of a bitmap whose ranks are counted together.
-BLOCK_WORDS: tl.constexpr = tl.constexpr(2048)
-_HASH_MULTIPLIER: tl.constexpr = tl.constexpr(-7046029254386353131)
+# An index holds row r as r ^ LAST_ROW, so that zero is "none" and the lowest row is the maximum.
+LAST_ROW: tl.constexpr = tl.constexpr(2**31 - 1)
+# No key is larger.
+_LAST_KEY: tl.constexpr = tl.constexpr(2**63 - 1)
+# Beyond any cell of a narrow grid plus any of its offsets, and their sum still fits an int32.
+_FAR: tl.constexpr = tl.constexpr(3 * 2**29 - 1)
 
 
 @triton.jit
 def popcount(x):
-    """Count the set bits of int64 values in portable integer arithmetic."""
-    x = x - ((x >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return ((x * 0x0101010101010101) >> 56).to(tl.int32) & 0x7F
+    """Count the set bits of uint32 values; LLVM knows this form and emits one instruction."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
-def _unseal(value):
+def unseal(value):
     """Undo the sealing of ``_grid.box_args``."""
     return value >> 2
 
 
 @triton.jit
-def tap_cell(
+def row_keys(coords_ptr, rows, mask_n, lower, shape, batch_size, NDIM: tl.constexpr):
+    """Key of each row's own site, int64 [BLOCK_N], and whether the row is inside the grid."""
+    at = coords_ptr + rows.to(tl.int64) * (NDIM + 1)
+    key = tl.load(at, mask=mask_n, other=-1).to(tl.int64)
+    inside = mask_n & (key >= 0) & (key < batch_size)
+    for d in tl.static_range(NDIM):
+        cell = tl.load(at + (d + 1), mask=mask_n, other=0).to(tl.int64) - unseal(lower[d])
+        extent = unseal(shape[d])
+        inside = inside & (cell >= 0) & (cell < extent)
+        key = key * extent + cell
+    return key, inside
+
+
+@triton.jit
+def _row_start(
     coords_ptr,
-    offsets_ptr,
-    offs_n,
+    rows,
     mask_n,
-    offs_v,
-    mask_v,
+    lower,
     d: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
 ):
-    """Coordinate on axis d of the site that each tap relates to each row, and whether it exists.
+    own = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1) + (d + 1), mask=mask_n, other=0)
+    corner = unseal(lower[d])
+    if DIVIDE:
+        start = own.to(tl.int64) - corner * STRIDE[d]
+    else:
+        start = own.to(tl.int64) * STRIDE[d] - corner
+    if NARROW:
+        start = tl.minimum(tl.maximum(start, -_FAR), _FAR).to(tl.int32)
+    return start
+
+
+@triton.jit
+def row_starts(
+    coords_ptr,
+    rows,
+    mask_n,
+    lower,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
+):
+    """Where each row stands in the grid that its taps lead to: batch, then up to four axes.
+
+    The axes count from the grid's corner, in fine cells; int32 [BLOCK_N] each in a narrow grid,
+    whose keys fit an int32, else int64. ``mask_n`` must leave out rows of samples that the grid
+    does not have.
+    """
+    batch = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1), mask=mask_n, other=0)
+    if not NARROW:
+        batch = batch.to(tl.int64)
+    last: tl.constexpr = NDIM - 1
+    return (
+        batch,
+        _row_start(coords_ptr, rows, mask_n, lower, 0, STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, min(1, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, min(2, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, min(3, last), STRIDE, DIVIDE, NDIM, NARROW),
+    )
+
+
+@triton.jit
+def tap_cell(
+    starts,
+    v: tl.constexpr,
+    d: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+):
+    """Cell on axis d, from the grid's corner on, of the site that tap v relates to each row.
 
     ``DIVIDE=False``: rows are coarse, ``fine = stride * coarse + offset``. ``DIVIDE=True``: rows
-    are fine and the coarse site exists only where the division leaves no remainder.
+    are fine and the coarse site exists where the division leaves a remainder below the tap's limit.
+    ``TAPS`` holds for each tap its offset and its limit on every axis; see ``window.reach_steps``.
 
     Returns:
-        Rows' own coordinates int64 [BLOCK_N, 1], coordinates int64 and bool [BLOCK_N, BLOCK_V].
+        int [BLOCK_N], and bool: False where there is no site.
     """
-    at = coords_ptr + offs_n.to(tl.int64) * (NDIM + 1) + (d + 1)
-    own = tl.load(at, mask=mask_n, other=0).to(tl.int64)[:, None]
-    offset = tl.load(offsets_ptr + offs_v * NDIM + d, mask=mask_v, other=0).to(tl.int64)[None, :]
+    moved = starts[d + 1] + TAPS[2 * NDIM * v + d] * (-1 if DIVIDE else 1)
+    cell = moved
+    exists = moved >= 0
     if DIVIDE:
-        moved = own - offset
-        # Only exact quotients are kept, so it does not matter that division truncates.
         cell = moved // STRIDE[d]
-        exists = moved == cell * STRIDE[d]
-    else:
-        cell = own * STRIDE[d] + offset
-        exists = mask_n[:, None] & mask_v[None, :]
-    return own, cell, exists
+        exists = exists & (moved - cell * STRIDE[d] < TAPS[2 * NDIM * v + NDIM + d])
+    return cell, exists
 
 
 @triton.jit
 def tap_keys(
-    coords_ptr,
-    offsets_ptr,
-    offs_n,
-    mask_n,
-    offs_v,
-    mask_v,
-    lower,
+    starts,
+    inside,
     shape,
-    batch_size,
-    own_lower,
-    own_shape,
+    v: tl.constexpr,
+    TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
-    HAS_OWN: tl.constexpr,
+    NARROW: tl.constexpr,
 ):
-    """Key of the site that each tap relates to each row, and whether it is inside the grid.
-
-    With ``HAS_OWN``, rows outside the box of ``own_lower`` and ``own_shape`` relate to nothing.
-    The four tuples come from ``_grid.box_args``.
-
-    Returns:
-        int64 keys [BLOCK_N, BLOCK_V] and the matching bool validity.
-    """
-    batch_at = coords_ptr + offs_n.to(tl.int64) * (NDIM + 1)
-    batch = tl.load(batch_at, mask=mask_n, other=-1).to(tl.int64)
-    valid_n = mask_n & (batch >= 0) & (batch < batch_size)
-    key = tl.where(valid_n, batch, 0)[:, None] + tl.zeros_like(offs_v).to(tl.int64)[None, :]
-    valid = valid_n[:, None] & mask_v[None, :]
+    """Key of the site that tap v relates to each row, int [BLOCK_N], and whether it is inside."""
+    key = starts[0]
     for d in tl.static_range(NDIM):
-        own, cell, exists = tap_cell(
-            coords_ptr, offsets_ptr, offs_n, mask_n, offs_v, mask_v, d, STRIDE, DIVIDE, NDIM
-        )
-        if HAS_OWN:
-            inside_own = own - _unseal(own_lower[d])
-            valid = valid & (inside_own >= 0) & (inside_own < _unseal(own_shape[d]))
-        inside = cell - _unseal(lower[d])
-        extent = _unseal(shape[d])
-        valid = valid & exists & (inside >= 0) & (inside < extent)
-        key = key * extent + inside
-    return tl.where(valid, key, 0), valid
+        cell, exists = tap_cell(starts, v, d, TAPS, STRIDE, DIVIDE, NDIM)
+        extent = unseal(shape[d])
+        if NARROW:
+            extent = extent.to(tl.int32)
+        inside = inside & exists & (cell < extent)
+        key = key * extent + cell
+    return key, inside
 
 
 @triton.jit
-def hash_slot(key, log2_capacity):
-    """Home slot of a key: the top bits of two multiply-xor rounds.
+def find_ranks(key, valid, words_ptr):
+    """Rank of each valid key among the set bits of a bitmap, and whether its bit is set."""
+    word = tl.load(words_ptr + (key >> 5), mask=valid, other=0)
+    bit = (key & 31).to(tl.uint32)
+    bits = word.to(tl.uint32)
+    below = bits & ((tl.full(bit.shape, 1, tl.uint32) << bit) - 1)
+    return (word >> 32).to(tl.int32) + popcount(below), ((bits >> bit) & 1) != 0
 
-    One round is not enough: keys are linear in the coordinates, and a product alone keeps their
-    lattice, which crowds the table.
+
+@triton.jit
+def slot_entries(slot, key, shift):
+    """Where in ``SiteIndex.rows`` the row of a key in a slot stands, int32."""
+    low = key & ((tl.full(key.shape, 1, key.dtype) << shift) - 1)
+    return (slot << shift) + low.to(tl.int32)
+
+
+@triton.jit
+def _search(key, valid, keys_ptr, rows_ptr, size):
+    """Row of each valid key among ``size`` sorted ones, the first of equal ones; -1: absent."""
+    # Halve the span of keys in which the first one not below ``key`` lies.
+    first = tl.zeros_like(key)
+    span = size
+    while span > 0:
+        half = (span + 1) // 2
+        probe = first + (half - 1)
+        stored = tl.load(keys_ptr + probe, mask=valid & (probe < size), other=_LAST_KEY)
+        first = tl.where(stored < key, first + half, first)
+        span -= half
+    hit = valid & (first < size)
+    hit = hit & (tl.load(keys_ptr + first, mask=hit, other=-1) == key)
+    return tl.load(rows_ptr + first, mask=hit, other=-1).to(tl.int32), hit
+
+
+@triton.jit
+def find_rows(key, valid, table_ptr, rows_ptr, size, KIND: tl.constexpr):
+    """Row of each valid key in the index, and whether it is there.
+
+    The three arguments after ``valid`` come from ``_grid.index_args``.
     """
-    mixed = key * _HASH_MULTIPLIER
-    mixed = (mixed ^ (mixed >> 32)) * _HASH_MULTIPLIER
-    return (mixed >> (64 - log2_capacity)) & ((1 << log2_capacity.to(tl.int64)) - 1)
-
-
-@triton.jit
-def find_ranks(key, valid, words_ptr, ranks_ptr, block_rank_ptr):
-    """Rank of each valid key among the set bits of a bitmap, -1 where its bit is not set."""
-    word_index = key >> 6
-    word = tl.load(words_ptr + word_index, mask=valid, other=0)
-    bit = key & 63
-    found = valid & (((word >> bit) & 1) != 0)
-    below = word & (((tl.zeros_like(bit) + 1) << bit) - 1)
-    first = tl.load(ranks_ptr + word_index, mask=found, other=0)
-    block = tl.load(block_rank_ptr + word_index // BLOCK_WORDS, mask=found, other=0).to(tl.int32)
-    return tl.where(found, block + first + popcount(below), -1)
-
-
-@triton.jit
-def find_rows(
-    key,
-    valid,
-    table_ptr,
-    ranks_ptr,
-    block_rank_ptr,
-    row_of_rank_ptr,
-    log2_capacity,
-    BITMAP: tl.constexpr,
-    HAS_ROW_OF_RANK: tl.constexpr,
-):
-    """Row of each valid key in the index, -1 where the key is absent or not valid."""
-    if BITMAP:
-        row = find_ranks(key, valid, table_ptr, ranks_ptr, block_rank_ptr)
-        if HAS_ROW_OF_RANK:
-            row = tl.load(row_of_rank_ptr + row, mask=row >= 0, other=-1)
-        return row
-    last = (1 << log2_capacity.to(tl.int64)) - 1
-    slot = hash_slot(key, log2_capacity)
-    active = valid
-    found_slot = tl.zeros_like(key) - 1
-    probes = 0
-    while (tl.max(tl.max(active.to(tl.int32), axis=1), axis=0) > 0) & (probes <= last):
-        stored = tl.load(table_ptr + slot * 2, mask=active, other=EMPTY_SLOT)
-        found_slot = tl.where(active & (stored == key), slot, found_slot)
-        active = active & (stored != key) & (stored != EMPTY_SLOT)
-        slot = (slot + 1) & last
-        probes += 1
-    hit = found_slot >= 0
-    return (~tl.load(table_ptr + found_slot * 2 + 1, mask=hit, other=0)).to(tl.int32)
+    if KIND == "bitmap":
+        row, found = find_ranks(key, valid, table_ptr)
+    elif KIND == "blocks":
+        slot = tl.load(table_ptr + (key >> size), mask=valid, other=0) - 1
+        stored = tl.load(rows_ptr + slot_entries(slot, key, size), mask=slot >= 0, other=0)
+        row, found = stored ^ LAST_ROW, stored > 0
+    else:
+        row, found = _search(key, valid, table_ptr, rows_ptr, size)
+    return row, found

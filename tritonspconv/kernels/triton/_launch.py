@@ -1,14 +1,15 @@
 """The one place that launches Triton kernels, and all that depends on Triton's private interface.
 
 ``kernel[grid](...)`` costs 15 to 30 us of host time a call: it binds and specialises every argument
-anew and calls the profilers' hooks even when there are none. LiDAR networks are bound by the host,
-so a launch here remembers the compiled kernel for arguments of one kind and runs it directly. Where
-Triton is not a version that this was tested with, or a hook is set, or the kernel is interpreted,
-it launches in the ordinary way.
+anew, asks the driver about every pointer and calls the profilers' hooks even when there are none.
+LiDAR networks are bound by the host, so a launch here remembers the compiled kernel for arguments
+of one kind and hands it addresses. Where Triton is not a version that this was tested with, or a
+hook is set, or the kernel is interpreted, it launches in the ordinary way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,67 +20,136 @@ from torch import Tensor
 _KNOWN_VERSIONS = ("3.6.",)
 _is_known_version = triton.__version__.startswith(_KNOWN_VERSIONS)
 
-# Compiled kernels by kernel, device and kind of arguments. Filled once a kind; never tuned.
-_compiled: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-_unspecialized: dict[int, tuple[bool, ...]] = {}
+_bound: dict[tuple[Any, ...], BoundKernel] = {}
+
+
+class BoundKernel:
+    """A jitted kernel with its constexpr arguments and options; made by :func:`bind`.
+
+    Attributes:
+        kernel: The jitted function.
+        meta: Its constexpr arguments and Triton's options.
+        compiled: What was compiled so far, by device and kind of run-time arguments. Filled once a
+            kind; nothing is tuned.
+    """
+
+    __slots__ = ("_is_plain", "compiled", "kernel", "meta")
+
+    def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
+        self.kernel, self.meta = kernel, meta
+        self.compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
+        # An interpreted kernel has no such list, and needs none.
+        unspecialized = getattr(kernel, "do_not_specialize", ())
+        self._is_plain = tuple(name in unspecialized for name in kernel.arg_names)
+
+    def __call__(self, grid: tuple[int, ...], device: torch.device, *args: Any) -> None:
+        """Run the kernel.
+
+        Args:
+            grid: Programs per axis.
+            device: Where the tensors are; made current for the launch when it is not.
+            args: The kernel's run-time arguments, in order.
+        """
+        if device.type != "cuda":
+            self._launch_by_triton(grid, args)
+        elif device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._launch(grid, device, args)
+        else:
+            self._launch(grid, device, args)
+
+    def _launch_by_triton(self, grid: tuple[int, ...], args: tuple[Any, ...]) -> Any:
+        return self.kernel[grid](*args, enable_fp_fusion=True, **self.meta)
+
+    def _launch(self, grid: tuple[int, ...], device: torch.device, args: tuple[Any, ...]) -> None:
+        if not _is_known_version or _has_hooks():
+            self._launch_by_triton(grid, args)
+            return
+        kind: list[Any] = [device.index]
+        values: list[Any] = []
+        for arg, plain in zip(args, self._is_plain, strict=False):
+            if isinstance(arg, Tensor):
+                address = arg.data_ptr()
+                values.append(address)
+                kind.append(arg.dtype)
+                if address % 16:
+                    kind.append("unaligned")
+            else:
+                values.append(arg)
+                kind.append(_width(arg) if plain else _kind(arg))
+        key = tuple(kind)
+        run = self.compiled.get(key)
+        if run is None:
+            compiled = self._launch_by_triton(grid, args)
+            constants = tuple(self.meta[name] for name in self.kernel.arg_names[len(args) :])
+            self.compiled[key] = _runner(compiled, constants)
+            return
+        run(grid, torch._C._cuda_getCurrentRawStream(device.index), values)
+
+
+def bind(kernel: Any, **meta: Any) -> BoundKernel:
+    """Return the kernel with its constexpr arguments and options bound; the same one every time."""
+    # By identity: a jitted function hashes its source.
+    key = (id(kernel), tuple(meta), tuple(meta.values()))
+    found = _bound.get(key)
+    if found is None:
+        found = _bound[key] = BoundKernel(kernel, meta)
+    return found
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Tensor | Any, **meta: Any
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **meta: Any
 ) -> None:
-    """Run a jitted kernel on ``device``.
+    """Run a jitted kernel on ``device``: :func:`bind` and call.
 
     Args:
         kernel: The jitted function.
         grid: Programs per axis.
-        device: Where the tensors are; made current for the launch when it is not.
+        device: Where the tensors are.
         args: The kernel's run-time arguments, in order.
         meta: Its constexpr arguments and Triton's options.
     """
-    if device.type != "cuda":
-        kernel[grid](*args, enable_fp_fusion=True, **meta)
-    elif device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            _launch_on_current(kernel, grid, device, args, meta)
-    else:
-        _launch_on_current(kernel, grid, device, args, meta)
+    bind(kernel, **meta)(grid, device, *args)
 
 
-def _launch_on_current(
-    kernel: Any,
-    grid: tuple[int, ...],
-    device: torch.device,
-    args: tuple[Any, ...],
-    meta: dict[str, Any],
-) -> None:
-    if not _is_known_version or _has_hooks():
-        kernel[grid](*args, enable_fp_fusion=True, **meta)
-        return
-    # By identity: a jitted function hashes its source.
-    is_plain = _unspecialized.get(id(kernel)) or _find_unspecialized(kernel)
-    kind = [
-        _width(arg) if plain else _kind(arg) for plain, arg in zip(is_plain, args, strict=False)
-    ]
-    key = (id(kernel), device.index, *kind, *meta.values())
-    found = _compiled.get(key)
-    if found is None:
-        compiled = kernel[grid](*args, enable_fp_fusion=True, **meta)
-        constants = tuple(meta[name] for name in kernel.arg_names[len(args) :])
-        _compiled[key] = compiled.run, compiled.function, compiled.packed_metadata, constants
-        return
-    run, function, packed_metadata, constants = found
-    stream = torch._C._cuda_getCurrentRawStream(device.index)
-    axes = (*grid, 1, 1)
-    run(
-        axes[0], axes[1], axes[2], stream, function, packed_metadata,
-        None, None, None, *args, *constants,
-    )  # fmt: skip
+def compiled_kernels() -> list[Any]:
+    """Return the jitted function of every kernel compiled so far, once per kind of arguments."""
+    return [bound.kernel for bound in _bound.values() for _ in bound.compiled]
 
 
-def _find_unspecialized(kernel: Any) -> tuple[bool, ...]:
-    """Return which arguments Triton does not specialise on their values."""
-    found = tuple(name in kernel.do_not_specialize for name in kernel.arg_names)
-    return _unspecialized.setdefault(id(kernel), found)
+def _runner(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
+    """Return what runs a compiled kernel for a grid, a stream and the values of its arguments."""
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    if type(run).__name__ == "CudaLauncher" and not (
+        run.global_scratch_size or run.profile_scratch_size
+    ):
+        # What the launcher itself does when there is no scratch memory to allocate.
+        launch = run.launch
+        options = (
+            run.launch_cooperative_grid,
+            run.launch_pdl,
+            None,
+            None,
+            metadata,
+            None,
+            None,
+            None,
+        )
+
+        def run_directly(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+            axes = (*grid, 1, 1)
+            launch(axes[0], axes[1], axes[2], stream, function, *options, *values, *constants)
+
+        return run_directly
+
+    def run_by_launcher(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+        axes = (*grid, 1, 1)
+        run(
+            axes[0], axes[1], axes[2], stream, function, metadata, None, None, None,
+            *values, *constants,
+        )  # fmt: skip
+
+    return run_by_launcher
 
 
 def _has_hooks() -> bool:
@@ -88,12 +158,10 @@ def _has_hooks() -> bool:
 
 
 def _kind(arg: Any) -> Any:
-    """Return what Triton specialises an argument on: dtype and alignment, 1, multiples of 16.
+    """Return what Triton specialises an argument on: 1, multiples of 16, width.
 
     It does so inside tuples too, whether or not the tuple is among ``do_not_specialize``.
     """
-    if isinstance(arg, Tensor):
-        return arg.dtype, arg.data_ptr() % 16 == 0
     if type(arg) is tuple:
         return tuple(map(_kind, arg))
     if type(arg) is int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -23,41 +24,109 @@ class GemmConfig(NamedTuple):
     num_stages: int
 
 
-def on_amd() -> bool:
-    """Return whether torch drives AMD GPUs, which have 64 KiB of shared memory per block."""
-    return bool(torch.version.hip)
+class Card(NamedTuple):
+    """What tile shapes depend on.
+
+    Attributes:
+        is_amd: An AMD card, through ROCm.
+        shared_bytes: Shared memory (AMD: LDS) that one program may use.
+    """
+
+    is_amd: bool
+    shared_bytes: int
+
+
+# Hopper's; also what the interpreter is given.
+_DEFAULT_CARD = Card(is_amd=False, shared_bytes=227 * 1024)
+
+
+@functools.lru_cache(maxsize=64)
+def card_of(device: torch.device) -> Card:
+    """Return what tiles must fit on ``device``."""
+    if device.type != "cuda":
+        return _DEFAULT_CARD
+    properties = torch.cuda.get_device_properties(device)
+    # Without the opt-in, CUDA allows 48 KiB; ROCm has no such distinction.
+    most = getattr(properties, "shared_memory_per_block_optin", 0)
+    return Card(bool(torch.version.hip), most or properties.shared_memory_per_block)
 
 
 def _padded(channels: int, most: int) -> int:
     return min(max(next_power_of_2(channels), 16), most)
 
 
-def gather_gemm_config(n_out: int, c_in: int, c_out: int, dtype: torch.dtype) -> GemmConfig:
+def _fitted(config: GemmConfig, bytes_per_step: int, card: Card) -> GemmConfig:
+    """Return the config with as many stages as the card's shared memory holds."""
+    # Triton keeps two buffers less than stages where it has wgmma, one less elsewhere.
+    spare = 2 if card.shared_bytes >= _DEFAULT_CARD.shared_bytes else 1
+    stages = config.num_stages
+    while stages > 2 and (stages - spare) * bytes_per_step + 2048 > card.shared_bytes:
+        stages -= 1
+    return config._replace(num_stages=stages)
+
+
+def gather_gemm_config(
+    card: Card, log2_rows: int, c_in: int, c_out: int, dtype: torch.dtype, parts: int = 0
+) -> GemmConfig:
     """Choose the tile of :func:`gather_gemm`.
 
-    NVIDIA, 16-bit: the gather needs five stages in flight, since the index load before it takes
-    one. 32-bit: half the channels per step for the same shared memory.
+    Args:
+        card: Where it runs.
+        log2_rows: Bits of the number of output rows.
+        c_in: Input channels.
+        c_out: Output channels.
+        dtype: Of the operands.
+        parts: float16 parts of each operand, or 0.
     """
-    if dtype.itemsize == 8:
+    config = _gather_gemm_tile(card, log2_rows, c_in, c_out, dtype.itemsize, parts)
+    per_step = (config.block_m + config.block_n) * config.block_k * dtype.itemsize * max(parts, 1)
+    return _fitted(config, per_step, card)
+
+
+def _gather_gemm_tile(
+    card: Card, log2_rows: int, c_in: int, c_out: int, itemsize: int, parts: int
+) -> GemmConfig:
+    if itemsize == 8:
         return GemmConfig(32, _padded(c_out, 32), 16, 4, 2)
-    wide = dtype.itemsize > 2
-    if on_amd():
-        return GemmConfig(
-            64 if wide else 128, _padded(c_out, 64 if wide else 128), _padded(c_in, 32), 4, 2
-        )
+    wide = itemsize > 2
+    if card.is_amd:
+        most = 64 if wide else 128
+        return GemmConfig(most, _padded(c_out, most), _padded(c_in, 32), 4, 2)
+    # The gather needs five stages in flight, since the index load before it takes one.
+    if parts == 2:
+        # Three accumulators and twice the operands.
+        if c_out > 64:
+            return GemmConfig(128, 128, _padded(c_in, 64 if c_in % 8 == 0 else 32), 8, 5)
+        return GemmConfig(64, _padded(c_out, 64), _padded(c_in, 32), 4, 5)
     block_n = _padded(c_out, 64 if wide else 256)
+    # 32-bit operands: half the channels per step for the same shared memory.
     block_k = _padded(c_in, 32 if wide else 64)
-    small = num_blocks(n_out, 128) * num_blocks(c_out, block_n) < 264
+    small = (num_blocks(c_out, block_n) << log2_rows) < 264 * 128
     block_m = 64 if wide or small else 128
     if block_n == 256:
         return GemmConfig(block_m, 128 if small else 256, block_k, 4 if small else 8, 5)
     return GemmConfig(block_m, block_n, block_k, 4, 5)
 
 
-def weight_grad_config(c_in: int, c_out: int, dtype: torch.dtype) -> GemmConfig:
-    """Choose the tile of :func:`weight_grad`."""
-    if dtype.itemsize == 8:
+def weight_grad_config(
+    card: Card, c_in: int, c_out: int, dtype: torch.dtype, parts: int = 0
+) -> GemmConfig:
+    """Choose the tile of :func:`weight_grad`; arguments as for :func:`gather_gemm_config`."""
+    config = _weight_grad_tile(card, c_in, c_out, dtype.itemsize, parts)
+    per_step = (config.block_m + config.block_n) * config.block_k * dtype.itemsize * max(parts, 1)
+    return _fitted(config, per_step, card)
+
+
+def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: int) -> GemmConfig:
+    if itemsize == 8:
         return GemmConfig(_padded(c_in, 32), _padded(c_out, 32), 16, 4, 2)
-    most = 64 if dtype.itemsize > 2 else 128
-    block_k = 32 if dtype.itemsize > 2 or on_amd() else 64
-    return GemmConfig(_padded(c_in, most), _padded(c_out, most), block_k, 4, 2 if on_amd() else 5)
+    if card.is_amd or (itemsize > 2 and not parts):
+        most = 64 if itemsize > 2 else 128
+        # Rows that are no multiple of 16 bytes are loaded entry by entry, which takes registers.
+        block_k = 32 if card.is_amd or (c_in % 4 == 0 and c_out % 4 == 0) else 16
+        stages = 2 if card.is_amd else 5
+        return GemmConfig(_padded(c_in, most), _padded(c_out, most), block_k, 4, stages)
+    # Two accumulators, three for parts: eight warps where a tile has more than 64 x 64 entries.
+    warps = 8 if max(c_in, c_out) > 64 else 4
+    block_k = 64 if parts == 2 else 128
+    return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), block_k, warps, 5)

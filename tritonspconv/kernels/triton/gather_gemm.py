@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritonspconv.kernels.triton import configs
 from tritonspconv.kernels.triton._blocks import num_blocks
-from tritonspconv.kernels.triton._launch import launch
-from tritonspconv.kernels.triton.configs import GemmConfig, gather_gemm_config
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
+from tritonspconv.kernels.triton.configs import (
+    Card,
+    GemmConfig,
+    card_of,
+    gather_gemm_config,
+)
+from tritonspconv.kernels.triton.half_parts import (
+    HalfParts,
+    half_exponent,
+    leading_part,
+    undo_exponent,
+)
 
 
 @triton.jit
@@ -30,29 +42,43 @@ def popcount32(x):
 @triton.jit(do_not_specialize=["n_out"])
 def gather_gemm_kernel(
     feats_ptr,
+    feats_low_ptr,
+    feats_largest_ptr,
     weight_ptr,
+    weight_low_ptr,
+    weight_largest_ptr,
     bias_ptr,
+    residual_ptr,
     out_ptr,
     rows_ptr,
     mask_ptr,
     order_ptr,
     n_out,
-    stride_w_v,
-    stride_w_k,
-    stride_w_n,
+    STRIDE_W_V: tl.constexpr,
+    STRIDE_W_K: tl.constexpr,
+    STRIDE_W_N: tl.constexpr,
     V: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     MIRRORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC_TYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``out[order[m]] = bias + sum_v feats[rows[v, m]] @ weight[v]`` for BLOCK_M columns m."""
+    """``out[order[m]] = bias + sum_v feats[rows[v, m]] @ weight[v]`` for BLOCK_M columns m.
+
+    PARTS: float16 parts of each float32 operand, or 0 for operands as they are. WIDE: operands or
+    table have 2**31 entries and more; 32-bit offsets save a tenth at 256 channels.
+    """
+    OFFSET: tl.constexpr = tl.int64 if WIDE else tl.int32
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
     pid_m = tl.program_id(0) // N_TILES
@@ -63,6 +89,11 @@ def gather_gemm_kernel(
     mask_m = offs_m < n_out
     mask_n = offs_n < C_OUT
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
+    if PARTS == 2:
+        # Matrix units truncate what they add to: each step of the leading product starts from zero
+        # and is added in float32. A zero that the compiler knew would be folded away.
+        zeros = acc + tl.minimum(n_out, 0).to(ACC_TYPE)
+        acc_low = acc
     for word in tl.static_range((V + 31) // 32):
         masks = tl.load(mask_ptr + word * n_out.to(tl.int64) + offs_m, mask=mask_m, other=0)
         taps = tl.reduce(masks, 0, _or)
@@ -70,7 +101,7 @@ def gather_gemm_kernel(
             chunk = step % CHUNKS
             v = word * 32 + popcount32((taps & -taps) - 1)
             # The index is loaded in the loop so that the pipeliner can run the gather ahead.
-            row = tl.load(rows_ptr + v.to(tl.int64) * n_out + offs_m, mask=mask_m, other=-1)
+            row = tl.load(rows_ptr + v.to(OFFSET) * n_out + offs_m, mask=mask_m, other=-1)
             channel = chunk * BLOCK_K + offs_k
             # [BLOCK_M, BLOCK_K]
             a_mask = (row >= 0)[:, None]
@@ -78,49 +109,59 @@ def gather_gemm_kernel(
             if C_IN % BLOCK_K != 0:
                 a_mask = a_mask & (channel < C_IN)[None, :]
                 w_mask = w_mask & (channel < C_IN)[:, None]
-            a = tl.load(
-                feats_ptr + row.to(tl.int64)[:, None] * C_IN + channel[None, :],
-                mask=a_mask,
-                other=0.0,
-            )
+            a_offs = row.to(OFFSET)[:, None] * C_IN + channel[None, :]
+            a = tl.load(feats_ptr + a_offs, mask=a_mask, other=0.0)
             tap = V - 1 - v if MIRRORED else v
             # [BLOCK_K, BLOCK_N]
-            w = tl.load(
-                weight_ptr
-                + tap.to(tl.int64) * stride_w_v
-                + channel[:, None] * stride_w_k
-                + offs_n[None, :] * stride_w_n,
-                mask=w_mask,
-                other=0.0,
+            w_offs = (
+                tap.to(OFFSET) * STRIDE_W_V
+                + channel[:, None] * STRIDE_W_K
+                + offs_n[None, :] * STRIDE_W_N
             )
-            acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC_TYPE)
+            w = tl.load(weight_ptr + w_offs, mask=w_mask, other=0.0)
+            if PARTS == 2:
+                a_low = tl.load(feats_low_ptr + a_offs, mask=a_mask, other=0.0)
+                w_low = tl.load(weight_low_ptr + w_offs, mask=w_mask, other=0.0)
+                acc_low = tl.dot(a_low, w, acc_low)
+                acc_low = tl.dot(a, w_low, acc_low)
+                acc += tl.dot(a, w, zeros)
+            else:
+                acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC_TYPE)
             taps = tl.where(chunk == CHUNKS - 1, taps & (taps - 1), taps)
+    if PARTS == 2:
+        acc += acc_low * 0.00048828125  # 2**-11
+    if PARTS > 0:
+        exponent = half_exponent(tl.load(feats_largest_ptr))
+        exponent += half_exponent(tl.load(weight_largest_ptr))
+        acc = undo_exponent(acc, exponent)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
     out_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m
-    tl.store(
-        out_ptr + out_row.to(tl.int64)[:, None] * C_OUT + offs_n[None, :],
-        acc.to(out_ptr.dtype.element_ty),
-        mask=mask_m[:, None] & mask_n[None, :],
-    )
+    out_offs = out_row.to(tl.int64)[:, None] * C_OUT + offs_n[None, :]
+    out_mask = mask_m[:, None] & mask_n[None, :]
+    if HAS_RESIDUAL:
+        acc += tl.load(residual_ptr + out_offs, mask=out_mask, other=0.0).to(ACC_TYPE)
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)
+    tl.store(out_ptr + out_offs, acc.to(out_ptr.dtype.element_ty), mask=out_mask)
 
 
-def dot_precision(precision: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Return Triton's ``input_precision`` for ``precision`` on this device.
+def dot_precision(precision: str, device_type: str, dtype: torch.dtype, card: Card) -> str:
+    """Return Triton's ``input_precision`` for ``precision`` on this card.
 
     NVIDIA has no fast IEEE float32 product; the sum of three tf32 products keeps its accuracy.
     AMD and the interpreter multiply float32 exactly.
     """
-    if dtype != torch.float32 or configs.on_amd():
+    if dtype != torch.float32 or card.is_amd:
         return "ieee"
-    if precision == "ieee" and device.type == "cuda":
+    if precision == "ieee" and device_type == "cuda":
         return "tf32x3"
     return precision
 
 
 def gather_gemm(
-    feats: Tensor,
-    weight: Tensor,
+    feats: Tensor | HalfParts,
+    weight: Tensor | HalfParts,
     bias: Tensor | None,
     rows: Tensor,
     mask: Tensor,
@@ -128,43 +169,98 @@ def gather_gemm(
     *,
     mirrored: bool,
     precision: str = "ieee",
+    residual: Tensor | None = None,
+    relu: bool = False,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Multiply gathered rows with the taps' matrices and sum over taps.
 
     Args:
-        feats: [n_in, c_in], contiguous rows.
-        weight: [V, c_in, c_out], any strides, same dtype.
+        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
+        weight: [V, c_in, c_out], any strides, same dtype; parts if ``feats`` are.
         bias: [c_out] or None.
         rows: int32 [V, n_out], row of ``feats`` or -1.
         mask: int32 [ceil(V/32), n_out], which taps are present.
         order: int32 [n_out] output row of each column, or None.
         mirrored: Table tap v multiplies ``weight[V-1-v]``.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
+        relu: Clamp the sum at zero.
         config: Tile to use; None: the fixed choice for these sizes.
 
     Returns:
-        [n_out, c_out] in the dtype of ``feats``; sums in float32 (float64 for float64).
+        [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
+        float64).
     """
+    parts, feats, feats_low, feats_largest = leading_part(feats)
+    _, weight, weight_low, weight_largest = leading_part(weight)
     volume, c_in, c_out = weight.shape
     n_out = rows.shape[1]
-    out = torch.empty(n_out, c_out, dtype=feats.dtype, device=feats.device)
+    dtype = torch.float32 if parts else feats.dtype
+    out = torch.empty(n_out, c_out, dtype=dtype, device=feats.device)
     if n_out == 0 or c_out == 0:
         return out
     if feats.dtype == torch.float32 and weight.stride(1) != 1:
         # wgmma takes 32-bit operands with the summed axis contiguous only.
         weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
-    cfg = config or gather_gemm_config(n_out, c_in, c_out, feats.dtype)
-    grid = (num_blocks(n_out, cfg.block_m) * num_blocks(c_out, cfg.block_n),)
-    launch(
-            gather_gemm_kernel, grid, feats.device,
-        feats, weight, bias, out, rows, mask, order,
-        n_out, weight.stride(0), weight.stride(1), weight.stride(2),
+    run, block_m, tiles_n = _bind(
+        feats.device.type,
+        card_of(feats.device),
+        feats.dtype,
+        parts,
+        precision,
+        volume,
+        c_in,
+        c_out,
+        weight.stride(),
+        n_out.bit_length(),
+        bias is not None,
+        residual is not None,
+        relu,
+        order is not None,
+        mirrored,
+        max(feats.numel(), weight.numel(), rows.numel()) >= 2**31,
+        config,
+    )
+    run(
+            (num_blocks(n_out, block_m) * tiles_n,), feats.device,
+        feats, feats_low, feats_largest, weight, weight_low, weight_largest,
+        bias, residual, out, rows, mask, order, n_out,
+    )  # fmt: skip
+    return out
+
+
+@functools.lru_cache(maxsize=4096)
+def _bind(
+    device_type: str,
+    card: Card,
+    dtype: torch.dtype,
+    parts: int,
+    precision: str,
+    volume: int,
+    c_in: int,
+    c_out: int,
+    strides: tuple[int, int, int],
+    log2_rows: int,
+    has_bias: bool,
+    has_residual: bool,
+    relu: bool,
+    has_order: bool,
+    mirrored: bool,
+    wide: bool,
+    config: GemmConfig | None,
+) -> tuple[BoundKernel, int, int]:
+    """Return the kernel for such operands, its output rows per tile, and its tiles per row."""
+    cfg = config or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts)
+    kernel = bind(
+        gather_gemm_kernel,
+        STRIDE_W_V=strides[0], STRIDE_W_K=strides[1], STRIDE_W_N=strides[2],
         V=volume, C_IN=c_in, C_OUT=c_out,
-        HAS_BIAS=bias is not None, HAS_ORDER=order is not None, MIRRORED=mirrored,
-        PRECISION=dot_precision(precision, feats.device, feats.dtype),
-        ACC_TYPE=tl.float64 if feats.dtype == torch.float64 else tl.float32,
+        HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual, RELU=relu, HAS_ORDER=has_order,
+        MIRRORED=mirrored, PARTS=parts, WIDE=wide,
+        PRECISION=dot_precision(precision, device_type, dtype, card),
+        ACC_TYPE=tl.float64 if dtype == torch.float64 else tl.float32,
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
-    return out
+    return kernel, cfg.block_m, num_blocks(c_out, cfg.block_n)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
-from tritonspconv.kernels.triton._launch import launch
-from tritonspconv.kernels.triton.configs import GemmConfig, weight_grad_config
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
+from tritonspconv.kernels.triton.configs import (
+    Card,
+    GemmConfig,
+    card_of,
+    weight_grad_config,
+)
 from tritonspconv.kernels.triton.gather_gemm import dot_precision
+from tritonspconv.kernels.triton.half_parts import (
+    HalfParts,
+    half_exponent,
+    leading_part,
+    undo_exponent,
+)
 
 # Ranges per launch, shared among the tiles of one tap's matrix: enough to fill a large GPU twice.
 _PROGRAMS = 528
@@ -45,7 +58,11 @@ def _range_starts(
 @triton.jit(do_not_specialize=["capacity"])
 def weight_grad_kernel(
     feats_ptr,
+    feats_low_ptr,
+    feats_largest_ptr,
     grad_ptr,
+    grad_low_ptr,
+    grad_largest_ptr,
     pairs_ptr,
     tap_ptr_ptr,
     partial_ptr,
@@ -56,13 +73,17 @@ def weight_grad_kernel(
     BLOCK_V: tl.constexpr,
     SLICES: tl.constexpr,
     MIRRORED: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC_TYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``partial[range] = sum over the range's pairs of feats[in]^T grad[out]``, one tile of it."""
+    """``partial[range] = sum over the range's pairs of feats[in]^T grad[out]``, one tile of it.
+
+    PARTS: float16 parts of each float32 operand, or 0 for operands as they are.
+    """
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     item = tl.program_id(0)
     offs_v, begin, end, length, first, last = _range_starts(
@@ -82,24 +103,36 @@ def weight_grad_kernel(
         mask_m = offs_m < C_IN
         mask_n = offs_n < C_OUT
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
+        # Matrix units truncate what they add to: each step starts from zero and is added in
+        # float32. A zero that the compiler knew would be folded away.
+        zeros = acc + tl.minimum(capacity, 0).to(ACC_TYPE)
+        if PARTS == 2:
+            acc_low = acc
         for at in range(start, stop, BLOCK_K):
             offs_p = at + tl.arange(0, BLOCK_K)
             mask_p = offs_p < stop
             row_in = tl.load(in_ptr + offs_p, mask=mask_p, other=0)
             row_out = tl.load(out_ptr + offs_p, mask=mask_p, other=0)
             # [BLOCK_K, BLOCK_M]
-            x = tl.load(
-                feats_ptr + row_in.to(tl.int64)[:, None] * C_IN + offs_m[None, :],
-                mask=mask_p[:, None] & mask_m[None, :],
-                other=0.0,
-            )
+            x_offs = row_in.to(tl.int64)[:, None] * C_IN + offs_m[None, :]
+            x_mask = mask_p[:, None] & mask_m[None, :]
+            x = tl.load(feats_ptr + x_offs, mask=x_mask, other=0.0)
             # [BLOCK_K, BLOCK_N]
-            g = tl.load(
-                grad_ptr + row_out.to(tl.int64)[:, None] * C_OUT + offs_n[None, :],
-                mask=mask_p[:, None] & mask_n[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(tl.trans(x), g, acc, input_precision=PRECISION, out_dtype=ACC_TYPE)
+            g_offs = row_out.to(tl.int64)[:, None] * C_OUT + offs_n[None, :]
+            g_mask = mask_p[:, None] & mask_n[None, :]
+            g = tl.load(grad_ptr + g_offs, mask=g_mask, other=0.0)
+            if PARTS == 2:
+                x_low = tl.load(feats_low_ptr + x_offs, mask=x_mask, other=0.0)
+                g_low = tl.load(grad_low_ptr + g_offs, mask=g_mask, other=0.0)
+                acc_low = tl.dot(tl.trans(x_low), g, acc_low)
+                acc_low = tl.dot(tl.trans(x), g_low, acc_low)
+            acc += tl.dot(tl.trans(x), g, zeros, input_precision=PRECISION, out_dtype=ACC_TYPE)
+        if PARTS == 2:
+            acc += acc_low * 0.00048828125  # 2**-11
+        if PARTS > 0:
+            exponent = half_exponent(tl.load(feats_largest_ptr))
+            exponent += half_exponent(tl.load(grad_largest_ptr))
+            acc = undo_exponent(acc, exponent)
         partial = partial_ptr + item.to(tl.int64) * (C_IN * C_OUT)
         tl.store(
             partial + offs_m[:, None] * C_OUT + offs_n[None, :],
@@ -113,9 +146,9 @@ def sum_ranges_kernel(
     partial_ptr,
     tap_ptr_ptr,
     out_ptr,
-    stride_v,
-    stride_k,
-    stride_n,
+    STRIDE_V: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    STRIDE_N: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     V: tl.constexpr,
@@ -138,13 +171,13 @@ def sum_ranges_kernel(
         acc += tl.load(partial, mask=mask, other=0.0)
         partial += C_IN * C_OUT
     row, column = offs // C_OUT, offs % C_OUT
-    out = out_ptr + v.to(tl.int64) * stride_v + row * stride_k + column * stride_n
+    out = out_ptr + v.to(tl.int64) * STRIDE_V + row * STRIDE_K + column * STRIDE_N
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def weight_grad(
-    feats: Tensor,
-    grad: Tensor,
+    feats: Tensor | HalfParts,
+    grad: Tensor | HalfParts,
     pairs: Tensor,
     tap_ptr: Tensor,
     out: Tensor,
@@ -156,8 +189,8 @@ def weight_grad(
     """Fill ``out[v] = sum over pairs (i, o) of tap v of feats[i]^T grad[o]``.
 
     Args:
-        feats: [n_in, c_in], contiguous rows.
-        grad: [n_out, c_out], contiguous rows, same dtype.
+        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
+        grad: [n_out, c_out], contiguous rows, same dtype; parts if ``feats`` are.
         pairs: int32 [2, capacity], input and output rows by tap.
         tap_ptr: int64 [taps + 1], where each tap's pairs begin.
         out: [V, c_in, c_out], any strides, any float dtype; every element is written.
@@ -168,29 +201,61 @@ def weight_grad(
     Returns:
         ``out``. Sums in float32 (float64 for float64) in a fixed order.
     """
+    parts, feats, feats_low, feats_largest = leading_part(feats)
+    _, grad, grad_low, grad_largest = leading_part(grad)
     volume, c_in, c_out = out.shape
     if pairs.shape[1] == 0 or c_in == 0 or c_out == 0:
         return out.zero_()
-    cfg = config or weight_grad_config(c_in, c_out, feats.dtype)
-    tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
-    slices = max(_PROGRAMS // tiles, _MIN_SLICES)
+    multiply, grid, add, grid_add, slots = _bind(
+        feats.device.type, card_of(feats.device), feats.dtype, parts, precision,
+        volume, c_in, c_out, out.stride(), mirrored, _PROGRAMS, _MIN_SLICES, config,
+    )  # fmt: skip
     acc_dtype = torch.float64 if feats.dtype == torch.float64 else torch.float32
-    acc_type = tl.float64 if feats.dtype == torch.float64 else tl.float32
-    block_v = next_power_of_2(volume)
-    partial = torch.empty(slices + volume, c_in, c_out, dtype=acc_dtype, device=feats.device)
-    launch(
-            weight_grad_kernel, (slices + volume, tiles), feats.device,
-        feats, grad, pairs, tap_ptr, partial, pairs.shape[1],
-        C_IN=c_in, C_OUT=c_out, V=volume, BLOCK_V=block_v, SLICES=slices, MIRRORED=mirrored,
-        PRECISION=dot_precision(precision, feats.device, feats.dtype), ACC_TYPE=acc_type,
+    partial = torch.empty(slots, c_in, c_out, dtype=acc_dtype, device=feats.device)
+    multiply(
+            grid, feats.device,
+        feats, feats_low, feats_largest, grad, grad_low, grad_largest,
+        pairs, tap_ptr, partial, pairs.shape[1],
+    )  # fmt: skip
+    add(grid_add, feats.device, partial, tap_ptr, out)
+    return out
+
+
+@functools.lru_cache(maxsize=4096)
+def _bind(
+    device_type: str,
+    card: Card,
+    dtype: torch.dtype,
+    parts: int,
+    precision: str,
+    volume: int,
+    c_in: int,
+    c_out: int,
+    strides: tuple[int, int, int],
+    mirrored: bool,
+    programs: int,
+    min_slices: int,
+    config: GemmConfig | None,
+) -> tuple[BoundKernel, tuple[int, int], BoundKernel, tuple[int, int], int]:
+    """Return both kernels for such operands with their grids, and the number of partial sums."""
+    cfg = config or weight_grad_config(card, c_in, c_out, dtype, parts)
+    tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
+    slices = max(programs // tiles, min_slices)
+    shared = {
+        "C_IN": c_in, "C_OUT": c_out, "V": volume, "BLOCK_V": next_power_of_2(volume),
+        "SLICES": slices, "MIRRORED": mirrored,
+        "ACC_TYPE": tl.float64 if dtype == torch.float64 else tl.float32,
+    }  # fmt: skip
+    multiply = bind(
+        weight_grad_kernel, **shared,
+        PARTS=parts, PRECISION=dot_precision(precision, device_type, dtype, card),
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
     block = min(next_power_of_2(c_in * c_out), 1024)
-    launch(
-            sum_ranges_kernel, (volume, num_blocks(c_in * c_out, block)), feats.device,
-        partial, tap_ptr, out, out.stride(0), out.stride(1), out.stride(2),
-        C_IN=c_in, C_OUT=c_out, V=volume, BLOCK_V=block_v, SLICES=slices, MIRRORED=mirrored,
-        ACC_TYPE=acc_type, BLOCK=block,
+    add = bind(
+        sum_ranges_kernel, **shared,
+        STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2], BLOCK=block,
     )  # fmt: skip
-    return out
+    slots = slices + volume
+    return multiply, (slots, tiles), add, (volume, num_blocks(c_in * c_out, block)), slots

@@ -1,0 +1,118 @@
+"""float32 products through float16 parts: as accurate as float32, over its whole range."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from tests.kernels.test_gather_gemm import FIXED, operands, random_table
+from tests.kernels.test_weight_grad import FIXED as FIXED_PAIRS
+from tests.kernels.test_weight_grad import random_pairs
+from tritonspconv.kernels.eager import gather_gemm as eager_gemm
+from tritonspconv.kernels.eager import weight_grad as eager_grad
+from tritonspconv.kernels.triton import gather_gemm, weight_grad
+from tritonspconv.kernels.triton.half_parts import HalfParts, split_half
+
+
+def value(parts: HalfParts) -> Tensor:
+    """What the parts stand for, in float64."""
+    exponent = min(15 - int(torch.frexp(parts.largest.cpu())[1]), 126)
+    low = 0 if parts.low is None else parts.low.double()
+    return (parts.high.double() + low * 2.0**-11) * 2.0**-exponent
+
+
+def relative_error(out: Tensor, exact: Tensor) -> float:
+    return float((out.double() - exact).norm() / exact.norm())
+
+
+def convolve(feats, weight, bias, table, module=gather_gemm, **how) -> Tensor:
+    return module.gather_gemm(
+        feats, weight, bias, table.rows, table.mask, table.order, mirrored=False, **how
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-10, 1.0, 3.0, 1e20, 3e38])
+def test_two_parts_keep_22_bits(triton_device, scale):
+    x = (torch.rand(50, 33) * 2 - 1).to(triton_device) * scale
+    x[::2] *= 1e-3
+    error = (value(split_half(x, with_low=True)) - x.double()).abs()
+    assert (error <= 2.0**-22 * x.double().abs()).all()
+
+
+def test_one_part_keeps_11_bits(triton_device):
+    x = torch.randn(50, 33).to(triton_device)
+    parts = split_half(x, with_low=False)
+    assert parts.low is None
+    assert ((value(parts) - x.double()).abs() <= 2.0**-11 * x.double().abs()).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 5)])
+def test_zeros_and_no_entries(triton_device, shape):
+    parts = split_half(torch.zeros(shape, device=triton_device), with_low=True)
+    assert parts.high.shape == shape
+    assert not value(parts).any()
+
+
+def test_strides_are_kept_where_memory_is_dense(triton_device):
+    x = torch.randn(4, 5, 6).to(triton_device).permute(1, 2, 0)
+    assert split_half(x, with_low=True).high.stride() == x.stride()
+    gaps = torch.randn(4, 10).to(triton_device)[:, ::2]
+    parts = split_half(gaps, with_low=True)
+    assert parts.high.is_contiguous()
+    assert torch.allclose(value(parts), gaps.double(), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_finite_stays_so_and_stays_there(triton_device):
+    x = torch.ones(4, 16, device=triton_device)
+    x[1, 3], x[2, 0] = float("inf"), float("nan")
+    table = random_table(1, 4, 4, triton_device)
+    table = table._replace(
+        rows=torch.arange(4, dtype=torch.int32, device=triton_device)[None],
+        mask=torch.ones(1, 4, dtype=torch.int32, device=triton_device),
+    )
+    weight = torch.rand(1, 16, 8).to(triton_device) + 0.5
+    operands_ = [split_half(tensor, with_low=True) for tensor in (x, weight)]
+    out = convolve(*operands_, None, table, config=FIXED)
+    assert out.isfinite().all(dim=1).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (17, 33), (40, 3)])
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])
+def test_convolution_has_the_accuracy_of_float32(triton_device, c_in, c_out, scale):
+    table = random_table(9, 70, 50, triton_device, ordered=True)
+    feats, weight, bias = operands(9, 50, c_in, c_out, torch.float32, triton_device)
+    feats, bias = feats * scale, bias * scale
+    exact = convolve(feats.double(), weight.double(), bias.double(), table, eager_gemm)
+    plain = convolve(feats, weight, bias, table, eager_gemm)
+    parts = [split_half(x, with_low=True) for x in (feats, weight)]
+    out = convolve(*parts, bias, table, config=FIXED)
+    assert out.dtype == torch.float32
+    assert relative_error(out, exact) <= 2 * relative_error(plain, exact) + 2.0**-24
+    parts = [split_half(x, with_low=False) for x in (feats, weight)]
+    coarse = convolve(*parts, bias, table, config=FIXED)
+    assert relative_error(coarse, exact) < 1e-3
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (17, 33), (40, 3)])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["forwards", "mirrored"])
+def test_weight_gradient_has_the_accuracy_of_float32(
+    triton_device, monkeypatch, c_in, c_out, mirrored
+):
+    if triton_device.type == "cpu":
+        monkeypatch.setattr(weight_grad, "_PROGRAMS", 12)
+        monkeypatch.setattr(weight_grad, "_MIN_SLICES", 5)
+    listed = random_pairs([30, 0, 90], 40, 40, triton_device, spare=7)
+    volume = 5 if mirrored else 3
+    feats, grad = (torch.randn(40, c).to(triton_device) for c in (c_in, c_out))
+
+    def launch(module, feats, grad, dtype=torch.float32, **how):
+        out = torch.empty(volume, c_in, c_out, dtype=dtype, device=triton_device)
+        return module.weight_grad(feats, grad, *listed, out, mirrored=mirrored, **how)
+
+    exact = launch(eager_grad, feats.double(), grad.double(), torch.float64)
+    plain = launch(eager_grad, feats, grad)
+    parts = [split_half(x, with_low=True) for x in (feats, grad)]
+    out = launch(weight_grad, *parts, config=FIXED_PAIRS)
+    assert relative_error(out, exact) <= 2 * relative_error(plain, exact) + 2.0**-24

@@ -1,0 +1,10 @@
+"""float32 operands as they are: torch multiplies them exactly (torch)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def as_operand(x: Tensor, work: int, precision: str) -> Tensor:
+    """Return ``x``. See :func:`tritonspconv.kernels.triton.half_parts.as_operand`."""
+    return x
