@@ -75,12 +75,11 @@ class ActiveSites:
         Of rows that repeat a site, the lowest. By binary search on every device; the keys are
         sorted on first use and kept.
         """
-        if self._sorted_index is None:
-            known = self._index
-            if known is None or known.kind != "sorted":
-                known = build_index(self.coords, self.grid)
-            self._sorted_index = known
-        return find_rows(self._sorted_index, self.grid.keys(coords))
+        index = self._sorted_index or self._index
+        if index is None or index.kind != "sorted":
+            index = build_index(self.coords, self.grid)
+        self._sorted_index = index
+        return find_rows(index, self.grid.keys(coords))
 
     def validate(self) -> None:
         """Check that every row is inside the grid and that no coordinate repeats.
