@@ -5,7 +5,7 @@ translation only: foreign names, signatures and weight layouts over the ``triton
 
 Code that cannot be edited keeps its imports: ``compat.install("spconv")`` makes ``import spconv``
 mean ``compat.spconv`` in this process, ``python -m compat --as spconv -- train.py`` in a whole
-program and its workers.
+program and its workers. ``"MinkowskiEngine"`` likewise.
 """
 
 from compat._install import Installation, install, uninstall

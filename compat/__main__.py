@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     for library in libraries:
         try:
             aliases_of(library)
-        except (NotImplementedError, ValueError) as error:
+        except ValueError as error:
             parser.error(str(error))
         announce(library, environment)
     if not command:
@@ -72,7 +72,7 @@ def _parse(
         metavar="LIBRARY",
         action="append",
         required=True,
-        help="the library whose import names mean the adapter: spconv",
+        help="the library whose import names mean the adapter: spconv or MinkowskiEngine",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     # By hand: releases of argparse disagree about "--" before and within a remainder.

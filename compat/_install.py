@@ -12,10 +12,38 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-# Library -> its top-level import names -> the packages that stand in for them. spconv's own data
+# MinkowskiEngine puts its own folder on sys.path: its modules are top-level names as well.
+_MINKOWSKI_MODULES = (
+    "MinkowskiBroadcast",
+    "MinkowskiChannelwiseConvolution",
+    "MinkowskiCommon",
+    "MinkowskiConvolution",
+    "MinkowskiCoordinateManager",
+    "MinkowskiFunctional",
+    "MinkowskiInterpolation",
+    "MinkowskiKernelGenerator",
+    "MinkowskiNetwork",
+    "MinkowskiNonlinearity",
+    "MinkowskiNormalization",
+    "MinkowskiOps",
+    "MinkowskiPooling",
+    "MinkowskiPruning",
+    "MinkowskiSparseTensor",
+    "MinkowskiTensor",
+    "MinkowskiTensorField",
+    "MinkowskiUnion",
+)
+
+# Library -> its top-level import names -> the modules that stand in for them. spconv's own data
 # type lives in cumm, which downstream code imports beside it.
-_ALIASES = {"spconv": {"spconv": "compat.spconv", "cumm": "compat.cumm"}}
-_NOT_BUILT = ("MinkowskiEngine",)
+_ALIASES = {
+    "spconv": {"spconv": "compat.spconv", "cumm": "compat.cumm"},
+    "MinkowskiEngine": {
+        "MinkowskiEngine": "compat.minkowski",
+        "MinkowskiEngineBackend": "compat.minkowski._backend",
+        **{name: f"compat.minkowski.{name}" for name in _MINKOWSKI_MODULES},
+    },
+}
 
 # Library names, separated by commas; read by ``_site/sitecustomize.py`` as a process starts.
 _VARIABLE = "COMPAT_INSTALL"
@@ -63,7 +91,7 @@ def install(library: str, *, workers: bool = False) -> Installation:
     again, and with it a call at the script's top level; calls elsewhere need ``workers=True``.
 
     Args:
-        library: The original's name: ``"spconv"``.
+        library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.
         workers: Set ``COMPAT_INSTALL`` and ``PYTHONPATH`` in ``os.environ``, so that Python
             processes started later make the switch before they run anything.
 
@@ -72,7 +100,6 @@ def install(library: str, *, workers: bool = False) -> Installation:
 
     Raises:
         ValueError: There is no such library.
-        NotImplementedError: Its adapter is not built yet.
         RuntimeError: The original was imported before.
     """
     aliases = aliases_of(library)
@@ -96,11 +123,10 @@ def uninstall(library: str) -> None:
     an installation, nothing happens.
 
     Args:
-        library: The original's name: ``"spconv"``.
+        library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.
 
     Raises:
         ValueError: There is no such library.
-        NotImplementedError: Its adapter is not built yet.
     """
     aliases = aliases_of(library)
     finder = _finder_of(library)
@@ -114,20 +140,15 @@ def uninstall(library: str) -> None:
 
 
 def aliases_of(library: str) -> Mapping[str, str]:
-    """Return the import names of a library and the packages that stand in for them.
+    """Return the import names of a library and the modules that stand in for them.
 
     Args:
         library: The original's name.
 
     Raises:
         ValueError: There is no such library.
-        NotImplementedError: Its adapter is not built yet.
     """
     known = ", ".join(repr(name) for name in _ALIASES)
-    if library in _NOT_BUILT:
-        raise NotImplementedError(
-            f"compat: the adapter for {library!r} is not built yet. Adapters exist for: {known}."
-        )
     if library not in _ALIASES:
         raise ValueError(f"compat: library must be one of: {known}; got {library!r}.")
     return _ALIASES[library]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from point_clouds import FRONT_CROP, SURROUND, VoxelGrid, load_points
+from point_clouds import FINE, FRONT_CROP, SURROUND, VoxelGrid, load_points
 from torch import Tensor
 
 from tritonspconv.testing import surface_sites
@@ -73,10 +73,14 @@ class SceneStore:
         self._made: dict[str, Scene] = {}
 
     def __getitem__(self, name: str) -> Scene:
-        """Return ``waymo_b4``, ``sphere``, ``kitti``, ``kitti_b4``, ``waymo_unet`` or ``second``.
+        """Return a scene.
+
+        There are ``waymo_b4``, ``waymo_5cm_b4``, ``waymo_unet``, ``sphere``, ``kitti`` and
+        ``kitti_b4``.
 
         ``kitti`` and ``kitti_b4`` have the shape that the SECOND encoder wants, one voxel more
-        along z than the points fill; ``waymo_unet`` is ``waymo_b4`` with extents divisible by 16.
+        along z than the points fill; ``waymo_unet`` is ``waymo_b4`` with extents divisible by 16,
+        as those of ``waymo_5cm_b4`` are.
         """
         if name not in self._made:
             self._made[name] = self._make(name)
@@ -96,10 +100,11 @@ class SceneStore:
             base = self["waymo_b4"]
             z, y, x = (-(-extent // 16) * 16 for extent in base.spatial_shape)
             return Scene(base.name, base.indices, (z, y, x), base.batch_size)
-        if name == "waymo_b4":
+        if name in ("waymo_b4", "waymo_5cm_b4"):
             points = self._points(self.waymo, 0)
             turned = [_turned(points, number) for number in range(4)]
-            return self._scene(name, turned, SURROUND, extra_z=0)
+            grid = SURROUND if name == "waymo_b4" else FINE
+            return self._scene(name, turned, grid, extra_z=0)
         points = self._points(self.kitti, 1)
         copies = [_mirrored(points, number) for number in range(4 if name == "kitti_b4" else 1)]
         return self._scene(name, copies, FRONT_CROP, extra_z=1)

@@ -1,8 +1,10 @@
-"""Convert a checkpoint to the weight layout of spconv 2.2 and later, KRSC = [out, *kernel, in].
+"""Convert a checkpoint to spconv 2.2 and later, whose weights are KRSC = [out, *kernel, in].
 
   python scripts/convert_checkpoint.py old.pth new.pth --model mynet:build
   python scripts/convert_checkpoint.py old.pth new.pth --layout RSCK     # spconv 1.x, mmcv
   python scripts/convert_checkpoint.py old.pth --dry-run
+  python scripts/convert_checkpoint.py me.pth new.pth --from-minkowski --model mynet:build
+  python scripts/convert_checkpoint.py sp.pth new.pth --to-minkowski --model mynet:build
 
 SRC is a state dict, or a dict that holds one under state_dict, model, model_state or
 model_state_dict. All else in it is kept as it is; an optimizer's state too, so do not resume from a
@@ -15,6 +17,10 @@ KRSC is told from the two others wherever channels are larger than that. RSKC an
 axes, but for the channels' order: only a bias, which has as many entries as outputs, tells them
 apart. What stays ambiguous is refused: pass --layout or --model. Dense convolutions of as many axes
 with at most 9 channels, and 1x1 convolutions with a stride, need --model.
+
+--from-minkowski and --to-minkowski convert between MinkowskiEngine and spconv networks whose layers
+have the same names and compute the same; --model returns the MinkowskiEngine one. Which layers can
+be converted is in compat/minkowski/checkpoint.py; others are refused.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compat.minkowski import checkpoint as minkowski
 from compat.spconv.checkpoint import (
     LAYOUTS,
     Layout,
@@ -53,24 +60,35 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint = read_checkpoint(args.src, weights_only=not args.trust_pickle)
         key = state_dict_key(checkpoint)
         state_dict = checkpoint if key is None else checkpoint[key]
-        layout = None if args.layout == "auto" else args.layout
         model = build_model(args.model) if args.model else None
-        if model is None:
-            candidates = layouts_by_shape(state_dict, args.ndim)
+        if model is not None and args.from_minkowski:
+            converted = minkowski.to_spconv(state_dict, model)
+        elif model is not None and args.to_minkowski:
+            converted = minkowski.from_spconv(state_dict, model)
         else:
-            candidates = possible_layouts(state_dict, model)
-        print_table(state_dict, candidates)
-        if model is None:
-            converted = convert_by_shape(state_dict, candidates, layout, args.one_by_one)
-        else:
-            converted = convert_state_dict(state_dict, model, layout, one_by_one=args.one_by_one)
+            converted = to_krsc(state_dict, model, args)
     except (OSError, TypeError, ValueError) as error:
         raise SystemExit(f"convert_checkpoint: {error}") from error
-    changed = sum(converted[name] is not value for name, value in state_dict.items())
+    changed = sum(converted.get(name) is not value for name, value in state_dict.items())
     print(f"{changed} of {len(state_dict)} entries change")
     if not args.dry_run:
         torch.save(converted if key is None else {**checkpoint, key: converted}, args.dst)
         print(f"wrote {args.dst}")
+
+
+def to_krsc(
+    state_dict: Mapping[str, Any], model: nn.Module | None, args: argparse.Namespace
+) -> OrderedDict[str, Any]:
+    """Print the layouts found, and return the state dict in spconv's latest."""
+    layout = None if args.layout == "auto" else args.layout
+    if model is None:
+        candidates = layouts_by_shape(state_dict, args.ndim)
+    else:
+        candidates = possible_layouts(state_dict, model)
+    print_table(state_dict, candidates)
+    if model is None:
+        return convert_by_shape(state_dict, candidates, layout, args.one_by_one)
+    return convert_state_dict(state_dict, model, layout, one_by_one=args.one_by_one)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -108,7 +126,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="load objects other than tensors too, which may run any code that SRC holds",
     )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--from-minkowski", action="store_true", help="SRC is MinkowskiEngine's")
+    other.add_argument("--to-minkowski", action="store_true", help="DST is for MinkowskiEngine")
     args = parser.parse_args(arguments)
+    if (args.from_minkowski or args.to_minkowski) and not args.model:
+        parser.error("--model is needed: the function that returns the MinkowskiEngine network")
     if args.dst is None and not args.dry_run:
         parser.error("DST is needed; pass a file to write, or --dry-run")
     return args

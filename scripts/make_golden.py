@@ -1,11 +1,13 @@
-"""Record what an original does on this machine's GPU, for tests where there is no GPU.
+"""Record what an original does, for tests where there is no GPU, or no original.
 
-Every parity case that runs on a GPU is recorded from the original alone: outputs, coordinates and
-gradients, with versions, device, and the errors of cases that it cannot run. Inputs are not stored:
-they follow from the name of the case by integer arithmetic (`tests/parity/case.py`).
+spconv is recorded on this machine's GPU, MinkowskiEngine on a CPU. Every parity case of that device
+is recorded from the original alone: outputs, coordinates and gradients, with versions, device, and
+the errors of cases that it cannot run. Inputs are not stored: they follow from the name of the case
+by integer arithmetic (`tests/parity/case.py`).
 
   python scripts/make_golden.py --original spconv                  # into tests/parity/golden
   python scripts/make_golden.py --original spconv --output spconv-cuda.npz
+  python scripts/make_golden.py --original MinkowskiEngine --original-python FILE
 
 ``python scripts/parity.py --original spconv --device cuda --golden`` then compares with the file.
 """
@@ -28,10 +30,12 @@ def main() -> int:
     """Record; return the exit status."""
     args = _parse_args()
     original = ORIGINALS[args.original]
-    if not torch.cuda.is_available():
-        print("make_golden.py: golden files hold what a GPU did; none is here", file=sys.stderr)
+    if original.golden_target == "cuda" and not torch.cuda.is_available():
+        print(
+            f"make_golden.py: {original.name} is recorded on a GPU; none is here", file=sys.stderr
+        )
         return 2
-    path = args.output or golden.path_of(original.name)
+    path = args.output or golden.path_of(original)
     try:
         count = suite.record_golden(original, path, args.original_python, args.processes)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ is named), or DIFFERENT. The exit status is 1 if anything is DIFFERENT.
   python scripts/parity.py --original spconv --device cpu
   python scripts/parity.py --original spconv --device cuda --markdown parity.md --json parity.json
   python scripts/parity.py --original spconv --device cuda --golden --only subm
+  python scripts/parity.py --original MinkowskiEngine --device cpu --original-python FILE
 
 On a CPU, spconv has its Native algorithm only; on a GPU its default algorithms are compared.
 """
@@ -78,7 +79,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--golden",
         action="store_true",
-        help="compare with what the original recorded on a GPU; the adapter runs on the CPU",
+        help="compare with what the original recorded; the adapter runs on the CPU",
     )
     parser.add_argument(
         "--original-python",
@@ -98,8 +99,9 @@ def _parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.processes < 1:
         parser.error(f"--processes must be at least 1; got {args.processes}")
-    if args.golden and args.device != "cuda":
-        parser.error("--golden needs --device cuda: golden files hold what the GPU did")
+    target = ORIGINALS[args.original].golden_target
+    if args.golden and args.device != target:
+        parser.error(f"--golden needs --device {target}: it is where {args.original} was recorded")
     return args
 
 

@@ -36,6 +36,7 @@ class VoxelGrid:
 
 FRONT_CROP = VoxelGrid((0.0, -40.0, -3.0, 70.4, 40.0, 1.0), (0.05, 0.05, 0.1))
 SURROUND = VoxelGrid((-76.8, -76.8, -2.0, 76.8, 76.8, 6.0), (0.1, 0.1, 0.15))
+FINE = VoxelGrid((-76.8, -76.8, -2.0, 76.8, 76.8, 6.0), (0.05, 0.05, 0.05))
 
 
 def load_points(path: str | Path) -> Tensor:

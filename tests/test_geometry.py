@@ -182,6 +182,24 @@ def test_errors(change, message):
         dataclasses.replace(DOWN2, **change)
 
 
+def test_a_window_of_taps_lists_them_in_order():
+    geometry = ConvGeometry.of_taps([(0, 0), (-1, 3), (2, 0)], (1, 1), (2, 1), sites="same")
+    assert geometry.offsets == ((0, 0), (-2, 3), (4, 0))
+    assert geometry.kernel_volume == geometry.max_outputs_per_input == 3
+    assert geometry.kernel_size == (4, 4)
+    assert geometry.has_center
+    assert not ConvGeometry.of_taps([(1, 0)], (1, 1), (1, 1)).has_center
+
+
+def test_errors_of_a_window_of_taps():
+    with pytest.raises(ValueError, match="a window must have at least one tap"):
+        ConvGeometry.of_taps([], (1, 1), (1, 1))
+    with pytest.raises(ValueError, match=r"a tap must be an int or have 2 entries; got \[1\]"):
+        ConvGeometry.of_taps([(1,)], (1, 1), (1, 1))
+    with pytest.raises(ValueError, match=r"needs an unbounded grid or given output sites"):
+        ConvGeometry.of_taps([(1, 0)], (1, 1), (1, 1)).output_shape((4, 4))
+
+
 def test_error_to_ntuple():
     with pytest.raises(ValueError, match=r"stride must be an int or have 3 entries; got \[1, 2\]"):
         to_ntuple((1, 2), 3, "stride")

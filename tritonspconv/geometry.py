@@ -13,6 +13,7 @@ axis fastest, as in MinkowskiEngine) selects the weight matrix.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +59,7 @@ class ConvGeometry:
             ``"cells"``: the occupied cells ``floor(fine / stride)`` (MinkowskiEngine's rule).
         tap_order: Which axis of the window runs fastest in the tap index.
         output_padding: Extra fine sites at the upper end of a transposed output, per axis.
+        taps: Positions of the taps where they do not fill a box; see :meth:`of_taps`.
     """
 
     kernel_size: IntTuple
@@ -68,6 +70,7 @@ class ConvGeometry:
     sites: SiteRule = "reached"
     tap_order: TapOrder = "last_axis_fastest"
     output_padding: IntTuple = ()
+    taps: tuple[IntTuple, ...] = ()
 
     def __post_init__(self) -> None:
         """Check lengths and ranges.
@@ -110,6 +113,36 @@ class ConvGeometry:
             tap_order=tap_order,
         )
 
+    @classmethod
+    def of_taps(
+        cls,
+        taps: Sequence[Sequence[int]],
+        stride: IntTuple,
+        dilation: IntTuple,
+        transposed: bool = False,
+        sites: SiteRule = "reached",
+    ) -> ConvGeometry:
+        """Return a window of the given tap positions, in that order: ``padding`` is 0.
+
+        ``kernel_size`` is the extent of the box around them.
+
+        Raises:
+            ValueError: There are no taps, or a position does not have one entry per axis.
+        """
+        positions = tuple(to_ntuple(tap, len(stride), "a tap") for tap in taps)
+        if not positions:
+            raise ValueError("a window must have at least one tap; got none.")
+        extent = tuple(max(axis) - min(axis) + 1 for axis in zip(*positions, strict=True))
+        return cls(
+            kernel_size=extent,
+            stride=stride,
+            padding=(0,) * len(stride),
+            dilation=dilation,
+            transposed=transposed,
+            sites=sites,
+            taps=positions,
+        )
+
     @property
     def ndim(self) -> int:
         """Number of spatial axes."""
@@ -118,14 +151,16 @@ class ConvGeometry:
     @property
     def kernel_volume(self) -> int:
         """Number of taps."""
-        volume = 1
-        for size in self.kernel_size:
-            volume *= size
-        return volume
+        return len(self.taps) or math.prod(self.kernel_size)
 
     @cached_property
     def offsets(self) -> tuple[IntTuple, ...]:
         """``dilation * tap - padding`` of every tap, in tap order: ``fine - stride * coarse``."""
+        if self.taps:
+            return tuple(
+                tuple(d * t - p for t, p, d in zip(tap, self.padding, self.dilation, strict=True))
+                for tap in self.taps
+            )
         axes = [
             [d * t - p for t in range(k)]
             for k, p, d in zip(self.kernel_size, self.padding, self.dilation, strict=True)
@@ -133,6 +168,11 @@ class ConvGeometry:
         if self.tap_order == "last_axis_fastest":
             return tuple(itertools.product(*axes))
         return tuple(offset[::-1] for offset in itertools.product(*axes[::-1]))
+
+    @property
+    def has_center(self) -> bool:
+        """True when some tap has offset zero, through which a submanifold row sees itself."""
+        return (0,) * self.ndim in self.offsets
 
     @cached_property
     def is_mirrored(self) -> bool:
@@ -149,7 +189,7 @@ class ConvGeometry:
     @property
     def max_outputs_per_input(self) -> int:
         """Largest number of outputs that one input can feed."""
-        if not self.transposed and self.dilation == (1,) * self.ndim:
+        if not self.transposed and not self.taps and self.dilation == (1,) * self.ndim:
             bound = 1
             for size, step in zip(self.kernel_size, self.stride, strict=True):
                 bound *= -(-size // step)
@@ -162,9 +202,17 @@ class ConvGeometry:
         Forward: ``(n + 2p - d(k-1) - 1) // s + 1``. Transposed:
         ``(n-1)s - 2p + d(k-1) + 1 + output_padding``. The result may be zero or negative; callers
         decide what that means.
+
+        Raises:
+            ValueError: The window is a list of taps, for which dense layers have no formula.
         """
         if self.sites == "same":
             return tuple(input_shape)
+        if self.taps:
+            raise ValueError(
+                "a window given by its taps needs an unbounded grid or given output sites; got a "
+                f"bounded grid of shape {input_shape}."
+            )
         axes = zip(
             input_shape,
             self.kernel_size,
@@ -191,11 +239,8 @@ class ConvGeometry:
                 tuple(lo // s for lo, s in zip(lower, self.stride, strict=True)),
                 tuple(hi // s for hi, s in zip(upper, self.stride, strict=True)),
             )
-        first = [-p for p in self.padding]
-        last = [
-            d * (k - 1) - p
-            for k, p, d in zip(self.kernel_size, self.padding, self.dilation, strict=True)
-        ]
+        by_axis = list(zip(*self.offsets, strict=True))
+        first, last = [min(axis) for axis in by_axis], [max(axis) for axis in by_axis]
         if self.transposed:
             low = [lo * s + f for lo, s, f in zip(lower, self.stride, first, strict=True)]
             high = [hi * s + z for hi, s, z in zip(upper, self.stride, last, strict=True)]

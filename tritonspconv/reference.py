@@ -163,6 +163,28 @@ def conv(
     return out if bias is None else out + bias
 
 
+def channelwise_conv(
+    feats: Tensor, weight: Tensor, triples: Iterable[Triple], n_out: int
+) -> Tensor:
+    """Return ``out[o] = sum(feats[i] * weight[v] for (i, o, v) in triples)``; weight ``[V, C]``."""
+    out = [feats.new_zeros(feats.shape[1]) for _ in range(n_out)]
+    for in_row, out_row, tap in triples:
+        out[out_row] = out[out_row] + feats[in_row] * weight[tap]
+    return torch.stack(out) if out else feats.new_zeros(0, feats.shape[1])
+
+
+def gather_weighted(feats: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return ``out[m] = sum over k of weights[m, k] * feats[rows[m, k]]``; row -1 adds nothing."""
+    out = []
+    for row_list, weight_list in zip(rows.tolist(), weights, strict=True):
+        total = feats.new_zeros(feats.shape[1])
+        for row, weight in zip(row_list, weight_list, strict=True):
+            if row >= 0:
+                total = total + weight * feats[row]
+        out.append(total)
+    return torch.stack(out) if out else feats.new_zeros(0, feats.shape[1])
+
+
 def pool(
     feats: Tensor,
     triples: Iterable[Triple],

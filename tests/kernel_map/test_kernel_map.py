@@ -18,9 +18,10 @@ from tests._oracle import (
     swapped,
     table_triples,
 )
+from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.kernel_map import KernelMap, kernel_map, output_sites
 from tritonspconv.testing import random_sites, surface_sites
 
 # The device is one and the same for all examples of a test.
@@ -96,6 +97,16 @@ def test_map_to_given_sites_is_the_relation(device, data):
     check_forms(kmap)
 
 
+@pytest.mark.parametrize("rule", ["cells", "reached"])
+def test_output_sites_are_those_of_the_map(device, rule):
+    geometry = ConvGeometry((3, 3), (2, 2), (1, 1), (1, 1), sites=rule)
+    sites = random_sites(30, 2, lower=-5, bounded=False, device=device)
+    made = output_sites(sites, geometry)
+    kmap = kernel_map(sites, geometry)
+    assert made.grid == kmap.out_sites.grid
+    assert made.coords.tolist() == kmap.out_sites.coords.tolist()
+
+
 @per_device
 @given(data=st.data())
 def test_inverse_map_swaps_the_roles(device, data):
@@ -109,6 +120,50 @@ def test_inverse_map_swaps_the_roles(device, data):
     assert inverse.geometry == kmap.geometry
     check_forms(inverse)
     check_forms(inverse.inverse())
+
+
+@per_device
+@given(data=st.data())
+def test_a_window_of_taps_is_a_part_of_the_box_that_holds_them(device, data):
+    ndim = data.draw(st.integers(1, 3))
+    positions = data.draw(
+        st.lists(st.tuples(*[st.integers(-2, 2)] * ndim), min_size=1, max_size=9, unique=True)
+    )
+    per_axis = st.tuples(*[st.integers(1, 3)] * ndim)
+    rule = data.draw(st.sampled_from(["same", "reached", "transposed"]))
+    stride = (1,) * ndim if rule == "same" else data.draw(per_axis)
+    dilation = data.draw(per_axis)
+    options = {"transposed": rule == "transposed", "sites": "same" if rule == "same" else "reached"}
+    geometry = ConvGeometry.of_taps(positions, stride, dilation, **options)
+    sites = data.draw(site_sets(ndim, bounded=False, device=device))
+    kmap = kernel_map(sites, geometry)
+
+    padding = tuple(2 * d for d in dilation)
+    box = ConvGeometry((5,) * ndim, stride, padding, dilation, options["transposed"])
+    tap_of = [reference.taps(box.kernel_size).index(tuple(x + 2 for x in p)) for p in positions]
+    if rule != "same":
+        # One tap at a time: those of the box reach further.
+        reached = [
+            reference.output_sites(
+                sites.coords, (1,) * ndim, stride, [-x for x in offset], (1,) * ndim,
+                transposed=box.transposed,
+            )
+            for offset in geometry.offsets
+        ]  # fmt: skip
+        assert kmap.out_sites.coords.tolist() == torch.cat(reached).unique(dim=0).tolist()
+    expected = [
+        (i, o, tap_of.index(tap))
+        for i, o, tap in expected_triples(sites, kmap.out_sites, box)
+        if tap in tap_of
+    ]
+    if rule == "same" and geometry.has_center:
+        center, paired = geometry.offsets.index((0,) * ndim), {o for _, o, _ in expected}
+        center_pairs = {o for _, o, tap in expected if tap == center}
+        assert paired <= center_pairs
+        expected += [(r, r, center) for r in range(sites.num_rows) if r not in center_pairs]
+    assert sorted(table_triples(kmap.out_table)) == sorted(expected)
+    assert sorted(swapped(table_triples(kmap.in_table))) == sorted(expected)
+    assert sorted(kernel_pair_triples(kmap)) == sorted(expected)
 
 
 @pytest.mark.parametrize("geometry", LARGE_WINDOWS)

@@ -51,7 +51,8 @@ class Case:
         nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
             many as the layers of a network add on the way. Networks need it: one plain run may be
             lucky, and in training a ReLU that flips changes a step.
-        golden: Part of the golden file, if it is compared on the GPU.
+        golden: Part of the golden file, if it is compared on the device that has one.
+        fatal: The original may end its process, and must have one of its own.
         quirks: Intended differences.
     """
 
@@ -64,6 +65,7 @@ class Case:
     refuses: bool = False
     nudges: int = 0
     golden: bool = True
+    fatal: bool = False
     quirks: tuple[Quirk, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Golden files: what an original recorded on a GPU, for machines that have none.
+"""Golden files: what an original recorded, for machines that have no such GPU or no original.
 
 One compressed ``.npz`` per original: every tensor is an array ``<case>|<dtype>|<kind>|<name>``, and
 everything else is one JSON text, with versions and device. The seeds are the cases' names.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tests.parity.case import Recording
+from tests.parity.originals import Original
 from tests.parity.side import Job
 
 FOLDER = Path(__file__).parent / "golden"
@@ -21,9 +22,9 @@ META = "meta"
 KINDS = ("tensors", "coords")
 
 
-def path_of(name: str) -> Path:
+def path_of(original: Original) -> Path:
     """Return the golden file of an original."""
-    return FOLDER / f"{name}-cuda.npz"
+    return FOLDER / f"{original.name}-{original.golden_target}.npz"
 
 
 def save(path: Path, setting: dict[str, Any], recordings: dict[Job, Recording]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import collections.abc
 import functools
 import importlib
 import importlib.metadata
@@ -28,6 +30,7 @@ class Original:
         modules: Modules with a list ``CASES`` each.
         prepare: Called with the target before the original runs.
         has_gpu: Called if it is installed: whether that build runs on a GPU.
+        golden_target: The device that its golden file is recorded on.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Original:
     modules: tuple[str, ...]
     prepare: Callable[[str], None]
     has_gpu: Callable[[], bool]
+    golden_target: str = "cuda"
 
     def absence(self, target: str) -> str | None:
         """Return why it cannot run here on ``"cpu"`` or ``"cuda"``, or None if it can."""
@@ -83,6 +87,18 @@ def _prepare_spconv(target: str) -> None:
         vars(ops)["get_current_stream"] = lambda: 0
 
 
+def _prepare_minkowski(target: str) -> None:
+    """Let MinkowskiEngine be imported: it takes ``Sequence`` from where Python 3.9 had it."""
+    vars(collections)["Sequence"] = collections.abc.Sequence
+    warnings.filterwarnings("ignore", message="The MinkowskiEngine was compiled with CPU_ONLY")
+    if target == "cpu":
+        torch.set_num_threads(1)
+
+
+def _minkowski_has_gpu() -> bool:
+    return importlib.import_module("MinkowskiEngineBackend._C").is_cuda_available()
+
+
 def _spconv_has_gpu() -> bool:
     return not importlib.import_module("spconv.cppconstants").CPU_ONLY_BUILD
 
@@ -98,6 +114,18 @@ ORIGINALS = {
         ),
         prepare=_prepare_spconv,
         has_gpu=_spconv_has_gpu,
+    ),
+    "MinkowskiEngine": Original(
+        name="MinkowskiEngine",
+        adapter="compat.minkowski",
+        distributions=("MinkowskiEngine",),
+        modules=tuple(
+            f"tests.parity.cases.minkowski_{name}"
+            for name in ("surface", "layers", "tensor", "networks")
+        ),
+        prepare=_prepare_minkowski,
+        has_gpu=_minkowski_has_gpu,
+        golden_target="cpu",
     ),
 }
 

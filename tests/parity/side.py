@@ -51,7 +51,7 @@ def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[
         golden: The original's results come from a file, the adapter runs on the CPU.
     """
     device = "cpu" if golden else target
-    reference = target == "cpu"  # The original is the reference where it runs on a CPU.
+    reference = target == "cpu" and not golden  # The original, where it runs on a CPU.
     jobs = {}
     for precision in case.dtypes.get(target, ()):
         plain = "float32" if precision == "float64" else precision

@@ -44,13 +44,14 @@ def live(
 
 
 def against_golden(original: Original, cases: Sequence[Case], processes: int = 1) -> Report:
-    """Compare what the original recorded on a GPU with the adapter on the CPU.
+    """Compare what the original recorded in its golden file with the adapter on the CPU.
 
     Raises:
         RuntimeError: The golden file lacks a case.
     """
-    setting, recorded = golden.load(golden.path_of(original.name))
-    plans = [(case, jobs_of(case, "cuda", golden=True)) for case in cases if case.golden]
+    setting, recorded = golden.load(golden.path_of(original))
+    target = original.golden_target
+    plans = [(case, jobs_of(case, target, golden=True)) for case in cases if case.golden]
     done: dict[Job, Recording] = {}
     for case, plan in plans:
         for precision, roles in plan.items():
@@ -61,9 +62,9 @@ def against_golden(original: Original, cases: Sequence[Case], processes: int = 1
                 )
             done[roles["original"]] = recorded[case.name, precision]
     jobs = [job for job in _jobs(plan for _, plan in plans) if not job.original]
-    done |= record(original, "cuda", jobs, sys.executable, processes)
+    done |= record(original, target, jobs, sys.executable, processes)
     return setting, [
-        compare(case, precision, "cuda", recordings(roles, done))
+        compare(case, precision, target, recordings(roles, done))
         for case, plan in plans
         for precision, roles in plan.items()
     ]
@@ -106,7 +107,7 @@ def record(
 
 
 def record_golden(original: Original, path: Path, python: str, processes: int) -> int:
-    """Record what the original does on a GPU into a golden file; return how many runs.
+    """Record what the original does into a golden file; return how many runs.
 
     Args:
         original: The original, which must be importable by ``python``.
@@ -115,9 +116,10 @@ def record_golden(original: Original, path: Path, python: str, processes: int) -
         processes: How many.
     """
     cases = [case for case in original.cases.values() if case.golden]
-    jobs = [roles["original"] for case in cases for roles in jobs_of(case, "cuda").values()]
-    done = record(original, "cuda", jobs, python, processes)
-    golden.save(path, describe(original, "cuda", python), done)
+    target = original.golden_target
+    jobs = [roles["original"] for case in cases for roles in jobs_of(case, target).values()]
+    done = record(original, target, jobs, python, processes)
+    golden.save(path, describe(original, target, python), done)
     return len(done)
 
 

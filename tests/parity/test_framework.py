@@ -254,6 +254,7 @@ def test_jobs_are_shared_between_dtypes():
     assert not cuda["float16"]["truth"].original
     assert cuda["float16"]["plain0"] == Job("case", False, "float16", "cpu")
     assert jobs_of(case, "cuda", golden=True)["float16"]["adapter"].device == "cpu"
+    assert not jobs_of(case, "cpu", golden=True)["float32"]["truth"].original
     exact = jobs_of(Case("case", print, {"cpu": ("float32",)}, exact=True), "cpu")["float32"]
     assert set(exact) == {"original", "adapter"}
     assert suite.recordings(exact, dict.fromkeys(exact.values(), Recording())).truth is None

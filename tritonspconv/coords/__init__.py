@@ -2,5 +2,6 @@
 
 from tritonspconv.coords.active_sites import ActiveSites
 from tritonspconv.coords.grid import Grid
+from tritonspconv.coords.site_sets import select_sites, union_sites, unique_rows
 
-__all__ = ["ActiveSites", "Grid"]
+__all__ = ["ActiveSites", "Grid", "select_sites", "union_sites", "unique_rows"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tritonspconv.coords.grid import Grid
 from tritonspconv.kernels import map_kernels_for
+from tritonspconv.kernels.eager.sites import build_index, find_rows
 from tritonspconv.kernels.index import SiteIndex
 
 _MAX_ROWS = 2**31 - 1
@@ -27,7 +28,7 @@ class ActiveSites:
         ValueError: Its shape does not match the grid, or it has more than 2**31 - 1 rows.
     """
 
-    __slots__ = ("__weakref__", "_index", "coords", "grid", "map_cache")
+    __slots__ = ("__weakref__", "_index", "_sorted_index", "coords", "grid", "map_cache")
 
     def __init__(self, coords: Tensor, grid: Grid, index: SiteIndex | None = None) -> None:
         if coords.dtype != torch.int32:
@@ -42,6 +43,7 @@ class ActiveSites:
         self.coords = coords.contiguous()
         self.grid = grid
         self._index = index
+        self._sorted_index: SiteIndex | None = None
         self.map_cache: dict[Any, Any] = {}
 
     @property
@@ -66,6 +68,18 @@ class ActiveSites:
             kernels = map_kernels_for("sites", self.device, self.ndim)
             self._index = kernels.build_index(self.coords, self.grid)
         return self._index
+
+    def rows_of(self, coords: Tensor) -> Tensor:
+        """Return the row of each of ``coords`` int [M, 1 + D], int64 [M]; -1 where it is no site.
+
+        Of rows that repeat a site, the lowest. By binary search on every device; the keys are
+        sorted on first use and kept.
+        """
+        index = self._sorted_index or self._index
+        if index is None or index.kind != "sorted":
+            index = build_index(self.coords, self.grid)
+        self._sorted_index = index
+        return find_rows(index, self.grid.keys(coords))
 
     def validate(self) -> None:
         """Check that every row is inside the grid and that no coordinate repeats.

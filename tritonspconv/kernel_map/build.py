@@ -78,16 +78,17 @@ def _build(
 ) -> _CacheEntry:
     tables = map_kernels_for("neighbor_table", sites.device, sites.ndim)
     n_in = sites.num_rows
-    if geometry.sites == "same" and out_sites is None:
+    if geometry.sites == "same" and out_sites is None and geometry.has_center:
         table = tables.lookup_table(sites.coords, geometry.offsets, sites.index, sites.grid)
         relation = Relation(
             geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
         )
         return _CacheEntry(relation, None)
     made_sites = None
-    if out_sites is None:
-        grid = out_grid or output_grid(sites.grid, geometry)
-        out_sites = made_sites = _output_sites(sites, geometry, grid)
+    if geometry.sites == "same" and out_sites is None:
+        out_sites = sites
+    elif out_sites is None:
+        out_sites = made_sites = output_sites(sites, geometry, out_grid)
     table = tables.reach_table(
         out_sites.coords,
         geometry.offsets,
@@ -120,8 +121,20 @@ def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
     return Grid((0,) * grid.ndim, shape, grid.batch_size)
 
 
-def _output_sites(sites: ActiveSites, geometry: ConvGeometry, grid: Grid) -> ActiveSites:
-    """Generate the output sites in ascending key order."""
+def output_sites(
+    sites: ActiveSites, geometry: ConvGeometry, out_grid: Grid | None = None
+) -> ActiveSites:
+    """Generate the output sites of a geometry's rule, ascending by key.
+
+    Args:
+        sites: The input sites.
+        geometry: A geometry with the rule ``"reached"`` or ``"cells"``.
+        out_grid: Grid of the output sites; None: derived from the input grid.
+
+    Waits for the device once, for their number. :func:`kernel_map` does this for itself; use it
+    where several geometries are to write the same sites.
+    """
+    grid = out_grid or output_grid(sites.grid, geometry)
     kernels = map_kernels_for("sites", sites.device, sites.ndim)
     offsets, stride = geometry.offsets, geometry.stride
     if geometry.sites == "cells":

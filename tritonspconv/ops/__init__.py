@@ -1,16 +1,21 @@
 """Public functions on features, sites and kernel maps."""
 
+from tritonspconv.ops.channelwise import sparse_channelwise_conv
 from tritonspconv.ops.conv import sparse_conv
 from tritonspconv.ops.dense import from_dense, to_dense
 from tritonspconv.ops.global_pool import global_broadcast, global_pool
 from tritonspconv.ops.pool import sparse_pool
 from tritonspconv.ops.voxelize import Voxels, voxelize
+from tritonspconv.ops.weighted import gather_weighted, scatter_weighted
 
 __all__ = [
     "Voxels",
     "from_dense",
+    "gather_weighted",
     "global_broadcast",
     "global_pool",
+    "scatter_weighted",
+    "sparse_channelwise_conv",
     "sparse_conv",
     "sparse_pool",
     "to_dense",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,28 +35,37 @@ def pool_fwd(
     Accumulates in float32 (float64 for float64 input), in tap order.
     """
     n_out, channels = rows.shape[1], feats.shape[1]
-    acc_dtype = torch.float64 if feats.dtype == torch.float64 else torch.float32
     start = 0.0 if mode != "max" else float("-inf") if floor is None else floor
-    acc = torch.full((n_out, channels), start, dtype=acc_dtype, device=feats.device)
-    argmax = torch.full((n_out, channels), -1, dtype=torch.int32, device=feats.device)
-    for row in rows if feats.shape[0] else ():
-        present = (row >= 0)[:, None]
-        value = feats[row.clamp(min=0).long()].to(acc_dtype)
-        if mode == "max":
-            better = (value > acc) | ((value == acc) & (argmax < 0)) | value.isnan()
-            better &= present
-            acc = torch.where(better, value, acc)
-            argmax = torch.where(better, row[:, None], argmax)
-        else:
-            acc += torch.where(present, value, 0)
-    saved = argmax if mode == "max" else None
-    if mode == "max" and floor is None:
-        acc = torch.where(argmax < 0, 0, acc)
-    elif mode == "avg":
+    acc = torch.full((n_out, channels), start, dtype=_acc_dtype(feats), device=feats.device)
+    saved = None
+    if mode == "max":
+        saved = _max_into(acc, feats, rows, want_saved)
+        if floor is None:
+            acc.masked_fill_((rows < 0).all(0)[:, None], 0)
+    else:
+        for columns, present in _present(rows):
+            acc.index_add_(0, columns, feats.index_select(0, present).to(acc.dtype))
+    if mode == "avg":
         saved = (rows >= 0).sum(0, dtype=torch.int32)
         acc /= saved.clamp(min=1)[:, None]
     out = _by_row(acc.to(feats.dtype), order)
     return out, _by_row(saved, order) if want_saved and saved is not None else None
+
+
+def _max_into(acc: Tensor, feats: Tensor, rows: Tensor, want_saved: bool) -> Tensor | None:
+    """Raise ``acc`` to the largest of the present inputs; return the winning rows if wanted."""
+    argmax = None
+    if want_saved:
+        argmax = torch.full(acc.shape, -1, dtype=torch.int32, device=acc.device)
+    for columns, present in _present(rows):
+        value = feats.index_select(0, present).to(acc.dtype)
+        best = acc.index_select(0, columns)
+        if argmax is not None:
+            winner = argmax.index_select(0, columns)
+            better = (value > best) | ((value == best) & (winner < 0)) | value.isnan()
+            argmax.index_copy_(0, columns, torch.where(better, present[:, None], winner))
+        acc.index_copy_(0, columns, torch.maximum(best, value))
+    return argmax
 
 
 def pool_bwd(
@@ -86,25 +97,35 @@ def pool_bwd(
         Gradient of the input rows [n_in, C] in ``grad_out.dtype``.
     """
     n_in, channels = rows.shape[1], grad_out.shape[1]
-    acc_dtype = torch.float64 if grad_out.dtype == torch.float64 else torch.float32
-    acc = torch.zeros(n_in, channels, dtype=acc_dtype, device=grad_out.device)
-    if grad_out.shape[0]:
-        me = torch.arange(n_in, device=rows.device) if order is None else order.long()
-        for row in rows:
-            source = row.clamp(min=0).long()
-            grad = grad_out[source].to(acc_dtype)
-            takes = (row >= 0)[:, None]
-            if mode == "avg":
-                assert count is not None
-                grad = grad / count[source][:, None]
-            elif mode == "max" and argmax is not None:
-                takes = takes & (argmax[source] == me[:, None])
-            elif mode == "max":
+    acc = torch.zeros(n_in, channels, dtype=_acc_dtype(grad_out), device=grad_out.device)
+    me = torch.arange(n_in, device=rows.device) if order is None else order.long()
+    for columns, source in _present(rows):
+        grad = grad_out.index_select(0, source).to(acc.dtype)
+        if mode == "avg":
+            assert count is not None
+            grad = grad / count.index_select(0, source)[:, None]
+        elif mode == "max":
+            own = me.index_select(0, columns)
+            if argmax is not None:
+                takes = argmax.index_select(0, source) == own[:, None]
+            else:
                 assert feats is not None
                 assert out is not None
-                takes = takes & (out[source] == feats[me])
-            acc += torch.where(takes, grad, 0)
+                takes = out.index_select(0, source) == feats.index_select(0, own)
+            grad = torch.where(takes, grad, 0)
+        acc.index_add_(0, columns, grad)
     return _by_row(acc.to(grad_out.dtype), order)
+
+
+def _present(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, tap by tap, the columns that have a row, int64, and the rows that they have."""
+    for row in rows:
+        columns = torch.nonzero(row >= 0).squeeze(1)
+        yield columns, row.index_select(0, columns)
+
+
+def _acc_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _by_row(columns: Tensor, order: Tensor | None) -> Tensor:

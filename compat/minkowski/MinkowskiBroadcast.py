@@ -1,0 +1,113 @@
+"""Give every row the features of its sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski.enums import BroadcastMode
+from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiSparseTensor import SparseTensor
+from tritonspconv import ops
+
+
+def _rows_of_samples(values: Tensor, key: CoordinateMapKey, manager: CoordinateManager) -> Tensor:
+    """Return ``values[b]`` for each row of a map, b being its batch index."""
+    found = manager._map(key)
+    return ops.global_broadcast(values, found.batch_index, is_sorted=found.batch_ascends)
+
+
+class MinkowskiBroadcast(MinkowskiModuleBase):
+    """Copy the features of each sample to its rows."""
+
+    def forward(self, input: SparseTensor, input_glob: SparseTensor) -> SparseTensor:
+        """Return features of the rows of ``input``.
+
+        Args:
+            input: [N, C]; gives the rows.
+            input_glob: [B, C'], row b for sample b, as a global pool returns it.
+
+        Raises:
+            MinkowskiError: An input is no sparse tensor, or channels do not fit.
+        """
+        for tensor in (input, input_glob):
+            if not isinstance(tensor, SparseTensor):
+                raise MinkowskiError(
+                    f"{type(self).__name__} takes two SparseTensors; got {type(tensor).__name__}."
+                )
+        manager, key = input.coordinate_manager, input.coordinate_map_key
+        values = _rows_of_samples(input_glob.F, key, manager)
+        return SparseTensor._on(self._combine(input.F, values), key, manager)
+
+    def _combine(self, features: Tensor, values: Tensor) -> Tensor:
+        return values
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+
+class MinkowskiBroadcastConcatenation(MinkowskiBroadcast):
+    """Append the features of each sample to its rows."""
+
+    def _combine(self, features: Tensor, values: Tensor) -> Tensor:
+        return torch.cat([features, values], dim=1)
+
+
+class MinkowskiBroadcastBase(MinkowskiBroadcast):
+    """Combine rows and samples channel by channel.
+
+    Args:
+        operation_type: Addition or multiplication.
+    """
+
+    def __init__(self, operation_type: BroadcastMode) -> None:
+        super().__init__()
+        if not isinstance(operation_type, BroadcastMode):
+            raise MinkowskiError(f"operation_type must be a BroadcastMode; got {operation_type!r}.")
+        self.operation_type = operation_type
+
+    def _combine(self, features: Tensor, values: Tensor) -> Tensor:
+        return _elementwise(self.operation_type, features, values)
+
+
+def _elementwise(mode: BroadcastMode, features: Tensor, values: Tensor) -> Tensor:
+    if features.shape != values.shape:
+        raise MinkowskiError(
+            f"broadcast: both inputs must have the same channels; got {features.shape[1]} and "
+            f"{values.shape[1]}."
+        )
+    return features + values if mode == BroadcastMode.ELEMENTWISE_ADDITON else features * values
+
+
+class MinkowskiBroadcastAddition(MinkowskiBroadcastBase):
+    """Add the features of each sample to its rows."""
+
+    def __init__(self) -> None:
+        super().__init__(BroadcastMode.ELEMENTWISE_ADDITON)
+
+
+class MinkowskiBroadcastMultiplication(MinkowskiBroadcastBase):
+    """Multiply the rows of each sample by its features."""
+
+    def __init__(self) -> None:
+        super().__init__(BroadcastMode.ELEMENTWISE_MULTIPLICATION)
+
+
+class MinkowskiBroadcastFunction:
+    """A broadcast of features, called as the original's autograd function is."""
+
+    @staticmethod
+    def apply(
+        input_features: Tensor,
+        input_features_global: Tensor,
+        operation_type: BroadcastMode,
+        in_coords_key: CoordinateMapKey,
+        glob_coords_key: CoordinateMapKey,
+        coords_manager: CoordinateManager,
+    ) -> Tensor:
+        """Combine rows and samples."""
+        values = _rows_of_samples(input_features_global, in_coords_key, coords_manager)
+        return _elementwise(operation_type, input_features, values)

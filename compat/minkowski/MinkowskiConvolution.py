@@ -1,0 +1,322 @@
+"""Convolution, transposed and generative convolution; ``kernel`` is [V, in, out], bias [1, out]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski.enums import ConvolutionMode, RegionType
+from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, renamed_arguments
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
+from compat.minkowski.MinkowskiSparseTensor import (
+    Coordinates,
+    SparseTensor,
+    _get_coordinate_map_key,
+)
+from tritonspconv import ops
+
+
+class MinkowskiConvolutionBase(MinkowskiModuleBase):
+    """The parameters and the call of all convolutions; see :class:`MinkowskiConvolution`."""
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: StrideType = -1,
+        stride: StrideType = 1,
+        dilation: StrideType = 1,
+        bias: bool = False,
+        kernel_generator: KernelGenerator | None = None,
+        is_transpose: bool = False,
+        expand_coordinates: bool = False,
+        convolution_mode: ConvolutionMode = ConvolutionMode.DEFAULT,
+        dimension: int | None = -1,
+    ) -> None:
+        super().__init__()
+        if dimension is None or dimension < 1:
+            raise MinkowskiError(
+                f"{type(self).__name__}: dimension, the number of spatial axes, must be given; got "
+                f"{dimension}."
+            )
+        if kernel_generator is None:
+            kernel_generator = KernelGenerator(
+                kernel_size=kernel_size,
+                stride=stride,
+                dilation=dilation,
+                expand_coordinates=expand_coordinates,
+                dimension=dimension,
+            )
+        else:
+            kernel_generator.expand_coordinates = expand_coordinates
+        self.is_transpose = is_transpose
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_generator = kernel_generator
+        self.dimension = dimension
+        self.convolution_mode = convolution_mode
+        volume = kernel_generator.kernel_volume
+        self.use_mm = (
+            volume == 1
+            and kernel_generator.requires_strided_coordinates
+            and kernel_generator.region_type != RegionType.CUSTOM
+        )
+        shape = (in_channels, out_channels) if self.use_mm else (volume, in_channels, out_channels)
+        self.kernel = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
+        self.reset_parameters(is_transpose)
+
+    def reset_parameters(self, is_transpose: bool = False) -> None:
+        """Draw kernel and bias uniformly from ``+-1 / sqrt(channels * kernel volume)``.
+
+        ``channels`` are those of the output in a transposed layer, else of the input.
+        """
+        channels = self.out_channels if is_transpose else self.in_channels
+        bound = 1 / math.sqrt(max(channels * self.kernel_generator.kernel_volume, 1))
+        nn.init.uniform_(self.kernel, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: SparseTensor, coordinates: Coordinates | None = None) -> SparseTensor:
+        """Convolve.
+
+        Args:
+            input: Features [N, in_channels].
+            coordinates: Where to compute outputs: a tensor, a key, or integer coordinates
+                [M, 1 + D], which get the tensor stride of this layer's output. None: by the rule of
+                the layer. A layer with ``use_mm`` works row by row and ignores them.
+
+        Returns:
+            [M, out_channels]; a row without inputs is the bias.
+
+        Raises:
+            MinkowskiError: The input is no sparse tensor of this layer's dimension and channels.
+        """
+        self._check(input)
+        if self.use_mm:
+            return SparseTensor._on(
+                self._multiply(input._F), input.coordinate_map_key, input._manager
+            )
+        generator, manager = self.kernel_generator, input._manager
+        in_key = input.coordinate_map_key
+        if coordinates is None:
+            out_key = manager._convolution_key(in_key, generator, self.is_transpose)
+        else:
+            out_key = _get_coordinate_map_key(input, coordinates, self._out_stride(input))
+        kernel_map = manager._kernel_map(in_key, out_key, generator._window, self.is_transpose)
+        bias = None if self.bias is None else self.bias.view(-1)
+        features = ops.sparse_conv(input._F, self.kernel, kernel_map, bias)
+        return SparseTensor._on(features, out_key, manager)
+
+    def _check(self, input: SparseTensor) -> None:
+        name = type(self).__name__
+        if not isinstance(input, SparseTensor):
+            raise MinkowskiError(f"{name} takes a SparseTensor; got {type(input).__name__}.")
+        if self.dimension != input._D:
+            raise MinkowskiError(
+                f"{name} has dimension={self.dimension}; got a tensor with D={input._D}."
+            )
+        if input._F.shape[1] != self.in_channels:
+            raise MinkowskiError(
+                f"{name} has in_channels={self.in_channels}; got features {list(input.shape)}."
+            )
+
+    def _multiply(self, features: Tensor) -> Tensor:
+        """Convolve row by row."""
+        kernel, bias = self.kernel, self.bias
+        if features.dtype != kernel.dtype and not torch.is_autocast_enabled(features.device.type):
+            dtype = torch.promote_types(features.dtype, kernel.dtype)
+            features, kernel = features.to(dtype), kernel.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return features.mm(kernel) if bias is None else torch.addmm(bias, features, kernel)
+
+    def _out_stride(self, input: SparseTensor) -> list[int]:
+        axes = zip(input.tensor_stride, self.kernel_generator.kernel_stride, strict=True)
+        return [ts // step if self.is_transpose else ts * step for ts, step in axes]
+
+    def __repr__(self) -> str:
+        generator = self.kernel_generator
+        if generator.region_type == RegionType.CUSTOM:
+            window = f"region_type={generator.region_type!s}, kernel_volume="
+            window += f"{generator.kernel_volume}"
+        else:
+            window = f"kernel_size={generator.kernel_size}"
+        return (
+            f"{type(self).__name__}(in={self.in_channels}, out={self.out_channels}, {window}, "
+            f"stride={generator.kernel_stride}, dilation={generator.kernel_dilation})"
+        )
+
+
+@renamed_arguments(has_bias="bias")
+class MinkowskiConvolution(MinkowskiConvolutionBase):
+    """Convolution: ``out[u] = sum over taps of kernel[tap]^T in[u + offset]``.
+
+    ``offset`` is ``dilation * tensor_stride * tap``: odd windows are centred, even ones begin at
+    the output's own coordinate, and the first axis runs fastest in the kernel.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Extent of the window; int or one per axis.
+        stride: Step of the window; int or one per axis. Outputs are the occupied cells of
+            ``stride`` times the input's tensor stride.
+        dilation: Step between taps; int or one per axis.
+        bias: Whether to learn a bias.
+        kernel_generator: Window, stride and dilation in place of the three arguments.
+        expand_coordinates: Outputs at every ``u + offset`` on the output's stride.
+        convolution_mode: Kept as a label.
+        dimension: Number of spatial axes D; required.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: StrideType = -1,
+        stride: StrideType = 1,
+        dilation: StrideType = 1,
+        bias: bool = False,
+        kernel_generator: KernelGenerator | None = None,
+        expand_coordinates: bool = False,
+        convolution_mode: ConvolutionMode = ConvolutionMode.DEFAULT,
+        dimension: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            dilation,
+            bias,
+            kernel_generator,
+            is_transpose=False,
+            expand_coordinates=expand_coordinates,
+            convolution_mode=convolution_mode,
+            dimension=dimension,
+        )
+
+
+@renamed_arguments(has_bias="bias", generate_new_coords="expand_coordinates")
+class MinkowskiConvolutionTranspose(MinkowskiConvolutionBase):
+    """Transposed convolution: every input adds ``kernel[tap]^T in[u]`` at ``u + offset``.
+
+    Outputs have ``tensor_stride / stride``: the map of that stride with the empty id if the manager
+    has one, whatever the input came from, else all sites that an input reaches.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Extent of the window; int or one per axis.
+        stride: Factor of upsampling; int or one per axis.
+        dilation: Step between taps; int or one per axis.
+        bias: Whether to learn a bias.
+        kernel_generator: Window, stride and dilation in place of the three arguments.
+        expand_coordinates: Outputs at all sites that an input reaches, on a map of their own.
+        convolution_mode: Kept as a label.
+        dimension: Number of spatial axes D; required.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: StrideType = -1,
+        stride: StrideType = 1,
+        dilation: StrideType = 1,
+        bias: bool = False,
+        kernel_generator: KernelGenerator | None = None,
+        expand_coordinates: bool = False,
+        convolution_mode: ConvolutionMode = ConvolutionMode.DEFAULT,
+        dimension: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            dilation,
+            bias,
+            kernel_generator,
+            is_transpose=True,
+            expand_coordinates=expand_coordinates,
+            convolution_mode=convolution_mode,
+            dimension=dimension,
+        )
+
+
+@renamed_arguments(has_bias="bias")
+class MinkowskiGenerativeConvolutionTranspose(MinkowskiConvolutionBase):
+    """Transposed convolution to all sites that an input reaches, on a map of their own.
+
+    Arguments: those of :class:`MinkowskiConvolutionTranspose`, ``expand_coordinates`` apart.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: StrideType = -1,
+        stride: StrideType = 1,
+        dilation: StrideType = 1,
+        bias: bool = False,
+        kernel_generator: KernelGenerator | None = None,
+        convolution_mode: ConvolutionMode = ConvolutionMode.DEFAULT,
+        dimension: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            dilation,
+            bias,
+            kernel_generator,
+            is_transpose=True,
+            expand_coordinates=True,
+            convolution_mode=convolution_mode,
+            dimension=dimension,
+        )
+
+
+class MinkowskiConvolutionFunction:
+    """Convolution of features, called as the original's autograd function is."""
+
+    _is_transpose = False
+
+    @classmethod
+    def apply(
+        cls,
+        input_features: Tensor,
+        kernel_weights: Tensor,
+        kernel_generator: KernelGenerator,
+        convolution_mode: ConvolutionMode,
+        in_coordinate_map_key: CoordinateMapKey,
+        out_coordinate_map_key: CoordinateMapKey,
+        coordinate_manager: CoordinateManager,
+    ) -> Tensor:
+        """Convolve; an output key that is not set becomes the layer's."""
+        if not out_coordinate_map_key.is_key_set():
+            key = coordinate_manager._convolution_key(
+                in_coordinate_map_key, kernel_generator, cls._is_transpose
+            )
+            out_coordinate_map_key.set_key(*key.get_key())
+        kernel_map = coordinate_manager._kernel_map(
+            in_coordinate_map_key,
+            out_coordinate_map_key,
+            kernel_generator._window,
+            cls._is_transpose,
+        )
+        return ops.sparse_conv(input_features, kernel_weights, kernel_map)
+
+
+class MinkowskiConvolutionTransposeFunction(MinkowskiConvolutionFunction):
+    """Transposed convolution of features, called as the original's autograd function is."""
+
+    _is_transpose = True

@@ -1,0 +1,24 @@
+"""``MinkowskiEngine.MinkowskiNetwork``: base class of networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
+
+
+class MinkowskiNetwork(nn.Module, ABC):
+    """A module that knows its dimension and must define ``forward``.
+
+    Args:
+        D: Number of spatial axes.
+    """
+
+    def __init__(self, D: int) -> None:
+        super().__init__()
+        self.D = D
+
+    @abstractmethod
+    def forward(self, x: Any) -> Any:
+        """Run the network."""

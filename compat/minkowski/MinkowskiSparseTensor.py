@@ -1,0 +1,381 @@
+"""SparseTensor: features at the sites of a coordinate map."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor as TorchTensor
+
+from compat.minkowski._dense import to_dense, to_torch_sparse
+from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._fields import corners
+from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._quantization import reduce_rows
+from compat.minkowski._shared_manager import manager_for
+from compat.minkowski.enums import (
+    GPUMemoryAllocatorType,
+    MinkowskiAlgorithm,
+    SparseTensorQuantizationMode,
+)
+from compat.minkowski.MinkowskiCommon import StrideType, renamed_arguments
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiTensor import Tensor, check_features
+from tritonspconv import ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from compat.minkowski.MinkowskiTensorField import TensorField
+
+_SLICEABLE = (
+    SparseTensorQuantizationMode.RANDOM_SUBSAMPLE,
+    SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE,
+)
+
+
+@renamed_arguments(
+    feats="features",
+    coords="coordinates",
+    coords_key="coordinate_map_key",
+    coords_manager="coordinate_manager",
+    force_creation="nothing: a key that is taken gets a fresh id",
+    allow_duplicate_coords="quantization_mode",
+)
+class SparseTensor(Tensor):
+    """Features [N, C] at distinct sites, from coordinates or on a coordinate map there is.
+
+    Args:
+        features: [N, C], any dtype.
+        coordinates: int32 [N, 1 + D], batch index first, in input units, negative or not. Other
+            types are rounded down, with a warning.
+        tensor_stride: Input units between neighbouring sites; int or one per axis.
+        coordinate_map_key: Key of the map to use instead of coordinates.
+        coordinate_manager: Manager of the map; a new one by default.
+        quantization_mode: What becomes of features whose coordinates repeat: RANDOM_SUBSAMPLE, the
+            first is kept; UNWEIGHTED_AVERAGE, UNWEIGHTED_SUM, MAX_POOL; NO_QUANTIZATION, none may
+            repeat.
+        allocator_type, minkowski_algorithm: Labels of a new manager.
+        requires_grad: Whether the features require a gradient.
+        device: Where to move features and coordinates first.
+
+    Attributes:
+        unique_index: Rows of ``features`` whose coordinates were kept, int64 [U], ascending. Only
+            of a tensor made from coordinates.
+        inverse_mapping: Row of this tensor for each of the N, int64. Likewise.
+
+    Raises:
+        MinkowskiError: Arguments disagree, or coordinates repeat with NO_QUANTIZATION.
+
+    Waits for the device if made from coordinates.
+    """
+
+    unique_index: TorchTensor
+    inverse_mapping: TorchTensor
+
+    def __init__(
+        self,
+        features: TorchTensor,
+        coordinates: TorchTensor | None = None,
+        tensor_stride: StrideType = 1,
+        coordinate_map_key: CoordinateMapKey | None = None,
+        coordinate_manager: CoordinateManager | None = None,
+        quantization_mode: SparseTensorQuantizationMode = (
+            SparseTensorQuantizationMode.RANDOM_SUBSAMPLE
+        ),
+        allocator_type: GPUMemoryAllocatorType | None = None,
+        minkowski_algorithm: MinkowskiAlgorithm | None = None,
+        requires_grad: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(quantization_mode, SparseTensorQuantizationMode):
+            raise MinkowskiError(
+                f"quantization_mode must be a SparseTensorQuantizationMode; got "
+                f"{quantization_mode!r}."
+            )
+        if device is not None:
+            features = features.to(device)
+            coordinates = None if coordinates is None else coordinates.to(device)
+        check_features(features, coordinates)
+        self.quantization_mode = quantization_mode
+        if coordinates is None:
+            if coordinate_map_key is None or coordinate_manager is None:
+                raise MinkowskiError(
+                    "SparseTensor: give coordinates, or coordinate_map_key and coordinate_manager."
+                )
+            # Raises where the key is not set.
+            coordinate_map_key.value  # noqa: B018
+        else:
+            if coordinate_map_key is not None:
+                raise MinkowskiError(
+                    "SparseTensor: give coordinates or coordinate_map_key, not both."
+                )
+            if coordinate_manager is None:
+                coordinate_manager = manager_for(coordinates, allocator_type, minkowski_algorithm)
+            coordinate_map_key, features = self._insert(
+                coordinates, features, tensor_stride, coordinate_manager
+            )
+        if requires_grad is not None:
+            features.requires_grad_(requires_grad)
+        self._set(features, coordinate_map_key, coordinate_manager)
+
+    def _set(
+        self, features: TorchTensor, key: CoordinateMapKey, manager: CoordinateManager
+    ) -> None:
+        self._F = features
+        self._C = None
+        self._D = manager.D
+        self._manager = manager
+        self._batch_rows = None
+        self.coordinate_map_key = key
+
+    @classmethod
+    def _on(
+        cls, features: TorchTensor, key: CoordinateMapKey, manager: CoordinateManager
+    ) -> SparseTensor:
+        """Return features on a map, unchecked: what layers return."""
+        made = SparseTensor.__new__(SparseTensor)
+        made.quantization_mode = SparseTensorQuantizationMode.RANDOM_SUBSAMPLE
+        made._set(features, key, manager)
+        return made
+
+    def _insert(
+        self,
+        coordinates: TorchTensor,
+        features: TorchTensor,
+        tensor_stride: StrideType,
+        manager: CoordinateManager,
+    ) -> tuple[CoordinateMapKey, TorchTensor]:
+        """Add a map of ``coordinates``; return its key and the features of its rows."""
+        if coordinates.dtype != torch.int32:
+            warnings.warn(
+                f"coordinates are rounded down from {coordinates.dtype} to int32; pass "
+                "coordinates.floor().int() to silence this.",
+                stacklevel=4,
+            )
+            if coordinates.is_floating_point():
+                coordinates = coordinates.floor()
+            coordinates = coordinates.int()
+        key, (rows, position) = manager.insert_and_map(coordinates, tensor_stride, "")
+        self.unique_index = rows
+        self.inverse_mapping = position
+        return key, reduce_rows(features, rows, position, self.quantization_mode)
+
+    @property
+    def coordinate_key(self) -> CoordinateMapKey:
+        """The key of the coordinates."""
+        return self.coordinate_map_key
+
+    def _with_features(self, features: TorchTensor) -> Self:
+        return type(self)(
+            features,
+            coordinate_map_key=self.coordinate_map_key,
+            coordinate_manager=self._manager,
+        )
+
+    def _get_coordinates(self) -> TorchTensor:
+        return self._manager.get_coordinates(self.coordinate_map_key)
+
+    def _origin_map(self) -> list[TorchTensor]:
+        return self._manager.origin_map(self.coordinate_map_key)[1]
+
+    def _on_union(self, other: Tensor, function: Callable[[Any, Any], TorchTensor]) -> Self:
+        """Apply ``function`` where ``other`` has rows, with 0 for what this tensor lacks there.
+
+        Rows of this tensor alone keep their features, whatever the function.
+        """
+        key = CoordinateMapKey(1 + self._D)
+        own, others = self._manager.union_map([self.coordinate_key, other.coordinate_key], key)
+        dtype = torch.promote_types(self.dtype, other.dtype)
+        start = self._F.new_zeros(self._manager.size(key), self._F.shape[1], dtype=dtype)
+        start = start.index_copy(0, own[1], self._F.to(dtype))
+        changed = function(start.index_select(0, others[1]), other._F)
+        return type(self)(
+            start.index_copy(0, others[1], changed),
+            coordinate_map_key=key,
+            coordinate_manager=self._manager,
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
+        """Return features converted as :meth:`torch.Tensor.to` does it.
+
+        On another device the coordinates are in a new manager, which knows none of the old maps.
+        """
+        features = self._F.to(*args, **kwargs)
+        if features.device == self.device:
+            return SparseTensor._on(features, self.coordinate_map_key, self._manager)
+        manager = CoordinateManager(D=self._D)
+        key, _ = manager.insert_and_map(
+            self.C.to(features.device), *self.coordinate_map_key.get_key()
+        )
+        return SparseTensor._on(features, key, manager)
+
+    def cpu(self) -> SparseTensor:
+        """Return the tensor on the CPU; see :meth:`to`."""
+        return self.to("cpu")
+
+    def cuda(self, device: torch.device | str | int | None = None) -> SparseTensor:
+        """Return the tensor on a GPU; see :meth:`to`."""
+        return self.to(torch.device("cuda") if device is None else device)
+
+    # Conversions
+
+    def dense(
+        self,
+        shape: torch.Size | None = None,
+        min_coordinate: TorchTensor | None = None,
+        contract_stride: bool = True,
+    ) -> tuple[TorchTensor, TorchTensor, TorchTensor]:
+        """Return a dense tensor, zero where there is no site.
+
+        Args:
+            shape: ``[B, C, *spatial]``; C follows the features. None: up to the largest coordinate.
+            min_coordinate: Coordinate of the first cell, int32 [D], a multiple of the tensor
+                stride. None: the origin; then no coordinate may be negative.
+            contract_stride: One cell for each step of the tensor stride, else for each input unit.
+
+        Returns:
+            ``[B, C, *spatial]``; ``min_coordinate`` or the least coordinate, int32 [1, D]; the
+            tensor stride, int32 [D].
+
+        Raises:
+            MinkowskiError: A coordinate lies outside, or ``min_coordinate`` off the stride's grid.
+
+        Waits for the device. Differentiable.
+        """
+        return to_dense(self._F, self.C, self.tensor_stride, shape, min_coordinate, contract_stride)
+
+    def sparse(
+        self,
+        min_coords: TorchTensor | None = None,
+        max_coords: TorchTensor | None = None,
+        contract_coords: bool = True,
+    ) -> tuple[TorchTensor, TorchTensor, TorchTensor]:
+        """Return a torch sparse COO tensor ``[B, *spatial, C]``.
+
+        Args:
+            min_coords: Coordinate of the first cell, int32 [D]. None: the least coordinate.
+            max_coords: Coordinate of the last cell, int32 [D]. None: the largest coordinate.
+            contract_coords: Count cells in steps of the tensor stride.
+
+        Returns:
+            The sparse tensor; the first cell's coordinate, in cells if contracted, int32 [1, D];
+            the tensor stride, int32 [D].
+
+        Waits for the device. Differentiable.
+        """
+        return to_torch_sparse(
+            self._F, self.C, self.tensor_stride, min_coords, max_coords, contract_coords
+        )
+
+    # Points
+
+    def slice(self, X: TensorField | SparseTensor) -> TensorField:
+        """Return the features of each point's cell, in the order of the points.
+
+        Args:
+            X: The field that this tensor descends from, or the sparse tensor made of duplicate
+                coordinates on whose map it is. Quantised by RANDOM_SUBSAMPLE or UNWEIGHTED_AVERAGE.
+
+        Raises:
+            MinkowskiError: ``X`` was quantised in another way, or a point's cell is not in here.
+        """
+        return self._field_like(X, self._F[self._rows_of_points(X)])
+
+    def cat_slice(self, X: TensorField | SparseTensor) -> TensorField:
+        """Return :meth:`slice` with the points' own features after it, ``[N, C + C_X]``."""
+        rows = self._rows_of_points(X)
+        own = X.F[X.inverse_mapping] if isinstance(X, SparseTensor) else X.F
+        return self._field_like(X, torch.cat([self._F[rows], own], dim=1))
+
+    def _rows_of_points(self, points: TensorField | SparseTensor) -> TorchTensor:
+        if points.quantization_mode not in _SLICEABLE:
+            raise MinkowskiError(
+                f"slice needs points quantised by RANDOM_SUBSAMPLE or UNWEIGHTED_AVERAGE; got "
+                f"{points.quantization_mode}."
+            )
+        if isinstance(points, SparseTensor):
+            self._is_same_key(points)
+            return points.inverse_mapping
+        self._check_manager(points)
+        return points.inverse_mapping(self.coordinate_map_key)
+
+    def _field_like(self, points: TensorField | SparseTensor, features: TorchTensor) -> TensorField:
+        from compat.minkowski.MinkowskiTensorField import TensorField
+
+        if isinstance(points, TensorField):
+            return points._with_features(features)
+        return TensorField(
+            features,
+            coordinates=self.C[points.inverse_mapping].to(features.dtype),
+            coordinate_manager=self._manager,
+            quantization_mode=points.quantization_mode,
+        )
+
+    def interpolate(self, X: TensorField) -> TensorField:
+        """Return the features at the points of a field, by linear interpolation."""
+        splat = X._splat.get(self.coordinate_map_key)
+        if splat is None:
+            return X._with_features(self.features_at_coordinates(X.C))
+        return X._with_features(ops.gather_weighted(self._F, *splat))
+
+    def features_at_coordinates(self, query_coordinates: TorchTensor) -> TorchTensor:
+        """Return the features at points, by linear interpolation between sites.
+
+        Args:
+            query_coordinates: [M, 1 + D], in the features' dtype; the batch index is rounded.
+
+        Returns:
+            [M, C]. Corners of a point's cell that are no sites count as 0, and the weights of the
+            others stay as they are.
+        """
+        if query_coordinates.dtype != self.dtype or query_coordinates.device != self.device:
+            raise MinkowskiError(
+                f"query_coordinates must be {self.dtype} on {self.device} like the features; got "
+                f"{query_coordinates.dtype} on {query_coordinates.device}."
+            )
+        found = self._manager._map(self.coordinate_map_key)
+        return ops.gather_weighted(self._F, *corners(found, query_coordinates))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(\n  coordinates={self.C}\n  features={self._F}\n"
+            f"  coordinate_map_key={self.coordinate_map_key}\n"
+            f"  coordinate_manager={self._manager}\n  spatial dimension={self._D})"
+        )
+
+
+# Where a layer computes its outputs.
+Coordinates = TorchTensor | CoordinateMapKey | SparseTensor
+
+
+def _get_coordinate_map_key(
+    input: SparseTensor,
+    coordinates: Coordinates | None = None,
+    tensor_stride: StrideType = 1,
+    expand_coordinates: bool = False,
+) -> CoordinateMapKey:
+    """Return the key that a layer's ``coordinates`` argument stands for.
+
+    Args:
+        input: The layer's input.
+        coordinates: A tensor or a key of the input's manager; or integer coordinates, which are
+            inserted into it. None: a key that is not set, for a function to set.
+        tensor_stride: Tensor stride of inserted coordinates.
+        expand_coordinates: Return a key that is not set, whatever the coordinates.
+    """
+    if coordinates is None or expand_coordinates:
+        return CoordinateMapKey(1 + input.D)
+    if isinstance(coordinates, CoordinateMapKey):
+        return coordinates
+    if isinstance(coordinates, SparseTensor):
+        input._check_manager(coordinates)
+        return coordinates.coordinate_map_key
+    if isinstance(coordinates, TorchTensor):
+        return input._manager.insert_and_map(coordinates, tensor_stride)[0]
+    raise MinkowskiError(
+        "coordinates must be a SparseTensor, a CoordinateMapKey or an integer torch.Tensor; got "
+        f"{type(coordinates).__name__}."
+    )

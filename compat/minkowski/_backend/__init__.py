@@ -1,0 +1,1 @@
+"""Stands in for ``MinkowskiEngineBackend``, the original's package of compiled code."""

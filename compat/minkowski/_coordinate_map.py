@@ -1,0 +1,154 @@
+"""CoordinateMap: the engine's sites behind a key, in MinkowskiEngine's units."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from compat.minkowski._errors import MinkowskiError
+from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_rows
+
+IntTuple = tuple[int, ...]
+
+
+class CoordinateMap:
+    """Active sites and what they stand for: ``coordinates = unit * sites.coords``, batch apart.
+
+    MinkowskiEngine keeps coordinates in input units at every tensor stride. The engine counts in
+    cells: where coordinates are multiples of the tensor stride, that is the unit, and negative ones
+    need no care. Where a caller's are not, the unit is 1.
+
+    Args:
+        sites: The active sites; an attribute.
+        tensor_stride: The stride of the map's key, 0 for an origin; an attribute.
+        unit: Input units per cell, per axis; an attribute.
+        ascends: Whether the batch index is known to ascend with the rows.
+    """
+
+    __slots__ = ("_batch_ascends", "_batch_rows", "_rescaled", "sites", "tensor_stride", "unit")
+
+    def __init__(
+        self,
+        sites: ActiveSites,
+        tensor_stride: IntTuple,
+        unit: IntTuple,
+        ascends: bool = False,
+    ) -> None:
+        self.sites = sites
+        self.unit = unit
+        self.tensor_stride = tensor_stride
+        self._batch_ascends = True if ascends or sites.grid.batch_size <= 1 else None
+        self._batch_rows: list[Tensor] | None = None
+        self._rescaled: dict[IntTuple, ActiveSites] = {}
+
+    @classmethod
+    def around(
+        cls, coordinates: Tensor, tensor_stride: IntTuple
+    ) -> tuple[CoordinateMap, Tensor, Tensor]:
+        """Make a map of the distinct rows of ``coordinates`` int32 [N, 1 + D], first rows first.
+
+        Returns:
+            The map; the first row of each coordinate, int64 [U], ascending; and the position of
+            every row's coordinate among them, int64 [N].
+
+        Waits for the device.
+        """
+        unit = tuple(max(step, 1) for step in tensor_stride)
+        cells = coordinates
+        if max(unit) > 1:
+            steps = coordinates.new_tensor((1, *unit))
+            cells = coordinates.div(steps, rounding_mode="floor")
+            if bool((cells * steps != coordinates).any()):
+                unit, cells = (1,) * len(unit), coordinates
+        grid = Grid.around(cells)
+        rows, position = unique_rows(grid.keys(cells))
+        return cls(ActiveSites(cells[rows], grid), tensor_stride, unit), rows, position
+
+    @property
+    def num_rows(self) -> int:
+        """Number of sites."""
+        return self.sites.num_rows
+
+    @property
+    def batch_index(self) -> Tensor:
+        """Sample of each row, int32 [N]."""
+        return self.sites.coords[:, 0]
+
+    @property
+    def batch_ascends(self) -> bool:
+        """Whether the batch index ascends with the rows. May wait for the device, once."""
+        if self._batch_ascends is None:
+            batch = self.batch_index
+            self._batch_ascends = bool((batch[1:] >= batch[:-1]).all())
+        return self._batch_ascends
+
+    @property
+    def batch_size(self) -> int:
+        """One more than the largest batch index."""
+        return self.sites.grid.batch_size
+
+    def coordinates(self) -> Tensor:
+        """Return a new tensor of the coordinates in input units, int32 [N, 1 + D]."""
+        return self.sites.coords * self.sites.coords.new_tensor((1, *self.unit))
+
+    def sites_in(self, unit: IntTuple) -> ActiveSites:
+        """Return the sites counted in another unit, a divisor of the map's own; made once."""
+        if unit == self.unit:
+            return self.sites
+        if unit not in self._rescaled:
+            factor = [own // new for own, new in zip(self.unit, unit, strict=True)]
+            grid = self.sites.grid
+            lower = [lo * f for lo, f in zip(grid.lower, factor, strict=True)]
+            upper = [hi * f for hi, f in zip(grid.upper, factor, strict=True)]
+            coords = self.sites.coords * self.sites.coords.new_tensor((1, *factor))
+            self._rescaled[unit] = ActiveSites(coords, grid.with_box(lower, upper))
+        return self._rescaled[unit]
+
+    def rows_of(self, coordinates: Tensor) -> Tensor:
+        """Return the row of each of ``coordinates`` int [M, 1 + D], int64 [M]; -1: none."""
+        steps = coordinates.new_tensor((1, *self.unit))
+        cells = coordinates.div(steps, rounding_mode="floor")
+        rows = self.sites.rows_of(cells)
+        return rows.where((cells * steps == coordinates).all(1), -1)
+
+    def select(self, rows: Tensor) -> CoordinateMap:
+        """Return the map of some rows, int64 [M], in their order."""
+        sites = select_sites(self.sites, rows)
+        return CoordinateMap(sites, self.tensor_stride, self.unit, self._batch_ascends is True)
+
+    def batch_rows(self) -> list[Tensor]:
+        """Return the rows of every sample, int64, ascending. Waits for the device the first time.
+
+        As long as ``batch_size``; a sample without rows has an empty tensor.
+        """
+        if self._batch_rows is None:
+            batch = self.batch_index
+            counts = torch.bincount(batch, minlength=self.batch_size).tolist()
+            self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
+        return self._batch_rows
+
+
+def common_unit(first: IntTuple, second: IntTuple) -> IntTuple:
+    """Return the largest unit of which both are multiples."""
+    return tuple(math.gcd(a, b) for a, b in zip(first, second, strict=True))
+
+
+def as_coordinates(coordinates: Tensor, ndim: int) -> Tensor:
+    """Check integer coordinates [N, 1 + D] and return them as int32.
+
+    Raises:
+        MinkowskiError: They have another shape or are not of an integer type.
+    """
+    if coordinates.ndim != 2 or coordinates.shape[1] != 1 + ndim:
+        raise MinkowskiError(
+            f"coordinates must have shape [N, {1 + ndim}], batch index first, for D={ndim}; got "
+            f"{list(coordinates.shape)}."
+        )
+    if coordinates.is_floating_point():
+        raise MinkowskiError(
+            f"coordinates must be integers; got {coordinates.dtype}. Round them down first, "
+            "coordinates.floor().int(), or make a TensorField."
+        )
+    return coordinates.int()

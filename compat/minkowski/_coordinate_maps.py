@@ -1,0 +1,213 @@
+"""The coordinate maps of a manager, by key."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compat.minkowski import _relations
+from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, as_coordinates, common_unit
+from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._keys import CoordinateMapKey, KeyValue
+from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
+from tritonspconv.coords import ActiveSites, Grid, union_sites
+
+
+class CoordinateMaps:
+    """Coordinate maps by key: inserted, strided, pruned, merged; and the rows they share.
+
+    Args:
+        ndim: Number of spatial axes, D.
+
+    Raises:
+        MinkowskiError: There are none.
+    """
+
+    def __init__(self, ndim: int) -> None:
+        if ndim < 1:
+            raise MinkowskiError(f"D, the number of spatial axes, must be at least 1; got {ndim}.")
+        self.D = ndim
+        self._maps: dict[KeyValue, CoordinateMap] = {}
+        self._strided: dict[tuple[KeyValue, IntTuple, str], CoordinateMapKey] = {}
+        self._rows_of_cells: dict[tuple[KeyValue, KeyValue], Tensor] = {}
+        self._ids = itertools.count()
+
+    def insert_and_map(
+        self, coordinates: Tensor, tensor_stride: StrideType = 1, string_id: str = ""
+    ) -> tuple[CoordinateMapKey, tuple[Tensor, Tensor]]:
+        """Add the distinct rows of integer coordinates [N, 1 + D] as a map.
+
+        Args:
+            coordinates: Batch index first, in input units; kept as they are at every stride.
+            tensor_stride: Tensor stride of the key; int or one per axis.
+            string_id: Id of the key; replaced by a fresh one where the key is in use.
+
+        Returns:
+            The key; the first row of each coordinate, int64 [U], ascending, which is the order of
+            the map; and the map's row of each of the N, int64.
+
+        Waits for the device.
+        """
+        steps = tuple(convert_to_int_list(tensor_stride, self.D))
+        coordinates = as_coordinates(coordinates, self.D)
+        made, rows, position = CoordinateMap.around(coordinates, steps)
+        return self._add(made, string_id), (rows, position)
+
+    def stride(
+        self, coordinate_map_key: CoordinateMapKey, stride: StrideType, string_id: str = ""
+    ) -> CoordinateMapKey:
+        """Return the key of the occupied cells of a ``stride`` times coarser map.
+
+        It has the id of the given key, or ``string_id``. A map that has that key already is used as
+        it is.
+        """
+        steps = tuple(convert_to_int_list(stride, self.D))
+        return self._strided_key(coordinate_map_key, steps, string_id)
+
+    def _strided_key(
+        self, key: CoordinateMapKey, steps: IntTuple, string_id: str = ""
+    ) -> CoordinateMapKey:
+        found = self._strided.get((key.value, steps, string_id))
+        if found is not None:
+            return found
+        tensor_stride, own_id = key.value
+        coarser = tuple(ts * step for ts, step in zip(tensor_stride, steps, strict=True))
+        value = (coarser, string_id or own_id)
+        if value not in self._maps:
+            self._maps[value] = _relations.strided_sites(self._map(key), coarser)
+        found = self._strided[key.value, steps, string_id] = CoordinateMapKey.of(value)
+        return found
+
+    def origin(self) -> CoordinateMapKey:
+        """Return the key of the map with one site per sample, at 0, of tensor stride 0."""
+        return self._origin(
+            max((found.batch_size for found in self._maps.values()), default=0),
+            next((found.sites.device for found in self._maps.values()), torch.device("cpu")),
+        )
+
+    def _origin(self, batch_size: int, device: torch.device) -> CoordinateMapKey:
+        value = ((0,) * self.D, "")
+        known = self._maps.get(value)
+        if known is None or known.num_rows < batch_size:
+            coords = torch.zeros(batch_size, 1 + self.D, dtype=torch.int32, device=device)
+            coords[:, 0] = torch.arange(batch_size, device=device)
+            grid = Grid((0,) * self.D, (1,) * self.D, batch_size, bounded=False)
+            ones = (1,) * self.D
+            self._maps[value] = CoordinateMap(ActiveSites(coords, grid), value[0], ones, True)
+        return CoordinateMapKey.of(value)
+
+    def size(self, coordinate_map_key: CoordinateMapKey) -> int:
+        """Return the number of sites of a map."""
+        return self._map(coordinate_map_key).num_rows
+
+    def get_coordinates(self, coords_key_or_tensor_strides: Any) -> Tensor:
+        """Return the coordinates of a key, or of the first map of a tensor stride, int32."""
+        key = self._get_coordinate_map_key(coords_key_or_tensor_strides)
+        return self._map(key).coordinates()
+
+    def number_of_unique_batch_indices(self) -> int:
+        """Return the number of samples: one more than the largest batch index."""
+        return self.size(self.origin())
+
+    def get_batch_indices(self) -> list[int]:
+        """Return the batch indices, ascending."""
+        return list(range(self.number_of_unique_batch_indices()))
+
+    def get_unique_coordinate_map_key(self, tensor_stride: StrideType) -> CoordinateMapKey:
+        """Return a key of a tensor stride that no map has."""
+        steps = tuple(convert_to_int_list(tensor_stride, self.D))
+        return CoordinateMapKey.of(self._fresh(self._maps, steps, ""))
+
+    def _get_coordinate_map_key(self, key_or_tensor_strides: Any) -> CoordinateMapKey:
+        if isinstance(key_or_tensor_strides, CoordinateMapKey):
+            return key_or_tensor_strides
+        steps = tuple(convert_to_int_list(key_or_tensor_strides, self.D))
+        for value in self._maps:
+            if value[0] == steps:
+                return CoordinateMapKey.of(value)
+        raise MinkowskiError(f"no map has tensor stride {list(steps)}; there are {self}.")
+
+    def _map(self, key: CoordinateMapKey) -> CoordinateMap:
+        found = self._maps.get(key.value)
+        if found is None:
+            raise MinkowskiError(
+                f"{key} is not in this coordinate manager: {self}. Pass the coordinate_manager of "
+                "the tensor that the key is from."
+            )
+        return found
+
+    def _add(self, made: CoordinateMap, string_id: str) -> CoordinateMapKey:
+        value = self._fresh(self._maps, made.tensor_stride, string_id)
+        self._maps[value] = made
+        return CoordinateMapKey.of(value)
+
+    def _fresh(
+        self, taken: Container[KeyValue], tensor_stride: IntTuple, string_id: str
+    ) -> KeyValue:
+        """Return a key value that is free: with the id itself, or with a number after it."""
+        value = (tensor_stride, string_id)
+        while value in taken:
+            number = f"{next(self._ids):05d}"
+            value = (tensor_stride, f"{string_id}-{number}" if string_id else number)
+        return value
+
+    def _prune(self, key: CoordinateMapKey, mask: Tensor) -> tuple[CoordinateMapKey, Tensor]:
+        """Return the key of the rows with True, and these rows, int64."""
+        rows = mask.nonzero().squeeze(1)
+        return self._add(self._map(key).select(rows), "pruned"), rows
+
+    def origin_map(self, key: CoordinateMapKey) -> tuple[Tensor, list[Tensor]]:
+        """Return the batch indices, int64 [B], and the rows of each sample, int64, ascending."""
+        rows = self._map(key).batch_rows()
+        return torch.arange(len(rows)), list(rows)
+
+    def stride_map(
+        self, in_key: CoordinateMapKey, stride_key: CoordinateMapKey
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows of a map and the rows of the coarser cells that they are in, int64 [n] each.
+
+        Rows whose cell is not in the coarser map are left out. Waits for the device.
+        """
+        rows = self._cell_rows(in_key, stride_key)
+        known = (rows >= 0).nonzero().squeeze(1)
+        return known, rows[known]
+
+    def _cell_rows(self, in_key: CoordinateMapKey, stride_key: CoordinateMapKey) -> Tensor:
+        """Return for each row the row of the coarser cell that it is in, int64; -1: none. Kept."""
+        values = in_key.value, stride_key.value
+        if values not in self._rows_of_cells:
+            coarse, coordinates = self._map(stride_key), self._map(in_key).coordinates()
+            steps = coordinates.new_tensor((1, *(max(ts, 1) for ts in coarse.tensor_stride)))
+            cells = coordinates.div(steps, rounding_mode="floor") * steps
+            self._rows_of_cells[values] = coarse.rows_of(cells)
+        return self._rows_of_cells[values]
+
+    def union_map(self, in_keys: list[CoordinateMapKey], out_key: CoordinateMapKey) -> list[Tensor]:
+        """Set ``out_key`` to the union of maps; its tensor stride is the least of each axis.
+
+        Returns:
+            For each map, int64 [2, n]: its rows, and the union's rows of the same sites.
+
+        Waits for the device.
+        """
+        maps = [self._map(key) for key in in_keys]
+        unit = maps[0].unit
+        for other in maps[1:]:
+            unit = common_unit(unit, other.unit)
+        union, rows = union_sites([found.sites_in(unit) for found in maps])
+        least = tuple(map(min, zip(*(found.tensor_stride for found in maps), strict=True)))
+        value = self._fresh(self._maps, least, "merge")
+        self._maps[value] = CoordinateMap(union, least, unit, ascends=True)
+        out_key.set_key(*value)
+        return [torch.stack([torch.arange(len(r), device=r.device), r]) for r in rows]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"\t{list(steps)}{f'-{name}' if name else ''}:\t{found.num_rows}x{1 + self.D}"
+            for (steps, name), found in self._maps.items()
+        ]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])

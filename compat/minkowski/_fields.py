@@ -1,0 +1,87 @@
+"""Points of any coordinates: the cells they are in, and the corners of linear interpolation."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from compat.minkowski._coordinate_map import CoordinateMap, IntTuple
+from compat.minkowski._errors import MinkowskiError
+
+
+class CoordinateField:
+    """Points behind a key.
+
+    Args:
+        coordinates: [N, 1 + D], floating point; the batch index is rounded.
+        ndim: D.
+
+    Raises:
+        MinkowskiError: The shape is another.
+    """
+
+    __slots__ = ("_batch_rows", "coordinates")
+
+    def __init__(self, coordinates: Tensor, ndim: int) -> None:
+        if coordinates.ndim != 2 or coordinates.shape[1] != 1 + ndim:
+            raise MinkowskiError(
+                f"points must have shape [N, {1 + ndim}], batch index first, for D={ndim}; got "
+                f"{list(coordinates.shape)}."
+            )
+        self.coordinates = coordinates.detach()
+        self._batch_rows: list[Tensor] | None = None
+
+    def cells(self, tensor_stride: IntTuple) -> Tensor:
+        """Return the coordinates of the cells of a stride that hold the points, int32."""
+        steps = self.coordinates.new_tensor(tensor_stride)
+        cells = torch.empty_like(self.coordinates, dtype=torch.int32)
+        cells[:, 0] = self.coordinates[:, 0].round()
+        cells[:, 1:] = (self.coordinates[:, 1:] / steps).floor()
+        cells[:, 1:] *= cells.new_tensor(tensor_stride)
+        return cells
+
+    @property
+    def batch_index(self) -> Tensor:
+        """Sample of each point, int64 [N]."""
+        return self.coordinates[:, 0].round().long()
+
+    def batch_rows(self) -> list[Tensor]:
+        """Return the points of every sample, int64, ascending. Waits the first time."""
+        if self._batch_rows is None:
+            batch = self.batch_index
+            counts = torch.bincount(batch).tolist()
+            self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
+        return self._batch_rows
+
+
+def corners(found: CoordinateMap, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the corners of each sample's cell on the grid of the tensor stride.
+
+    Args:
+        found: The map to read.
+        samples: [M, 1 + D], floating point; the batch index is rounded.
+
+    Returns:
+        Rows of the map, int64 [M, 2^D], -1 where a corner is no site; linear weights [M, 2^D],
+        whole: those of absent corners are not passed on to the others.
+    """
+    ndim = len(found.tensor_stride)
+    if samples.ndim != 2 or samples.shape[1] != 1 + ndim:
+        raise MinkowskiError(
+            f"samples must have shape [M, {1 + ndim}], batch index first; got "
+            f"{list(samples.shape)}."
+        )
+    samples = samples.detach()
+    bits = torch.tensor(list(itertools.product((0, 1), repeat=ndim)), device=samples.device)
+    position = samples[:, 1:] / samples.new_tensor(found.tensor_stride)
+    base = position.floor()
+    upper = (position - base)[:, None]
+    # [M, 2^D, D]
+    cells = base.int()[:, None] + bits.int()
+    weights = torch.where(bits.bool(), upper, 1 - upper).prod(2)
+    coords = torch.empty(*cells.shape[:2], 1 + ndim, dtype=torch.int32, device=samples.device)
+    coords[..., 0] = samples[:, :1].round()
+    coords[..., 1:] = cells * cells.new_tensor(found.tensor_stride)
+    return found.rows_of(coords.flatten(0, 1)).reshape(cells.shape[:2]), weights

@@ -1,0 +1,45 @@
+"""One row of features for all points that share a site."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compat.minkowski._errors import MinkowskiError
+from compat.minkowski.enums import SparseTensorQuantizationMode as Mode
+from tritonspconv import ops
+from tritonspconv.ops.pool import PoolMode
+
+REDUCTIONS: dict[Mode, PoolMode] = {
+    Mode.UNWEIGHTED_AVERAGE: "avg",
+    Mode.UNWEIGHTED_SUM: "sum",
+    Mode.MAX_POOL: "max",
+}
+
+
+def reduce_rows(features: Tensor, rows: Tensor, position: Tensor, mode: Mode) -> Tensor:
+    """Return the features of every site.
+
+    Args:
+        features: [N, C], one row per point.
+        rows: First point of each site, int64 [U], ascending.
+        position: Site of each point, int64 [N].
+        mode: How the points of a site combine.
+
+    Returns:
+        [U, C]; ``features`` itself where no two points share a site. Differentiable.
+
+    Raises:
+        MinkowskiError: The mode is none of points, or points share sites with NO_QUANTIZATION.
+    """
+    if mode is Mode.SPLAT_LINEAR_INTERPOLATION:
+        raise MinkowskiError("SPLAT_LINEAR_INTERPOLATION is TensorField.splat(); use that.")
+    if rows.shape == position.shape:
+        return features
+    if mode is Mode.NO_QUANTIZATION:
+        raise MinkowskiError(
+            f"NO_QUANTIZATION needs distinct coordinates; got {position.shape[0]} rows at "
+            f"{rows.shape[0]} sites. Choose UNWEIGHTED_AVERAGE or another mode."
+        )
+    if mode is Mode.RANDOM_SUBSAMPLE:
+        return features[rows]
+    return ops.global_pool(features, position, rows.shape[0], REDUCTIONS[mode])

@@ -1,0 +1,104 @@
+"""Enums of MinkowskiEngine 0.5.4, with the original's names and values.
+
+Those of its compiled back end compare equal to their integers and are made from them:
+``RegionType(0) == RegionType.HYPER_CUBE == 0``. All can be pickled and copied.
+"""
+
+from enum import Enum, IntEnum
+
+
+class _BackendEnum(IntEnum):
+    """Prints as the compiled enums do, ``RegionType.HYPER_CUBE``, in text and in format strings."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+    def __format__(self, format_spec: str) -> str:
+        return format(str(self), format_spec)
+
+
+class RegionType(_BackendEnum):
+    """Shape of a kernel's window."""
+
+    HYPER_CUBE = 0
+    HYPER_CROSS = 1
+    CUSTOM = 2
+
+
+class PoolingMode(_BackendEnum):
+    """Reduction of a pool. The algorithm in a global mode's name changes nothing here."""
+
+    LOCAL_SUM_POOLING = 0
+    LOCAL_AVG_POOLING = 1
+    LOCAL_MAX_POOLING = 2
+    GLOBAL_SUM_POOLING_DEFAULT = 3
+    GLOBAL_AVG_POOLING_DEFAULT = 4
+    GLOBAL_MAX_POOLING_DEFAULT = 5
+    GLOBAL_SUM_POOLING_KERNEL = 6
+    GLOBAL_AVG_POOLING_KERNEL = 7
+    GLOBAL_MAX_POOLING_KERNEL = 8
+    GLOBAL_SUM_POOLING_PYTORCH_INDEX = 9
+    GLOBAL_AVG_POOLING_PYTORCH_INDEX = 10
+    GLOBAL_MAX_POOLING_PYTORCH_INDEX = 11
+
+
+class BroadcastMode(_BackendEnum):
+    """Operation of a broadcast; the misspelt name is the original's."""
+
+    ELEMENTWISE_ADDITON = 0
+    ELEMENTWISE_MULTIPLICATION = 1
+
+
+class ConvolutionMode(_BackendEnum):
+    """The original's choice of algorithm. A label here: the engine has one."""
+
+    DEFAULT = 0
+    DIRECT_GEMM = 1
+    COPY_GEMM = 2
+
+
+class MinkowskiAlgorithm(_BackendEnum):
+    """The original's trade of memory for speed. A label here."""
+
+    DEFAULT = 0
+    MEMORY_EFFICIENT = 1
+    SPEED_OPTIMIZED = 2
+
+
+class CUDAKernelMapMode(_BackendEnum):
+    """The original's trade of memory for speed in kernel maps. A label here."""
+
+    MEMORY_EFFICIENT = 0
+    SPEED_OPTIMIZED = 1
+
+
+class CoordinateMapType(_BackendEnum):
+    """Device that coordinates live on."""
+
+    CPU = 0
+    CUDA = 1
+
+
+class GPUMemoryAllocatorType(_BackendEnum):
+    """The original's source of GPU memory. A label here: torch allocates."""
+
+    PYTORCH = 0
+    CUDA = 1
+
+
+class SparseTensorOperationMode(Enum):
+    """Whether tensors built from coordinates get a coordinate manager each, or share one."""
+
+    SEPARATE_COORDINATE_MANAGER = 0
+    SHARE_COORDINATE_MANAGER = 1
+
+
+class SparseTensorQuantizationMode(Enum):
+    """What becomes of the features of points that fall into one voxel."""
+
+    RANDOM_SUBSAMPLE = 0
+    UNWEIGHTED_AVERAGE = 1
+    UNWEIGHTED_SUM = 2
+    NO_QUANTIZATION = 3
+    MAX_POOL = 4
+    SPLAT_LINEAR_INTERPOLATION = 5

@@ -1,0 +1,1 @@
+"""Residual blocks of ``MinkowskiEngine.modules``."""

@@ -1,0 +1,96 @@
+"""Products with sparse matrices given by their entries: ``spmm`` and ``spmm_average``.
+
+Deterministic, on every device; the host never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compat.minkowski._errors import MinkowskiError
+from tritonspconv.ops.global_pool import global_pool
+
+
+def spmm(
+    rows: Tensor,
+    cols: Tensor,
+    vals: Tensor,
+    size: Sequence[int],
+    mat: Tensor,
+    is_sorted: bool = False,
+    cuda_spmm_alg: int = 1,
+) -> Tensor:
+    """Multiply a sparse matrix by a dense one. Differentiable in ``vals`` and ``mat``.
+
+    Args:
+        rows: Row of each entry, int [P].
+        cols: Its column, int [P].
+        vals: Its value [P], of the type of ``mat``.
+        size: Rows and columns of the sparse matrix.
+        mat: Dense matrix [size[1], C].
+        is_sorted: ``rows`` ascend.
+        cuda_spmm_alg: Not read.
+
+    Returns:
+        [size[0], C].
+
+    Raises:
+        AssertionError: Lengths, types or devices disagree.
+    """
+    if not len(rows) == len(cols) == len(vals):
+        raise MinkowskiError(
+            "spmm: rows, cols and vals must have one entry each; got lengths "
+            f"{len(rows)}, {len(cols)} and {len(vals)}."
+        )
+    if vals.dtype != mat.dtype or vals.device != mat.device:
+        raise MinkowskiError(
+            f"spmm: vals and mat must share type and device; got {vals.dtype} on {vals.device} and "
+            f"{mat.dtype} on {mat.device}."
+        )
+    return global_pool(mat[cols.long()] * vals[:, None], rows, size[0], "sum", is_sorted=is_sorted)
+
+
+def spmm_average(
+    rows: Tensor, cols: Tensor, size: Sequence[int], mat: Tensor, cuda_spmm_alg: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average the rows of ``mat`` that each row of a sparse matrix names. See :func:`spmm`.
+
+    Returns:
+        The averages [size[0], C]; the entries int64 [2, P], sorted by row; the weight of each [P].
+    """
+    ordered, perm = torch.sort(rows, stable=True)
+    columns = cols[perm].long()
+    averages = global_pool(mat[columns], ordered, size[0], "avg", is_sorted=True)
+    counts = torch.bincount(ordered, minlength=size[0])
+    entries = torch.stack([ordered.long(), columns])
+    return averages, entries, counts[entries[0]].reciprocal().to(mat.dtype)
+
+
+class MinkowskiSPMMFunction:
+    """:func:`spmm`, called as the original's autograd function is."""
+
+    @staticmethod
+    def apply(
+        rows: Tensor,
+        cols: Tensor,
+        vals: Tensor,
+        size: Sequence[int],
+        mat: Tensor,
+        cuda_spmm_alg: int = 1,
+    ) -> Tensor:
+        """Multiply."""
+        return spmm(rows, cols, vals, size, mat)
+
+
+class MinkowskiSPMMAverageFunction:
+    """:func:`spmm_average`, called as the original's autograd function is."""
+
+    @staticmethod
+    def apply(
+        rows: Tensor, cols: Tensor, size: Sequence[int], mat: Tensor, cuda_spmm_alg: int = 1
+    ) -> Tensor:
+        """Return the averages."""
+        return spmm_average(rows, cols, size, mat)[0]
