@@ -37,6 +37,8 @@ from bench_timing import Meter
 from networks_minkowski import mink_unet, mink_unet_of_spconv
 from torch import Tensor, nn
 
+import tritonspconv
+
 MODULES = {
     OURS: "compat.minkowski",
     "compat.spconv": "compat.spconv.pytorch",
@@ -296,7 +298,7 @@ def _libraries(wanted: Sequence[str]) -> list[Library]:
         except Exception as error:  # a broken installation may raise anything
             print(f"without {name}: {first_line(error)}", flush=True)
             continue
-        root = importlib.import_module(MODULES[name].removesuffix(".pytorch"))
+        root = module if name == "MinkowskiEngine" else tritonspconv
         found.append(Library(name, module, root.__version__))
     return found
 
