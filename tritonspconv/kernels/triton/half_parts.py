@@ -60,9 +60,14 @@ def undo_exponent(acc, exponent):
     return acc * power_of_two(half) * power_of_two(-exponent - half)
 
 
-@triton.jit
-def maxima_kernel(x_ptr, maxima_ptr, numel, BLOCK: tl.constexpr):
-    """Write the largest finite magnitude of every n-th block, n being the number of programs."""
+@triton.jit(do_not_specialize=["numel"])
+def maxima_kernel(x_ptr, maxima_ptr, numel, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the largest finite magnitude of every n-th block, n being the number of programs.
+
+    ALIGNED: ``numel`` is a multiple of 16, so that whole vectors are loaded or not.
+    """
+    if ALIGNED:
+        numel = tl.multiple_of(numel, 16)
     offs = tl.arange(0, BLOCK)
     found = tl.zeros((BLOCK,), dtype=tl.float32)
     step = tl.num_programs(0).to(tl.int64) * BLOCK
@@ -72,7 +77,7 @@ def maxima_kernel(x_ptr, maxima_ptr, numel, BLOCK: tl.constexpr):
     tl.store(maxima_ptr + tl.program_id(0), tl.max(found, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numel"])
 def split_kernel(
     x_ptr,
     high_ptr,
@@ -80,11 +85,14 @@ def split_kernel(
     maxima_ptr,
     largest_ptr,
     numel,
+    ALIGNED: tl.constexpr,
     MAXIMA: tl.constexpr,
     HAS_LOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the parts of BLOCK entries; the first program also writes the maximum of maxima."""
+    if ALIGNED:
+        numel = tl.multiple_of(numel, 16)
     pid = tl.program_id(0)
     offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < numel
@@ -136,11 +144,16 @@ def split_half(x: Tensor, *, with_low: bool) -> HalfParts:
         return HalfParts(high, low, x.new_zeros(()))
     # The last entry is the maximum of the others.
     maxima = torch.empty(_MAXIMA + 1, dtype=torch.float32, device=x.device)
-    launch(maxima_kernel, (_MAXIMA,), x.device, x, maxima, x.numel(), BLOCK=_BLOCK)
     largest = maxima[_MAXIMA]
+    numel, aligned = x.numel(), x.numel() % 16 == 0
     launch(
-            split_kernel, (num_blocks(x.numel(), _BLOCK),), x.device,
-        x, high, low, maxima, largest, x.numel(), MAXIMA=_MAXIMA, HAS_LOW=with_low, BLOCK=_BLOCK,
+            maxima_kernel, (_MAXIMA,), x.device,
+        x, maxima, numel, ALIGNED=aligned, BLOCK=_BLOCK,
+    )  # fmt: skip
+    launch(
+            split_kernel, (num_blocks(numel, _BLOCK),), x.device,
+        x, high, low, maxima, largest, numel,
+        ALIGNED=aligned, MAXIMA=_MAXIMA, HAS_LOW=with_low, BLOCK=_BLOCK,
     )  # fmt: skip
     return HalfParts(high, low, largest)
 
