@@ -60,42 +60,39 @@ def undo_exponent(acc, exponent):
     return acc * power_of_two(half) * power_of_two(-exponent - half)
 
 
-@triton.jit(do_not_specialize=["numel"])
-def maxima_kernel(x_ptr, maxima_ptr, numel, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["units"])
+def maxima_kernel(x_ptr, maxima_ptr, units, UNIT: tl.constexpr, BLOCK: tl.constexpr):
     """Write the largest finite magnitude of every n-th block, n being the number of programs.
 
-    ALIGNED: ``numel`` is a multiple of 16, so that whole vectors are loaded or not.
+    There are ``units * UNIT`` entries. Where UNIT is 16, the compiler loads whole vectors.
     """
-    if ALIGNED:
-        numel = tl.multiple_of(numel, 16)
+    numel = units.to(tl.int64) * UNIT
     offs = tl.arange(0, BLOCK)
     found = tl.zeros((BLOCK,), dtype=tl.float32)
     step = tl.num_programs(0).to(tl.int64) * BLOCK
-    for start in range(tl.program_id(0).to(tl.int64) * BLOCK, numel.to(tl.int64), step):
+    for start in range(tl.program_id(0).to(tl.int64) * BLOCK, numel, step):
         x = tl.abs(tl.load(x_ptr + start + offs, mask=start + offs < numel, other=0.0))
         found = tl.maximum(found, tl.where(x < float("inf"), x, 0.0))
     tl.store(maxima_ptr + tl.program_id(0), tl.max(found, axis=0))
 
 
-@triton.jit(do_not_specialize=["numel"])
+@triton.jit(do_not_specialize=["units"])
 def split_kernel(
     x_ptr,
     high_ptr,
     low_ptr,
     maxima_ptr,
     largest_ptr,
-    numel,
-    ALIGNED: tl.constexpr,
+    units,
+    UNIT: tl.constexpr,
     MAXIMA: tl.constexpr,
     HAS_LOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the parts of BLOCK entries; the first program also writes the maximum of maxima."""
-    if ALIGNED:
-        numel = tl.multiple_of(numel, 16)
     pid = tl.program_id(0)
     offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < numel
+    mask = offs < units.to(tl.int64) * UNIT
     largest = tl.max(tl.load(maxima_ptr + tl.arange(0, MAXIMA)), axis=0)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0) * power_of_two(half_exponent(largest))
     high = x.to(tl.float16)
@@ -145,15 +142,16 @@ def split_half(x: Tensor, *, with_low: bool) -> HalfParts:
     # The last entry is the maximum of the others.
     maxima = torch.empty(_MAXIMA + 1, dtype=torch.float32, device=x.device)
     largest = maxima[_MAXIMA]
-    numel, aligned = x.numel(), x.numel() % 16 == 0
+    unit = 16 if x.numel() % 16 == 0 else 1
+    units = x.numel() // unit
     launch(
             maxima_kernel, (_MAXIMA,), x.device,
-        x, maxima, numel, ALIGNED=aligned, BLOCK=_BLOCK,
+        x, maxima, units, UNIT=unit, BLOCK=_BLOCK,
     )  # fmt: skip
     launch(
-            split_kernel, (num_blocks(numel, _BLOCK),), x.device,
-        x, high, low, maxima, largest, numel,
-        ALIGNED=aligned, MAXIMA=_MAXIMA, HAS_LOW=with_low, BLOCK=_BLOCK,
+            split_kernel, (num_blocks(x.numel(), _BLOCK),), x.device,
+        x, high, low, maxima, largest, units,
+        UNIT=unit, MAXIMA=_MAXIMA, HAS_LOW=with_low, BLOCK=_BLOCK,
     )  # fmt: skip
     return HalfParts(high, low, largest)
 
