@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.gather_gemm import acc_dtype
+from tritonspconv.kernels.eager.gather_gemm import acc_dtype, rows_in_cache
 
 
 def weight_grad(
@@ -24,13 +24,18 @@ def weight_grad(
     """
     feats, grad = feats.to(acc_dtype(feats.dtype)), grad.to(acc_dtype(grad.dtype))
     ends = tap_ptr.tolist()
-    volume = out.shape[0]
+    volume, c_in, c_out = out.shape
+    block = rows_in_cache(max(c_in, c_out), feats.dtype)
     for v in range(volume):
         listed = min(v, volume - 1 - v) if mirrored else v
         row_in, row_out = pairs[:, ends[listed] : ends[listed + 1]]
         if listed != v:
             row_in, row_out = row_out, row_in
+        total = torch.zeros(c_in, c_out, dtype=feats.dtype, device=feats.device)
         # Autocast would round the operands once more.
         with torch.autocast(feats.device.type, enabled=False):
-            out[v] = feats.index_select(0, row_in).T @ grad.index_select(0, row_out)
+            for source, target in zip(row_in.split(block), row_out.split(block), strict=True):
+                x, g = feats.index_select(0, source), grad.index_select(0, target)
+                total.addmm_(x.T, g)
+        out[v] = total
     return out
