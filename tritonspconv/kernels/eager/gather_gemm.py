@@ -42,8 +42,9 @@ def gather_gemm(
     n_out = rows.shape[1]
     acc = torch.zeros(n_out, c_out, dtype=acc_dtype(feats.dtype), device=feats.device)
     feats, weight_acc = feats.to(acc.dtype), weight.to(acc.dtype)
-    # Table tap v meets matrix v of these.
-    matrices = weight_acc.flip(0) if mirrored else weight_acc
+    matrices = weight_acc.unbind()
+    if mirrored:
+        matrices = matrices[::-1]
     block = rows_in_cache(max(c_in, c_out), acc.dtype)
     # Autocast would round the operands of the products below once more.
     with torch.autocast(feats.device.type, enabled=False):
