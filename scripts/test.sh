@@ -5,6 +5,7 @@
 #
 # The first run sets up .venv-test; later runs reuse it until pyproject.toml changes.
 #   PYTHON=python3.12   the interpreter that .venv-test is made with (default: python3)
+#   MINKOWSKI_WHEELS=folder  a wheel of MinkowskiEngine made by build_minkowski.sh, for live parity
 #   SKIP_INSTALL=1      use the environment of $PYTHON as it is: no .venv-test, no network
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,9 +29,23 @@ install() {
             "$venv/bin/python" -m pip install --quiet torch==2.13.0
         fi
         "$venv/bin/python" -m pip install --quiet --editable '.[test,parity-cpu]'
+        install_minkowski "$venv/bin/python"
         touch "$stamp"
     fi
     python=$venv/bin/python
+}
+
+# MinkowskiEngine has no wheels on the index. Where one is given that fits and can be imported, the
+# parity tests run it; elsewhere they use what it did, as recorded.
+install_minkowski() {
+    local wheel
+    for wheel in "${MINKOWSKI_WHEELS:-}"/minkowskiengine-*.whl; do
+        [[ -e $wheel ]] || continue
+        "$1" -m pip install --quiet --no-deps "$wheel" || continue
+        "$1" -c 'import collections.abc as abc; import collections
+collections.Sequence = abc.Sequence
+import MinkowskiEngine' || "$1" -m pip uninstall --quiet --yes MinkowskiEngine
+    done
 }
 
 # Run pytest; keep its last line for the end. Given arguments of the caller's own may select nothing in
