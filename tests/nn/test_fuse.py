@@ -110,10 +110,17 @@ def test_a_layer_used_twice_is_left_alone():
     assert [len(chain) for chain in fused] == [2, 2]
 
 
-def test_a_layer_with_a_hook_is_left_alone():
+def test_a_layer_used_twice_in_one_chain_is_left_alone():
+    conv = tsnn.SubMConv3d(4, 4, 3)
+    net = tsnn.Sequential(conv, tsnn.BatchNorm(4), conv, tsnn.ReLU())
+    assert len(ts.fuse(net.eval())) == 4
+
+
+@pytest.mark.parametrize(("watched", "left"), [(0, 3), (1, 3), (2, 2)])
+def test_a_layer_with_a_hook_is_left_alone(watched, left):
     net = engine_net().eval()
-    net[0][0].register_forward_hook(lambda *args: None)
-    assert len(ts.fuse(net)[0]) == 3
+    net[0][watched].register_forward_hook(lambda *args: None)
+    assert len(ts.fuse(net)[0]) == left
 
 
 def test_training_mode_is_refused():

@@ -53,16 +53,21 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
         )
     model = model if inplace else copy.deepcopy(model)
     # A layer that is used twice cannot take up what follows one of its uses.
-    uses = Counter(id(child) for module in model.modules() for child in module.children())
+    # Not by ``children()``, which names a layer once however often a chain holds it.
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    shared = {key for key, count in uses.items() if count > 1}
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential) or getattr(module, "runs_in_order", False):
-            _fuse_chain(module, {key for key, count in uses.items() if count > 1})
+            _fuse_chain(module, shared)
     return model
 
 
 def _fuse_chain(chain: nn.Module, shared: set[int]) -> None:
     conv, folded = None, False
-    for name, module in list(chain.named_children()):
+    for name, module in list(chain._modules.items()):
+        if module is None or _is_watched(module):
+            conv = None
+            continue
         if conv is not None and not folded and _has_statistics(module):
             conv.fold_scale_shift(*_scale_shift(module))
         elif conv is not None and isinstance(module, nn.ReLU):
@@ -75,12 +80,7 @@ def _fuse_chain(chain: nn.Module, shared: set[int]) -> None:
 
 
 def _can_take_up(module: nn.Module, shared: set[int]) -> TypeGuard[FusableConv]:
-    return (
-        isinstance(module, FusableConv)
-        and module.is_linear
-        and id(module) not in shared
-        and not _is_watched(module)
-    )
+    return isinstance(module, FusableConv) and module.is_linear and id(module) not in shared
 
 
 def _has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
@@ -88,7 +88,6 @@ def _has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchN
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.running_mean is not None
         and not module.training
-        and not _is_watched(module)
     )
 
 
