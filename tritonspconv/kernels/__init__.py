@@ -44,3 +44,8 @@ def map_kernels_for(op: str, device: torch.device, ndim: int) -> ModuleType:
     """
     use_triton = ndim <= _MAX_TRITON_NDIM and _has_triton(device)
     return _module("triton" if use_triton else "eager", op)
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that sums of ``dtype`` are kept in: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tritonspconv.kernel_map import KernelMap, NeighborTable
+from tritonspconv.kernels import acc_dtype
 
 
 def sparse_channelwise_conv(
@@ -106,4 +107,4 @@ def _rows(feats: Tensor, row: Tensor) -> Tensor:
 
 
 def _acc(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(acc_dtype(tensor.dtype))

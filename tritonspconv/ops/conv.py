@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tritonspconv.kernel_map import KernelMap, NeighborTable
-from tritonspconv.kernels import kernels_for
+from tritonspconv.kernels import acc_dtype, kernels_for
 
 Precision = Literal["ieee", "tf32"]
 
@@ -115,17 +115,13 @@ class _SparseConv(torch.autograd.Function):
             feats = _operand(feats, weight, kernel_map, precision)
             _fill_weight_grad(feats, operand, grad_weight, kernel_map, precision)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0, dtype=_sum_dtype(grad.dtype)).to(bias_dtype)
+            grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
         return grad_feats, grad_weight, grad_bias, None, None, None
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     # A call that changes nothing costs a microsecond.
     return x if x.dtype == dtype else x.to(dtype)
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _operand(x: Tensor, weight: Tensor, kernel_map: KernelMap, precision: Precision) -> Any:

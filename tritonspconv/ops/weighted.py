@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels import acc_dtype
 from tritonspconv.ops.global_pool import global_pool
 
 
@@ -69,10 +70,6 @@ def _check(op: str, feats: Tensor, rows: Tensor, weights: Tensor, length: str) -
         raise ValueError(f"{op}: all tensors must be on one device; got {devices}.")
 
 
-def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 class _GatherWeighted(torch.autograd.Function):
     """Its gradient is the transpose."""
 
@@ -80,7 +77,7 @@ class _GatherWeighted(torch.autograd.Function):
     def forward(ctx: Any, feats: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weights)
         ctx.n_in = feats.shape[0]
-        dtype = _acc_dtype(feats.dtype)
+        dtype = acc_dtype(feats.dtype)
         out = torch.zeros(rows.shape[0], feats.shape[1], dtype=dtype, device=feats.device)
         if feats.shape[0]:
             weights = torch.where(rows < 0, 0, weights).to(dtype)
@@ -100,7 +97,7 @@ class _ScatterWeighted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feats: Tensor, rows: Tensor, weights: Tensor, n_out: int) -> Tensor:
         ctx.save_for_backward(rows, weights)
-        dtype = _acc_dtype(feats.dtype)
+        dtype = acc_dtype(feats.dtype)
         spread = feats.to(dtype)[:, None] * weights.to(dtype)[..., None]
         return global_pool(spread.flatten(0, 1), rows.flatten(), n_out, "sum").to(feats.dtype)
 

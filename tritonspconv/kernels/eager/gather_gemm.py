@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels import acc_dtype
+
 # Bytes of the rows that a core gathers at a time, to find them in its cache.
 _CACHED_BYTES = 2**20
 
@@ -13,11 +15,6 @@ def rows_in_cache(channels: int, dtype: torch.dtype) -> int:
     """Return how many rows of so many channels to work on at a time."""
     cached = _CACHED_BYTES * torch.get_num_threads()
     return max(cached // max(channels * dtype.itemsize, 1), 256)
-
-
-def acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that sums are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def gather_gemm(

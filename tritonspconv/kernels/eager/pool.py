@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels import acc_dtype
+
 
 def pool_fwd(
     feats: Tensor,
@@ -36,7 +38,7 @@ def pool_fwd(
     """
     n_out, channels = rows.shape[1], feats.shape[1]
     start = 0.0 if mode != "max" else float("-inf") if floor is None else floor
-    acc = torch.full((n_out, channels), start, dtype=_acc_dtype(feats), device=feats.device)
+    acc = torch.full((n_out, channels), start, dtype=acc_dtype(feats.dtype), device=feats.device)
     saved = None
     if mode == "max":
         saved = _max_into(acc, feats, rows, want_saved)
@@ -97,7 +99,7 @@ def pool_bwd(
         Gradient of the input rows [n_in, C] in ``grad_out.dtype``.
     """
     n_in, channels = rows.shape[1], grad_out.shape[1]
-    acc = torch.zeros(n_in, channels, dtype=_acc_dtype(grad_out), device=grad_out.device)
+    acc = torch.zeros(n_in, channels, dtype=acc_dtype(grad_out.dtype), device=grad_out.device)
     me = torch.arange(n_in, device=rows.device) if order is None else order.long()
     for columns, source in _present(rows):
         grad = grad_out.index_select(0, source).to(acc.dtype)
@@ -122,10 +124,6 @@ def _present(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for row in rows:
         columns = torch.nonzero(row >= 0).squeeze(1)
         yield columns, row.index_select(0, columns)
-
-
-def _acc_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _by_row(columns: Tensor, order: Tensor | None) -> Tensor:

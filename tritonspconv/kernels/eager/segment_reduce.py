@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels import acc_dtype
+
 _LAST_ROW = 2**31 - 1
 
 
@@ -35,7 +37,7 @@ def segment_reduce(
     Accumulates in float32 (float64 for float64 input).
     """
     n_segments, channels = segment_start.shape[0], values.shape[1]
-    acc_dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    dtype = acc_dtype(values.dtype)
     length = segment_end - segment_start
     # One entry per (segment, position in it); segments that are cut short leave positions out.
     segment = torch.repeat_interleave(
@@ -45,15 +47,15 @@ def segment_reduce(
     position = torch.arange(segment.shape[0], device=values.device)
     position = position - first[segment] + segment_start[segment]
     row = position if perm is None else perm[position]
-    taken = values[row].to(acc_dtype)
+    taken = values[row].to(dtype)
     if mode != "max":
-        out = torch.zeros(n_segments, channels, dtype=acc_dtype, device=values.device)
+        out = torch.zeros(n_segments, channels, dtype=dtype, device=values.device)
         out.index_add_(0, segment, taken)
         if mode == "mean":
             out /= length.clamp(min=1)[:, None]
         return out.to(values.dtype), None
     index = segment[:, None].expand(-1, channels)
-    out = torch.full((n_segments, channels), float("-inf"), dtype=acc_dtype, device=values.device)
+    out = torch.full((n_segments, channels), float("-inf"), dtype=dtype, device=values.device)
     out.scatter_reduce_(0, index, taken, "amax")
     wins = (taken == out[segment]) | taken.isnan()
     argmax = torch.full((n_segments, channels), _LAST_ROW, device=values.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.gather_gemm import acc_dtype, rows_in_cache
+from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.eager.gather_gemm import rows_in_cache
 
 
 def weight_grad(

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
@@ -210,8 +211,7 @@ def weight_grad(
         feats.device.type, card_of(feats.device), feats.dtype, parts, precision,
         volume, c_in, c_out, out.stride(), mirrored, _PROGRAMS, _MIN_SLICES, config,
     )  # fmt: skip
-    acc_dtype = torch.float64 if feats.dtype == torch.float64 else torch.float32
-    partial = torch.empty(slots, c_in, c_out, dtype=acc_dtype, device=feats.device)
+    partial = torch.empty(slots, c_in, c_out, dtype=acc_dtype(feats.dtype), device=feats.device)
     multiply(
             grid, feats.device,
         feats, feats_low, feats_largest, grad, grad_low, grad_largest,
