@@ -60,8 +60,9 @@ def _channel_step(c_in: int, most: int) -> int:
     return most // 2 if c_in > most and c_in % most else _padded(c_in, most)
 
 
-def _fitted(config: GemmConfig, bytes_per_step: int, card: Card) -> GemmConfig:
+def _fitted(config: GemmConfig, bytes_per_entry: int, card: Card) -> GemmConfig:
     """Return the config with as many stages as the card's shared memory holds."""
+    bytes_per_step = (config.block_m + config.block_n) * config.block_k * bytes_per_entry
     # Triton keeps two buffers less than stages where it has wgmma, one less elsewhere.
     spare = 2 if card.shared_bytes >= _DEFAULT_CARD.shared_bytes else 1
     stages = config.num_stages
@@ -84,8 +85,7 @@ def gather_gemm_config(
         parts: float16 parts of each operand, or 0.
     """
     config = _gather_gemm_tile(card, log2_rows, c_in, c_out, dtype.itemsize, parts)
-    per_step = (config.block_m + config.block_n) * config.block_k * dtype.itemsize * max(parts, 1)
-    return _fitted(config, per_step, card)
+    return _fitted(config, dtype.itemsize * max(parts, 1), card)
 
 
 def _gather_gemm_tile(
@@ -118,8 +118,7 @@ def weight_grad_config(
 ) -> GemmConfig:
     """Choose the tile of :func:`weight_grad`; arguments as for :func:`gather_gemm_config`."""
     config = _weight_grad_tile(card, c_in, c_out, dtype.itemsize, parts)
-    per_step = (config.block_m + config.block_n) * config.block_k * dtype.itemsize * max(parts, 1)
-    return _fitted(config, per_step, card)
+    return _fitted(config, dtype.itemsize * max(parts, 1), card)
 
 
 def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: int) -> GemmConfig:

@@ -19,9 +19,8 @@ from tritonspconv.kernels.triton.configs import (
 )
 from tritonspconv.kernels.triton.half_parts import (
     HalfParts,
-    half_exponent,
+    join_parts,
     leading_part,
-    undo_exponent,
 )
 
 
@@ -96,7 +95,7 @@ def gather_gemm_kernel(
         # Matrix units truncate what they add to: each step of the leading product starts from zero
         # and is added in float32. A zero that the compiler knew would be folded away.
         zeros = acc + tl.minimum(n_out, 0).to(ACC_TYPE)
-        acc_low = acc
+    acc_low = acc
     for word in tl.static_range((V + 31) // 32):
         masks = tl.load(mask_ptr + word * n_out.to(tl.int64) + offs_m, mask=mask_m, other=0)
         taps = tl.reduce(masks, 0, _or)
@@ -131,12 +130,8 @@ def gather_gemm_kernel(
             else:
                 acc = tl.dot(a, w, acc, input_precision=PRECISION, out_dtype=ACC_TYPE)
             taps = tl.where(chunk == CHUNKS - 1, taps & (taps - 1), taps)
-    if PARTS == 2:
-        acc += acc_low * 0.00048828125  # 2**-11
     if PARTS > 0:
-        exponent = half_exponent(tl.load(feats_largest_ptr))
-        exponent += half_exponent(tl.load(weight_largest_ptr))
-        acc = undo_exponent(acc, exponent)
+        acc = join_parts(acc, acc_low, feats_largest_ptr, weight_largest_ptr, PARTS)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
     out_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m

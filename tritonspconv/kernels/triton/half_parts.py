@@ -54,8 +54,15 @@ def power_of_two(exponent):
 
 
 @triton.jit
-def undo_exponent(acc, exponent):
-    """Return ``acc * 2**-exponent``, in two steps so that neither leaves float32's range early."""
+def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
+    """Return the product of two split operands: sums of its leading and of its next products.
+
+    ``2**-exponent`` is applied in two steps, so that neither leaves float32's range early.
+    """
+    if PARTS == 2:
+        acc += acc_low * 0.00048828125  # 2**-11
+    exponent = half_exponent(tl.load(a_largest_ptr))
+    exponent += half_exponent(tl.load(b_largest_ptr))
     half = (-exponent) >> 1
     return acc * power_of_two(half) * power_of_two(-exponent - half)
 

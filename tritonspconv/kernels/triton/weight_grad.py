@@ -21,9 +21,8 @@ from tritonspconv.kernels.triton.configs import (
 from tritonspconv.kernels.triton.gather_gemm import dot_precision
 from tritonspconv.kernels.triton.half_parts import (
     HalfParts,
-    half_exponent,
+    join_parts,
     leading_part,
-    undo_exponent,
 )
 
 # Ranges per launch, shared among the tiles of one tap's matrix: enough to fill a large GPU twice.
@@ -107,8 +106,7 @@ def weight_grad_kernel(
         # Matrix units truncate what they add to: each step starts from zero and is added in
         # float32. A zero that the compiler knew would be folded away.
         zeros = acc + tl.minimum(capacity, 0).to(ACC_TYPE)
-        if PARTS == 2:
-            acc_low = acc
+        acc_low = acc
         for at in range(start, stop, BLOCK_K):
             offs_p = at + tl.arange(0, BLOCK_K)
             mask_p = offs_p < stop
@@ -128,12 +126,8 @@ def weight_grad_kernel(
                 acc_low = tl.dot(tl.trans(x_low), g, acc_low)
                 acc_low = tl.dot(tl.trans(x), g_low, acc_low)
             acc += tl.dot(tl.trans(x), g, zeros, input_precision=PRECISION, out_dtype=ACC_TYPE)
-        if PARTS == 2:
-            acc += acc_low * 0.00048828125  # 2**-11
         if PARTS > 0:
-            exponent = half_exponent(tl.load(feats_largest_ptr))
-            exponent += half_exponent(tl.load(grad_largest_ptr))
-            acc = undo_exponent(acc, exponent)
+            acc = join_parts(acc, acc_low, feats_largest_ptr, grad_largest_ptr, PARTS)
         partial = partial_ptr + item.to(tl.int64) * (C_IN * C_OUT)
         tl.store(
             partial + offs_m[:, None] * C_OUT + offs_n[None, :],
