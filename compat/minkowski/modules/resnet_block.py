@@ -11,7 +11,13 @@ from compat.minkowski.MinkowskiNonlinearity import MinkowskiReLU
 from compat.minkowski.MinkowskiNormalization import MinkowskiBatchNorm
 
 
-class BasicBlock(nn.Module):
+class _Residual(nn.Module):
+    def _gate(self, out: Any) -> Any:
+        """Return what is added to the residual; ``senet_block`` scales it."""
+        return out
+
+
+class BasicBlock(_Residual):
     """Two 3-wide convolutions and a residual connection.
 
     Args:
@@ -52,12 +58,12 @@ class BasicBlock(nn.Module):
     def forward(self, x: Any) -> Any:
         """Run the block."""
         out = self.relu(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
+        out = self._gate(self.norm2(self.conv2(out)))
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Residual):
     """A 3-wide convolution between two pointwise ones, and a residual connection.
 
     Args:
@@ -100,6 +106,6 @@ class Bottleneck(nn.Module):
         """Run the block."""
         out = self.relu(self.norm1(self.conv1(x)))
         out = self.relu(self.norm2(self.conv2(out)))
-        out = self.norm3(self.conv3(out))
+        out = self._gate(self.norm3(self.conv3(out)))
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)

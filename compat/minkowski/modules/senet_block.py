@@ -64,12 +64,8 @@ class SEBasicBlock(BasicBlock):
         super().__init__(inplanes, planes, stride, dilation, downsample, dimension=D)
         self.se = SELayer(planes, reduction=reduction, D=D)
 
-    def forward(self, x: Any) -> Any:
-        """Run the block."""
-        out = self.relu(self.norm1(self.conv1(x)))
-        out = self.se(self.norm2(self.conv2(out)))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+    def _gate(self, out: Any) -> Any:
+        return self.se(out)
 
 
 class SEBottleneck(Bottleneck):
@@ -98,10 +94,5 @@ class SEBottleneck(Bottleneck):
         super().__init__(inplanes, planes, stride, dilation, downsample, dimension=D)
         self.se = SELayer(planes * self.expansion, reduction=reduction, D=D)
 
-    def forward(self, x: Any) -> Any:
-        """Run the block."""
-        out = self.relu(self.norm1(self.conv1(x)))
-        out = self.relu(self.norm2(self.conv2(out)))
-        out = self.se(self.norm3(self.conv3(out)))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+    def _gate(self, out: Any) -> Any:
+        return self.se(out)
