@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 GRAD = "grad "  # names of gradients start so
 NUDGE = 16  # roundings
+STEPS = 20  # of training
 FAILS = ("original error",)  # what a quirk covers where the original fails and the adapter works
 IN_THE_CASE = " (in the case itself)"  # part of an error that no library raised
 
@@ -211,6 +212,22 @@ class Run:
             assert value.grad is not None, name
             self.tensor(GRAD + name, value.grad)
 
+    def descend(self, network: nn.Module, loss_of: Callable[[], Tensor]) -> None:
+        """Train for twenty steps; record the losses and the norms of the last state."""
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+        losses = []
+        for _ in range(STEPS):
+            loss = loss_of()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+        curve = torch.stack(losses)
+        assert curve[-1] < curve[0], "the network must learn"
+        self.tensor("losses", curve)
+        state = network.state_dict().values()
+        self.tensor("state norms", torch.stack([value.double().norm() for value in state]))
+
 
 @contextlib.contextmanager
 def assigned(owner: Any, **values: Any) -> Iterator[None]:
@@ -223,3 +240,12 @@ def assigned(owner: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
+
+
+def options_name(options: Mapping[str, Any]) -> str:
+    """Return ``k3-s2`` and the like for a case's name."""
+    parts = []
+    for name, value in options.items():
+        text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+        parts.append(f"{name}{text}")
+    return "-".join(parts)

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from tests.parity.case import Case, Quirk, Run
+from tests.parity.case import Case, Quirk, Run, options_name
 from tests.parity.cases.minkowski_run import (
     case,
     coordinates,
     layer,
-    options_name,
     record,
     record_gradients,
     run_module,

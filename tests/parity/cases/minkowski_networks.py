@@ -17,7 +17,6 @@ from tests.parity.case import GRAD, Case, Run, canonical
 from tests.parity.cases.minkowski_run import EXACT, case, record
 from tritonspconv.testing.lidar import simulate_sweep
 
-STEPS = 20
 NUDGES = 2
 VOXEL = 0.8  # metres
 
@@ -242,7 +241,7 @@ def train(run: Run, name: str) -> None:
         rows = out.F[canonical(out.C)]
         return nn.functional.mse_loss(rows, run.values("pattern", *rows.shape))
 
-    _descend(run, network, loss_of)
+    run.descend(network, loss_of)
 
 
 def train_scene(run: Run) -> None:
@@ -262,23 +261,7 @@ def train_scene(run: Run) -> None:
         out = network(ME.SparseTensor(feats, coordinates=coords.to(run.device)))
         return nn.functional.cross_entropy(out.F, labels)
 
-    _descend(run, network, loss_of)
-
-
-def _descend(run: Run, network: nn.Module, loss_of: Any) -> None:
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    losses = []
-    for _ in range(STEPS):
-        optimiser.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.detach())
-    curve = torch.stack(losses)
-    assert curve[-1] < curve[0], "the network must learn"
-    run.tensor("losses", curve)
-    state = network.state_dict().values()
-    run.tensor("state norms", torch.stack([value.double().norm() for value in state]))
+    run.descend(network, loss_of)
 
 
 def state(run: Run, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,12 +116,3 @@ def random_points(run: Run, n: int, ndim: int = 3, batch_size: int = 2) -> Tenso
     points = run.values("points", n, ndim, scale=4.0)
     batch = torch.arange(n, device=points.device) % batch_size
     return torch.cat([batch[:, None].to(points.dtype), points], 1)
-
-
-def options_name(options: Mapping[str, Any]) -> str:
-    """Return ``k3-s2`` and the like for a case's name."""
-    parts = []
-    for name, value in options.items():
-        text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-        parts.append(f"{name}{text}")
-    return "-".join(parts)

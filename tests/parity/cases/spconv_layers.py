@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tests.parity.case import Case, Run
+from tests.parity.case import Case, Run, options_name
 from tests.parity.cases.spconv_run import (
     AMP,
     HALF,
@@ -15,7 +15,6 @@ from tests.parity.cases.spconv_run import (
     SHAPES,
     SINGLE,
     layer,
-    options_name,
     run_module,
     shares,
     tensor,

@@ -14,7 +14,6 @@ from scripts.networks import second_encoder, sparse_unet
 from tests.parity.case import Case, Run, canonical
 from tests.parity.cases.spconv_run import native
 
-STEPS = 20
 TRAINED = {"cpu": ("float64", "float32"), "cuda": ("float32", "amp-float16")}
 
 
@@ -126,24 +125,16 @@ def train(run: Run, name: str) -> None:
     network = run.fill(build(spconv, native(run))).train()
     coords = clustered(run, shape, n)
     feats = run.feats(len(coords), 4)
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    losses = []
-    for _ in range(STEPS):
+
+    def loss_of() -> Tensor:
         x = spconv.SparseConvTensor(feats, coords, list(shape), 2)
         with run.autocast():
             out = network(x)
         out = out[0] if isinstance(out, tuple) else out
         rows = out.features[canonical(out.indices)].to(run.dtype)
-        loss = nn.functional.mse_loss(rows, run.values("pattern", *rows.shape))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.detach())
-    curve = torch.stack(losses)
-    assert curve[-1] < curve[0], "the network must learn"
-    run.tensor("losses", curve)
-    state = network.state_dict().values()
-    run.tensor("state norms", torch.stack([value.double().norm() for value in state]))
+        return nn.functional.mse_loss(rows, run.values("pattern", *rows.shape))
+
+    run.descend(network, loss_of)
 
 
 def exchanged(run: Run, name: str) -> None:

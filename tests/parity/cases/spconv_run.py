@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -68,12 +68,3 @@ def run_module(run: Run, module: nn.Module, x: Any, *, kept: bool = False) -> An
     for name, parameter in module.named_parameters():
         run.tensor(GRAD + name, parameter.grad)
     return out
-
-
-def options_name(options: Mapping[str, Any]) -> str:
-    """Return ``k3-s2`` and the like for a case's name."""
-    parts = []
-    for name, value in options.items():
-        text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-        parts.append(f"{name}{text}")
-    return "-".join(parts)
