@@ -20,10 +20,6 @@ _device_constructors()
 torch.overrides.get_overridable_functions()
 torch.overrides.get_ignored_functions()
 
-# Tests are spread over processes; threads below them would only compete (and spconv's CPU forward
-# is right on one thread only).
-torch.set_num_threads(1)
-
 # Dense references on a GPU are true float32.
 torch.backends.cudnn.allow_tf32 = False
 
@@ -73,6 +69,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def triton_device() -> torch.device:
     """The device on which Triton kernels run here: ``cpu`` in the interpreter, else ``cuda``."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Run each test on one thread: tests are spread over processes, threads would only compete.
+
+    spconv's CPU forward is right on one thread only (a race in its scatter-add), and each
+    coordinate manager of MinkowskiEngine sets the number for the whole process. So it is set for
+    every test.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
