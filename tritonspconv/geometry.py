@@ -99,6 +99,16 @@ class ConvGeometry:
         if self.sites == "cells" and self.transposed:
             raise ValueError("sites='cells' is a rule for coarser outputs; got transposed=True.")
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Kept, since every look for a kernel map asks for it. A pickled geometry keeps it too, so
+        # strings, which hash otherwise in the next process, stay out.
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding)
+        return hash((sizes, self.transposed, self.taps))
+
     @classmethod
     def submanifold(
         cls, kernel_size: IntTuple, dilation: IntTuple, tap_order: TapOrder = "last_axis_fastest"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 
 from tritonspconv.coords import ActiveSites, Grid
@@ -104,6 +105,7 @@ def _build(
     return _CacheEntry(relation, made_sites)
 
 
+@functools.lru_cache(maxsize=1024)
 def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
     """Return the grid of a geometry's outputs.
 

@@ -12,7 +12,6 @@ _MAX_TRITON_NDIM = 4
 _MIN_CUDA_CAPABILITY = (8, 0)
 
 
-@functools.lru_cache(maxsize=64)
 def _has_triton(device: torch.device) -> bool:
     """Return whether Triton kernels run on ``device``: AMD, or NVIDIA from sm_80 on."""
     if device.type != "cuda":
@@ -22,11 +21,11 @@ def _has_triton(device: torch.device) -> bool:
     )
 
 
-@functools.cache
 def _module(backend: str, op: str) -> ModuleType:
     return importlib.import_module(f"tritonspconv.kernels.{backend}.{op}")
 
 
+@functools.lru_cache(maxsize=1024)
 def kernels_for(op: str, device: torch.device) -> ModuleType:
     """Return the module of launchers of ``op`` for tensors on ``device``.
 
@@ -37,6 +36,7 @@ def kernels_for(op: str, device: torch.device) -> ModuleType:
     return _module("triton" if _has_triton(device) else "eager", op)
 
 
+@functools.lru_cache(maxsize=1024)
 def map_kernels_for(op: str, device: torch.device, ndim: int) -> ModuleType:
     """Return the module of launchers of a map ``op`` for coordinates of ``ndim`` axes.
 

@@ -9,6 +9,7 @@ hook is set, or the kernel is interpreted, it launches in the ordinary way.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 # Versions whose compiled kernels take (grid, stream, function, metadata, hooks, arguments).
 _KNOWN_VERSIONS = ("3.6.",)
+_INT32 = 2**31
 _is_known_version = triton.__version__.startswith(_KNOWN_VERSIONS)
 
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
@@ -67,6 +69,7 @@ class BoundKernel:
             return
         kind: list[Any] = [device.index]
         values: list[Any] = []
+        # Small networks spend much of their time here: plain tests, the frequent ones first.
         for arg, plain in zip(args, self._is_plain, strict=False):
             if isinstance(arg, Tensor):
                 address = arg.data_ptr()
@@ -76,7 +79,12 @@ class BoundKernel:
                     kind.append("unaligned")
             else:
                 values.append(arg)
-                kind.append(_width(arg) if plain else _kind(arg))
+                if arg is None:
+                    kind.append(None)
+                elif plain and type(arg) is int:
+                    kind.append(-_INT32 <= arg < _INT32)
+                else:
+                    kind.append(_kind(arg))
         key = tuple(kind)
         run = self.compiled.get(key)
         if run is None:
@@ -157,18 +165,14 @@ def _has_hooks() -> bool:
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls or runtime.debug)
 
 
+@functools.lru_cache(maxsize=4096, typed=True)
 def _kind(arg: Any) -> Any:
-    """Return what Triton specialises an argument on: 1, multiples of 16, width.
+    """Return what Triton specialises a number or tuple on: 1, multiples of 16, 32 bits or more.
 
     It does so inside tuples too, whether or not the tuple is among ``do_not_specialize``.
     """
     if type(arg) is tuple:
         return tuple(map(_kind, arg))
     if type(arg) is int:
-        return 1 if arg == 1 else (arg % 16 == 0, _width(arg))
+        return 1 if arg == 1 else (arg % 16 == 0, -_INT32 <= arg < _INT32)
     return arg
-
-
-def _width(arg: Any) -> Any:
-    """Return the type that Triton gives an unspecialised integer."""
-    return "i32" if -(2**31) <= arg < 2**31 else "i64"
