@@ -22,6 +22,7 @@ from tritonspconv.kernels.triton.half_parts import (
     join_parts,
     leading_part,
 )
+from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 
 
 @triton.jit
@@ -184,7 +185,7 @@ def gather_gemm(
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
         residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
         relu: Clamp the sum at zero.
-        config: Tile to use; None: the fixed choice for these sizes.
+        config: Tile to use; None: the tuned one, if any, else the fixed choice for these sizes.
 
     Returns:
         [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
@@ -249,7 +250,11 @@ def _bind(
     config: GemmConfig | None,
 ) -> tuple[BoundKernel, int, int]:
     """Return the kernel for such operands, its output rows per tile, and its tiles per row."""
-    cfg = config or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts)
+    cfg = (
+        config
+        or tuned_tile(problem("gather_gemm", dtype, parts, c_in, c_out), log2_rows, card)
+        or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts)
+    )
     kernel = bind(
         gather_gemm_kernel,
         STRIDE_W_V=strides[0], STRIDE_W_K=strides[1], STRIDE_W_N=strides[2],

@@ -24,6 +24,7 @@ from tritonspconv.kernels.triton.half_parts import (
     join_parts,
     leading_part,
 )
+from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 
 # Ranges per launch, shared among the tiles of one tap's matrix: enough to fill a large GPU twice.
 _PROGRAMS = 528
@@ -191,7 +192,7 @@ def weight_grad(
         out: [V, c_in, c_out], any strides, any float dtype; every element is written.
         mirrored: ``pairs`` list the first ceil(V/2) taps; tap V-1-v has tap v's, swapped.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        config: Tile to use; None: the fixed choice for these channels.
+        config: Tile to use; None: the tuned one, if any, else the fixed choice for these channels.
 
     Returns:
         ``out``. Sums in float32 (float64 for float64) in a fixed order.
@@ -203,7 +204,8 @@ def weight_grad(
         return out.zero_()
     multiply, grid, add, grid_add, slots = _bind(
         feats.device.type, card_of(feats.device), feats.dtype, parts, precision,
-        volume, c_in, c_out, out.stride(), mirrored, _PROGRAMS, _MIN_SLICES, config,
+        volume, c_in, c_out, out.stride(), mirrored, pairs.shape[1].bit_length(),
+        _PROGRAMS, _MIN_SLICES, config,
     )  # fmt: skip
     partial = torch.empty(slots, c_in, c_out, dtype=acc_dtype(feats.dtype), device=feats.device)
     multiply(
@@ -227,12 +229,17 @@ def _bind(
     c_out: int,
     strides: tuple[int, int, int],
     mirrored: bool,
+    log2_pairs: int,
     programs: int,
     min_slices: int,
     config: GemmConfig | None,
 ) -> tuple[BoundKernel, tuple[int, int], BoundKernel, tuple[int, int], int]:
     """Return both kernels for such operands with their grids, and the number of partial sums."""
-    cfg = config or weight_grad_config(card, c_in, c_out, dtype, parts)
+    cfg = (
+        config
+        or tuned_tile(problem("weight_grad", dtype, parts, c_in, c_out), log2_pairs, card)
+        or weight_grad_config(card, c_in, c_out, dtype, parts)
+    )
     tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
     slices = max(programs // tiles, min_slices)
     shared = {
