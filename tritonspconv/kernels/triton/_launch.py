@@ -3,13 +3,15 @@
 ``kernel[grid](...)`` costs 15 to 30 us of host time a call: it binds and specialises every argument
 anew, asks the driver about every pointer and calls the profilers' hooks even when there are none.
 LiDAR networks are bound by the host, so a launch here remembers the compiled kernel for arguments
-of one kind and hands it addresses. Where Triton is not a version that this was tested with, or a
-hook is set, or the kernel is interpreted, it launches in the ordinary way.
+of one kind and hands it addresses. Where Triton is not a version that this was tested with, or does
+not take the arguments, or a hook is set, or the kernel is interpreted, it launches in the ordinary
+way.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,7 @@ import triton
 from torch import Tensor
 
 # Versions whose compiled kernels take (grid, stream, function, metadata, hooks, arguments).
-_KNOWN_VERSIONS = ("3.6.",)
+_KNOWN_VERSIONS = ("3.6.", "3.7.", "3.8.", "3.9.")
 _INT32 = 2**31
 _is_known_version = triton.__version__.startswith(_KNOWN_VERSIONS)
 
@@ -33,13 +35,15 @@ class BoundKernel:
         meta: Its constexpr arguments and Triton's options.
         compiled: What was compiled so far, by device and kind of run-time arguments. Filled once a
             kind; nothing is tuned.
+        takes_values: Whether compiled kernels took what they were handed so far.
     """
 
-    __slots__ = ("_is_plain", "compiled", "kernel", "meta")
+    __slots__ = ("_is_plain", "compiled", "kernel", "meta", "takes_values")
 
     def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
         self.kernel, self.meta = kernel, meta
         self.compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
+        self.takes_values = True
         # An interpreted kernel has no such list, and needs none.
         unspecialized = getattr(kernel, "do_not_specialize", ())
         self._is_plain = tuple(name in unspecialized for name in kernel.arg_names)
@@ -64,7 +68,7 @@ class BoundKernel:
         return self.kernel[grid](*args, enable_fp_fusion=True, **self.meta)
 
     def _launch(self, grid: tuple[int, ...], device: torch.device, args: tuple[Any, ...]) -> None:
-        if not _is_known_version or _has_hooks():
+        if not (_is_known_version and self.takes_values) or _has_hooks():
             self._launch_by_triton(grid, args)
             return
         kind: list[Any] = [device.index]
@@ -92,7 +96,18 @@ class BoundKernel:
             constants = tuple(self.meta[name] for name in self.kernel.arg_names[len(args) :])
             self.compiled[key] = _runner(compiled, constants)
             return
-        run(grid, torch._C._cuda_getCurrentRawStream(device.index), values)
+        try:
+            run(grid, torch._C._cuda_getCurrentRawStream(device.index), values)
+        except TypeError as error:
+            warnings.warn(
+                f"Triton {triton.__version__} does not take the arguments of "
+                f"{self.kernel.__name__} as expected ({error}); it is launched in Triton's slower "
+                "way. Please report this.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self.takes_values = False
+            self._launch_by_triton(grid, args)
 
 
 def bind(kernel: Any, **meta: Any) -> BoundKernel:
@@ -128,36 +143,41 @@ def compiled_kernels() -> list[Any]:
 def _runner(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
     """Return what runs a compiled kernel for a grid, a stream and the values of its arguments."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-    if type(run).__name__ == "CudaLauncher" and not (
-        run.global_scratch_size or run.profile_scratch_size
-    ):
-        # What the launcher itself does when there is no scratch memory to allocate.
-        launch = run.launch
-        options = (
-            run.launch_cooperative_grid,
-            run.launch_pdl,
-            None,
-            None,
-            metadata,
-            None,
-            None,
-            None,
-        )
+    hooks = None, None, None
+    if not _is_bare(run):
 
-        def run_directly(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
-            axes = (*grid, 1, 1)
-            launch(axes[0], axes[1], axes[2], stream, function, *options, *values, *constants)
+        def run_by_launcher(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+            x, y, z = (*grid, 1, 1)[:3]
+            run(x, y, z, stream, function, metadata, *hooks, *values, *constants)
 
-        return run_directly
+        return run_by_launcher
 
-    def run_by_launcher(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
-        axes = (*grid, 1, 1)
-        run(
-            axes[0], axes[1], axes[2], stream, function, metadata, None, None, None,
-            *values, *constants,
-        )  # fmt: skip
+    # What the launcher itself does when there is no scratch memory to allocate.
+    launch, scratch = run.launch, (None, None)
+    options = run.launch_cooperative_grid, run.launch_pdl
+    if hasattr(run, "kernel_signature"):  # from Triton 3.7 on
+        between = (*options, metadata, *hooks, *scratch, run.arg_annotations, run.kernel_signature)
 
-    return run_by_launcher
+        def run_signed(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+            x, y, z = (*grid, 1, 1)[:3]
+            launch(x, y, z, stream, function, *between, (*values, *constants))
+
+        return run_signed
+
+    before = *options, *scratch, metadata, *hooks
+
+    def run_directly(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+        x, y, z = (*grid, 1, 1)[:3]
+        launch(x, y, z, stream, function, *before, *values, *constants)
+
+    return run_directly
+
+
+def _is_bare(run: Any) -> bool:
+    """Return whether a launcher is NVIDIA's and adds nothing to what it is given."""
+    return type(run).__name__ == "CudaLauncher" and not (
+        run.global_scratch_size or run.profile_scratch_size or getattr(run, "gsan_enabled", False)
+    )
 
 
 def _has_hooks() -> bool:

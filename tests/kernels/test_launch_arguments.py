@@ -1,0 +1,129 @@
+"""Launching without a GPU: which launches share a compiled kernel, and what kernels are handed."""
+
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton
+import triton.language as tl
+
+from tests._process import ROOT, run, write
+from tests.kernels._record import record_launches
+from tritonspconv.kernels.triton import _launch
+
+pytestmark = pytest.mark.compile  # Triton's own binder, which the interpreter replaces
+
+
+@triton.jit(do_not_specialize=["size"])
+def kernel(x_ptr, bias_ptr, count, size, box, BLOCK: tl.constexpr):
+    pass
+
+
+MEMORY = torch.zeros(64)
+HALVES = torch.zeros(64, dtype=torch.float16)
+ARGUMENTS = {
+    "usual": (MEMORY, HALVES, 48, 5, (6, 10)),
+    "other values": (MEMORY[16:], HALVES[32:], 64, 1, (2, 22)),
+    "unaligned": (MEMORY[1:], HALVES, 48, 5, (6, 10)),
+    "unaligned second": (MEMORY, HALVES[1:], 48, 5, (6, 10)),
+    "other dtype": (HALVES, HALVES, 48, 5, (6, 10)),
+    "none": (MEMORY, None, 48, 5, (6, 10)),
+    "one": (MEMORY, HALVES, 1, 5, (6, 10)),
+    "no multiple of 16": (MEMORY, HALVES, 50, 5, (6, 10)),
+    "large multiple": (MEMORY, HALVES, 2**40, 5, (6, 10)),
+    "large": (MEMORY, HALVES, 2**40 + 2, 5, (6, 10)),
+    "large size": (MEMORY, HALVES, 48, 2**31, (6, 10)),
+    "most negative size": (MEMORY, HALVES, 48, -(2**31), (6, 10)),
+    "one in the box": (MEMORY, HALVES, 48, 5, (6, 1)),
+    "multiple in the box": (MEMORY, HALVES, 48, 5, (32, 10)),
+    "large in the box": (MEMORY, HALVES, 48, 5, (6, 2**40 + 2)),
+}
+
+
+def hand_values_to(runner, monkeypatch):
+    """Let launches on any machine take the fast way, which ends in ``runner``."""
+    monkeypatch.setattr(_launch, "_is_known_version", True)
+    monkeypatch.setattr(_launch, "_runner", lambda compiled, constants: runner)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ARGUMENTS, 2)))
+def test_arguments_share_a_compiled_kernel_where_triton_compiles_them_alike(
+    first, second, monkeypatch
+):
+    hand_values_to(lambda *_: None, monkeypatch)
+    bound = _launch.BoundKernel(kernel, {"BLOCK": 16})
+    with record_launches() as apart:
+        for name in (first, second):
+            kernel[(1,)](*ARGUMENTS[name], BLOCK=16, enable_fp_fusion=True)
+    with record_launches():
+        for name in (first, second):
+            bound._launch((1,), torch.device("cuda", 0), ARGUMENTS[name])
+    assert len(bound.compiled) == len(apart)
+
+
+def test_a_kernel_that_does_not_take_the_values_is_launched_by_triton(monkeypatch):
+    def refuse(*_):
+        raise TypeError("function takes exactly 3 arguments")
+
+    hand_values_to(refuse, monkeypatch)
+    by_triton = []
+    bound = _launch.BoundKernel(kernel, {"BLOCK": 16})
+    monkeypatch.setattr(
+        _launch.BoundKernel, "_launch_by_triton", lambda _self, *call: by_triton.append(call)
+    )
+    call = (1,), torch.device("cuda", 0), ARGUMENTS["usual"]
+    bound._launch(*call)
+    with pytest.warns(RuntimeWarning, match=r"takes exactly 3 arguments.*Please report this"):
+        bound._launch(*call)
+    bound._launch(*call)
+    assert len(by_triton) == 3
+
+
+STUB_LAUNCH = """
+from types import SimpleNamespace
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver
+from triton.compiler import ASTSource
+from tritonspconv.kernels.triton import _launch
+
+@triton.jit(do_not_specialize=["size"])
+def kernel(x_ptr, bias_ptr, size, box, count, FACTORS: tl.constexpr, V: tl.constexpr):
+    tl.store(x_ptr, (size + box[0] + box[1] + count).to(tl.float32))
+
+signature = dict(x_ptr="*fp32", bias_ptr="constexpr", size="i32", box=("i32", "i32"), count="i32",
+                 FACTORS="constexpr", V="constexpr")
+source = ASTSource(kernel, signature, {(1,): None, (5,): (2, 3), (6,): 7}, {})
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+triton.runtime.driver.set_active(SimpleNamespace(utils=driver.CudaUtils()))
+launcher = driver.CudaLauncher(source, compiled.metadata)
+compiled = SimpleNamespace(run=launcher, function=4321, packed_metadata=compiled.packed_metadata)
+values = [1000, None, -11, (12, 13), 14]
+assert _launch._is_known_version
+_launch._runner(compiled, ((2, 3), 7))((5, 6), 0, values)
+_launch._is_bare = lambda launcher: False
+_launch._runner(compiled, ((2, 3), 7))((8,), 0, values)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_tritons_launcher_hands_the_driver_the_values_in_order(tmp_path):
+    """Through the launcher of the Triton installed, down to a driver that prints what it gets."""
+    source = Path(__file__).parent / "stub_driver.c"
+    driver = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", source, "-o", driver], check=True)
+    (tmp_path / "libcuda.so").symlink_to(driver)
+    process = run(
+        write(tmp_path, "stub_launch.py", STUB_LAUNCH), cwd=ROOT, STUB_PARAMS="5",
+        TRITON_LIBCUDA_PATH=str(tmp_path), LD_LIBRARY_PATH=str(tmp_path),
+        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+    )  # fmt: skip
+    arguments = "4321: 1000 -11 12 13 14"
+    assert process.stdout.splitlines() == [f"5 6 1, {arguments}", f"8 1 1, {arguments}"]
