@@ -10,44 +10,83 @@ from torch import Tensor
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.window import reach_steps
 
-# In a narrow grid keys are int32, and cells and offsets stay below `_index._FAR`.
-_NARROW_CELLS, _NARROW_EXTENT, _NARROW_OFFSET = 2**31, 2**30, 2**29
+# In a narrow grid keys are int32, and fine cells and windows stay below `_index._FAR`.
+_NARROW_CELLS, _NARROW_EXTENT, _NARROW_WINDOW = 2**31, 2**30, 2**29
+# Fewer taps are not worth a loop.
+_MIN_PLANE = 5
 
 IntTuple = tuple[int, ...]
 Offsets = tuple[IntTuple, ...]
 
 
 class Taps(NamedTuple):
-    """Up to 32 taps as kernel constants.
+    """Up to 32 taps as kernel constants: one plane of them, and the step to the next plane.
+
+    They count from the window's corner, which is a run-time argument: windows that differ only in
+    padding share their kernels.
 
     Attributes:
-        constants: Offset and limit of each on every axis, flat; see ``window.reach_steps``.
-        volume: How many.
-        first: Number of the first one in the window.
+        constants: Offset and limit of each tap of the first plane on every axis, flat; see
+            ``window.reach_steps``.
+        volume: Taps of a plane.
+        planes: How many there are.
+        step: Offset of a plane from the one before, on every axis.
+        first: Number of the first tap in the window.
     """
 
     constants: IntTuple
     volume: int
+    planes: int
+    step: IntTuple
     first: int
 
 
-def _taps(steps: tuple[tuple[IntTuple, IntTuple], ...]) -> list[Taps]:
+def _taps(steps: tuple[tuple[IntTuple, IntTuple], ...], in_planes: bool) -> list[Taps]:
+    corner = window_corner(tuple(offset for offset, _ in steps))
     parts = []
     for first in range(0, len(steps), 32):
-        part = steps[first : first + 32]
-        constants = tuple(x for offset, limit in part for x in (*offset, *limit))
-        parts.append(Taps(constants, len(part), first))
+        part = [(_minus(offset, corner), limit) for offset, limit in steps[first : first + 32]]
+        volume = _plane_volume(part) if in_planes else len(part)
+        planes = len(part) // volume
+        step = _minus(part[volume][0], part[0][0]) if planes > 1 else (0,) * len(corner)
+        constants = tuple(x for offset, limit in part[:volume] for x in (*offset, *limit))
+        parts.append(Taps(constants, volume, planes, step, first))
     return parts
 
 
-def window_taps(offsets: Offsets) -> list[Taps]:
-    """Return the taps of a window, 32 at a time."""
-    return _taps(tuple((offset, (1,) * len(offset)) for offset in offsets))
+def _minus(a: IntTuple, b: IntTuple) -> IntTuple:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
+
+
+def _plane_volume(taps: list[tuple[IntTuple, IntTuple]]) -> int:
+    """Return after how many taps they repeat, one step further on; all, where they do not."""
+    for volume in range(_MIN_PLANE, len(taps)):
+        pairs = list(zip(taps, taps[volume:], strict=False))
+        repeats = {(_minus(b, a), near == far) for (a, near), (b, far) in pairs}
+        if len(taps) % volume == 0 and len(repeats) == 1 and all(same for _, same in repeats):
+            return volume
+    return len(taps)
+
+
+def window_taps(offsets: Offsets, *, in_planes: bool = False) -> list[Taps]:
+    """Return the taps of a window, 32 at a time.
+
+    Args:
+        offsets: V tap offsets.
+        in_planes: Take equal planes together, for kernels to run through in a loop. They compile
+            several times faster, and the lookups of one plane wait for those of the last.
+    """
+    return _taps(tuple((offset, (1,) * len(offset)) for offset in offsets), in_planes)
 
 
 def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
-    return _taps(reach_steps(offsets, stride, divide))
+    return _taps(reach_steps(offsets, stride, divide), in_planes=False)
+
+
+def window_corner(offsets: Offsets) -> IntTuple:
+    """Return the smallest offset of a window on every axis."""
+    return tuple(map(min, zip(*offsets, strict=True)))
 
 
 @functools.lru_cache(maxsize=512)
@@ -66,14 +105,23 @@ def box_args(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
 
 
 @functools.lru_cache(maxsize=512)
-def _is_near(offsets: Offsets) -> bool:
-    return all(abs(x) < _NARROW_OFFSET for offset in offsets for x in offset)
+def corner_arg(offsets: Offsets) -> IntTuple:
+    """Return a window's corner as a kernel argument, sealed like those of :func:`box_args`."""
+    return _seal(window_corner(offsets))
 
 
-def is_narrow(grid: CellGrid, offsets: Offsets) -> bool:
-    """Return whether int32 hold the keys of ``grid``, also while taps are added to them."""
-    small = grid.num_cells < _NARROW_CELLS and max(grid.shape) < _NARROW_EXTENT
-    return small and _is_near(offsets)
+@functools.lru_cache(maxsize=512)
+def _is_small(offsets: Offsets) -> bool:
+    return all(max(axis) - min(axis) < _NARROW_WINDOW for axis in zip(*offsets, strict=True))
+
+
+def is_narrow(grid: CellGrid, offsets: Offsets, stride: IntTuple) -> bool:
+    """Return whether int32 hold the keys of ``grid``, also while taps are added to them.
+
+    ``stride`` counts, since fine cells may be looked for in a coarse grid.
+    """
+    fine = max(grid.shape) * max(stride)
+    return grid.num_cells < _NARROW_CELLS and fine < _NARROW_EXTENT and _is_small(offsets)
 
 
 def index_args(index: SiteIndex) -> tuple[Tensor | int | None, ...]:

@@ -13,7 +13,7 @@ import triton.language as tl
 LAST_ROW: tl.constexpr = tl.constexpr(2**31 - 1)
 # No key is larger.
 _LAST_KEY: tl.constexpr = tl.constexpr(2**63 - 1)
-# Beyond any cell of a narrow grid plus any of its offsets, and their sum still fits an int32.
+# Beyond any fine cell of a narrow grid plus any extent of its window, and both still fit an int32.
 _FAR: tl.constexpr = tl.constexpr(3 * 2**29 - 1)
 
 
@@ -52,6 +52,7 @@ def _row_start(
     rows,
     mask_n,
     lower,
+    corner,
     d: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -59,11 +60,10 @@ def _row_start(
     NARROW: tl.constexpr,
 ):
     own = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1) + (d + 1), mask=mask_n, other=0)
-    corner = unseal(lower[d])
     if DIVIDE:
-        start = own.to(tl.int64) - corner * STRIDE[d]
+        start = own.to(tl.int64) - unseal(lower[d]) * STRIDE[d] - unseal(corner[d])
     else:
-        start = own.to(tl.int64) * STRIDE[d] - corner
+        start = own.to(tl.int64) * STRIDE[d] - unseal(lower[d]) + unseal(corner[d])
     if NARROW:
         start = tl.minimum(tl.maximum(start, -_FAR), _FAR).to(tl.int32)
     return start
@@ -75,16 +75,17 @@ def row_starts(
     rows,
     mask_n,
     lower,
+    corner,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Where each row stands in the grid that its taps lead to: batch, then up to four axes.
+    """Where each row's window begins in the grid that its taps lead to: batch, then four axes.
 
-    The axes count from the grid's corner, in fine cells; int32 [BLOCK_N] each in a narrow grid,
-    whose keys fit an int32, else int64. ``mask_n`` must leave out rows of samples that the grid
-    does not have.
+    Axes beyond NDIM repeat the last. They count from the grid's corner, in fine cells; int32
+    [BLOCK_N] each in a narrow grid, whose keys fit an int32, else int64. ``mask_n`` must leave out
+    rows of samples that the grid does not have.
     """
     batch = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1), mask=mask_n, other=0)
     if not NARROW:
@@ -92,10 +93,30 @@ def row_starts(
     last: tl.constexpr = NDIM - 1
     return (
         batch,
-        _row_start(coords_ptr, rows, mask_n, lower, 0, STRIDE, DIVIDE, NDIM, NARROW),
-        _row_start(coords_ptr, rows, mask_n, lower, min(1, last), STRIDE, DIVIDE, NDIM, NARROW),
-        _row_start(coords_ptr, rows, mask_n, lower, min(2, last), STRIDE, DIVIDE, NDIM, NARROW),
-        _row_start(coords_ptr, rows, mask_n, lower, min(3, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, lower, corner, 0, STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(
+            coords_ptr, rows, mask_n, lower, corner, min(1, last), STRIDE, DIVIDE, NDIM, NARROW
+        ),
+        _row_start(
+            coords_ptr, rows, mask_n, lower, corner, min(2, last), STRIDE, DIVIDE, NDIM, NARROW
+        ),
+        _row_start(
+            coords_ptr, rows, mask_n, lower, corner, min(3, last), STRIDE, DIVIDE, NDIM, NARROW
+        ),
+    )
+
+
+@triton.jit
+def plane_starts(starts, plane, STEP: tl.constexpr, DIVIDE: tl.constexpr, NDIM: tl.constexpr):
+    """Where each row's plane of taps begins, from what :func:`row_starts` returned."""
+    far = -plane if DIVIDE else plane
+    last: tl.constexpr = NDIM - 1
+    return (
+        starts[0],
+        starts[1] + far * STEP[0],
+        starts[2] + far * STEP[min(1, last)],
+        starts[3] + far * STEP[min(2, last)],
+        starts[4] + far * STEP[min(3, last)],
     )
 
 
@@ -113,7 +134,8 @@ def tap_cell(
 
     ``DIVIDE=False``: rows are coarse, ``fine = stride * coarse + offset``. ``DIVIDE=True``: rows
     are fine and the coarse site exists where the division leaves a remainder below the tap's limit.
-    ``TAPS`` holds for each tap its offset and its limit on every axis; see ``window.reach_steps``.
+    ``TAPS`` holds for each tap its offset from the window's corner and its limit on every axis; see
+    ``_grid.Taps``.
 
     Returns:
         int [BLOCK_N], and bool: False where there is no site.

@@ -20,12 +20,20 @@ from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import (
     Offsets,
+    Taps,
     box_args,
+    corner_arg,
     index_args,
     is_narrow,
     window_taps,
 )
-from tritonspconv.kernels.triton._index import find_rows, row_keys, row_starts, tap_keys
+from tritonspconv.kernels.triton._index import (
+    find_rows,
+    plane_starts,
+    row_keys,
+    row_starts,
+    tap_keys,
+)
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 128
@@ -56,6 +64,7 @@ def lookup_kernel(
     shape,
     own_lower,
     own_shape,
+    corner,
     KIND: tl.constexpr,
     OWN_KIND: tl.constexpr,
     STAGE: tl.constexpr,
@@ -65,10 +74,12 @@ def lookup_kernel(
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
     V: tl.constexpr,
+    PLANES: tl.constexpr,
+    STEP: tl.constexpr,
     CENTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Look up to 32 taps of each row up, from tap ``first`` on; ``_lookup`` says what stages write.
+    """Look PLANES * V <= 32 taps of each row up, from ``first`` on; see ``_lookup`` for the stages.
 
     A row that its own index, where there is one, does not hold meets nothing, except that a
     submanifold row sees itself through tap ``CENTER``.
@@ -90,25 +101,35 @@ def lookup_kernel(
                 own_key, inside, own_table_ptr, own_rows_ptr, own_size, OWN_KIND
             )
             inside = exists & (site == row)
-    starts = row_starts(coords_ptr, row, inside, lower, STRIDE, DIVIDE, NDIM, NARROW)
-    entries = ()
-    for v in tl.static_range(V):
-        if v == CENTER:
-            other, found = row, mask_n
-        else:
-            key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
-            if STAGE == "ordered":
-                valid = mask_n & (((bits >> v) & 1) != 0)
-            other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
-        entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
-        if STAGE != "ordered":
-            bits = bits | (found.to(tl.int32) << v)
-    if STAGE != "masks":
-        # After all loads, which could not move up across a store.
-        column = rows_ptr + first.to(tl.int64) * n + offs_n
-        for v in tl.static_range(V):
-            tl.store(column, entries[v], mask=mask_n)
-            column += n
+    starts = row_starts(coords_ptr, row, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+    # 32 keys of 64 bits at a time would not fit the registers.
+    GROUP: tl.constexpr = V if NARROW else 16
+    for plane in range(PLANES):
+        begin = plane_starts(starts, plane, STEP, DIVIDE, NDIM)
+        for start in tl.static_range(0, V, GROUP):
+            entries = ()
+            for v in tl.static_range(start, min(start + GROUP, V)):
+                if PLANES == 1 and v == CENTER:
+                    other, found = row, mask_n
+                else:
+                    key, valid = tap_keys(
+                        begin, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW
+                    )
+                    if STAGE == "ordered":
+                        valid = mask_n & (((bits >> v) & 1) != 0)
+                    other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
+                    if CENTER >= 0 and v == CENTER % V:
+                        other = tl.where(plane == CENTER // V, row, other)
+                        found = tl.where(plane == CENTER // V, mask_n, found)
+                entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
+                if STAGE != "ordered":
+                    bits = bits | (found.to(tl.int32) << (plane * V + v))
+            if STAGE != "masks":
+                # After all loads of a group, which could not move up across a store.
+                column = rows_ptr + (first + plane * V + start).to(tl.int64) * n + offs_n
+                for place in tl.static_range(min(GROUP, V - start)):
+                    tl.store(column, entries[place], mask=mask_n)
+                    column += n
     tl.store(mask_ptr + (first // 32).to(tl.int64) * n + offs_n, bits, mask=mask_n)
     if STAGE == "masks":
         tl.store(key_ptr + offs_n, sort_key(bits, groups_ptr), mask=mask_n)
@@ -138,10 +159,11 @@ def _lookup(
         return rows, rows.new_empty(words, 0), None
     own = (None, None, 0) if own_index is None else index_args(own_index)
     inputs = coords, *index_args(index), *own
-    boxes = min(grid.batch_size, own_grid.batch_size), *box_args(grid), *box_args(own_grid)
+    batch_size = min(grid.batch_size, own_grid.batch_size)
+    boxes = batch_size, *box_args(grid), *box_args(own_grid), corner_arg(offsets)
     blocks = (num_blocks(n, _BLOCK_N),)
     bound = functools.partial(
-        _bind_lookup, offsets, stride, divide, center, is_narrow(grid, offsets), index.kind,
+        _bind_lookup, offsets, stride, divide, center, is_narrow(grid, offsets, stride), index.kind,
         None if own_index is None else own_index.kind,
     )  # fmt: skip
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
@@ -175,18 +197,28 @@ def _bind_lookup(
     own_kind: IndexKind | None,
     stage: str,
 ) -> list[tuple[BoundKernel, int]]:
-    """Return the kernels that look a window up, 32 taps each, and the first tap of each."""
+    """Return the kernels that look a window up, 32 taps each, and the first tap of each.
+
+    Stage "plain" loops over planes of taps: few rows have no use for more lookups at a time, and
+    small networks begin sooner where kernels compile faster.
+    """
     return [
         (
             bind(
                 lookup_kernel, KIND=kind, OWN_KIND=own_kind, STAGE=stage, TAPS=taps.constants,
                 STRIDE=stride, DIVIDE=divide, NDIM=len(stride), NARROW=narrow, V=taps.volume,
-                CENTER=center - taps.first, BLOCK_N=_BLOCK_N,
+                PLANES=taps.planes, STEP=taps.step, CENTER=_place(center, taps), BLOCK_N=_BLOCK_N,
             ),
             taps.first,
         )
-        for taps in window_taps(offsets)
+        for taps in window_taps(offsets, in_planes=stage == "plain")
     ]  # fmt: skip
+
+
+def _place(tap: int, taps: Taps) -> int:
+    """Return the number of a tap among ``taps``, or -1 where it is not one of them."""
+    place = tap - taps.first
+    return place if 0 <= place < taps.volume * taps.planes else -1
 
 
 def lookup_table(coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellGrid) -> Table:

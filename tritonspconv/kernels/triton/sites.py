@@ -12,7 +12,7 @@ from torch import Tensor
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._blocks import num_blocks
-from tritonspconv.kernels.triton._grid import box_args, is_narrow, window_steps
+from tritonspconv.kernels.triton._grid import box_args, corner_arg, is_narrow, window_steps
 from tritonspconv.kernels.triton._index import (
     LAST_ROW,
     find_ranks,
@@ -72,6 +72,7 @@ def mark_kernel(
     shape,
     own_lower,
     own_shape,
+    corner,
     TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -83,7 +84,7 @@ def mark_kernel(
     """Set the bit of every site that a row reaches."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    starts = row_starts(coords_ptr, rows, inside, lower, STRIDE, DIVIDE, NDIM, NARROW)
+    starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
     keys = ()
     unset = ()
     for v in tl.static_range(V):
@@ -139,6 +140,7 @@ def write_sites_kernel(
     shape,
     own_lower,
     own_shape,
+    corner,
     TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -150,7 +152,7 @@ def write_sites_kernel(
     """Write the coordinates of every reached site at its rank; all who reach it write the same."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    starts = row_starts(coords_ptr, rows, inside, lower, STRIDE, DIVIDE, NDIM, NARROW)
+    starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
     ranks = ()
     for v in tl.static_range(V):
         key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
@@ -245,9 +247,9 @@ def reached_sites(
     n_words = num_blocks(cells, 32)
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
-    mark, write = _bind_reach(offsets, stride, divide, is_narrow(grid, offsets))
+    mark, write = _bind_reach(offsets, stride, divide, is_narrow(grid, offsets, stride))
     batch_size = min(grid.batch_size, own_grid.batch_size)
-    boxes = n, batch_size, *box_args(grid), *box_args(own_grid)
+    boxes = n, batch_size, *box_args(grid), *box_args(own_grid), corner_arg(offsets)
     blocks = (num_blocks(n, _BLOCK_N),)
     for run in mark:
         run(blocks, device, coords, words, *boxes)

@@ -1,0 +1,116 @@
+"""Taps as kernel constants: what they stand for, and which windows share kernels."""
+
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from tests.kernels._record import record_launches
+from tritonspconv import ActiveSites, ConvGeometry, Grid
+from tritonspconv.kernels.eager.sites import build_index
+from tritonspconv.kernels.triton import neighbor_table, sites
+from tritonspconv.kernels.triton._grid import Taps, is_narrow, window_corner, window_taps
+from tritonspconv.testing import random_sites
+
+WINDOWS = {
+    "3": ((3,), 1),
+    "3x3": ((3, 3), 1),
+    "5x5": ((5, 5), 5),
+    "2x2x2": ((2, 2, 2), 1),
+    "3x3x3": ((3, 3, 3), 3),
+    "2x3x3": ((2, 3, 3), 2),
+    "3x3x1": ((3, 3, 1), 1),
+    "3x1x7": ((3, 1, 7), 3),
+}
+
+
+def listed(taps: Taps, corner: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The offsets that a kernel works out from its constants."""
+    ndim = len(corner)
+    found = []
+    for plane, v in itertools.product(range(taps.planes), range(taps.volume)):
+        entry = taps.constants[2 * ndim * v : 2 * ndim * (v + 1)]
+        assert entry[ndim:] == (1,) * ndim
+        axes = zip(corner, entry[:ndim], taps.step, strict=True)
+        found.append(tuple(c + e + plane * s for c, e, s in axes))
+    return found
+
+
+@pytest.mark.parametrize("order", ["last_axis_fastest", "first_axis_fastest"])
+@pytest.mark.parametrize(("size", "planes"), WINDOWS.values(), ids=WINDOWS)
+def test_equal_planes_are_taken_together(size, planes, order):
+    if order == "first_axis_fastest":
+        size = size[::-1]
+    geometry = ConvGeometry.submanifold(size, tuple(range(2, 2 + len(size))), order)
+    offsets = geometry.offsets
+    (taps,) = window_taps(offsets, in_planes=True)
+    assert taps.planes == planes
+    assert listed(taps, window_corner(offsets)) == list(offsets)
+    (flat,) = window_taps(offsets)
+    assert flat.planes == 1
+    assert listed(flat, window_corner(offsets)) == list(offsets)
+
+
+def test_any_taps_are_listed_in_order_32_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    scattered = torch.randint(-9, 9, (70, 3), generator=generator).tolist()
+    for taps in (scattered, ConvGeometry.submanifold((3,) * 4, (1,) * 4).offsets):
+        offsets = tuple(map(tuple, taps))
+        for in_planes in (False, True):
+            parts = window_taps(offsets, in_planes=in_planes)
+            assert [part.first for part in parts] == list(range(0, len(offsets), 32))
+            found = [listed(part, window_corner(offsets)) for part in parts]
+            assert list(itertools.chain(*found)) == list(offsets)
+
+
+@pytest.mark.compile
+def test_windows_that_differ_by_padding_share_their_kernels():
+    inputs = random_sites(50, 3, extent=(9, 8, 10))
+    with record_launches() as launches:
+        for padding in ((0, 0, 0), (1, 1, 1), (0, 1, 1), (-2, 0, 1)):
+            geometry = ConvGeometry((3, 3, 3), (2, 2, 2), padding, (1, 1, 1))
+            grid = Grid((0, 0, 0), (7, 7, 7), 2)
+            arguments = inputs.coords, geometry.offsets, geometry.stride, True
+            _, index = sites.reached_sites(*arguments, grid, inputs.grid)
+            neighbor_table.reverse_table(
+                torch.empty(27, 0), *arguments, build_index(inputs.coords, inputs.grid),
+                index, inputs.grid, grid,
+            )  # fmt: skip
+    names = [launch.name for launch in launches]
+    assert len(names) == len(set(names)), names
+
+
+@pytest.mark.gpu  # The interpreter takes numbers from 2**31 to 2**32 for negative ones.
+def test_cells_beyond_a_billion_are_found(triton_device):
+    """Keys of the coarse grid fit an int32 in comfort; the fine cells only just do."""
+    geometry = ConvGeometry((2,), (2,), (0,), (1,))
+    fine = torch.tensor([[0, 1_700_000_001], [0, 7]], dtype=torch.int32, device=triton_device)
+    coarse = torch.tensor([[0, 3], [0, 850_000_000]], dtype=torch.int32, device=triton_device)
+    in_sites = ActiveSites(fine, Grid((0,), (1_800_000_000,), 1))
+    out_sites = ActiveSites(coarse, Grid((0,), (900_000_000,), 1))
+    indices = [build_index(side.coords, side.grid) for side in (in_sites, out_sites)]
+    rows, _, _ = neighbor_table.reverse_table(
+        torch.empty(2, 2, device=triton_device), fine, geometry.offsets, geometry.stride, True,
+        *indices, in_sites.grid, out_sites.grid,
+    )  # fmt: skip
+    assert rows.tolist() == [[-1, -1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("extent", "stride", "offset", "narrow"),
+    [
+        (2**30 - 1, 1, 0, True),
+        (2**30, 1, 0, False),
+        (2**29, 2, 0, False),
+        (10, 2, 2**29 - 1, True),
+        (10, 2, 2**29, False),
+        (10, 2, 2**31, False),
+    ],
+)
+def test_int32_is_for_what_it_holds(extent, stride, offset, narrow):
+    grid = Grid((0,), (extent,), 1)
+    # Where the window stands does not matter, only how far it reaches.
+    offsets = ((-(2**31) + 5,), (-(2**31) + 5 + offset,))
+    assert is_narrow(grid, offsets, (stride,)) == narrow
