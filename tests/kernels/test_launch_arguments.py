@@ -48,7 +48,7 @@ ARGUMENTS = {
 
 def hand_values_to(runner, monkeypatch):
     """Let launches on any machine take the fast way, which ends in ``runner``."""
-    monkeypatch.setattr(_launch, "_is_known_version", True)
+    monkeypatch.setattr(_launch, "hands_values", True)
     monkeypatch.setattr(_launch, "_runner", lambda compiled, constants: runner)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
 
@@ -106,7 +106,7 @@ triton.runtime.driver.set_active(SimpleNamespace(utils=driver.CudaUtils()))
 launcher = driver.CudaLauncher(source, compiled.metadata)
 compiled = SimpleNamespace(run=launcher, function=4321, packed_metadata=compiled.packed_metadata)
 values = [1000, None, -11, (12, 13), 14]
-assert _launch._is_known_version
+assert _launch.hands_values
 _launch._runner(compiled, ((2, 3), 7))((5, 6), 0, values)
 _launch._is_bare = lambda launcher: False
 _launch._runner(compiled, ((2, 3), 7))((8,), 0, values)

@@ -22,7 +22,7 @@ from torch import Tensor
 # Versions whose compiled kernels take (grid, stream, function, metadata, hooks, arguments).
 _KNOWN_VERSIONS = ("3.6.", "3.7.", "3.8.", "3.9.")
 _INT32 = 2**31
-_is_known_version = triton.__version__.startswith(_KNOWN_VERSIONS)
+hands_values = triton.__version__.startswith(_KNOWN_VERSIONS)
 
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
 
@@ -68,7 +68,7 @@ class BoundKernel:
         return self.kernel[grid](*args, enable_fp_fusion=True, **self.meta)
 
     def _launch(self, grid: tuple[int, ...], device: torch.device, args: tuple[Any, ...]) -> None:
-        if not (_is_known_version and self.takes_values) or _has_hooks():
+        if not (hands_values and self.takes_values) or _has_hooks():
             self._launch_by_triton(grid, args)
             return
         kind: list[Any] = [device.index]
