@@ -1,6 +1,7 @@
 """The kernel map in all its forms, as a set of triples, against brute force."""
 
 import gc
+import importlib
 import weakref
 
 import pytest
@@ -389,6 +390,27 @@ def test_maps_are_deterministic(device):
                 assert ours is theirs or ours is False or torch.equal(ours, theirs)
         for ours, theirs in zip(first.pairs(), second.pairs(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("geometry", [DOWN2, UP2], ids=["strided", "transposed"])
+def test_tables_do_not_follow_coordinates_that_are_edited(triton_device, geometry, monkeypatch):
+    """The backward pass builds the table of the inputs, after users had hold of the coordinates."""
+    for name in ("build", "kernel_map"):
+        module = importlib.import_module(f"tritonspconv.kernel_map.{name}")
+        monkeypatch.setattr(module, "map_kernels_for", triton_kernels)
+    sites = random_sites(60, extent=8, device=triton_device)
+    kmap = kernel_map(sites, geometry)
+    expected = sorted(map_triples(kmap))
+    sites.coords[:, 1:] *= 2
+    kmap.out_sites.coords[:, 1:] *= 2
+    assert sorted(swapped(table_triples(kmap.in_table))) == expected
+    assert sorted(table_triples(kmap.inverse().out_table)) == sorted(swapped(expected))
+    assert sorted(kernel_pair_triples(kmap)) == expected
+
+
+def triton_kernels(op, device, ndim):
+    """The launchers that a GPU uses, wherever the tests run them."""
+    return importlib.import_module(f"tritonspconv.kernels.triton.{op}")
 
 
 @pytest.mark.gpu

@@ -62,6 +62,11 @@ class ActiveSites:
         return self.coords.device
 
     @property
+    def version(self) -> int | None:
+        """How often ``coords`` was written to; None for inference tensors, which do not count."""
+        return None if self.coords.is_inference() else self.coords._version
+
+    @property
     def index(self) -> SiteIndex:
         """The lookup index, built on first use."""
         if self._index is None:

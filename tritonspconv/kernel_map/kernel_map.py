@@ -51,7 +51,8 @@ class Relation:
     """
 
     __slots__ = (
-        "_in_table", "_pairs", "geometry", "listed", "mirrored", "n_in", "n_out", "out_table",
+        "_in_table", "_in_version", "_pairs", "geometry", "listed", "mirrored", "n_in", "n_out",
+        "out_table",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,7 @@ class Relation:
         out_table: NeighborTable,
         mirrored: bool = False,
         listed: bool = False,
+        in_version: int | None = None,
     ) -> None:
         self.geometry = geometry
         self.mirrored = mirrored
@@ -69,6 +71,7 @@ class Relation:
         self.n_in = n_in
         self.n_out = n_out
         self.out_table = out_table
+        self._in_version = in_version
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
 
@@ -86,7 +89,9 @@ class Relation:
         if self.mirrored:
             return table._replace(mirrored=True)
         device = table.rows.device
-        if self.listed or geometry.sites == "same":
+        # Coordinates that users wrote to since no longer say where the inputs were.
+        edited = in_sites.version != self._in_version
+        if self.listed or geometry.sites == "same" or edited:
             invert_table = map_kernels_for("invert_table", device, geometry.ndim).invert_table
             return NeighborTable(
                 *invert_table(table.rows, table.order, self.n_in, geometry.offsets)

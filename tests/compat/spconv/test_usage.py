@@ -131,6 +131,43 @@ def test_height_compression(make, device):
     assert x.features.grad.abs().sum(1).min() > 0
 
 
+def test_levels_merged_in_the_plane_by_editing_their_indices(make, device):
+    """Coarse levels scaled up in place and joined to a finer one: gradients are those of copies."""
+    torch.manual_seed(0)
+    down = nn.ModuleList(
+        spconv.SparseConv3d(4, 4, 3, 2, 1, bias=False, indice_key=f"down{n}") for n in range(3)
+    ).to(device)
+    plane = spconv.SparseSequential(
+        spconv.SparseConv2d(4, 4, 3, padding=1, bias=False, indice_key="plane"),
+        spconv.SubMConv2d(4, 4, 3, padding=1),
+    ).to(device)
+
+    def gradients(edit):
+        x = make(n=200, shape=(8, 16, 16))
+        fine = down[0](x)
+        middle = down[1](fine)
+        coarse = down[2](middle)
+        moved = [edit(level, scale) for level, scale in ((middle, 2), (coarse, 4))]
+        joined = fine.replace_feature(torch.cat([t.features for t in (fine, middle, coarse)]))
+        joined.indices = torch.cat([fine.indices, *moved])
+        cells, rows = torch.unique(joined.indices[:, [0, 2, 3]], dim=0, return_inverse=True)
+        sums = joined.features.new_zeros(len(cells), 4).index_add_(0, rows, joined.features)
+        flat = spconv.SparseConvTensor(sums, cells, joined.spatial_shape[1:], joined.batch_size)
+        out = plane(flat).features
+        leaves = [x.features, *down.parameters()]
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    def in_place(level, scale):
+        level.indices[:, 1:] *= scale
+        return level.indices
+
+    def on_a_copy(level, scale):
+        return torch.cat([level.indices[:, :1], level.indices[:, 1:] * scale], 1)
+
+    for ours, expected in zip(gradients(in_place), gradients(on_a_copy), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 class Clouds(Dataset):
     """Point clouds that workers voxelise; the generator is made where it is used."""
 
