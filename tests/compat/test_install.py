@@ -1,6 +1,7 @@
 """The switch without edits: import names, refusals, ``python -m compat``, worker processes."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -309,7 +310,7 @@ def test_tensorview_carries_points_into_the_voxel_generator():
     )
     points = np.array([[0.5, 1.5, 2.5], [0.6, 1.6, 2.6], [3.5, 3.5, 3.5]], dtype=np.float32)
     results = generator.point_to_voxel(tensorview.from_numpy(points))
-    voxels, indices, counts = (result.numpy() for result in results)
+    voxels, indices, counts = (result.numpy_view() for result in results)
     assert indices.tolist() == [[2, 1, 0], [3, 3, 3]]
     assert counts.tolist() == [2, 1]
     np.testing.assert_array_equal(voxels[0], points[:2])
@@ -325,8 +326,20 @@ def test_tensorview_shares_memory_where_it_can():
     assert torch.equal(tensorview.from_numpy(array), tensor)
 
 
+def test_tensorview_tensors_show_arrays_and_compute_as_plain_ones():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = tensorview.from_numpy(array)
+    view = tensor.numpy_view()
+    array[0, 0] = 9
+    assert view[0, 0] == 9
+    assert type(tensor + 1) is type(tensor[0]) is torch.Tensor
+    copy = pickle.loads(pickle.dumps(tensor))
+    assert isinstance(copy, tensorview.Tensor)
+    assert torch.equal(copy, tensor)
+
+
 def test_tensorview_errors():
     with pytest.raises(TypeError, match=r"must be a numpy\.ndarray; got list"):
         tensorview.from_numpy([1.0])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(AttributeError, match="'zeros': only from_numpy is provided"):
+    with pytest.raises(AttributeError, match="'zeros': only from_numpy, Tensor and"):
         tensorview.zeros  # noqa: B018

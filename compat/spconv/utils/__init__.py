@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from compat.cumm import tensorview as tv
 from compat.spconv.pytorch._errors import SpconvError, missing_names
 from compat.spconv.pytorch.utils import PointToVoxel, voxel_grid
 
@@ -78,8 +79,8 @@ class _Point2VoxelCPU(_Point2Voxel):
     """Group the points of one sample by voxel, on the CPU.
 
     Takes anything that is or turns into a numpy array: arrays, tensors, objects with ``.numpy()``.
-    Returns CPU tensors, whose ``.numpy()`` gives arrays; ``torch.from_numpy`` can stand in for
-    ``cumm.tensorview.from_numpy``.
+    Returns CPU tensors, whose ``.numpy()`` and ``.numpy_view()`` give arrays; ``torch.from_numpy``
+    can stand in for ``cumm.tensorview.from_numpy``.
 
     The static methods write into the caller's buffers and return their filled parts.
     """
@@ -133,15 +134,15 @@ class _Point2VoxelCPU(_Point2Voxel):
 
     def point_to_voxel(
         self, points: Any, clear_voxels: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[tv.Tensor, tv.Tensor, tv.Tensor]:
         """Return voxels ``[V, P, F]``, indices ``[V, ndim]`` in zyx order and counts ``[V]``."""
-        return self._generator(_as_tensor(points), clear_voxels)
+        return _with_views(self._generator(_as_tensor(points), clear_voxels))
 
     def point_to_voxel_empty_mean(
         self, points: Any, clear_voxels: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[tv.Tensor, tv.Tensor, tv.Tensor]:
         """Return the same with unused slots of a voxel filled with its mean."""
-        return self._generator(_as_tensor(points), clear_voxels, empty_mean=True)
+        return _with_views(self._generator(_as_tensor(points), clear_voxels, empty_mean=True))
 
 
 class _Point2VoxelGPU(_Point2Voxel):
@@ -306,7 +307,13 @@ def _fill_buffers(
     indices[:n] = coords
     num_per_voxel[:n] = counts
     points_voxel_id[: ids.shape[0]] = ids
-    return voxels[:n], indices[:n], num_per_voxel[:n]
+    return _with_views((voxels[:n], indices[:n], num_per_voxel[:n]))
+
+
+def _with_views(found: tuple[Tensor, Tensor, Tensor]) -> tuple[tv.Tensor, tv.Tensor, tv.Tensor]:
+    """Return the tensors as ``cumm.tensorview`` has them, with ``.numpy_view()``."""
+    voxels, indices, counts = (tensor.as_subclass(tv.Tensor) for tensor in found)
+    return voxels, indices, counts
 
 
 def _box_operation(name: str, alternative: str) -> Any:

@@ -1,5 +1,6 @@
 """Voxel generators: zyx indices, first-touch order, limits, ids."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,16 @@ def test_point2voxel_cpu_takes_arrays_and_returns_what_numpy_reads(wrap):
     for ours, theirs in zip((voxels, indices, counts), expected, strict=True):
         assert (ours.numpy() == theirs.numpy()).all()
     assert generator.point_to_voxel_empty_mean(wrap(points))[0].shape == voxels.shape
+
+
+def test_results_of_one_call_outlive_the_next():
+    generator = utils.Point2VoxelCPU3d(np.array(VSIZE), np.float32(RANGE), 4, 10, 3)
+    points = torch.rand(50, 4) * 4
+    first = [result.numpy_view() for result in generator.point_to_voxel(points)]
+    kept = [array.copy() for array in first]
+    generator.point_to_voxel(points.flip(0))
+    for array, expected in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 4])

@@ -5,12 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
-from torch import Tensor
+
+from compat.cumm.tensorview import gemm
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["from_numpy"]
+__all__ = ["Tensor", "from_numpy", "gemm"]
+
+
+class Tensor(torch.Tensor):
+    """A torch tensor with cumm's ``numpy_view``; what is computed from it is a plain one."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+
+    def numpy_view(self) -> np.ndarray:
+        """Return an array over the same memory."""
+        return self.numpy()
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -32,11 +43,11 @@ def from_numpy(array: np.ndarray) -> Tensor:
         )
     if not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()
-    return torch.from_numpy(array)
+    return torch.from_numpy(array).as_subclass(Tensor)
 
 
 def __getattr__(name: str) -> NoReturn:
     raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}: only from_numpy is provided. The voxel "
-        "generators take and return torch tensors."
+        f"module {__name__!r} has no attribute {name!r}: only from_numpy, Tensor and "
+        "gemm.Activation are provided. The voxel generators take and return torch tensors."
     )
