@@ -17,7 +17,6 @@ from compat.spconv.pytorch._pair_ops import activate
 from compat.spconv.pytorch._sites import IndiceDict
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from compat.spconv.pytorch.ops import window
 from tritonspconv import ops
 
 IntOrInts = int | Sequence[int]
@@ -104,15 +103,6 @@ class SparseConvolution(CountsVoxels):
         self.zero_point = 0
         self.conv1x1 = self._is_pointwise()
         self.algo = self._default_algo(large_kernel_fast_algo) if algo is None else algo
-        self._geometry = window(
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.output_padding,
-            subm=subm,
-            transposed=transposed,
-        )
         self.weight_shape = [out_channels, *self.kernel_size, in_channels]
         self.weight = nn.Parameter(torch.empty(self.weight_shape, device=device, dtype=dtype))
         if bias:

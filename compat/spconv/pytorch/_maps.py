@@ -13,6 +13,7 @@ from compat.spconv.pytorch.ops import (
     even_submanifold,
     get_conv_output_size,
     get_deconv_output_size,
+    window,
 )
 from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
@@ -29,10 +30,10 @@ class WindowLayer(Protocol):
     padding: list[int]
     dilation: list[int]
     output_padding: list[int]
+    subm: bool
     transposed: bool
     indice_key: Any
     algo: ConvAlgo
-    _geometry: ConvGeometry | None
 
 
 def submanifold_map(
@@ -44,10 +45,11 @@ def submanifold_map(
     if record is not None:
         _check_submanifold_reuse(layer, input, record)
         return record.kernel_map, IndiceDict(input.indice_dict)
-    if layer._geometry is None:
+    geometry = _geometry(layer)
+    if geometry is None:
         raise even_submanifold(layer.kernel_size)
     located = input._locate()
-    found = kernel_map(located.sites, layer._geometry)
+    found = kernel_map(located.sites, geometry)
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
         indice_dict[key] = _record(layer, input, found, located, located, is_subm=True)
@@ -93,9 +95,9 @@ def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap,
             "SparseConv, SparseConvTranspose or pool only."
         )
     _check_algo(layer, input, record)
-    if record.ksize != layer.kernel_size:
+    if record.ksize != list(layer.kernel_size):
         _disagree("inverse convolution", key, "kernel_size", record.ksize, layer.kernel_size)
-    if record.out_spatial_shape != input.spatial_shape:
+    if record.out_spatial_shape != list(input.spatial_shape):
         _disagree(
             "inverse convolution", key, "spatial_shape", record.out_spatial_shape,
             input.spatial_shape,
@@ -108,11 +110,18 @@ def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap,
     return record.inverse_map, record.located
 
 
+def _geometry(layer: WindowLayer) -> ConvGeometry | None:
+    return window(
+        layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding,
+        subm=layer.subm, transposed=layer.transposed,
+    )  # fmt: skip
+
+
 def _strided_sites(
     layer: WindowLayer, input: SparseConvTensor, located: LocatedSites
 ) -> tuple[KernelMap, LocatedSites]:
     """Return the map of a strided layer and its output sites, as users have not written to them."""
-    geometry = layer._geometry
+    geometry = _geometry(layer)
     assert geometry is not None
     entry = located.strided.get(geometry)
     if entry is not None:
@@ -178,11 +187,11 @@ def _check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record
             "layers may share a key. Give this layer a key of its own."
         )
     _check_algo(layer, input, record)
-    if record.ksize != layer.kernel_size:
+    if record.ksize != list(layer.kernel_size):
         _disagree("submanifold layer", key, "kernel_size", record.ksize, layer.kernel_size)
-    if record.dilation != layer.dilation:
+    if record.dilation != list(layer.dilation):
         _disagree("submanifold layer", key, "dilation", record.dilation, layer.dilation)
-    if record.spatial_shape != input.spatial_shape:
+    if record.spatial_shape != list(input.spatial_shape):
         _disagree(
             "submanifold layer", key, "spatial_shape", record.spatial_shape, input.spatial_shape
         )

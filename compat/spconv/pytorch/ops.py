@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -101,17 +102,39 @@ def window(
     transposed: bool,
 ) -> ConvGeometry | None:
     """Return a layer's geometry; None for a submanifold window without a centre (an even size)."""
+    sizes = tuple(kernel_size), tuple(dilation)
     if subm:
-        if any(size % 2 == 0 for size in kernel_size):
-            return None
-        return ConvGeometry.submanifold(tuple(kernel_size), tuple(dilation))
+        return _submanifold_window(*sizes)
+    extra = tuple(output_padding) if transposed else ()
+    return _strided_window(*sizes, tuple(stride), tuple(padding), extra, transposed)
+
+
+# Layers ask at every call, because downstream code assigns to their attributes.
+@lru_cache(maxsize=1024)
+def _submanifold_window(
+    kernel_size: tuple[int, ...], dilation: tuple[int, ...]
+) -> ConvGeometry | None:
+    if any(size % 2 == 0 for size in kernel_size):
+        return None
+    return ConvGeometry.submanifold(kernel_size, dilation)
+
+
+@lru_cache(maxsize=1024)
+def _strided_window(
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    output_padding: tuple[int, ...],
+    transposed: bool,
+) -> ConvGeometry:
     return ConvGeometry(
-        kernel_size=tuple(kernel_size),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
         transposed=transposed,
-        output_padding=tuple(output_padding) if transposed else (),
+        output_padding=output_padding,
     )
 
 

@@ -13,7 +13,6 @@ from compat.spconv.pytorch._maps import strided_map, submanifold_map
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
 from compat.spconv.pytorch.modules import SparseModule
-from compat.spconv.pytorch.ops import window
 from tritonspconv import ops
 from tritonspconv.kernel_map import KernelMap
 
@@ -60,15 +59,6 @@ class _SparsePool(CountsVoxels):
         self.subm = subm
         self.indice_key = indice_key
         self.record_voxel_count = record_voxel_count
-        self._geometry = window(
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.output_padding,
-            subm=subm,
-            transposed=False,
-        )
         if algo is None:
             volume = torch.Size(self.kernel_size).numel()
             algo = ConvAlgo.MaskImplicitGemm if volume <= 128 else ConvAlgo.Native
