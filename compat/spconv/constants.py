@@ -1,8 +1,9 @@
 """Constants of ``spconv.constants``; assign to them as downstream code does.
 
-Read by the adapter: ``SPCONV_ALLOW_TF32`` (at every call), ``SAVED_WEIGHT_LAYOUT`` (at every load)
-and ``SPCONV_FX_TRACE_MODE``. The others may be assigned and read; nothing depends on them. What
-spconv takes from the environment is read there when it is first needed, not at import.
+Read by the adapter: ``SPCONV_ALLOW_TF32`` (at every call), ``SAVED_WEIGHT_LAYOUT`` (at every load),
+``SPCONV_FX_TRACE_MODE`` and ``SPCONV_DEBUG_SAVE_PATH``. The others may be assigned and read;
+nothing depends on them. What spconv takes from the environment is read there when it is first
+needed, not at import.
 """
 
 import os
@@ -31,7 +32,10 @@ SPCONV_CPP_GEMM = True
 SPCONV_CPP_INDICE_PAIRS = True
 SPCONV_CPP_INDICE_PAIRS_IGEMM = False
 SPCONV_INT8_DEBUG = False
-SPCONV_DEBUG_SAVE_PATH = ""
+SPCONV_DEBUG_WEIGHT = False
+
+# Where debug_utils.spconv_save_debug_data writes; "": nowhere.
+SPCONV_DEBUG_SAVE_PATH: str
 
 
 def _saved_weight_layout() -> str:
@@ -53,6 +57,8 @@ def __getattr__(name: str) -> Any:
         value = _saved_weight_layout()
     elif name == "SPCONV_FX_TRACE_MODE":
         value = os.getenv(name, "0") == "1"
+    elif name == "SPCONV_DEBUG_SAVE_PATH":
+        value = os.getenv(name, "")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

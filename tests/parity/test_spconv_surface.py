@@ -39,6 +39,7 @@ LAYERS = [
 CALLABLES = {
     "": " ".join(LAYERS),
     "conv": "SparseConvolution",
+    "core": "IndiceData ImplicitGemmIndiceData",
     "pool": "SparseMaxPool SparseAvgPool",
     "utils": "PointToVoxel gather_features_by_pc_voxel_id",
     "hash": "HashTable",

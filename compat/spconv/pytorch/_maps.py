@@ -107,7 +107,7 @@ def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap,
             "inverse convolution", key, "number of rows", record.kernel_map.n_out,
             input.indices.shape[0],
         )  # fmt: skip
-    return record.inverse_map, record.located
+    return record.inverse_map, record.locate_inputs(int(input.batch_size))
 
 
 def _geometry(layer: WindowLayer) -> ConvGeometry | None:
@@ -165,7 +165,7 @@ def _record(
     is_subm: bool,
 ) -> Record:
     algo = layer.algo if input.force_algo is None else input.force_algo
-    return record_type(algo)(
+    return record_type(algo).of_map(
         found,
         located,
         out_located,

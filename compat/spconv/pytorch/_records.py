@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._pairs import pair_tables
+from compat.spconv.pytorch._pairs import map_of_pairs, map_of_table, pair_tables
+from compat.spconv.pytorch._sites import LocatedSites
 from tritonspconv.kernel_map import KernelMap
 
 if TYPE_CHECKING:
-    from compat.spconv.pytorch._sites import LocatedSites
+    from typing_extensions import Self
 
 
 def pair_lists(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
@@ -38,19 +40,46 @@ def pair_lists(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
 
 
 class _Record:
-    """One kernel map under an ``indice_key``.
+    """One kernel map under an ``indice_key``: of a layer here, or of one that users wrote.
 
     Attributes:
-        kernel_map: The engine's map from ``indices`` to ``out_indices``.
-        indices, out_indices: The tensors of both sides as users see them.
+        out_indices, indices: The tensors of both sides as users see them.
         spatial_shape, out_spatial_shape: Lists of int.
         is_subm, algo, ksize, stride, padding, dilation: Those of the layer that made the entry.
-        voxel_num: Always None, as for every ordinary network in spconv.
-        located, out_located: The sites of both sides.
+        kernel_map: The engine's map from ``indices`` to ``out_indices``.
+        located, out_located: The sites of both sides; None in an entry that users made.
     """
+
+    located: LocatedSites | None = None
+    out_located: LocatedSites | None = None
 
     def __init__(
         self,
+        out_indices: Tensor,
+        indices: Tensor,
+        spatial_shape: Sequence[int],
+        out_spatial_shape: Sequence[int],
+        is_subm: bool,
+        algo: ConvAlgo,
+        ksize: Sequence[int],
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        padding: Sequence[int],
+    ) -> None:
+        self.out_indices = out_indices
+        self.indices = indices
+        self.spatial_shape = list(spatial_shape)
+        self.out_spatial_shape = list(out_spatial_shape)
+        self.is_subm = is_subm
+        self.algo = algo
+        self.ksize = list(ksize)
+        self.stride = list(stride)
+        self.dilation = list(dilation)
+        self.padding = list(padding)
+
+    @classmethod
+    def of_map(
+        cls,
         kernel_map: KernelMap,
         located: LocatedSites,
         out_located: LocatedSites,
@@ -61,71 +90,156 @@ class _Record:
         stride: list[int],
         dilation: list[int],
         padding: list[int],
-    ) -> None:
-        self.kernel_map = kernel_map
-        self.located = located
-        self.out_located = out_located
-        self.indices = located.indices
-        self.out_indices = out_located.indices
-        self.spatial_shape = list(located.spatial_shape)
-        self.out_spatial_shape = list(out_located.spatial_shape)
-        self.is_subm = is_subm
-        self.algo = algo
-        self.ksize = ksize
-        self.stride = stride
-        self.dilation = dilation
-        self.padding = padding
-        self.voxel_num = None
+    ) -> Self:
+        """Return the entry of a layer; its pairs are listed when somebody asks for them."""
+        record = cls.__new__(cls)
+        _Record.__init__(
+            record, out_located.indices, located.indices, located.spatial_shape,
+            out_located.spatial_shape, is_subm, algo, ksize, stride, dilation, padding,
+        )  # fmt: skip
+        record.kernel_map = kernel_map
+        record.located = located
+        record.out_located = out_located
+        return record
+
+    @cached_property
+    def kernel_map(self) -> KernelMap:
+        raise NotImplementedError
 
     @cached_property
     def inverse_map(self) -> KernelMap:
         """The same pairs read from the outputs to the inputs."""
         return self.kernel_map.inverse()
 
+    def locate_inputs(self, batch_size: int) -> LocatedSites:
+        """Return the sites of ``indices``."""
+        if self.located is None:
+            self.located = LocatedSites.of(self.indices, self.spatial_shape, batch_size)
+        return self.located
+
     @cached_property
     def _pair_lists(self) -> tuple[Tensor, Tensor]:
         return pair_lists(self.kernel_map)
 
-    @property
+    @cached_property
     def indice_pairs(self) -> Tensor:
-        """Input and output rows by tap, int32 ``[2, V, n_in]``, -1 behind the last; built once."""
+        """Input and output rows by tap, int32 ``[2, V, n_in]``, -1 behind the last."""
         return self._pair_lists[0]
 
-    @property
+    @cached_property
     def indice_pair_num(self) -> Tensor:
         """Number of pairs of each tap, int32 ``[V]``."""
         return self._pair_lists[1]
 
 
 class IndiceData(_Record):
-    """Entry of layers whose ``algo`` is ``ConvAlgo.Native``."""
+    """Entry of layers whose ``algo`` is ``ConvAlgo.Native``; arguments as in spconv.
+
+    Layers that users write make one of what ``ops.get_indice_pairs`` returns.
+    """
+
+    def __init__(
+        self,
+        out_indices: Tensor,
+        indices: Tensor,
+        indice_pairs: Tensor,
+        indice_pair_num: Tensor,
+        spatial_shape: Sequence[int],
+        out_spatial_shape: Sequence[int],
+        is_subm: bool,
+        algo: ConvAlgo,
+        ksize: Sequence[int],
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        padding: Sequence[int],
+        voxel_num: Any = None,
+    ) -> None:
+        super().__init__(
+            out_indices, indices, spatial_shape, out_spatial_shape, is_subm, algo, ksize, stride,
+            dilation, padding,
+        )  # fmt: skip
+        self.indice_pairs = indice_pairs
+        self.indice_pair_num = indice_pair_num
+        self.voxel_num = voxel_num
+
+    voxel_num = None
+
+    @cached_property
+    def kernel_map(self) -> KernelMap:
+        """The map that the pairs list."""
+        n_in, n_out = self.indices.shape[0], self.out_indices.shape[0]
+        return map_of_pairs(self.indice_pairs, self.indice_pair_num, n_in, n_out, self.is_subm)
 
 
 class ImplicitGemmIndiceData(_Record):
-    """Entry of layers whose ``algo`` is an implicit GEMM; also lists pairs, like the other kind."""
+    """Entry of layers whose ``algo`` is an implicit GEMM; arguments as in spconv.
 
+    Layers that users write make one of what ``ops.get_indice_pairs_implicit_gemm`` returns. It also
+    lists pairs, like the other kind. The masks, which belong to spconv's kernels, are empty.
+    """
+
+    def __init__(
+        self,
+        out_indices: Tensor,
+        indices: Tensor,
+        pair_fwd: Tensor,
+        pair_bwd: Tensor,
+        pair_mask_fwd_splits: Sequence[Tensor],
+        pair_mask_bwd_splits: Sequence[Tensor],
+        mask_argsort_fwd_splits: Sequence[Tensor],
+        mask_argsort_bwd_splits: Sequence[Tensor],
+        masks: Sequence[Any],
+        spatial_shape: Sequence[int],
+        out_spatial_shape: Sequence[int],
+        is_subm: bool,
+        algo: ConvAlgo,
+        ksize: Sequence[int],
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        padding: Sequence[int],
+        in_voxel_num: Any = None,
+        out_voxel_num: Any = None,
+    ) -> None:
+        super().__init__(
+            out_indices, indices, spatial_shape, out_spatial_shape, is_subm, algo, ksize, stride,
+            dilation, padding,
+        )  # fmt: skip
+        self.pair_fwd = pair_fwd
+        self.pair_bwd = pair_bwd
+        self.pair_mask_fwd_splits = pair_mask_fwd_splits
+        self.pair_mask_bwd_splits = pair_mask_bwd_splits
+        self.mask_argsort_fwd_splits = mask_argsort_fwd_splits
+        self.mask_argsort_bwd_splits = mask_argsort_bwd_splits
+        self.masks = masks
+        self.in_voxel_num = in_voxel_num
+        self.out_voxel_num = out_voxel_num
+
+    pair_mask_fwd_splits: Sequence[Tensor] = ()
+    pair_mask_bwd_splits: Sequence[Tensor] = ()
+    mask_argsort_fwd_splits: Sequence[Tensor] = ()
+    mask_argsort_bwd_splits: Sequence[Tensor] = ()
+    masks: Sequence[Any] = ()
     in_voxel_num = None
     out_voxel_num = None
+
+    @cached_property
+    def kernel_map(self) -> KernelMap:
+        """The map of the pair table."""
+        return map_of_table(self.pair_fwd, self.indices.shape[0], self.out_indices.shape[0])
 
     @cached_property
     def _pair_tables(self) -> tuple[Tensor, Tensor]:
         return pair_tables(self.kernel_map)
 
-    @property
+    @cached_property
     def pair_fwd(self) -> Tensor:
         """Input row of each tap and output row, int32 ``[V, n_out]``, -1 where there is none."""
         return self._pair_tables[0]
 
-    @property
+    @cached_property
     def pair_bwd(self) -> Tensor:
         """Output row of each tap and input row, int32 ``[V, n_in]``, -1 where there is none."""
         return self._pair_tables[1]
-
-    def __getattr__(self, name: str) -> NoReturn:
-        hint = ""
-        if name.startswith(("mask", "pair_mask")):
-            hint = ": masks belong to spconv's kernels; use .kernel_map, .pair_fwd or .indice_pairs"
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
 
 def record_type(algo: ConvAlgo) -> type[IndiceData] | type[ImplicitGemmIndiceData]:

@@ -13,6 +13,7 @@ from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
+from compat.spconv.tools import CUDAKernelTimer
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
 
@@ -113,7 +114,7 @@ class SparseConvTensor(metaclass=_TensorMeta):
         self.benchmark = benchmark
         self.benchmark_record: dict[str, Any] = {}
         self.thrust_allocator = None
-        self._timer = None
+        self._timer = CUDAKernelTimer(enable_timer)
         self.force_algo = force_algo
         self.int8_scale = None
         self._located: LocatedSites | None = None
@@ -176,8 +177,9 @@ class SparseConvTensor(metaclass=_TensorMeta):
         if last is not None:
             yield last
         for record in self.indice_dict.values():
-            yield record.located
-            yield record.out_located
+            for located in (record.located, record.out_located):
+                if located is not None:
+                    yield located
 
     def _derive(
         self,

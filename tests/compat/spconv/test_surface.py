@@ -19,6 +19,10 @@ CONV = ["SubMConv", "SparseConv", "SparseConvTranspose", "SparseInverseConv"]
 NAMES = {
     "compat.spconv": "ConvAlgo AlgoHint constants core __version__ SPCONV_VERSION_NUMBERS",
     "compat.spconv.core": "ConvAlgo AlgoHint",
+    "compat.spconv.constants": "FILTER_HWIO SAVED_WEIGHT_LAYOUT SPCONV_DEBUG_WEIGHT",
+    "compat.spconv.cppconstants": "CPU_ONLY_BUILD",
+    "compat.spconv.debug_utils": "spconv_save_debug_data",
+    "compat.spconv.tools": "CUDAKernelTimer",
     "compat.spconv.pytorch": (
         "ConvAlgo SparseConvTensor functional ops conv modules core pool tables utils identity "
         "hash spatial constants SparseModule SparseSequential is_spconv_module "
@@ -91,6 +95,15 @@ SIGNATURES = {
     "SparseConvTensor": (
         "features indices spatial_shape batch_size grid=None voxel_num=None indice_dict=None "
         "benchmark=False permanent_thrust_allocator=False enable_timer=False force_algo=None"
+    ),
+    "core.IndiceData": (
+        "out_indices indices indice_pairs indice_pair_num spatial_shape out_spatial_shape is_subm "
+        "algo ksize stride dilation padding voxel_num=None"
+    ),
+    "core.ImplicitGemmIndiceData": (
+        "out_indices indices pair_fwd pair_bwd pair_mask_fwd_splits pair_mask_bwd_splits "
+        "mask_argsort_fwd_splits mask_argsort_bwd_splits masks spatial_shape out_spatial_shape "
+        "is_subm algo ksize stride dilation padding in_voxel_num=None out_voxel_num=None"
     ),
     "conv.SparseConvolution": (
         "ndim in_channels out_channels kernel_size=3 stride=1 padding=0 dilation=1 groups=1 "

@@ -1,0 +1,17 @@
+"""``spconv.debug_utils``: what layers of users' own call when they fail."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from compat.spconv import constants
+
+__all__ = ["spconv_save_debug_data"]
+
+
+def spconv_save_debug_data(data: Any) -> None:
+    """Pickle ``data`` to the file ``constants.SPCONV_DEBUG_SAVE_PATH``; "" saves nothing."""
+    if constants.SPCONV_DEBUG_SAVE_PATH:
+        Path(constants.SPCONV_DEBUG_SAVE_PATH).write_bytes(pickle.dumps(data))
