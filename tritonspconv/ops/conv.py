@@ -234,7 +234,7 @@ def _check(
     ):
         raise ValueError(
             f"sparse_conv: feats ({feats.device}), weight ({weight.device}) and the kernel map "
-            f"({device}) must be on one device. Move the module with .to()."
+            f"({device}) must be on one device. Move module, features and coordinates with .to()."
         )
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"sparse_conv: precision must be 'ieee' or 'tf32'; got {precision!r}.")

@@ -25,6 +25,7 @@ Record = IndiceData | ImplicitGemmIndiceData
 class WindowLayer(Protocol):
     """What the functions below read of a convolution or pooling layer."""
 
+    ndim: int
     kernel_size: list[int]
     stride: list[int]
     padding: list[int]
@@ -40,6 +41,7 @@ def submanifold_map(
     layer: WindowLayer, input: SparseConvTensor
 ) -> tuple[KernelMap, dict[Any, Any]]:
     """Return the map of a submanifold layer, recorded or new, and the output's ``indice_dict``."""
+    _check_ndim(layer, input)
     key = layer.indice_key
     record = None if key is None else input.indice_dict.get(key)
     if record is not None:
@@ -60,6 +62,7 @@ def strided_map(
     layer: WindowLayer, input: SparseConvTensor
 ) -> tuple[KernelMap, dict[Any, Any], LocatedSites]:
     """Return a new map to other sites, the output's ``indice_dict`` and the output's sites."""
+    _check_ndim(layer, input)
     key = layer.indice_key
     if key is not None and key in input.indice_dict:
         raise SpconvError(
@@ -176,6 +179,15 @@ def _record(
         dilation=layer.dilation,
         padding=layer.padding,
     )
+
+
+def _check_ndim(layer: WindowLayer, input: SparseConvTensor) -> None:
+    ndim = len(input.spatial_shape)
+    if ndim != layer.ndim:
+        raise SpconvError(
+            f"{type(layer).__name__} has {layer.ndim} spatial axes; got a tensor of spatial shape "
+            f"{list(input.spatial_shape)}. Use the {ndim}d layer."
+        )
 
 
 def _check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record: Record) -> None:

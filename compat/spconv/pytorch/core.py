@@ -85,6 +85,7 @@ class SparseConvTensor(metaclass=_TensorMeta):
         force_algo: Label that stands in for that of every layer.
 
     Raises:
+        TypeError: Features or indices are no tensors.
         SpconvError: Wrong rank, dtype or length.
     """
 
@@ -292,8 +293,14 @@ class SparseConvTensor(metaclass=_TensorMeta):
     __iadd__ = __add__
 
 
-def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_size: int) -> None:
-    """Check ranks, lengths and dtypes; reads metadata only."""
+def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_size: Any) -> None:
+    """Check types, ranks, lengths and dtypes; reads metadata only."""
+    for name, part in (("features", features), ("indices", indices)):
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"SparseConvTensor: {name} must be a torch.Tensor; got {type(part).__name__}. Use "
+                "torch.as_tensor."
+            )
     if features.ndim != 2 or indices.ndim != 2:
         raise SpconvError(
             "SparseConvTensor: expected features [N, C] and indices [N, 1 + ndim]; got shapes "
@@ -303,10 +310,22 @@ def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_si
         raise SpconvError(
             f"SparseConvTensor: indices must be int32; got {indices.dtype}. Pass indices.int()."
         )
-    if len(spatial_shape) != indices.shape[1] - 1:
+    ndim = indices.shape[1] - 1
+    if not hasattr(spatial_shape, "__len__") or len(spatial_shape) != ndim:
+        shown = list(spatial_shape) if hasattr(spatial_shape, "__len__") else spatial_shape
         raise SpconvError(
-            f"SparseConvTensor: spatial_shape must have {indices.shape[1] - 1} extents for indices "
-            f"{tuple(indices.shape)} (batch index first); got {list(spatial_shape)}."
+            f"SparseConvTensor: spatial_shape must have {ndim} extents for indices "
+            f"{tuple(indices.shape)} (batch index first); got {shown}."
         )
-    if not isinstance(batch_size, Tensor) and batch_size <= 0:
-        raise SpconvError(f"SparseConvTensor: batch_size must be positive; got {batch_size}.")
+    if not isinstance(batch_size, Tensor) and not _is_positive(batch_size):
+        raise SpconvError(
+            f"SparseConvTensor: batch_size must be positive; got {batch_size!r}. Pass the number "
+            "of samples."
+        )
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return value > 0
+    except TypeError:
+        return False

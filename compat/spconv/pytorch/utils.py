@@ -24,6 +24,8 @@ def voxel_grid(
             f"{ndim} voxel sizes; got {list(coors_range_xyz)}."
         )
     vsize = [float(v) for v in vsize_xyz][::-1]
+    if min(vsize) <= 0:
+        raise SpconvError(f"voxel sizes must be positive; got {vsize[::-1]} along x, y, z, ...")
     lower = [float(v) for v in coors_range_xyz[:ndim]][::-1]
     upper = [float(v) for v in coors_range_xyz[ndim:]][::-1]
     axes = zip(lower, upper, vsize, strict=True)
@@ -94,8 +96,14 @@ class PointToVoxel:
             voxel of each point, int64 ``[N]``, -1 for points out of range or in rejected voxels.
 
         Raises:
+            TypeError: ``pc`` is no tensor.
             SpconvError: ``pc`` has another number of columns or is on another kind of device.
         """
+        if not isinstance(pc, Tensor):
+            raise TypeError(
+                f"PointToVoxel: pc must be a torch.Tensor; got {type(pc).__name__}. Use "
+                "torch.from_numpy, or Point2VoxelCPU3d for arrays."
+            )
         if pc.ndim != 2 or pc.shape[1] != self.num_point_features:
             raise SpconvError(
                 f"PointToVoxel: pc must be [N, {self.num_point_features}]; got {list(pc.shape)}."

@@ -184,6 +184,14 @@ def test_points_vanished_raises_value_error(device):
         spconv.SparseConv3d(4, 4, 2, stride=8).to(device)(x)
 
 
+@pytest.mark.parametrize(
+    "layer", [spconv.SubMConv2d(4, 4, 3), spconv.SparseConv4d(4, 4, 3), spconv.SparseMaxPool2d(2)]
+)
+def test_layers_of_another_dimension_raise(make, device, layer):
+    with pytest.raises(ValueError, match=r"spatial axes; got.*\[6, 5, 7\]. Use the 3d layer"):
+        layer.to(device)(make())
+
+
 @pytest.mark.parametrize("kernel_size", [7, (3, 9, 3)])
 def test_extent_below_one_raises(make, device, kernel_size):
     with pytest.raises(ValueError, match="at least 1"):

@@ -51,10 +51,17 @@ def test_construction_checks(make):
         (1, x.indices.long(), "must be int32"),
         (2, [6, 5], "must have 3 extents"),
         (3, 0, "batch_size must be positive"),
+        (3, None, "batch_size must be positive; got None"),
+        (2, 6, "must have 3 extents.*got 6"),
     ):
         parts = list(good)
         parts[place] = value
         with pytest.raises(AssertionError, match=text):
+            SparseConvTensor(*parts)
+    for place, name in ((0, "features"), (1, "indices")):
+        parts = list(good)
+        parts[place] = parts[place].detach().cpu().numpy()
+        with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor; got ndarray"):
             SparseConvTensor(*parts)
     # Row counts are not compared.
     SparseConvTensor(x.features[:3], x.indices, [6, 5, 7], 2)

@@ -87,6 +87,10 @@ def test_wrong_points_raise():
         generator(torch.zeros(2, 4, device="meta"))
     with pytest.raises(ValueError, match="6 numbers"):
         PointToVoxel(VSIZE, [0, 0, 0], 4, 10, 3)
+    with pytest.raises(ValueError, match=r"must be positive; got \[0\.0, 1\.0, 1\.0\]"):
+        PointToVoxel([0, 1, 1], RANGE, 4, 10, 3)
+    with pytest.raises(TypeError, match=r"got ndarray\. Use torch\.from_numpy"):
+        generator(np.zeros((2, 4), np.float32))
 
 
 def test_gather_features_by_pc_voxel_id():
