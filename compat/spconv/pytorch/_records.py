@@ -102,6 +102,12 @@ class _Record:
         record.out_located = out_located
         return record
 
+    def _layer(self) -> tuple[Any, ...]:
+        return (
+            self.spatial_shape, self.out_spatial_shape, self.is_subm, self.algo, self.ksize,
+            self.stride, self.dilation, self.padding,
+        )  # fmt: skip
+
     @cached_property
     def kernel_map(self) -> KernelMap:
         raise NotImplementedError
@@ -164,6 +170,11 @@ class IndiceData(_Record):
 
     voxel_num = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        pairs = self.indice_pairs, self.indice_pair_num
+        sites = self.out_indices, self.indices
+        return IndiceData, (*sites, *pairs, *self._layer(), self.voxel_num)
+
     @cached_property
     def kernel_map(self) -> KernelMap:
         """The map that the pairs list."""
@@ -221,6 +232,14 @@ class ImplicitGemmIndiceData(_Record):
     masks: Sequence[Any] = ()
     in_voxel_num = None
     out_voxel_num = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImplicitGemmIndiceData, (
+            self.out_indices, self.indices, self.pair_fwd, self.pair_bwd,
+            self.pair_mask_fwd_splits, self.pair_mask_bwd_splits, self.mask_argsort_fwd_splits,
+            self.mask_argsort_bwd_splits, self.masks, *self._layer(), self.in_voxel_num,
+            self.out_voxel_num,
+        )  # fmt: skip
 
     @cached_property
     def kernel_map(self) -> KernelMap:

@@ -1,6 +1,8 @@
 """``indice_key`` and ``indice_dict``: who shares a kernel map with whom, and who does not."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -329,3 +331,19 @@ def test_sites_are_freed_with_the_last_tensor_that_knows_them(make):
         assert sites() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("copied", ["pickled", "deep copied"])
+@pytest.mark.parametrize("algo", [Native, spconv.ConvAlgo.MaskImplicitGemm])
+def test_recorded_keys_can_be_pickled_and_copied(make, copied, algo):
+    x = make()
+    back = inverse(key="d", algo=algo).to(x.features.device)
+    again = subm(key="s", algo=algo).to(x.features.device)
+    y = run(x, subm(key="s", algo=algo), conv(key="d", algo=algo))
+    y = y.replace_feature(y.features.detach())
+    twin = pickle.loads(pickle.dumps(y)) if copied == "pickled" else copy.deepcopy(y)
+    assert type(twin.indice_dict["d"]) is type(y.indice_dict["d"])
+    assert twin.indice_dict["d"].indices is twin.indice_dict["s"].indices
+    for found, expected in ((twin, y), (run(twin, back, again), run(y, back, again))):
+        torch.testing.assert_close(found.features, expected.features)
+        assert torch.equal(found.indices, expected.indices)
