@@ -49,7 +49,7 @@ CALLABLES = {
         "indice_maxpool_backward indice_maxpool_implicit_gemm indice_avgpool_implicit_gemm "
         "indice_maxpool_implicit_gemm_backward indice_avgpool_implicit_gemm_backward"
     ),
-    "functional": "sparse_add sparse_add_hash_based",
+    "functional": "sparse_add sparse_add_hash_based _indice_to_scalar",
 }
 METHODS = {
     "SparseConvTensor": (

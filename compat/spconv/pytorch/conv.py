@@ -11,6 +11,7 @@ from compat.spconv.pytorch.modules import SparseModule
 
 __all__ = [
     "DEFAULT_SPARSE_CONV_TYPES",
+    "ConvAlgo",
     "SparseConv1d",
     "SparseConv2d",
     "SparseConv3d",

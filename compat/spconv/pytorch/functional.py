@@ -195,6 +195,30 @@ def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
 sparse_add_hash_based = sparse_add
 
 
+def _indice_to_scalar(indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Number the cells of a grid, last axis fastest; private in spconv too, but imported from it.
+
+    Args:
+        indices: Integers ``[N, D]``.
+        shape: D extents; with batch indices in ``indices``, the batch size first.
+
+    Returns:
+        ``[N]`` in the dtype of ``indices``: pass int64 for a grid of 2**31 cells or more.
+
+    Raises:
+        SpconvError: ``shape`` has another length.
+    """
+    if indices.shape[1] != len(shape):
+        raise SpconvError(
+            f"_indice_to_scalar: shape must have {indices.shape[1]} extents for indices "
+            f"{list(indices.shape)}; got {list(shape)}."
+        )
+    number = torch.zeros_like(indices[:, 0])
+    for column, extent in zip(indices.unbind(1), shape, strict=True):
+        number = number * int(extent) + column
+    return number
+
+
 def _order_of(item: SparseConvTensor, grid: Grid, keys: Tensor) -> Tensor:
     """Return the row of ``item`` that holds each of its ascending ``keys``."""
     places = torch.searchsorted(keys, grid.keys(item.indices))

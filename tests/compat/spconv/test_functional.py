@@ -3,10 +3,12 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
 import compat.spconv.pytorch as spconv
+from compat.cumm.gemm.layout import to_stride
 from compat.spconv.core import Activation
 from compat.spconv.pytorch import _pairs, functional, ops
 from tritonspconv.testing import assert_close
@@ -269,3 +271,17 @@ def test_sparse_add_hash_based_is_sparse_add(make):
     assert_close(
         functional.sparse_add_hash_based(a, b).features, functional.sparse_add(a, b).features
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_cells_are_numbered_as_numpy_numbers_them(make, dtype):
+    x = make()
+    shape = [x.batch_size, *x.spatial_shape]
+    found = functional._indice_to_scalar(x.indices.to(dtype), shape)
+    assert found.dtype is dtype
+    expected = np.ravel_multi_index(tuple(x.indices.cpu().numpy().T), shape)
+    assert found.tolist() == expected.tolist()
+    assert to_stride(np.array(shape)).tolist() == [210, 35, 7, 1]
+    assert to_stride(np.array([4])).tolist() == [1]
+    with pytest.raises(AssertionError, match="must have 4 extents"):
+        functional._indice_to_scalar(x.indices, shape[1:])

@@ -40,7 +40,9 @@ NAMES = {
     "compat.spconv.pytorch.core": (
         "ConvAlgo SparseConvTensor IndiceData ImplicitGemmIndiceData expand_nd scatter_nd"
     ),
-    "compat.spconv.pytorch.conv": "SparseConvolution SparseConv3d DEFAULT_SPARSE_CONV_TYPES",
+    "compat.spconv.pytorch.conv": (
+        "ConvAlgo SparseConvolution SparseConv3d DEFAULT_SPARSE_CONV_TYPES"
+    ),
     "compat.spconv.pytorch.utils": "PointToVoxel gather_features_by_pc_voxel_id",
     "compat.spconv.pytorch.functional": (
         "sparse_add sparse_add_hash_based indice_conv indice_subm_conv indice_inverse_conv "

@@ -1,0 +1,1 @@
+"""The part of ``cumm.gemm`` that code around linear indices imports."""
