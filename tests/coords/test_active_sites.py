@@ -1,11 +1,12 @@
 """Sets of sites: what they accept, and what `validate` finds."""
 
+import importlib
 import weakref
 
 import pytest
 import torch
 
-from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords import ActiveSites, Grid, active_sites
 from tritonspconv.testing import random_sites
 
 GRID = Grid((0, 0), (4, 5), 2)
@@ -85,3 +86,32 @@ def test_errors():
         ActiveSites(rows((0, 0, 0))[:, :2], GRID)
     with pytest.raises(ValueError, match=r"shape \[N, 3\].*got \[3\]"):
         ActiveSites(rows((0, 0, 0))[0], GRID)
+
+
+@pytest.mark.parametrize("n", [0, 1, 50])
+def test_has_repeats(device, n):
+    assert not random_sites(n, extent=8, outside=min(n, 5), device=device).has_repeats()
+    if n > 1:
+        assert random_sites(n, extent=8, repeats=1, device=device).has_repeats()
+
+
+def test_has_repeats_finds_rows_far_apart_and_leaves_out_what_lies_outside(device):
+    coords = random_sites(70_000, extent=64, device=device).coords
+    grid = Grid((0, 0, 0), (64, 64, 64), 2)
+    assert not ActiveSites(coords, grid).has_repeats()
+    assert ActiveSites(torch.cat([coords, coords[:1]]), grid).has_repeats()
+    outside = coords[:1] + torch.tensor([0, 64, 0, 0], dtype=torch.int32, device=device)
+    assert not ActiveSites(torch.cat([coords, outside, outside]), grid).has_repeats()
+
+
+def test_has_repeats_by_the_lookup_of_a_gpu(triton_device, monkeypatch):
+    monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
+    sites = random_sites(60, extent=8, outside=9, device=triton_device)
+    assert sites.index.kind == "blocks"
+    assert not sites.has_repeats()
+    assert random_sites(60, extent=8, repeats=1, outside=9, device=triton_device).has_repeats()
+
+
+def triton_kernels(op, device, ndim):
+    """The launchers that a GPU uses, wherever the tests run them."""
+    return importlib.import_module(f"tritonspconv.kernels.triton.{op}")
