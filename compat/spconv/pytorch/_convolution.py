@@ -14,10 +14,12 @@ from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._maps import inverse_map, strided_map, submanifold_map
 from compat.spconv.pytorch._pair_ops import activate
+from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
 from tritonspconv import ops
+from tritonspconv.kernel_map import KernelMap
 
 IntOrInts = int | Sequence[int]
 
@@ -171,21 +173,13 @@ class SparseConvolution(CountsVoxels):
             feats = self._pointwise(features, weight, add_input)
         else:
             if self.subm:
-                kernel_map, indice_dict = submanifold_map(self, input)
+                kernel_map, indice_dict, repeats = submanifold_map(self, input)
             elif self.inverse:
                 kernel_map, located = inverse_map(self, input)
-                indice_dict = IndiceDict(input.indice_dict)
+                indice_dict, repeats = IndiceDict(input.indice_dict), located.repeats
             else:
-                kernel_map, indice_dict, located = strided_map(self, input)
-            feats = ops.sparse_conv(
-                features,
-                self._matrices(weight),
-                kernel_map,
-                self.bias,
-                precision="tf32" if constants.SPCONV_ALLOW_TF32 else "ieee",
-                residual=None if add_input is None else add_input._features,
-                relu=self.act_type is Activation.ReLU,
-            )
+                kernel_map, indice_dict, located, repeats = strided_map(self, input)
+            feats = self._convolve(features, weight, kernel_map, repeats, add_input)
         if self.act_type not in (Activation.None_, Activation.ReLU):
             feats = activate(feats, self.act_type, self.act_alpha)
         if self.record_voxel_count:
@@ -219,6 +213,39 @@ class SparseConvolution(CountsVoxels):
         if self.conv1x1:
             return weight.reshape(1, self.in_channels, self.out_channels)
         return weight.flatten(1, -2).permute(1, 2, 0)
+
+    def _convolve(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        kernel_map: KernelMap,
+        repeats: RepeatedSites | None,
+        add_input: SparseConvTensor | None,
+    ) -> Tensor:
+        """Convolve along a kernel map, or over rows that share sites."""
+        matrices = self._matrices(weight)
+        precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
+        residual = None if add_input is None else add_input._features
+        relu = self.act_type is Activation.ReLU
+        if repeats is None:
+            return ops.sparse_conv(
+                features, matrices, kernel_map, self.bias,
+                precision=precision, residual=residual, relu=relu,
+            )  # fmt: skip
+        if self.subm:
+            feats = repeats.convolve_submanifold(features, matrices, kernel_map.geometry, precision)
+        elif self.inverse:
+            feats = repeats.spread(
+                ops.sparse_conv(features, matrices, kernel_map, precision=precision)
+            )
+        else:
+            feats = ops.sparse_conv(
+                repeats.add_up(features), matrices, kernel_map, precision=precision
+            )
+        for addend in (self.bias, residual):
+            if addend is not None:
+                feats = feats + addend.to(feats.dtype)
+        return feats.relu() if relu else feats
 
     def _pointwise(
         self, features: Tensor, weight: Tensor, add_input: SparseConvTensor | None

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, Protocol
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData, record_type
+from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.pytorch.core import SparseConvTensor
 from compat.spconv.pytorch.ops import (
@@ -39,14 +40,18 @@ class WindowLayer(Protocol):
 
 def submanifold_map(
     layer: WindowLayer, input: SparseConvTensor
-) -> tuple[KernelMap, dict[Any, Any]]:
-    """Return the map of a submanifold layer, recorded or new, and the output's ``indice_dict``."""
+) -> tuple[KernelMap, dict[Any, Any], RepeatedSites | None]:
+    """Return the map of a submanifold layer, recorded or new, and the output's ``indice_dict``.
+
+    Last, how rows share sites, if any do.
+    """
     _check_ndim(layer, input)
     key = layer.indice_key
     record = None if key is None else input.indice_dict.get(key)
     if record is not None:
         _check_submanifold_reuse(layer, input, record)
-        return record.kernel_map, IndiceDict(input.indice_dict)
+        repeats = None if record.located is None else record.located.repeats
+        return record.kernel_map, IndiceDict(input.indice_dict), repeats
     geometry = _geometry(layer)
     if geometry is None:
         raise even_submanifold(layer.kernel_size)
@@ -55,13 +60,16 @@ def submanifold_map(
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
         indice_dict[key] = _record(layer, input, found, located, located, is_subm=True)
-    return found, indice_dict
+    return found, indice_dict, located.repeats
 
 
 def strided_map(
     layer: WindowLayer, input: SparseConvTensor
-) -> tuple[KernelMap, dict[Any, Any], LocatedSites]:
-    """Return a new map to other sites, the output's ``indice_dict`` and the output's sites."""
+) -> tuple[KernelMap, dict[Any, Any], LocatedSites, RepeatedSites | None]:
+    """Return a new map to other sites, the output's ``indice_dict`` and the output's sites.
+
+    Last, how input rows share sites, if any do.
+    """
     _check_ndim(layer, input)
     key = layer.indice_key
     if key is not None and key in input.indice_dict:
@@ -80,7 +88,7 @@ def strided_map(
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
         indice_dict[key] = _record(layer, input, found, located, out_located, is_subm=False)
-    return found, indice_dict, out_located
+    return found, indice_dict, out_located, located.repeats
 
 
 def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap, LocatedSites]:
@@ -154,6 +162,7 @@ def _strided_sites(
         found,
         LocatedSites(out_sites, out_sites.coords, tuple(out_shape), located.batch_size),
     )
+    entry[1].repeats = None  # Generated sites do not repeat.
     located.strided[geometry] = entry
     return entry
 

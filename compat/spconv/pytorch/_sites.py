@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from compat.spconv.pytorch._repeats import RepeatedSites
 from tritonspconv.coords import ActiveSites, Grid
 
 if TYPE_CHECKING:
@@ -29,9 +31,8 @@ class LocatedSites:
         spatial_shape: Extents of the grid.
         batch_size: Number of samples.
         strided: Maps to other sites and those sites, by geometry.
+        repeats: How rows share sites; None where each row has a site of its own.
     """
-
-    __slots__ = ("batch_size", "indices", "sites", "spatial_shape", "strided", "version")
 
     def __init__(
         self, sites: ActiveSites, indices: Tensor, spatial_shape: tuple[int, ...], batch_size: int
@@ -49,6 +50,11 @@ class LocatedSites:
         shape = tuple(spatial_shape)
         grid = Grid((0,) * len(shape), shape, batch_size)
         return cls(ActiveSites(indices, grid), indices, shape, batch_size)
+
+    @cached_property
+    def repeats(self) -> RepeatedSites | None:
+        """How rows share sites, found once; waits for the device."""
+        return RepeatedSites(self.sites) if self.sites.has_repeats() else None
 
     def still_hold(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> bool:
         """Return whether ``sites`` describe these values; never for inference tensors."""

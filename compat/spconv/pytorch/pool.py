@@ -80,9 +80,9 @@ class _SparsePool(CountsVoxels):
         """Pool ``input``."""
         located = None
         if self.subm:
-            kernel_map, indice_dict = submanifold_map(self, input)
+            kernel_map, indice_dict, _ = submanifold_map(self, input)
         else:
-            kernel_map, indice_dict, located = strided_map(self, input)
+            kernel_map, indice_dict, located, _ = strided_map(self, input)
         feats = self._reduce(input.features, kernel_map)
         if self.record_voxel_count:
             self._count_voxels(feats)

@@ -317,36 +317,6 @@ def test_empty_input_comes_back_through_an_inverse(make, device):
     assert up(down(x)).indices is x.indices
 
 
-def test_repeated_sites_keep_their_rows(device):
-    indices = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 1, 2]], dtype=torch.int32, device=device)
-    features = torch.tensor([[1.0], [100.0], [10000.0]], device=device)
-    layer = spconv.SubMConv2d(1, 1, 3, bias=False).to(device)
-    with torch.no_grad():
-        layer.weight.copy_(torch.arange(1, 10).view(1, 3, 3, 1))
-    y = layer(SparseConvTensor(features, indices, [3, 3], 1))
-    assert y.features.flatten().tolist() == [60005, 500, 50004]
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: spconv.SparseConv2d(1, 1, 2, 2, bias=False),
-        lambda: spconv.SparseConvTranspose2d(1, 1, 2, 2, bias=False),
-        lambda: spconv.SparseMaxPool2d(2),
-        lambda: spconv.SparseAvgPool2d(2),
-    ],
-    ids=["conv", "transposed", "max", "average"],
-)
-def test_new_sites_come_from_the_first_row_of_a_repeated_one(device, layer):
-    indices = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 1, 2]], dtype=torch.int32, device=device)
-    features = torch.tensor([[1.0], [100.0], [10000.0]], device=device)
-    layer = layer().to(device)
-    first = layer(SparseConvTensor(features[[0, 2]], indices[[0, 2]], [4, 4], 1))
-    every = layer(SparseConvTensor(features, indices, [4, 4], 1))
-    assert torch.equal(every.indices, first.indices)
-    assert torch.equal(every.features, first.features)
-
-
 def test_rows_outside_the_grid_take_no_part(device):
     indices = torch.tensor([[0, 1, 1], [0, -1, 1], [0, 1, 4]], dtype=torch.int32, device=device)
     features = torch.tensor([[1.0], [100.0], [10000.0]], device=device)

@@ -173,6 +173,18 @@ def repeated_rows(run: Run, kind: str, args: tuple[Any, ...]) -> None:
     run_module(run, layer(run, kind, 3, *args), tensor(run, 4, (3, 3, 3), coords=coords))
 
 
+def repeated_back(run: Run) -> None:
+    """Down and up again, with submanifold layers of one key, where rows share a site."""
+    coords = run.sites((5, 5, 5), 40)
+    coords = torch.cat([coords, coords[:15], coords[:5]])
+    subm = partial(layer, run, "SubMConv", 3, indice_key="s")
+    module = run.module("pytorch").SparseSequential(
+        subm(4, 4, 3), layer(run, "SparseConv", 3, 4, 4, 3, 2, 1, indice_key="d"),
+        layer(run, "SparseInverseConv", 3, 4, 4, 3, indice_key="d"), subm(4, 5, 3),
+    )  # fmt: skip
+    run_module(run, module, tensor(run, 4, (5, 5, 5), coords=coords))
+
+
 def outside(run: Run) -> None:
     """Convolve where rows lie outside the grid."""
     coords = run.sites((9, 8, 10), 40)
@@ -214,8 +226,7 @@ IN_PLACE = Quirk("`+=` returns the sum", FAILS)
 SELECTED = Quirk("`select_by_index` returns a new tensor", FAILS)
 EMPTY = Quirk("Empty input gives empty output", FAILS)
 SUMS = ("out", "grad input", "grad weight")
-REPEATED = Quirk("A submanifold row that repeats a site", SUMS)
-REPEATED_BELOW = Quirk("Strided and transposed layers and pools read the first row", SUMS)
+REPEATED = Quirk("Pools read the first row of a repeated site", SUMS)
 OUTSIDE = Quirk("Rows outside `spatial_shape` take no part", (*SUMS, "out shape", "grad bias"))
 # Which of repeated rows wins is the GPU's accident.
 CPU_ONLY = {"cpu": ("float64", "float32")}
@@ -238,14 +249,18 @@ CASES = [
     Case("sparse-add-hash-based", partial(united, name="sparse_add_hash_based"), SINGLE,
          quirks=(ON_A_CPU,)),
     *(
-        Case(f"repeated-sites-{kind}", partial(repeated_rows, kind=kind, args=args), CPU_ONLY,
-             quirks=(quirk,))
-        for kind, args, quirk in (
-            ("SubMConv", (4, 5, 3), REPEATED),
-            ("SparseConv", (4, 5, 2, 1), REPEATED_BELOW),
-            ("SparseMaxPool", (2, 1), REPEATED_BELOW),
+        Case(f"repeated-sites-{name}", partial(repeated_rows, kind=kind, args=args), CPU_ONLY,
+             quirks=quirks)
+        for name, kind, args, quirks in (
+            ("SubMConv", "SubMConv", (4, 5, 3), ()),
+            ("SubMConv-k5", "SubMConv", (4, 5, 5), ()),
+            ("SparseConv", "SparseConv", (4, 5, 2, 1), ()),
+            ("SparseConv-s2", "SparseConv", (4, 5, 3, 2, 1), ()),
+            ("SparseConvTranspose", "SparseConvTranspose", (4, 5, 3, 2), ()),
+            ("SparseMaxPool", "SparseMaxPool", (2, 1), (REPEATED,)),
         )
     ),
+    Case("repeated-sites-there-and-back", repeated_back, CPU_ONLY),
     Case("rows-outside-the-grid", outside, CPU_ONLY, quirks=(OUTSIDE,)),
     Case("batch-out-of-range", dropped, SINGLE),
     Case("empty-input", empty, SINGLE, quirks=(EMPTY,)),

@@ -1,0 +1,82 @@
+"""Convolution of rows that share sites, as spconv's pair lists have it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tritonspconv import ops
+from tritonspconv.coords import ActiveSites
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import kernel_map
+from tritonspconv.ops.conv import Precision
+
+
+class RepeatedSites:
+    """Rows of which some lie in one cell: image points of voxels, centres of Gaussians.
+
+    The engine's maps know the first row of each cell only. In spconv every row is in the pairs of a
+    strided, transposed or inverse layer: its rows add up, or all get the result.
+
+    Of a submanifold window, spconv looks the first half up and swaps the pairs for the second. The
+    lookup finds the first row of a cell. So every row reads, through the second half of the taps,
+    the first rows of its neighbours; and through the first half, the first row of a cell reads all
+    rows of its neighbours, and the others nothing. Each row sees itself.
+
+    Args:
+        sites: All rows.
+
+    Attributes:
+        first: The first row of each cell, int64 ``[U]``, ascending.
+        cell: Which of these cells each row lies in, int64 ``[N]``; -1 outside the grid.
+        distinct: The sites of the first rows.
+    """
+
+    def __init__(self, sites: ActiveSites) -> None:
+        first_of_row = sites.rows_of(sites.coords)
+        rows = torch.arange(sites.num_rows, device=sites.device)
+        is_first = first_of_row == rows
+        self.first = rows[is_first]
+        numbers = is_first.cumsum(0) - 1
+        self.cell = torch.where(first_of_row >= 0, numbers[first_of_row], -1)
+        self.distinct = ActiveSites(sites.coords[self.first], sites.grid)
+
+    def add_up(self, features: Tensor) -> Tensor:
+        """Return ``features [N, C]`` with the sum of each cell in its first row."""
+        return features.index_put((self.first,), self._sums(features))
+
+    def spread(self, features: Tensor) -> Tensor:
+        """Give all rows of a cell what its first row has; ``features [N, C]``."""
+        return self._to_rows(features[self.first])
+
+    def convolve_submanifold(
+        self, features: Tensor, matrices: Tensor, geometry: ConvGeometry, precision: Precision
+    ) -> Tensor:
+        """Convolve, without bias; deterministic and differentiable.
+
+        Args:
+            features: ``[N, in]``.
+            matrices: One for each tap, ``[V, in, out]``.
+            geometry: A submanifold window.
+            precision: Of :func:`tritonspconv.ops.sparse_conv`.
+
+        Returns:
+            ``[N, out]``.
+        """
+        found = kernel_map(self.distinct, geometry)
+        taps = torch.arange(len(matrices), device=matrices.device)[:, None, None]
+        centre = len(matrices) // 2
+        later, earlier = (torch.where(half, matrices, 0) for half in (taps > centre, taps < centre))
+        to_all = ops.sparse_conv(features[self.first], later, found, precision=precision)
+        to_first = ops.sparse_conv(self._sums(features), earlier, found, precision=precision)
+        out = features.mm(matrices[centre]) + self._to_rows(to_all)
+        return out.index_put((self.first,), to_first, accumulate=True)
+
+    def _sums(self, features: Tensor) -> Tensor:
+        # Cell -1 is one more, behind the others.
+        sums = features.new_zeros(len(self.first) + 1, features.shape[1])
+        return sums.index_put((self.cell,), features, accumulate=True)[:-1]
+
+    def _to_rows(self, features: Tensor) -> Tensor:
+        return pad(features, (0, 0, 0, 1))[self.cell]
