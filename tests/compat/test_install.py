@@ -1,5 +1,6 @@
 """The switch without edits: import names, refusals, ``python -m compat``, worker processes."""
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -333,9 +334,13 @@ def test_tensorview_tensors_show_arrays_and_compute_as_plain_ones():
     array[0, 0] = 9
     assert view[0, 0] == 9
     assert type(tensor + 1) is type(tensor[0]) is torch.Tensor
-    copy = pickle.loads(pickle.dumps(tensor))
-    assert isinstance(copy, tensorview.Tensor)
-    assert torch.equal(copy, tensor)
+    for protocol in (2, pickle.HIGHEST_PROTOCOL):
+        copy = pickle.loads(pickle.dumps(tensor, protocol))
+        assert type(copy) is torch.Tensor
+        assert torch.equal(copy, tensor)
+    torch.save(tensor, file := io.BytesIO())
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True), tensor)
 
 
 def test_tensorview_errors():

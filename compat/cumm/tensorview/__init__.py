@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -15,9 +15,13 @@ __all__ = ["Tensor", "from_numpy", "gemm"]
 
 
 class Tensor(torch.Tensor):
-    """A torch tensor with cumm's ``numpy_view``; what is computed from it is a plain one."""
+    """A torch tensor with cumm's ``numpy_view``; what is made of it, or saved, is a plain one."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+
+    def __reduce_ex__(self, proto: Any) -> Any:
+        # torch.load reads plain tensors without being told to trust the file.
+        return self.as_subclass(torch.Tensor).__reduce_ex__(proto)
 
     def numpy_view(self) -> np.ndarray:
         """Return an array over the same memory."""
