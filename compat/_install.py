@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -106,10 +106,6 @@ def install(library: str, *, workers: bool = False) -> Installation:
     fresh = _finder_of(library) is None
     if fresh:
         _refuse_imported(library, aliases)
-        # The engine is found by the path that found this package, which a script's own path
-        # may lack.
-        if importlib.util.find_spec("tritonspconv") is None:
-            sys.path.append(str(_PACKAGE.parent))
         sys.meta_path.insert(0, _AliasFinder(library, aliases))
     if workers:
         announce(library, os.environ)
@@ -226,7 +222,7 @@ def _refuse_imported(library: str, aliases: Mapping[str, str]) -> None:
 
 
 class _AliasFinder(MetaPathFinder):
-    """Finds ``spconv.X`` where ``compat.spconv.X`` is.
+    """Finds ``spconv.X`` where ``compat.spconv.X`` is, and the engine beside this package.
 
     Args:
         library: The original's name.
@@ -241,6 +237,9 @@ class _AliasFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return a spec whose loader hands out the adapter's module, or None."""
+        if fullname == "tritonspconv":
+            # A script's own path may lack it, or find that of another release.
+            return PathFinder.find_spec(fullname, [str(_PACKAGE.parent)])
         alias = fullname.partition(".")[0]
         package = self._aliases.get(alias)
         if package is None:

@@ -164,6 +164,14 @@ def test_script_trains_without_edits(tmp_path: Path):
     assert process.stderr == ""
 
 
+def test_engine_is_the_one_beside_the_adapter(tmp_path: Path):
+    # Another release may be installed where a checkout is run, or lie in the script's own folder.
+    write(tmp_path, "tritonspconv/__init__.py", "raise ImportError('another release')\n")
+    script = write(tmp_path, "train.py", TRAIN)
+    process = run(*UNDER_COMPAT, script, cwd=ROOT, PYTHONPATH="")
+    assert process.stdout == f"[] {tmp_path}\ntrained\n"
+
+
 def test_module_trains_without_edits(tmp_path: Path):
     write(tmp_path, "package/train.py", TRAIN)
     process = run(*UNDER_COMPAT, "-m", "package.train", "--lr", "1", cwd=tmp_path)
