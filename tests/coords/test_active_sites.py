@@ -104,7 +104,7 @@ def test_has_repeats_finds_rows_far_apart_and_leaves_out_what_lies_outside(devic
     assert not ActiveSites(torch.cat([coords, outside, outside]), grid).has_repeats()
 
 
-def test_has_repeats_by_the_lookup_of_a_gpu(triton_device, monkeypatch):
+def test_has_repeats_by_the_index_of_a_gpu(triton_device, monkeypatch):
     monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
     sites = random_sites(60, extent=8, outside=9, device=triton_device)
     assert sites.index.kind == "blocks"

@@ -76,19 +76,12 @@ class ActiveSites:
 
     def has_repeats(self) -> bool:
         """Return whether two rows lie in one cell of the grid. Waits for the device."""
-        if self.index.kind == "sorted":
-            keys = self.index.table
+        index = self.index
+        if index.kind == "sorted":
+            keys = index.table
             # Behind the cells are rows outside the grid, all with one key.
             return bool(((keys[1:] == keys[:-1]) & (keys[1:] < self.grid.num_cells)).any())
-        kernels = map_kernels_for("neighbor_table", self.device, self.ndim)
-        here, unit = (0,) * self.ndim, (1,) * self.ndim
-        table, _, order = kernels.reach_table(
-            self.coords, (here,), unit, True, self.index, self.grid, self.grid
-        )
-        own = order
-        if own is None:
-            own = torch.arange(self.num_rows, dtype=torch.int32, device=self.device)
-        return bool(((table[0] >= 0) & (table[0] != own)).any())
+        return index.kind == "blocks" and bool(index.table[-1])
 
     def rows_of(self, coords: Tensor) -> Tensor:
         """Return the row of each of ``coords`` int [M, 1 + D], int64 [M]; -1 where it is no site.

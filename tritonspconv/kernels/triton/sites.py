@@ -50,7 +50,7 @@ def insert_kernel(
     """Store every row in its block's slot; the lowest of those that repeat a site stays.
 
     The first row to reach a block lends it its number as slot. Which one that is does not matter:
-    nothing depends on the numbers of slots.
+    nothing depends on the numbers of slots. Behind the slots stands whether any site was repeated.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
@@ -58,8 +58,11 @@ def insert_kernel(
     block = tl.where(inside, key >> shift, rows % n_blocks)
     owner = tl.atomic_cas(blocks_ptr + block, tl.where(inside, 0, -1), rows + 1, sem="relaxed")
     slot = tl.where(owner == 0, rows, owner - 1)
-    entry = blocks_ptr + n_blocks + slot_entries(slot, key, shift)
-    tl.atomic_max(entry, rows ^ LAST_ROW, mask=inside, sem="relaxed")
+    slots_ptr = blocks_ptr + n_blocks
+    entry = slots_ptr + slot_entries(slot, key, shift)
+    other = tl.atomic_max(entry, rows ^ LAST_ROW, mask=inside, sem="relaxed")
+    repeated = slots_ptr + (n << shift) + tl.zeros_like(rows)
+    tl.store(repeated, 1, mask=inside & (other != 0))
 
 
 @triton.jit(do_not_specialize=["n", "batch_size"])
@@ -189,14 +192,14 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
         return eager_sites.build_index(coords, grid)
     # Rows start aligned to 16 bytes.
     n_blocks = 4 * num_blocks(grid.num_cells, 4 << shift)
-    memory = torch.zeros(n_blocks + (n << shift), dtype=torch.int32, device=device)
+    memory = torch.zeros(n_blocks + (n << shift) + 1, dtype=torch.int32, device=device)
     if n and n_blocks:
         insert = bind(insert_kernel, NDIM=coords.shape[1] - 1, BLOCK_N=_BLOCK_N)
         insert(
             (num_blocks(n, _BLOCK_N),), device,
             coords, memory, n, n_blocks, grid.batch_size, *box_args(grid), shift,
         )  # fmt: skip
-    return SiteIndex("blocks", memory, memory[n_blocks:], shift)
+    return SiteIndex("blocks", memory, memory[n_blocks:-1], shift)
 
 
 @functools.lru_cache(maxsize=512)
