@@ -10,6 +10,7 @@ from torch import Tensor
 from tritonspconv.coords import ActiveSites
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels import kernels_for, map_kernels_for
+from tritonspconv.kernels.eager.pairs import PairBlocks
 
 
 class NeighborTable(NamedTuple):
@@ -19,12 +20,15 @@ class NeighborTable(NamedTuple):
         rows: int32 [V, n], a row of the other side or -1.
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
         order: int32 [n], the row that each column stands for; None: column c is row c.
+        blocks: The pairs in the form that the torch kernels multiply, listed on first use; None: a
+            table of the Triton kernels, which have no need of it.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
     """
 
     rows: Tensor
     mask: Tensor
     order: Tensor | None
+    blocks: PairBlocks | None = None
     mirrored: bool = False
 
 

@@ -168,6 +168,7 @@ def _gather_gemm(
     return kernels_for("gather_gemm", table.rows.device).gather_gemm(
         feats, weight, bias, table.rows, table.mask, table.order,
         mirrored=table.mirrored, precision=precision, residual=residual, relu=relu,
+        blocks=table.blocks,
     )  # fmt: skip
 
 

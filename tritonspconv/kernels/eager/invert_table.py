@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Table = tuple[Tensor, Tensor, Tensor | None]
+from tritonspconv.kernels.eager.pairs import PairBlocks
+
+Table = tuple[Tensor, Tensor, Tensor | None, PairBlocks]
 
 
 def with_mask(rows: Tensor) -> Table:
-    """Add the mask words to ``rows`` [V, n]; columns stay in row order."""
+    """Add the mask words to ``rows`` [V, n], and its pairs; columns stay in row order."""
     volume, n = rows.shape
     mask = torch.zeros(-(-volume // 32), n, dtype=torch.int32, device=rows.device)
-    for v in range(volume):
+    for v, present in enumerate(rows >= 0):
         bit = 1 << (v % 32)
-        mask[v // 32] |= (rows[v] >= 0).int() * (bit if bit < 2**31 else -(2**31))
-    return rows, mask, None
+        mask[v // 32].add_(present, alpha=bit if bit < 2**31 else -(2**31))
+    return rows, mask, None, PairBlocks(rows)
 
 
 def invert_table(

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.eager.pairs import PairBlocks
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
@@ -170,6 +171,7 @@ def gather_gemm(
     precision: str = "ieee",
     residual: Tensor | None = None,
     relu: bool = False,
+    blocks: PairBlocks | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Multiply gathered rows with the taps' matrices and sum over taps.
@@ -185,6 +187,7 @@ def gather_gemm(
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
         residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
         relu: Clamp the sum at zero.
+        blocks: Not needed here.
         config: Tile to use; None: the tuned one, if any, else the fixed choice for these sizes.
 
     Returns:

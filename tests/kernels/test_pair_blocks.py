@@ -1,0 +1,99 @@
+"""The pairs of a table in blocks of columns, and products made block by block (torch)."""
+
+import pytest
+import torch
+
+from tritonspconv import reference
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import kernel_map
+from tritonspconv.kernels.eager import gather_gemm as kernels
+from tritonspconv.kernels.eager import pairs
+from tritonspconv.kernels.eager.pairs import PairBlocks
+from tritonspconv.testing import assert_close, random_sites
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of some 20 pairs, of which some hold no pair at all."""
+    monkeypatch.setattr(pairs, "_PAIRS_PER_BLOCK", 20)
+    monkeypatch.setattr(pairs, "_PAIRS_PER_TAP", 1)
+
+
+def random_rows(volume: int, n: int, n_in: int, share: float) -> torch.Tensor:
+    rows = torch.randint(n_in, (volume, n), dtype=torch.int32)
+    rows[torch.rand(volume, n) >= share] = -1
+    rows[:, n // 3 : n // 2] = -1
+    return rows
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (8, 200)])
+def test_blocks_hold_the_table(volume, n, share):
+    rows = random_rows(volume, n, 50, share)
+    columns = []
+    for block in PairBlocks(rows):
+        assert block.rows.dtype == block.by_column.dtype == block.ends.dtype == torch.int32
+        assert sum(block.counts) == len(block.rows) == len(block.by_column)
+        taps = torch.repeat_interleave(torch.arange(volume), torch.tensor(block.counts))
+        for start, end in zip(block.ends[:-1], block.ends[1:], strict=True):
+            places = block.by_column[start:end].long()
+            columns.append(
+                list(zip(taps[places].tolist(), block.rows[places].tolist(), strict=True))
+            )
+    expected = [[(v, int(row)) for v, row in enumerate(c) if row >= 0] for c in rows.T]
+    assert columns == expected
+
+
+def test_blocks_are_listed_once():
+    blocks = PairBlocks(random_rows(8, 200, 50, 0.5))
+    assert all(ours is theirs for ours, theirs in zip(blocks, blocks, strict=True))
+
+
+def test_a_map_and_its_mirror_share_their_blocks():
+    kmap = kernel_map(random_sites(30, extent=6), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
+    assert kmap.in_table.mirrored
+    assert kmap.in_table.blocks is kmap.out_table.blocks
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("cached", [2**20, 1], ids=["taps together", "tap by tap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_products_over_many_blocks(monkeypatch, dtype, cached):
+    monkeypatch.setattr(kernels, "_CACHED_BYTES", cached)
+    monkeypatch.setattr(kernels, "_FEWEST_ROWS", 3)
+    rows = random_rows(8, 200, 50, 0.3)
+    feats, weight = torch.randn(50, 7).to(dtype), torch.randn(8, 7, 5).to(dtype)
+    order = torch.randperm(200).int()
+    present = (rows >= 0).nonzero().tolist()
+    triples = [(int(rows[v, c]), int(order[c]), v) for v, c in present]
+    truth, plain = (
+        reference.conv(feats.to(kind), weight.to(kind), triples, 200)
+        for kind in (torch.float64, dtype)
+    )
+    mask = torch.empty(1, 200, dtype=torch.int32)
+    out = kernels.gather_gemm(feats, weight, None, rows, mask, order, mirrored=False)
+    assert_close(out, truth, eager=plain)
+    kept = PairBlocks(rows)
+    for _ in range(2):
+        again = kernels.gather_gemm(
+            feats, weight, None, rows, mask, order, mirrored=False, blocks=kept
+        )
+        assert torch.equal(again, out)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
+def test_maps_in_a_grid_without_room_for_more_keys(stride, transposed):
+    """Neighbours have no keys of their own beside a grid of 2**62 cells."""
+    sites = random_sites(60, 3, extent=5)
+    geometry = ConvGeometry(
+        (3,) * 3, (stride,) * 3, (1,) * 3, (1,) * 3, transposed=transposed, sites="reached"
+    )
+    huge = ActiveSites(sites.coords, Grid((0,) * 3, (2**20, 2**20, 2**21), 2, bounded=False))
+    snug = ActiveSites(sites.coords, Grid.around(sites.coords))
+    made = kernel_map(snug, geometry).out_sites
+    ours, theirs = (kernel_map(part, geometry, out_sites=made) for part in (huge, snug))
+    assert torch.equal(ours.out_table.rows, theirs.out_table.rows)
+    assert torch.equal(ours.in_table.rows, theirs.in_table.rows)
