@@ -91,7 +91,10 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     A stable sort puts the lowest of repeated rows first, where a left-sided search finds it.
     """
     keys = coord_keys(coords, grid)
-    keys, rows = torch.sort(torch.where(keys < 0, _SORTED_LAST, keys), stable=True)
+    keys = torch.where(keys < 0, _SORTED_LAST, keys)
+    if keys.device.type == "cpu" and bool((keys[1:] >= keys[:-1]).all()):
+        return SiteIndex("sorted", keys, torch.arange(keys.shape[0]))
+    keys, rows = torch.sort(keys, stable=True)
     return SiteIndex("sorted", keys, rows)
 
 
@@ -116,12 +119,47 @@ def reached_sites(
 
     See :func:`tritonspconv.kernels.triton.sites.reached_sites` for the arguments.
     """
-    coords = without_outsiders(coords, own_grid)
-    reached = [
-        tap_keys(coords, offset, stride, divide, grid, limit)
-        for offset, limit in reach_steps(offsets, stride, divide)
-    ]
+    batch, *cells = _insiders(coords, own_grid).long().unbind(1)
+    # Steps share what they need of an axis: the keys and which of them exist.
+    axes: list[dict[tuple[int, int], tuple[Tensor, Tensor]]] = [{} for _ in cells]
+    in_batch = batch < grid.batch_size
+    reached = []
+    for offset, limit in reach_steps(offsets, stride, divide):
+        key, exists = batch, in_batch
+        for axis, step in enumerate(zip(offset, limit, strict=True)):
+            if step not in axes[axis]:
+                axes[axis][step] = _reached_along(
+                    cells[axis], *step, stride[axis], divide, grid, axis
+                )
+            part, fits = axes[axis][step]
+            key, exists = key * grid.shape[axis] + part, exists & fits
+        reached.append(key[exists])
     keys = torch.unique(torch.cat(reached))
-    keys = keys[keys >= 0]
     rows = torch.arange(keys.shape[0], device=keys.device)
     return key_coords(keys, grid), SiteIndex("sorted", keys, rows)
+
+
+def _reached_along(
+    cell: Tensor, offset: int, limit: int, stride: int, divide: bool, grid: CellGrid, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Return where in the grid a step leads along one axis, and whether it leads there."""
+    moved = cell - offset if divide else cell * stride + offset
+    target = torch.div(moved, stride, rounding_mode="floor") if divide else moved
+    inside = target - grid.lower[axis]
+    fits = (inside >= 0) & (inside < grid.shape[axis])
+    if divide and limit < stride:
+        fits &= moved - target * stride < limit
+    return inside, fits
+
+
+def _insiders(coords: Tensor, grid: CellGrid) -> Tensor:
+    """Return the rows of ``coords`` in ``grid``; ``coords`` themselves where all are."""
+    if coords.shape[0] == 0:
+        return coords
+    first, last = torch.stack(torch.aminmax(coords, dim=0)).tolist()
+    lower = (0, *grid.lower)
+    upper = [lo + extent for lo, extent in zip(lower, (grid.batch_size, *grid.shape), strict=True)]
+    axes = zip(first, last, lower, upper, strict=True)
+    if all(lo <= low and high < up for low, high, lo, up in axes):
+        return coords
+    return coords[coord_keys(coords, grid) >= 0]

@@ -1,0 +1,121 @@
+"""Which fine rows every coarse row meets, offset by offset, by search (vectorised torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tritonspconv.kernels.eager.sites import find_rows, key_coords, tap_keys
+from tritonspconv.kernels.index import CellGrid, SiteIndex
+
+IntTuple = tuple[int, ...]
+
+# Keys and steps between them, one from the other, within int32 and int64.
+_MAX_SHORT, _MAX_LONG = 2**29, 2**61
+
+
+def sites_of(index: SiteIndex, grid: CellGrid) -> SiteIndex:
+    """Return a sorted index without repeated rows and rows outside the grid."""
+    assert index.rows is not None, "a sorted index has rows"
+    # Rows outside the grid come last; of repeated rows the first is the site.
+    is_site = index.table < grid.num_cells
+    is_site[1:] &= index.table[1:] != index.table[:-1]
+    if bool(is_site.all()):
+        return index
+    return SiteIndex("sorted", index.table[is_site], index.rows[is_site])
+
+
+def found_rows(
+    coarse: Tensor,
+    coarse_grid: CellGrid,
+    stride: IntTuple,
+    offsets: tuple[IntTuple, ...],
+    fine: SiteIndex,
+    fine_grid: CellGrid,
+) -> Iterator[tuple[int, Tensor]]:
+    """Find the row of ``stride * coarse + offset`` for every coarse site.
+
+    Args:
+        coarse: int32 [M, 1 + D], all in their grid; fastest in the order of their keys.
+        coarse_grid: Their grid.
+        stride: Fine cells per coarse cell.
+        offsets: The offsets of V taps.
+        fine: Sorted index of the fine sites, see :func:`sites_of`.
+        fine_grid: Their grid.
+
+    Yields:
+        Each tap once, in no order, and int32 [M]: the fine row, or -1.
+
+    Keys are those of a grid with so much room beside it that the key of a neighbour, be it outside
+    the grid, is the own key plus a constant. Along the last axis neighbours follow each other among
+    the sorted keys: one binary search does for a run of them.
+    """
+    if not offsets:
+        return
+    extents = _roomy_extents(coarse_grid, stride, offsets, fine_grid)
+    cells = max(coarse_grid.batch_size, fine_grid.batch_size) * math.prod(extents)
+    units = [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
+    steps = [sum(o * unit for o, unit in zip(offset, units, strict=True)) for offset in offsets]
+    reach = max(map(abs, steps))
+    if cells + reach > _MAX_LONG:
+        # More cells than keys can number, with the room; without it every offset takes a search.
+        for v, offset in enumerate(offsets):
+            yield v, find_rows(fine, tap_keys(coarse, offset, stride, False, fine_grid)).int()
+        return
+    dtype = torch.int32 if cells + reach < _MAX_SHORT else torch.int64
+    own = _keys(coarse, stride, extents, fine_grid, dtype)
+    if extents == fine_grid.shape:
+        keys = fine.table.to(dtype)
+    else:
+        coords = key_coords(fine.table, fine_grid)
+        keys = _keys(coords, (1,) * len(stride), extents, fine_grid, dtype)
+    # An end that nothing finds, so that every search ends at a key.
+    table = torch.cat([keys, keys.new_full((1,), torch.iinfo(dtype).max)])
+    assert fine.rows is not None, "a sorted index has rows"
+    rows = torch.cat([fine.rows.int(), fine.rows.new_full((1,), -1, dtype=torch.int32)])
+    before: IntTuple | None = None
+    at = hit = own
+    for v in sorted(range(len(offsets)), key=offsets.__getitem__):
+        *line, place = offset = offsets[v]
+        wanted = own + steps[v]
+        if before == (*line, place - 1):
+            # What was found there comes just before what is looked for.
+            at = at + hit
+        elif before != offset:
+            at = torch.searchsorted(table, wanted, out_int32=True)
+        hit = table.index_select(0, at) == wanted
+        before = offset
+        yield v, torch.where(hit, rows.index_select(0, at), -1)
+
+
+def _roomy_extents(
+    coarse_grid: CellGrid, stride: IntTuple, offsets: tuple[IntTuple, ...], fine_grid: CellGrid
+) -> IntTuple:
+    """Return the fine grid's extents with room at the upper end, for both ends.
+
+    A cell below the lower end has the key of one in the room above the upper end of the line
+    before it. No site is there.
+    """
+    extents = []
+    for axis, step in enumerate(stride):
+        lower, extent = fine_grid.lower[axis], fine_grid.shape[axis]
+        first = coarse_grid.lower[axis] * step + min(offset[axis] for offset in offsets)
+        last = (coarse_grid.lower[axis] + coarse_grid.shape[axis] - 1) * step
+        last += max(offset[axis] for offset in offsets)
+        room = max(lower - first, last - (lower + extent - 1), 0)
+        extents.append(max(extent, 1) + room)
+    return tuple(extents)
+
+
+def _keys(
+    coords: Tensor, stride: IntTuple, extents: IntTuple, grid: CellGrid, dtype: torch.dtype
+) -> Tensor:
+    """Return the keys of ``stride * coords`` in ``grid`` with other extents; nothing is checked."""
+    batch, *cells = coords.to(dtype).unbind(1)
+    key = batch
+    for cell, step, extent, lower in zip(cells, stride, extents, grid.lower, strict=True):
+        key = key * extent + (cell * step - lower)
+    return key
