@@ -25,24 +25,45 @@ def weight_grad(
     """
     dtype = acc_dtype(feats.dtype)
     feats, grad = feats.to(dtype), grad.to(dtype)
-    ends = tap_ptr.tolist()
     volume, c_in, c_out = out.shape
     block = rows_in_cache(max(c_in, c_out), dtype)
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
-    gathered = feats.new_empty(block, c_in), feats.new_empty(block, c_out)
-    total = feats.new_empty(c_in, c_out)
-    for v in range(volume):
-        listed = min(v, volume - 1 - v) if mirrored else v
-        row_in, row_out = pairs[:, ends[listed] : ends[listed + 1]]
-        if listed != v:
-            row_in, row_out = row_out, row_in
-        total.zero_()
-        # Autocast would round the operands once more.
-        with torch.autocast(feats.device.type, enabled=False):
-            for source, target in zip(row_in.split(block), row_out.split(block), strict=True):
-                x, g = (part[: source.shape[0]] for part in gathered)
-                torch.index_select(feats, 0, source, out=x)
-                torch.index_select(grad, 0, target, out=g)
-                total.addmm_(x.T, g)
-        out[v] = total
+    scratch = feats.new_empty(block, c_in), feats.new_empty(block, c_out)
+    totals = (
+        out if out.dtype == dtype else out.new_empty(1, c_in, c_out, dtype=dtype).expand_as(out)
+    )
+    ends = tap_ptr.tolist()
+    # Autocast would round the operands once more.
+    with torch.autocast(feats.device.type, enabled=False):
+        for v, total in enumerate(totals):
+            listed = min(v, volume - 1 - v) if mirrored else v
+            in_rows, out_rows = pairs[:, ends[listed] : ends[listed + 1]]
+            if listed != v:
+                in_rows, out_rows = out_rows, in_rows
+            _sum_products(feats, grad, in_rows, out_rows, scratch, total)
+            if totals is not out:
+                out[v] = total
     return out
+
+
+def _sum_products(
+    feats: Tensor,
+    grad: Tensor,
+    in_rows: Tensor,
+    out_rows: Tensor,
+    scratch: tuple[Tensor, Tensor],
+    total: Tensor,
+) -> None:
+    """Write the sum of ``feats[i]^T grad[o]`` over the pairs of one tap to ``total``."""
+    block = scratch[0].shape[0]
+    if not in_rows.shape[0]:
+        total.zero_()
+    for start in range(0, in_rows.shape[0], block):
+        sources, targets = in_rows[start : start + block], out_rows[start : start + block]
+        x, g = (rows[: sources.shape[0]] for rows in scratch)
+        torch.index_select(feats, 0, sources, out=x)
+        torch.index_select(grad, 0, targets, out=g)
+        if start == 0:
+            torch.mm(x.T, g, out=total)
+        else:
+            total.addmm_(x.T, g)
