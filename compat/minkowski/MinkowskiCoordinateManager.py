@@ -148,7 +148,7 @@ class CoordinateManager(FieldMaps):
         stride: StrideType = 1,
         kernel_size: StrideType = 3,
         dilation: StrideType = 1,
-        region_type: RegionType = RegionType.HYPER_CUBE,
+        region_type: RegionType | int = RegionType.HYPER_CUBE,
         region_offset: Tensor | None = None,
         is_transpose: bool = False,
         is_pool: bool = False,
@@ -161,13 +161,19 @@ class CoordinateManager(FieldMaps):
             stride: With ``is_pool``, a stride equal to the kernel size means cells: one entry, 0.
             kernel_size: Extent of the window; int or one per axis.
             dilation: Step between taps; int or one per axis.
-            region_type: Shape of the window.
+            region_type: Shape of the window, or its integer.
             region_offset: Taps of a CUSTOM region.
             is_transpose: Whether the output is the finer side.
             is_pool: Whether the map is a pool's.
 
         Waits for the device.
         """
+        try:
+            region_type = RegionType(region_type)
+        except ValueError as error:
+            raise MinkowskiError(
+                f"kernel_map: region_type must be a RegionType or its integer; got {region_type!r}."
+            ) from error
         generator = KernelGenerator(
             kernel_size, stride, dilation, False, region_type, region_offset, dimension=self.D
         )

@@ -154,6 +154,21 @@ def test_kernel_maps_take_tensor_strides_and_the_old_name(make):
         manager.kernel_map(1, 4)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_kernel_map_takes_a_region_types_integer(kernel_size, make):
+    x = make(40)
+    manager, key = x.coordinate_manager, x.coordinate_map_key
+    cross, number = (
+        manager.kernel_map(key, key, kernel_size=kernel_size, region_type=region)
+        for region in (ME.RegionType.HYPER_CROSS, 1)
+    )
+    assert cross.keys() == number.keys()
+    assert len(cross) > kernel_size - 1
+    assert all(torch.equal(cross[tap], number[tap]) for tap in cross)
+    with pytest.raises(RuntimeError, match="must be a RegionType or its integer; got 7"):
+        manager.kernel_map(key, key, region_type=7)
+
+
 def test_stride_map_leaves_out_rows_without_a_cell(make):
     x = make(40)
     manager = x.coordinate_manager
