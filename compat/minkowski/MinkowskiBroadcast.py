@@ -8,7 +8,11 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import BroadcastMode
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
+from compat.minkowski.MinkowskiCommon import (
+    KNOWN_DIMENSION,
+    MinkowskiModuleBase,
+    renamed_arguments,
+)
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv import ops
@@ -20,6 +24,7 @@ def _rows_of_samples(values: Tensor, key: CoordinateMapKey, manager: CoordinateM
     return ops.global_broadcast(values, found.batch_index, is_sorted=found.batch_ascends)
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiBroadcast(MinkowskiModuleBase):
     """Copy the features of each sample to its rows."""
 
@@ -49,6 +54,7 @@ class MinkowskiBroadcast(MinkowskiModuleBase):
         return type(self).__name__
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiBroadcastConcatenation(MinkowskiBroadcast):
     """Append the features of each sample to its rows."""
 
@@ -82,6 +88,7 @@ def _elementwise(mode: BroadcastMode, features: Tensor, values: Tensor) -> Tenso
     return features + values if mode == BroadcastMode.ELEMENTWISE_ADDITON else features * values
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiBroadcastAddition(MinkowskiBroadcastBase):
     """Add the features of each sample to its rows."""
 
@@ -89,6 +96,7 @@ class MinkowskiBroadcastAddition(MinkowskiBroadcastBase):
         super().__init__(BroadcastMode.ELEMENTWISE_ADDITON)
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiBroadcastMultiplication(MinkowskiBroadcastBase):
     """Multiply the rows of each sample by its features."""
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
 
+# What MinkowskiEngine 0.5 asks for in place of an argument that names the number of axes.
+KNOWN_DIMENSION = "nothing: the input knows its dimension"
+
 # One int, or one per axis: a list, tuple, NumPy array or tensor.
 StrideType = Any
 
-_Class = TypeVar("_Class", bound=type)
+_Target = TypeVar("_Target", bound=Callable[..., Any])
 
 
 class MinkowskiModuleBase(nn.Module):
@@ -43,27 +46,29 @@ def convert_to_int_tensor(arg: StrideType, dimension: int) -> Tensor:
     return torch.tensor(convert_to_int_list(arg, dimension), dtype=torch.int32)
 
 
-def renamed_arguments(**new_names: str) -> Callable[[_Class], _Class]:
-    """Decorate a class so that keyword arguments of MinkowskiEngine 0.4 raise with their new name.
+def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:
+    """Decorate a class or function whose keyword arguments of 0.4 shall raise with their new name.
 
     Args:
         new_names: The new name, or what to do instead, of each old one.
     """
 
-    def decorate(cls: _Class) -> _Class:
-        init = cls.__init__
+    def decorate(target: _Target) -> _Target:
+        call: Any = target.__init__ if isinstance(target, type) else target
 
-        @functools.wraps(init)
-        def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        @functools.wraps(call)
+        def checked(*args: Any, **kwargs: Any) -> Any:
             for name in kwargs.keys() & new_names:
                 raise TypeError(
-                    f"{cls.__name__}: {name!r} is an argument of MinkowskiEngine 0.4; in 0.5 use "
-                    f"{new_names[name]}."
+                    f"{target.__name__}: {name!r} is an argument of MinkowskiEngine 0.4; in 0.5 "
+                    f"use {new_names[name]}."
                 )
-            init(self, *args, **kwargs)
+            return call(*args, **kwargs)
 
-        cls.__init__ = checked_init
-        return cls
+        if isinstance(target, type):
+            cast("Any", target).__init__ = checked
+            return cast("_Target", target)
+        return cast("_Target", checked)
 
     return decorate
 

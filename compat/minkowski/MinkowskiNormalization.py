@@ -13,7 +13,11 @@ from compat.minkowski.MinkowskiBroadcast import (
     MinkowskiBroadcastAddition,
     MinkowskiBroadcastMultiplication,
 )
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
+from compat.minkowski.MinkowskiCommon import (
+    KNOWN_DIMENSION,
+    MinkowskiModuleBase,
+    renamed_arguments,
+)
 from compat.minkowski.MinkowskiPooling import MinkowskiGlobalAvgPooling
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 
@@ -136,6 +140,7 @@ class MinkowskiInstanceNormFunction:
         return _normalised(x, eps=1e-8).F
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiInstanceNorm(MinkowskiModuleBase):
     """Normalise each channel over the rows of each sample, by its biased variance.
 

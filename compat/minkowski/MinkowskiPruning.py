@@ -7,11 +7,16 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
+from compat.minkowski.MinkowskiCommon import (
+    KNOWN_DIMENSION,
+    MinkowskiModuleBase,
+    renamed_arguments,
+)
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiPruning(MinkowskiModuleBase):
     """Keep the rows of a mask, in their order, on a map of their own."""
 

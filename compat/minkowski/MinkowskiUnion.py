@@ -9,7 +9,11 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
+from compat.minkowski.MinkowskiCommon import (
+    KNOWN_DIMENSION,
+    MinkowskiModuleBase,
+    renamed_arguments,
+)
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 
@@ -35,6 +39,7 @@ class MinkowskiUnionFunction:
         return out
 
 
+@renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
 class MinkowskiUnion(MinkowskiModuleBase):
     """Sum of tensors on the union of their coordinates."""
 

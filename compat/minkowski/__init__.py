@@ -298,7 +298,10 @@ _NOT_IN_0_5 = {
     "MinkowskiAvgUnpooling": "MinkowskiPoolingTranspose",
     "MinkowskiSumUnpooling": "MinkowskiPoolingTranspose",
     "CoordsKey": "CoordinateMapKey",
+    "GlobalPoolingMode": "PoolingMode",
+    "MemoryManagerBackend": "GPUMemoryAllocatorType",
     "cat_sparse": "cat",
+    "clear_global_coords_man": "clear_global_coordinate_manager",
 }
 
 

@@ -7,7 +7,11 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import PoolingMode
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
+from compat.minkowski.MinkowskiCommon import (
+    KNOWN_DIMENSION,
+    MinkowskiModuleBase,
+    renamed_arguments,
+)
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiSparseTensor import (
     Coordinates,
@@ -38,6 +42,14 @@ def _pool_samples(
     )
 
 
+_renamed = renamed_arguments(
+    dimension=KNOWN_DIMENSION,
+    D=KNOWN_DIMENSION,
+    average="MinkowskiGlobalAvgPooling or MinkowskiGlobalSumPooling",
+)
+
+
+@_renamed
 class MinkowskiGlobalPooling(MinkowskiModuleBase):
     """Reduce all rows of each sample to one row at the origin, of tensor stride 0.
 
@@ -82,6 +94,7 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
         return f"{type(self).__name__}(mode={self.pooling_mode!s})"
 
 
+@_renamed
 class MinkowskiGlobalSumPooling(MinkowskiGlobalPooling):
     """Sum over all rows of each sample; see :class:`MinkowskiGlobalPooling`."""
 
@@ -89,6 +102,7 @@ class MinkowskiGlobalSumPooling(MinkowskiGlobalPooling):
         super().__init__(mode)
 
 
+@_renamed
 class MinkowskiGlobalAvgPooling(MinkowskiGlobalPooling):
     """Mean over all rows of each sample; see :class:`MinkowskiGlobalPooling`."""
 
@@ -96,6 +110,7 @@ class MinkowskiGlobalAvgPooling(MinkowskiGlobalPooling):
         super().__init__(mode)
 
 
+@_renamed
 class MinkowskiGlobalMaxPooling(MinkowskiGlobalPooling):
     """Maximum over all rows of each sample; see :class:`MinkowskiGlobalPooling`."""
 

@@ -4,10 +4,32 @@ Those of its compiled back end compare equal to their integers and are made from
 ``RegionType(0) == RegionType.HYPER_CUBE == 0``. All can be pickled and copied.
 """
 
-from enum import Enum, IntEnum
+from enum import Enum, EnumMeta, IntEnum
+from typing import Any
+
+_NAMES_SINCE_0_5 = {
+    "HYPERCUBE": "HYPER_CUBE",
+    "HYPERCROSS": "HYPER_CROSS",
+    "HYBRID": "CUSTOM, with region_offsets",
+    "SEPARATE_COORDS_MANAGER": "SEPARATE_COORDINATE_MANAGER",
+    "SHARE_COORDS_MANAGER": "SHARE_COORDINATE_MANAGER",
+}
 
 
-class _BackendEnum(IntEnum):
+class _Members(EnumMeta):
+    """Names the members of 0.5 where those of MinkowskiEngine 0.4 are asked for."""
+
+    def __getattr__(cls, name: str) -> Any:
+        # Python before 3.12 finds members here.
+        if not name.startswith("_") and name in cls.__members__:
+            return cls.__members__[name]
+        text = f"{cls.__name__} has no member {name!r}"
+        if name in _NAMES_SINCE_0_5:
+            text += f": it is MinkowskiEngine 0.4's name; in 0.5 use {_NAMES_SINCE_0_5[name]}"
+        raise AttributeError(f"{text}.", name=name, obj=cls)
+
+
+class _BackendEnum(IntEnum, metaclass=_Members):
     """Prints as the compiled enums do, ``RegionType.HYPER_CUBE``, in text and in format strings."""
 
     def __str__(self) -> str:
@@ -86,14 +108,14 @@ class GPUMemoryAllocatorType(_BackendEnum):
     CUDA = 1
 
 
-class SparseTensorOperationMode(Enum):
+class SparseTensorOperationMode(Enum, metaclass=_Members):
     """Whether tensors built from coordinates get a coordinate manager each, or share one."""
 
     SEPARATE_COORDINATE_MANAGER = 0
     SHARE_COORDINATE_MANAGER = 1
 
 
-class SparseTensorQuantizationMode(Enum):
+class SparseTensorQuantizationMode(Enum, metaclass=_Members):
     """What becomes of the features of points that fall into one voxel."""
 
     RANDOM_SUBSAMPLE = 0

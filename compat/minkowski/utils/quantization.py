@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._unique import unique_coordinates
+from compat.minkowski.MinkowskiCommon import renamed_arguments
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -63,6 +64,11 @@ def quantize(coords: Array) -> tuple[Array, Array]:
     return rows.int().numpy(), inverse.int().numpy()
 
 
+@renamed_arguments(
+    coords="coordinates",
+    feats="features",
+    hash_type="nothing: cells are compared whole",
+)
 def sparse_quantize(
     coordinates: np.ndarray | Tensor,
     features: np.ndarray | Tensor | None = None,

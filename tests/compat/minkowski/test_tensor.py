@@ -161,9 +161,52 @@ def test_d28_attributes_of_0_4_name_those_of_0_5(old, new, make):
         getattr(make(4), old)
 
 
-def test_names_of_other_versions_say_what_to_use():
-    with pytest.raises(AttributeError, match=r"'MinkowskiAvgUnpooling': 0\.5 has Minkowski"):
-        _ = ME.MinkowskiAvgUnpooling
+@pytest.mark.parametrize(
+    "make_layer",
+    [
+        ME.MinkowskiGlobalPooling,
+        ME.MinkowskiGlobalMaxPooling,
+        ME.MinkowskiBroadcast,
+        ME.MinkowskiBroadcastConcatenation,
+        ME.MinkowskiBroadcastMultiplication,
+        ME.MinkowskiPruning,
+        ME.MinkowskiUnion,
+        lambda **old: ME.MinkowskiInstanceNorm(4, **old),
+        lambda **old: ME.MinkowskiStableInstanceNorm(4, **old),
+    ],
+)
+@pytest.mark.parametrize("old", ["dimension", "D"])
+def test_d28_layers_that_0_5_does_not_tell_the_dimension_say_so(make_layer, old):
+    with pytest.raises(TypeError, match=f"{old!r} is .* 0.4; in 0.5 use nothing: the input knows"):
+        make_layer(**{old: 3})
+    make_layer()
+
+
+def test_d28_other_arguments_and_members_of_0_4_name_those_of_0_5():
+    with pytest.raises(TypeError, match=r"'average' .* in 0\.5 use MinkowskiGlobalAvgPooling or"):
+        ME.MinkowskiGlobalPooling(average=False)
+    with pytest.raises(TypeError, match=r"sparse_quantize: 'coords' .* in 0\.5 use coordinates"):
+        ME.utils.sparse_quantize(coords=torch.zeros(2, 3))
+    with pytest.raises(AttributeError, match=r"no member 'HYPERCUBE'.* in 0\.5 use HYPER_CUBE"):
+        _ = ME.RegionType.HYPERCUBE
+    with pytest.raises(AttributeError, match=r"in 0\.5 use SHARE_COORDINATE_MANAGER"):
+        _ = ME.SparseTensorOperationMode.SHARE_COORDS_MANAGER
+    with pytest.raises(AttributeError, match=r"RegionType has no member 'HYPER'\.$"):
+        _ = ME.RegionType.HYPER
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("MinkowskiAvgUnpooling", "MinkowskiPoolingTranspose"),
+        ("GlobalPoolingMode", "PoolingMode"),
+        ("clear_global_coords_man", "clear_global_coordinate_manager"),
+    ],
+)
+def test_names_of_other_versions_say_what_to_use(old, new):
+    with pytest.raises(AttributeError, match=rf"{old!r}: 0\.5 has {new}\."):
+        getattr(ME, old)
+    assert hasattr(ME, new)
 
 
 def test_b4_signature():
