@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -29,16 +28,28 @@ def convert_to_int_list(arg: StrideType, dimension: int) -> list[int]:
     """Return a list of ``dimension`` ints.
 
     Args:
-        arg: One int for every axis, or one per axis.
+        arg: One int for every axis, or one per axis; floats that are whole count.
         dimension: Number of axes.
 
     Raises:
-        MinkowskiError: There is another number of entries.
+        MinkowskiError: There is another number of entries, or one is not whole.
     """
-    values = list(arg) if isinstance(arg, Iterable) else [arg] * dimension
-    if len(values) != dimension:
-        raise MinkowskiError(f"expected an int or {dimension} of them, one per axis; got {arg}.")
-    return [operator.index(value) for value in values]
+    # Tensors and arrays without axes are Iterable to Python, yet one number.
+    several = isinstance(arg, Iterable) and getattr(arg, "ndim", 1) > 0
+    values = list(arg) if several else [arg] * dimension
+    whole = [value for value in map(_whole, values) if value is not None]
+    if len(whole) != dimension or len(values) != dimension:
+        raise MinkowskiError(f"expected an int or {dimension} of them, one per axis; got {arg!r}.")
+    return whole
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number as an int; None: it is none."""
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        return int(number) if float(number).is_integer() else None
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def convert_to_int_tensor(arg: StrideType, dimension: int) -> Tensor:

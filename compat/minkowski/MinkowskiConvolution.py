@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, renamed_arguments
@@ -121,7 +121,8 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
             raise MinkowskiError(f"{name} takes a SparseTensor; got {type(input).__name__}.")
         if self.dimension != input._D:
             raise MinkowskiError(
-                f"{name} has dimension={self.dimension}; got a tensor with D={input._D}."
+                f"{name} has dimension={self.dimension}; got a tensor with D={input._D}. "
+                f"{BATCH_INDEX_FIRST}"
             )
         if input._F.shape[1] != self.in_channels:
             raise MinkowskiError(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._global_pooling import (
     MinkowskiDirectMaxPoolingFunction,
     MinkowskiGlobalAvgPooling,
@@ -86,9 +86,11 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
             MinkowskiError: The input is no sparse tensor of this layer's dimension.
         """
         if not isinstance(input, SparseTensor) or self.dimension != input._D:
-            got = f"D={input.D}" if isinstance(input, SparseTensor) else type(input).__name__
+            got = f"{type(input).__name__}."
+            if isinstance(input, SparseTensor):
+                got = f"D={input.D}. {BATCH_INDEX_FIRST}"
             raise MinkowskiError(
-                f"{type(self).__name__} takes a SparseTensor with D={self.dimension}; got {got}."
+                f"{type(self).__name__} takes a SparseTensor with D={self.dimension}; got {got}"
             )
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key

@@ -12,6 +12,7 @@ from torch import Tensor as TorchTensor
 from compat.minkowski._dense import to_dense, to_torch_sparse
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
+from compat.minkowski._int32 import to_int32
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski._quantization import reduce_rows
 from compat.minkowski._shared_manager import manager_for
@@ -22,7 +23,7 @@ from compat.minkowski.enums import (
 )
 from compat.minkowski.MinkowskiCommon import StrideType, renamed_arguments
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
-from compat.minkowski.MinkowskiTensor import Tensor, check_features
+from compat.minkowski.MinkowskiTensor import Tensor, checked_inputs
 from tritonspconv import ops
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class SparseTensor(Tensor):
         inverse_mapping: Row of this tensor for each of the N, int64. Likewise.
 
     Raises:
-        MinkowskiError: Arguments disagree, or coordinates repeat with NO_QUANTIZATION.
+        MinkowskiError: Arguments disagree, coordinates are no int32 or their batch index is
+            negative, or they repeat with NO_QUANTIZATION.
 
     Waits for the device if made from coordinates.
     """
@@ -95,10 +97,7 @@ class SparseTensor(Tensor):
                 f"quantization_mode must be a SparseTensorQuantizationMode; got "
                 f"{quantization_mode!r}."
             )
-        if device is not None:
-            features = features.to(device)
-            coordinates = None if coordinates is None else coordinates.to(device)
-        check_features(features, coordinates)
+        features, coordinates = checked_inputs(features, coordinates, device)
         self.quantization_mode = quantization_mode
         if coordinates is None:
             if coordinate_map_key is None or coordinate_manager is None:
@@ -155,9 +154,7 @@ class SparseTensor(Tensor):
                 "coordinates.floor().int() to silence this.",
                 stacklevel=4,
             )
-            if coordinates.is_floating_point():
-                coordinates = coordinates.floor()
-            coordinates = coordinates.int()
+            coordinates = to_int32(coordinates)
         key, (rows, position) = manager.insert_and_map(coordinates, tensor_stride, "")
         self.unique_index = rows
         self.inverse_mapping = position
@@ -291,6 +288,11 @@ class SparseTensor(Tensor):
         return self._field_like(X, torch.cat([self._F[rows], own], dim=1))
 
     def _rows_of_points(self, points: TensorField | SparseTensor) -> TorchTensor:
+        if not isinstance(points, Tensor):
+            raise MinkowskiError(
+                "slice takes the TensorField, or the SparseTensor made of coordinates, that this "
+                f"tensor descends from; got {type(points).__name__}."
+            )
         if points.quantization_mode not in _SLICEABLE:
             raise MinkowskiError(
                 f"slice needs points quantised by RANDOM_SUBSAMPLE or UNWEIGHTED_AVERAGE; got "
@@ -298,6 +300,11 @@ class SparseTensor(Tensor):
             )
         if isinstance(points, SparseTensor):
             self._is_same_key(points)
+            if not hasattr(points, "inverse_mapping"):
+                raise MinkowskiError(
+                    "slice by a SparseTensor needs one made of coordinates, which knows their "
+                    "rows; got the output of a layer. Pass the network's input."
+                )
             return points.inverse_mapping
         self._check_manager(points)
         return points.inverse_mapping(self.coordinate_map_key)
@@ -315,7 +322,16 @@ class SparseTensor(Tensor):
         )
 
     def interpolate(self, X: TensorField) -> TensorField:
-        """Return the features at the points of a field, by linear interpolation."""
+        """Return the features at the points of a field, by linear interpolation.
+
+        Raises:
+            MinkowskiError: ``X`` is no field.
+        """
+        if not hasattr(X, "_splat"):
+            raise MinkowskiError(
+                f"interpolate takes a TensorField; got {type(X).__name__}. For points in a torch "
+                "tensor, use features_at_coordinates."
+            )
         splat = X._splat.get(self.coordinate_map_key)
         if splat is None:
             return X._with_features(self.features_at_coordinates(X.C))

@@ -53,22 +53,18 @@ _NAMES_SINCE_0_5 = {
 }
 
 
-def check_features(features: Any, coordinates: Any) -> None:
-    """Check what a tensor is made from.
+def checked_inputs(
+    features: Any, coordinates: Any, device: torch.device | str | None
+) -> tuple[TorchTensor, TorchTensor | None]:
+    """Return what a tensor is made from, on its device.
 
     Raises:
         MinkowskiError: Types, shapes or devices disagree.
     """
-    if not isinstance(features, TorchTensor) or features.ndim != 2:
-        got = list(features.shape) if isinstance(features, TorchTensor) else type(features).__name__
-        raise MinkowskiError(f"features must be a torch.Tensor of shape [N, C]; got {got}.")
+    features = _matrix("features", "[N, C]", features, device)
     if coordinates is None:
-        return
-    if not isinstance(coordinates, TorchTensor) or coordinates.ndim != 2:
-        raise MinkowskiError(
-            "coordinates must be a torch.Tensor of shape [N, 1 + D], batch index first; got "
-            f"{coordinates if not isinstance(coordinates, TorchTensor) else coordinates.shape}."
-        )
+        return features, None
+    coordinates = _matrix("coordinates", "[N, 1 + D], batch index first", coordinates, device)
     if features.shape[0] != coordinates.shape[0]:
         raise MinkowskiError(
             f"features and coordinates must have the same number of rows; got "
@@ -79,6 +75,20 @@ def check_features(features: Any, coordinates: Any) -> None:
             f"features and coordinates must be on one device; got {features.device} and "
             f"{coordinates.device}. Pass device= to move both."
         )
+    return features, coordinates
+
+
+def _matrix(name: str, shape: str, given: Any, device: torch.device | str | None) -> TorchTensor:
+    if not isinstance(given, TorchTensor):
+        raise MinkowskiError(
+            f"{name} must be a torch.Tensor of shape {shape}; got {type(given).__name__}. Convert "
+            "with torch.as_tensor."
+        )
+    if given.ndim != 2:
+        raise MinkowskiError(
+            f"{name} must be a torch.Tensor of shape {shape}; got {list(given.shape)}."
+        )
+    return given if device is None else given.to(device)
 
 
 class Tensor:

@@ -20,7 +20,7 @@ from compat.minkowski.enums import (
 from compat.minkowski.MinkowskiCommon import StrideType, renamed_arguments
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
-from compat.minkowski.MinkowskiTensor import Tensor, check_features
+from compat.minkowski.MinkowskiTensor import Tensor, checked_inputs
 from tritonspconv import ops
 
 _MODES = (
@@ -85,10 +85,7 @@ class TensorField(Tensor):
                 f"TensorField: quantization_mode must be one of {[mode.name for mode in _MODES]}; "
                 f"got {quantization_mode!r}."
             )
-        if device is not None:
-            features = features.to(device)
-            coordinates = None if coordinates is None else coordinates.to(device)
-        check_features(features, coordinates)
+        features, coordinates = checked_inputs(features, coordinates, device)
         if coordinates is None:
             if coordinate_field_map_key is None or coordinate_manager is None:
                 raise MinkowskiError(

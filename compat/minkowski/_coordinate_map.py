@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
+from compat.minkowski._int32 import to_int32
 from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_rows
 
 IntTuple = tuple[int, ...]
@@ -53,6 +54,9 @@ class CoordinateMap:
             The map; the first row of each coordinate, int64 [U], ascending; and the position of
             every row's coordinate among them, int64 [N].
 
+        Raises:
+            MinkowskiError: A batch index is negative, or the box around the cells is too large.
+
         Waits for the device.
         """
         unit = tuple(max(step, 1) for step in tensor_stride)
@@ -62,7 +66,10 @@ class CoordinateMap:
             cells = coordinates.div(steps, rounding_mode="floor")
             if bool((cells * steps != coordinates).any()):
                 unit, cells = (1,) * len(unit), coordinates
-        grid = Grid.around(cells)
+        try:
+            grid = Grid.around(cells)
+        except ValueError as error:
+            raise MinkowskiError(f"{error} {BATCH_INDEX_FIRST}") from error
         rows, position = unique_rows(grid.keys(cells))
         return cls(ActiveSites(cells[rows], grid), tensor_stride, unit), rows, position
 
@@ -139,7 +146,7 @@ def as_coordinates(coordinates: Tensor, ndim: int) -> Tensor:
     """Check integer coordinates [N, 1 + D] and return them as int32.
 
     Raises:
-        MinkowskiError: They have another shape or are not of an integer type.
+        MinkowskiError: They have another shape, are not of an integer type or do not fit int32.
     """
     if coordinates.ndim != 2 or coordinates.shape[1] != 1 + ndim:
         raise MinkowskiError(
@@ -151,4 +158,4 @@ def as_coordinates(coordinates: Tensor, ndim: int) -> Tensor:
             f"coordinates must be integers; got {coordinates.dtype}. Round them down first, "
             "coordinates.floor().int(), or make a TensorField."
         )
-    return coordinates.int()
+    return to_int32(coordinates)

@@ -50,9 +50,15 @@ class CoordinateMaps:
             The key; the first row of each coordinate, int64 [U], ascending, which is the order of
             the map; and the map's row of each of the N, int64.
 
+        Raises:
+            MinkowskiError: The coordinates are no integers [N, 1 + D] that fit int32, a batch index
+                is negative, or so is the tensor stride.
+
         Waits for the device.
         """
         steps = tuple(convert_to_int_list(tensor_stride, self.D))
+        if min(steps) < 0:
+            raise MinkowskiError(f"tensor_stride must not be negative; got {list(steps)}.")
         coordinates = as_coordinates(coordinates, self.D)
         made, rows, position = CoordinateMap.around(coordinates, steps)
         return self._add(made, string_id), (rows, position)

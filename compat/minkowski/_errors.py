@@ -1,4 +1,8 @@
-"""The exception of MinkowskiEngine's checks."""
+"""The exception of MinkowskiEngine's checks, and advice that several of them give."""
+
+BATCH_INDEX_FIRST = (
+    "Coordinates are [N, 1 + D], batch index first: utils.batched_coordinates puts it there."
+)
 
 
 class MinkowskiError(AssertionError, ValueError, RuntimeError):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compat.minkowski._coordinate_map import CoordinateMap, IntTuple
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._int32 import to_int32
 
 
 class CoordinateField:
@@ -34,13 +35,18 @@ class CoordinateField:
         self._batch_rows: list[Tensor] | None = None
 
     def cells(self, tensor_stride: IntTuple) -> Tensor:
-        """Return the coordinates of the cells of a stride that hold the points, int32."""
-        steps = self.coordinates.new_tensor(tensor_stride)
-        cells = torch.empty_like(self.coordinates, dtype=torch.int32)
+        """Return the coordinates of the cells of a stride that hold the points, int32.
+
+        Raises:
+            MinkowskiError: A point is not finite or lies beyond int32.
+
+        Waits for the device.
+        """
+        steps = self.coordinates.new_tensor((1, *tensor_stride))
+        cells = self.coordinates / steps
         cells[:, 0] = self.coordinates[:, 0].round()
-        cells[:, 1:] = (self.coordinates[:, 1:] / steps).floor()
-        cells[:, 1:] *= cells.new_tensor(tensor_stride)
-        return cells
+        cells = to_int32(cells)
+        return cells * cells.new_tensor((1, *tensor_stride))
 
     @property
     def batch_index(self) -> Tensor:

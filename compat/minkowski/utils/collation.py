@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._int32 import to_int32
 
 _DTYPES = (torch.int32, torch.float32)
 
@@ -47,7 +48,7 @@ def batched_coordinates(
         rows = batch[start : start + len(sample)]
         rows[:, 0] = index
         tensor = _tensor("coordinates", sample)
-        rows[:, 1:] = tensor.floor() if dtype == torch.int32 else tensor
+        rows[:, 1:] = to_int32(tensor) if dtype == torch.int32 else tensor
         start += len(sample)
     return batch
 

@@ -6,13 +6,14 @@ Needs no GPU, no coordinate manager and no global state: worker processes may ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._int32 import check_int32, to_int32
 from compat.minkowski._unique import unique_coordinates
 from compat.minkowski.MinkowskiCommon import renamed_arguments
 
@@ -101,7 +102,8 @@ def sparse_quantize(
 
     Raises:
         AssertionError: Shapes disagree, or the inverse is asked for without the index.
-        ValueError: ``quantization_size`` is of no known type, or the device of another kind.
+        ValueError: ``quantization_size`` is of no known type or not positive, the device of another
+            kind, or a cell has no int32 number.
     """
     _check_sparse_quantize(coordinates, features, labels)
     if return_inverse and not return_index:
@@ -179,11 +181,13 @@ def _cells(coordinates: Any, size: Any) -> Tensor:
                 f"for each column of coordinates; got {len(size)}."
             )
         edges = [float(edge) for edge in size]
+        _check_edges(edges)
         if isinstance(coordinates, Tensor):
             coordinates = coordinates / torch.tensor(edges, device=coordinates.device)
         else:
             coordinates = coordinates / np.array(edges)
     elif np.isscalar(size) and not isinstance(size, str):
+        _check_edges([cast("float", size)])
         # Dividing would turn integers beyond 2**24 into floats that cannot hold them.
         coordinates = coordinates if size == 1 else coordinates / size
     elif size is not None:
@@ -192,8 +196,18 @@ def _cells(coordinates: Any, size: Any) -> Tensor:
             f"{size!r}."
         )
     if isinstance(coordinates, Tensor):
-        return coordinates.floor().int()
-    return torch.from_numpy(np.floor(coordinates).astype(np.int32))
+        return to_int32(coordinates)
+    cells = np.floor(coordinates)
+    if cells.size:
+        check_int32(cells.min(), cells.max())
+    return torch.from_numpy(cells.astype(np.int32))
+
+
+def _check_edges(edges: Sequence[float]) -> None:
+    if not all(edge > 0 for edge in edges):
+        raise MinkowskiError(
+            f"sparse_quantize: quantization_size must be positive; got {[*map(float, edges)]}."
+        )
 
 
 def _take(rows: np.ndarray | Tensor, unique_map: Tensor) -> np.ndarray | Tensor:
