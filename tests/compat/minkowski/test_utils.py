@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import compat.minkowski as ME
 from compat.minkowski import utils
 from compat.minkowski._unique import unique_coordinates
+from compat.minkowski.utils.coords import get_coords_map
 from compat.minkowski.utils.gradcheck import gradcheck
 from compat.minkowski.utils.quantization import quantize
 
@@ -247,6 +249,20 @@ def test_kaiming_normal_errors():
         utils.kaiming_normal_(torch.zeros(2, 2), mode="x")
     with pytest.raises(ValueError, match=r"at least 2 axes; got shape \[2\]"):
         utils.kaiming_normal_(torch.zeros(2))
+
+
+def test_get_coords_map_pairs_rows_with_their_cells(make):
+    x = make(40)
+    y = ME.MinkowskiMaxPooling(2, 2, dimension=3)(x)
+    fine, coarse = get_coords_map(x, y)
+    assert fine.tolist() == list(range(40))
+    steps = x.C.new_tensor([1, 2, 2, 2])
+    assert torch.equal(y.C[coarse], x.C.div(steps, rounding_mode="floor") * steps)
+    assert [rows.tolist() for rows in get_coords_map(x, x)] == [list(range(40))] * 2
+    with pytest.raises(AssertionError, match="takes two SparseTensors; got Tensor"):
+        get_coords_map(x, y.F)
+    with pytest.raises(AssertionError, match="must share a coordinate manager"):
+        get_coords_map(x, make(40))
 
 
 class Square(torch.autograd.Function):
