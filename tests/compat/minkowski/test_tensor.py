@@ -257,6 +257,15 @@ def test_b5_39_decomposition_is_by_batch_index(device):
     assert x.coordinates_and_features_at(2)[1].tolist() == [[0], [2]]
 
 
+def test_b5_39_concatenated_samples_are_the_rows_of_a_sorted_batch(make):
+    x = make(40)
+    order = x.C[:, 0].sort(stable=True).indices
+    x = ME.SparseTensor(x.F[order], x.C[order])
+    for each in (x, ME.MinkowskiMaxPooling(2, 2, dimension=3)(x)):
+        assert torch.equal(torch.cat(each.decomposed_features), each.F)
+        assert torch.equal(torch.cat(each.decomposed_coordinates), each.C[:, 1:])
+
+
 def test_members(make):
     x = make(10, channels=3, tensor_stride=2)
     assert len(x) == 10
