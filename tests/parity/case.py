@@ -157,9 +157,12 @@ class Run:
 
     def feats(self, *shape: int) -> Tensor:
         """Return the values called ``"feats"``, nudged if this run is to be."""
-        values = self.values("feats", *shape)
+        return self.nudged(self.values("feats", *shape))
+
+    def nudged(self, values: Tensor) -> Tensor:
+        """Return features of a case's own making, nudged if this run is to be."""
         if self.nudge:
-            up = self.integers(f"nudge {self.nudge}", 2, *shape) * 2 - 1
+            up = self.integers(f"nudge {self.nudge}", 2, *values.shape) * 2 - 1
             values = values * (1 + up * NUDGE * torch.finfo(self.amp or self.dtype).eps).to(values)
         return values
 

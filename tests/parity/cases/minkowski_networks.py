@@ -252,7 +252,7 @@ def train_scene(run: Run) -> None:
         sweep.points[:, :3], sweep.points, sweep.labels, quantization_size=VOXEL
     )
     coords, feats = run.module("utils").sparse_collate([coords], [feats])
-    feats = feats.to(run.device, run.dtype) / 32
+    feats = run.nudged(feats.to(run.device, run.dtype) / 32)
     labels = labels.to(run.device)
     classes = int(sweep.labels.max()) + 1
     network = run.fill(mink_unet(ME, 4, classes, depth=14, channel_divisor=8)).train()
@@ -300,7 +300,7 @@ def _cases() -> Iterator[Case]:
         yield case(f"train-{name}", train, nudges=NUDGES, name=name)
     for name in ("minkunet14", "minkunet34", "resunet", "autoencoder", "resnet", "minkunet-4d"):
         yield Case(f"state-{name}", partial(state, name=name), EXACT, exact=True)
-    yield case("train-scene", train_scene)
+    yield case("train-scene", train_scene, nudges=NUDGES)
     yield case("net-field-4d", field_network, nudges=NUDGES)
 
 
