@@ -19,8 +19,17 @@ from tritonspconv import ops
 
 
 def _rows_of_samples(values: Tensor, key: CoordinateMapKey, manager: CoordinateManager) -> Tensor:
-    """Return ``values[b]`` for each row of a map, b being its batch index."""
+    """Return ``values[b]`` for each row of a map, b being its batch index.
+
+    Raises:
+        MinkowskiError: There are more samples than values.
+    """
     found = manager._map(key)
+    if values.shape[0] < found.batch_size:
+        raise MinkowskiError(
+            f"broadcast: there must be a row for each of {found.batch_size} samples; got "
+            f"{values.shape[0]}. Pass the output of a global pool of the same batch."
+        )
     return ops.global_broadcast(values, found.batch_index, is_sorted=found.batch_ascends)
 
 
@@ -36,7 +45,7 @@ class MinkowskiBroadcast(MinkowskiModuleBase):
             input_glob: [B, C'], row b for sample b, as a global pool returns it.
 
         Raises:
-            MinkowskiError: An input is no sparse tensor, or channels do not fit.
+            MinkowskiError: An input is no sparse tensor, or channels or samples do not fit.
         """
         for tensor in (input, input_glob):
             if not isinstance(tensor, SparseTensor):

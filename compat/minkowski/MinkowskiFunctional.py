@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from compat.minkowski._features import AnyTensor, with_features
+from compat.minkowski._features import AnyTensor, features_of, with_features
 
 
 def _on_features(function: Callable[..., Tensor]) -> Callable[..., Any]:
     @functools.wraps(function)
     def on_features(input: AnyTensor, *args: Any, **kwargs: Any) -> AnyTensor:
-        return with_features(input, function(input.F, *args, **kwargs))
+        return with_features(input, function(features_of(input), *args, **kwargs))
 
     return on_features
 
@@ -28,7 +28,7 @@ def _on_features(function: Callable[..., Tensor]) -> Callable[..., Any]:
 def _loss(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(function)
     def loss(input: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return function(input.F, target, *args, **kwargs)
+        return function(features_of(input), target, *args, **kwargs)
 
     return loss
 

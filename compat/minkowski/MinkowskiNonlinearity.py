@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from compat.minkowski._features import AnyTensor, with_features
+from compat.minkowski._features import AnyTensor, features_of, with_features
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 
 
@@ -31,7 +31,7 @@ class MinkowskiNonlinearityBase(MinkowskiModuleBase):
 
     def forward(self, input: AnyTensor) -> AnyTensor:
         """Apply the module; with ``inplace=True`` the features of ``input`` change too."""
-        return with_features(input, self.module(input.F))
+        return with_features(input, self.module(features_of(input)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -227,4 +227,6 @@ class MinkowskiSinusoidal(MinkowskiModuleBase):
 
     def forward(self, input: AnyTensor) -> AnyTensor:
         """Map the features of every row."""
-        return with_features(input, torch.sin(input.F @ self.kernel + self.bias) * self.coef)
+        return with_features(
+            input, torch.sin(features_of(input) @ self.kernel + self.bias) * self.coef
+        )

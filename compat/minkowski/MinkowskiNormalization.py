@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
-from compat.minkowski._features import AnyTensor, with_features
+from compat.minkowski._features import AnyTensor, features_of, with_features
 from compat.minkowski.MinkowskiBroadcast import (
     MinkowskiBroadcastAddition,
     MinkowskiBroadcastMultiplication,
@@ -48,7 +48,7 @@ class MinkowskiBatchNorm(nn.Module):
 
     def forward(self, input: AnyTensor) -> AnyTensor:
         """Normalise the features of a sparse tensor or field."""
-        return with_features(input, self.bn(input.F))
+        return with_features(input, self.bn(features_of(input)))
 
     def __repr__(self) -> str:
         bn = self.bn

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
-from compat.minkowski._features import AnyTensor, with_features
+from compat.minkowski._features import AnyTensor, features_of, with_features
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
@@ -31,7 +31,7 @@ class MinkowskiLinear(nn.Module):
 
     def forward(self, input: AnyTensor) -> AnyTensor:
         """Map the features of a sparse tensor or field."""
-        return with_features(input, self.linear(input.F))
+        return with_features(input, self.linear(features_of(input)))
 
     def __repr__(self) -> str:
         linear = self.linear

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from compat.minkowski import _relations
-from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, as_coordinates, common_unit
+from compat.minkowski._coordinate_map import (
+    CoordinateMap,
+    IntTuple,
+    as_coordinates,
+    check_samples,
+    common_unit,
+)
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey, KeyValue
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
@@ -72,7 +78,8 @@ class CoordinateMaps:
         it is.
         """
         steps = tuple(convert_to_int_list(stride, self.D))
-        return self._strided_key(coordinate_map_key, steps, string_id)
+        key = self._get_coordinate_map_key(coordinate_map_key)
+        return self._strided_key(key, steps, string_id)
 
     def _strided_key(
         self, key: CoordinateMapKey, steps: IntTuple, string_id: str = ""
@@ -99,6 +106,7 @@ class CoordinateMaps:
         value = ((0,) * self.D, "")
         known = self._maps.get(value)
         if known is None or known.num_rows < batch_size:
+            check_samples(batch_size)
             coords = torch.zeros(batch_size, 1 + self.D, dtype=torch.int32, device=device)
             coords[:, 0] = torch.arange(batch_size, device=device)
             grid = Grid((0,) * self.D, (1,) * self.D, batch_size, bounded=False)
@@ -131,6 +139,11 @@ class CoordinateMaps:
     def _get_coordinate_map_key(self, key_or_tensor_strides: Any) -> CoordinateMapKey:
         if isinstance(key_or_tensor_strides, CoordinateMapKey):
             return key_or_tensor_strides
+        if isinstance(getattr(key_or_tensor_strides, "coordinate_key", None), CoordinateMapKey):
+            raise MinkowskiError(
+                f"expected a CoordinateMapKey or a tensor stride; got a "
+                f"{type(key_or_tensor_strides).__name__}. Pass its coordinate_map_key."
+            )
         steps = tuple(convert_to_int_list(key_or_tensor_strides, self.D))
         for value in self._maps:
             if value[0] == steps:

@@ -1,15 +1,31 @@
-"""New features on the coordinates of a tensor."""
+"""The features of a tensor, and new ones on its coordinates."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
 
 AnyTensor = TypeVar("AnyTensor", SparseTensor, TensorField)
+
+
+def features_of(input: Any) -> Tensor:
+    """Return the features of a sparse tensor or field.
+
+    Raises:
+        MinkowskiError: It is neither.
+    """
+    features = getattr(input, "F", None)
+    if features is None:
+        raise MinkowskiError(
+            f"a layer of MinkowskiEngine takes a SparseTensor or TensorField; got "
+            f"{type(input).__name__}. Plain tensors go through torch's layer of that name."
+        )
+    return features
 
 
 def with_features(input: AnyTensor, features: Tensor) -> AnyTensor:

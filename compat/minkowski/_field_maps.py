@@ -43,6 +43,10 @@ class FieldMaps(CoordinateMaps):
     ) -> tuple[CoordinateMapKey, tuple[Tensor, Tensor]]:
         """Add the cells of a tensor stride that hold points; see :meth:`insert_and_map`."""
         steps = tuple(convert_to_int_list(sparse_tensor_stride, self.D))
+        if min(steps) < 1:
+            raise MinkowskiError(
+                f"the tensor stride of a field's cells must be at least 1; got {list(steps)}."
+            )
         cells = self._field(field_map_key).cells(steps)
         key, mapping = self.insert_and_map(cells, steps, sparse_tensor_string_id)
         self._field_maps[field_map_key.value, key.value] = mapping

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from compat.minkowski._coordinate_map import CoordinateMap, IntTuple
+from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, check_samples
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
 
@@ -57,6 +57,7 @@ class CoordinateField:
         """Return the points of every sample, int64, ascending. Waits the first time."""
         if self._batch_rows is None:
             batch = self.batch_index
+            check_samples(int(batch.max()) + 1 if len(batch) else 0)
             counts = torch.bincount(batch).tolist()
             self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
         return self._batch_rows

@@ -73,6 +73,11 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
         self, input: SparseTensor | TensorField, coordinates: Coordinates | None = None
     ) -> SparseTensor:
         """Pool; ``coordinates`` may name the map of the output, one site per sample."""
+        if not isinstance(input, (SparseTensor, TensorField)):
+            raise MinkowskiError(
+                f"{type(self).__name__} takes a SparseTensor or TensorField; got "
+                f"{type(input).__name__}."
+            )
         manager = input.coordinate_manager
         if isinstance(input, TensorField):
             key = manager.origin_field()

@@ -106,6 +106,55 @@ def test_arguments_of_the_wrong_kind(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ME.MinkowskiReLU(),
+        ME.MinkowskiDropout(),
+        ME.MinkowskiBatchNorm(4),
+        ME.MinkowskiLinear(4, 4),
+        ME.MinkowskiSinusoidal(4, 4),
+        ME.MinkowskiGlobalPooling(),
+        ME.MinkowskiFunctional.relu,
+        lambda feats: ME.MinkowskiFunctional.mse_loss(feats, feats),
+    ],
+)
+def test_layers_take_no_plain_tensors(layer):
+    with pytest.raises(ValueError, match="takes a SparseTensor or TensorField; got Tensor"):
+        layer(FEATS)
+
+
+def test_a_broadcast_needs_a_row_for_each_sample():
+    one = ME.MinkowskiGlobalPooling()(ME.SparseTensor(FEATS[:2], COORDS[:2]))
+    for layer in (ME.MinkowskiBroadcast(), ME.MinkowskiBroadcastAddition()):
+        with pytest.raises(ValueError, match=r"for each of 2 samples; got 1\. Pass the output of"):
+            layer(tensor(), one)
+
+
+def test_managers_take_keys_not_tensors():
+    x = tensor()
+    for call in (x.coordinate_manager.get_coordinates, lambda x: x.coordinate_manager.stride(x, 2)):
+        with pytest.raises(ValueError, match=r"got a SparseTensor\. Pass its coordinate_map_key"):
+            call(x)
+    with pytest.raises(ValueError, match=r"must be at least 1; got \[0, 0, 0\]"):
+        field().sparse(0)
+
+
+def test_a_column_that_is_no_batch_index_exhausts_no_memory():
+    coords = COORDS.clone()
+    coords[2, 0] = 2**31 - 1
+    x, points = ME.SparseTensor(FEATS, coords), ME.TensorField(FEATS, coords.double())
+    message = r"less than 16777216 .*; got 2147483647\. Coordinates are .* batch index first"
+    for call in (
+        lambda: x.decomposed_features,
+        lambda: points.decomposed_features,
+        lambda: ME.MinkowskiGlobalPooling()(x),
+        lambda: ME.MinkowskiGlobalPooling()(points),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_slices_need_points_that_know_their_rows():
     x = ME.MinkowskiReLU()(tensor())
     with pytest.raises(ValueError, match=r"the output of a layer\. Pass the network's input"):
