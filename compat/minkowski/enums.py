@@ -17,9 +17,12 @@ _NAMES_SINCE_0_5 = {
 
 
 class _Members(EnumMeta):
-    """Names the members of 0.5 where those of MinkowskiEngine 0.4 are asked for."""
+    """Lists entries as pybind11 does, and names the members of 0.5 in place of those of 0.4."""
 
     def __getattr__(cls, name: str) -> Any:
+        # pybind11's enums have these; downstream code builds tables from them.
+        if name == "__entries":
+            return {member.name: (member, None) for member in cls}
         # Python before 3.12 finds members here.
         if not name.startswith("_") and name in cls.__members__:
             return cls.__members__[name]

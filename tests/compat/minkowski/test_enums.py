@@ -61,6 +61,12 @@ def test_backend_enums_are_integers():
     assert enums.SparseTensorQuantizationMode(1) != 1
 
 
+def test_entries_are_those_of_pybind11():
+    entries = enums.RegionType.__entries
+    assert list(entries) == ["HYPER_CUBE", "HYPER_CROSS", "CUSTOM"]
+    assert [member for member, _ in entries.values()] == list(enums.RegionType)
+
+
 def test_unknown_region_type_is_refused():
     with pytest.raises(ValueError, match="7 is not a valid RegionType"):
         enums.RegionType(7)
