@@ -31,6 +31,7 @@ from bench_timing import Meter
 from torch import Tensor
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, KernelMap, kernel_map
+from tritonspconv.kernels.eager.invert_table import mask_words
 from tritonspconv.kernels.triton import gather_gemm, half_parts, weight_grad
 from tritonspconv.kernels.triton.configs import (
     GemmConfig,
@@ -158,6 +159,8 @@ def _tasks(
 
 def _gather_task(kmap: KernelMap, c_in: int, c_out: int, dtype: str) -> Task:
     table, device = kmap.out_table, kmap.out_sites.device
+    # The map of a CPU, where the interpreter runs the kernel, has no mask.
+    mask = mask_words(table.rows) if table.mask is None else table.mask
     volume = kmap.kernel_volume
     weight = normal(volume * c_in, c_out, device, torch.float32).view(volume, c_in, c_out)
     weight = weight * (volume * c_in) ** -0.5
@@ -169,7 +172,7 @@ def _gather_task(kmap: KernelMap, c_in: int, c_out: int, dtype: str) -> Task:
 
     def run(tile: GemmConfig) -> Tensor:
         return gather_gemm.gather_gemm(
-            feats, matrices, None, table.rows, table.mask, table.order,
+            feats, matrices, None, table.rows, mask, table.order,
             mirrored=table.mirrored, precision=precision, config=tile,
         )  # fmt: skip
 

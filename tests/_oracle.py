@@ -11,6 +11,7 @@ from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.kernels.eager.invert_table import mask_words
 from tritonspconv.reference import Box, Triple
 
 # Brute force takes time in proportion to rows times taps.
@@ -69,7 +70,8 @@ def map_triples(kmap: KernelMap) -> list[Triple]:
 
 def table_triples(table) -> list[Triple]:
     """Decode a neighbour table into ``(entry, row, tap)``; check that masks and order agree."""
-    rows, mask = table.rows.cpu(), table.mask.cpu()
+    rows = table.rows.cpu()
+    mask = mask_words(rows) if table.mask is None else table.mask.cpu()
     volume, n = rows.shape
     assert rows.dtype == mask.dtype == torch.int32
     assert mask.shape == (-(-volume // 32), n)

@@ -9,7 +9,8 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import kernel_map
 from tritonspconv.kernels.eager import gather_gemm as kernels
 from tritonspconv.kernels.eager import pairs
-from tritonspconv.kernels.eager.pairs import PairBlocks
+from tritonspconv.kernels.eager._stable_sort import stable_sort
+from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
 from tritonspconv.testing import assert_close, random_sites
 
 
@@ -44,6 +45,34 @@ def test_blocks_hold_the_table(volume, n, share):
             )
     expected = [[(v, int(row)) for v, row in enumerate(c) if row >= 0] for c in rows.T]
     assert columns == expected
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_of_pairs_in_any_order():
+    """Within a tap; the sums of columns run over taps all the same."""
+    rows = random_rows(8, 200, 50, 0.4)
+    columns, entries, counts = taps_of_table(rows)
+    parts = zip(columns.split(counts), entries.split(counts), strict=True)
+    shuffled = []
+    for tap_columns, tap_entries in parts:
+        order = torch.randperm(len(tap_columns))
+        shuffled.append((tap_columns[order], tap_entries[order]))
+    blocks = PairBlocks(rows, TapPairs.joined(shuffled))
+    for ours, theirs in zip(blocks, PairBlocks(rows), strict=True):
+        assert ours.counts == theirs.counts
+        assert torch.equal(ours.ends, theirs.ends)
+        assert torch.equal(ours.rows[ours.by_column.long()], theirs.rows[theirs.by_column.long()])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2**13 - 1, 2**13, 2**15 - 1, 2**15])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_stable_sort(n, dtype):
+    keys = torch.randint(-50, 50, (n,), dtype=dtype)
+    keys[n // 2 :: 7] = torch.iinfo(dtype).max
+    ordered, places = stable_sort(keys)
+    expected = torch.sort(keys, stable=True)
+    assert torch.equal(ordered, expected.values)
+    assert torch.equal(places, expected.indices)
 
 
 def test_blocks_are_listed_once():

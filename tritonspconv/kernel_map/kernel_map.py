@@ -19,6 +19,7 @@ class NeighborTable(NamedTuple):
     Attributes:
         rows: int32 [V, n], a row of the other side or -1.
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
+            None on a CPU, whose kernels have no need of it.
         order: int32 [n], the row that each column stands for; None: column c is row c.
         blocks: The pairs in the form that the torch kernels multiply, listed on first use; None: a
             table of the Triton kernels, which have no need of it.
@@ -26,7 +27,7 @@ class NeighborTable(NamedTuple):
     """
 
     rows: Tensor
-    mask: Tensor
+    mask: Tensor | None
     order: Tensor | None
     blocks: PairBlocks | None = None
     mirrored: bool = False

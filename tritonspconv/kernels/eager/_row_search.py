@@ -35,7 +35,8 @@ def found_rows(
     offsets: tuple[IntTuple, ...],
     fine: SiteIndex,
     fine_grid: CellGrid,
-) -> Iterator[tuple[int, Tensor]]:
+    own_sites: bool = False,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Find the row of ``stride * coarse + offset`` for every coarse site.
 
     Args:
@@ -45,9 +46,11 @@ def found_rows(
         offsets: The offsets of V taps.
         fine: Sorted index of the fine sites, see :func:`sites_of`.
         fine_grid: Their grid.
+        own_sites: The coarse sites are the fine ones, in the order of the index; stride 1.
 
     Yields:
-        Each tap once, in no order, and int32 [M]: the fine row, or -1.
+        Each tap once, in no order; which coarse sites find a row, int64 [P], ascending; and the
+        fine rows that they find, int32 [P].
 
     Keys are those of a grid with so much room beside it that the key of a neighbour, be it outside
     the grid, is the own key plus a constant. Along the last axis neighbours follow each other among
@@ -63,11 +66,15 @@ def found_rows(
     if cells + reach > _MAX_LONG:
         # More cells than keys can number, with the room; without it every offset takes a search.
         for v, offset in enumerate(offsets):
-            yield v, find_rows(fine, tap_keys(coarse, offset, stride, False, fine_grid)).int()
+            found = find_rows(fine, tap_keys(coarse, offset, stride, False, fine_grid))
+            finder = torch.nonzero(found >= 0).squeeze(1)
+            yield v, finder, found.index_select(0, finder).int()
         return
     dtype = torch.int32 if cells + reach < _MAX_SHORT else torch.int64
     own = _keys(coarse, stride, extents, fine_grid, dtype)
-    if extents == fine_grid.shape:
+    if own_sites:
+        keys = own
+    elif extents == fine_grid.shape:
         keys = fine.table.to(dtype)
     else:
         coords = key_coords(fine.table, fine_grid)
@@ -75,7 +82,7 @@ def found_rows(
     # An end that nothing finds, so that every search ends at a key.
     table = torch.cat([keys, keys.new_full((1,), torch.iinfo(dtype).max)])
     assert fine.rows is not None, "a sorted index has rows"
-    rows = torch.cat([fine.rows.int(), fine.rows.new_full((1,), -1, dtype=torch.int32)])
+    rows = fine.rows.int()
     before: IntTuple | None = None
     at = hit = own
     for v in sorted(range(len(offsets)), key=offsets.__getitem__):
@@ -85,10 +92,22 @@ def found_rows(
             # What was found there comes just before what is looked for.
             at = at + hit
         elif before != offset:
-            at = torch.searchsorted(table, wanted, out_int32=True)
+            at = _before(own) if own_sites and steps[v] == -1 else _search(table, wanted)
         hit = table.index_select(0, at) == wanted
         before = offset
-        yield v, torch.where(hit, rows.index_select(0, at), -1)
+        finder = torch.nonzero(hit).squeeze(1)
+        yield v, finder, rows.index_select(0, at.index_select(0, finder))
+
+
+def _search(table: Tensor, wanted: Tensor) -> Tensor:
+    return torch.searchsorted(table, wanted, out_int32=True)
+
+
+def _before(keys: Tensor) -> Tensor:
+    """Return what a search of ``keys - 1`` among ``keys``, ascending and distinct, would."""
+    at = torch.arange(keys.shape[0], dtype=torch.int32, device=keys.device)
+    at[1:] -= (keys[1:] == keys[:-1] + 1).int()
+    return at
 
 
 def _roomy_extents(

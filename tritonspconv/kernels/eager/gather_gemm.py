@@ -27,7 +27,7 @@ def gather_gemm(
     weight: Tensor,
     bias: Tensor | None,
     rows: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     order: Tensor | None,
     *,
     mirrored: bool,

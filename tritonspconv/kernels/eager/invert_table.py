@@ -5,19 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.pairs import PairBlocks
+from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
 
-Table = tuple[Tensor, Tensor, Tensor | None, PairBlocks]
+Table = tuple[Tensor, Tensor | None, Tensor | None, PairBlocks]
 
 
-def with_mask(rows: Tensor) -> Table:
-    """Add the mask words to ``rows`` [V, n], and its pairs; columns stay in row order."""
+def mask_words(rows: Tensor) -> Tensor:
+    """Return int32 [ceil(V/32), n]: bit v % 32 of word v // 32 says that ``rows`` has tap v."""
     volume, n = rows.shape
     mask = torch.zeros(-(-volume // 32), n, dtype=torch.int32, device=rows.device)
     for v, present in enumerate(rows >= 0):
         bit = 1 << (v % 32)
         mask[v // 32].add_(present, alpha=bit if bit < 2**31 else -(2**31))
-    return rows, mask, None, PairBlocks(rows)
+    return mask
+
+
+def table_of(pairs: TapPairs, n: int) -> Table:
+    """Build the table of ``n`` columns that has these pairs; columns in the order of rows.
+
+    On a CPU, where no kernel reads the mask, it is None.
+    """
+    columns, entries, counts = pairs
+    rows = torch.full((len(counts), n), -1, dtype=torch.int32, device=columns.device)
+    taps = zip(rows, columns.split(counts), entries.split(counts), strict=True)
+    for row, places, values in taps:
+        row.index_copy_(0, places.long(), values)
+    mask = None if rows.device.type == "cpu" else mask_words(rows)
+    return rows, mask, None, PairBlocks(rows, pairs)
 
 
 def invert_table(
@@ -27,10 +41,7 @@ def invert_table(
 
     ``offsets`` steer nothing here.
     """
-    inverse = torch.full((rows.shape[0], n_other), -1, dtype=torch.int32, device=rows.device)
-    own = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
-    own = own if order is None else order
-    for v in range(rows.shape[0]):
-        present = rows[v] >= 0
-        inverse[v, rows[v][present].long()] = own[present]
-    return with_mask(inverse)
+    pairs = taps_of_table(rows)
+    if order is not None:
+        pairs = pairs._replace(columns=order.index_select(0, pairs.columns))
+    return table_of(pairs.swapped(), n_other)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from tritonspconv.kernels.eager._row_search import found_rows, sites_of
-from tritonspconv.kernels.eager.invert_table import Table, invert_table, with_mask
+from tritonspconv.kernels.eager.invert_table import Table, invert_table, table_of
+from tritonspconv.kernels.eager.pairs import TapPairs
 from tritonspconv.kernels.eager.sites import build_index, key_coords
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 
@@ -24,8 +23,7 @@ def lookup_table(
     See :func:`tritonspconv.kernels.triton.neighbor_table.lookup_table` for the arguments.
     """
     n, volume, ndim = coords.shape[0], len(offsets), coords.shape[1] - 1
-    rows = torch.full((volume, n), -1, dtype=torch.int32, device=coords.device)
-    own = torch.arange(n, device=coords.device)
+    own = torch.arange(n, dtype=torch.int32, device=coords.device)
     zero = (0,) * ndim
     # Of opposite taps one is searched: who finds whom through the other is known then.
     opposite = {
@@ -36,16 +34,17 @@ def lookup_table(
     searched = [v for v, offset in enumerate(offsets) if v not in opposite and offset != zero]
     wanted = tuple(offsets[v] for v in searched)
     sites = sites_of(index, grid)
-    for place, found in _found_by_row(coords, sites, grid, (1,) * ndim, wanted, sites, grid):
-        rows[searched[place]] = found
+    assert sites.rows is not None, "a sorted index has rows"
+    by_key = coords.index_select(0, sites.rows)
+    taps = [(own, own)] * volume
+    for place, finder, found in found_rows(
+        by_key, grid, (1,) * ndim, wanted, sites, grid, own_sites=True
+    ):
+        taps[searched[place]] = sites.rows.index_select(0, finder), found
     for v, mirror in opposite.items():
-        finder = torch.nonzero(rows[mirror] >= 0).squeeze(1)
-        found = rows[mirror].index_select(0, finder).long()
-        rows[v].index_copy_(0, found, finder.int())
-    for v, offset in enumerate(offsets):
-        if offset == zero:
-            rows[v] = own
-    return with_mask(rows)
+        finder, found = taps[mirror]
+        taps[v] = found, finder
+    return table_of(TapPairs.joined(taps), n)
 
 
 def reach_table(
@@ -62,48 +61,22 @@ def reach_table(
 
     See :func:`tritonspconv.kernels.triton.neighbor_table.reach_table` for the arguments.
     """
-    rows = torch.full(
-        (len(offsets), len(out_coords)), -1, dtype=torch.int32, device=out_coords.device
-    )
     out_index = out_index or build_index(out_coords, out_grid)
     out_sites, in_sites = sites_of(out_index, out_grid), sites_of(in_index, in_grid)
-    if divide:
-        search = _found_by_row(out_coords, out_sites, out_grid, stride, offsets, in_sites, in_grid)
-        for v, found in search:
-            rows[v] = found
-        return with_mask(rows)
-    # The inputs are coarse, and find the outputs.
+    assert out_sites.rows is not None, "a sorted index has rows"
     assert in_sites.rows is not None, "a sorted index has rows"
-    in_coords = key_coords(in_sites.table, in_grid)
-    for v, found in found_rows(in_coords, in_grid, stride, offsets, out_sites, out_grid):
-        finder = torch.nonzero(found >= 0).squeeze(1)
-        targets = found.index_select(0, finder).long()
-        rows[v].index_copy_(0, targets, in_sites.rows.index_select(0, finder).int())
-    return with_mask(rows)
-
-
-def _found_by_row(
-    coords: Tensor,
-    sites: SiteIndex,
-    grid: CellGrid,
-    stride: tuple[int, ...],
-    offsets: tuple[tuple[int, ...], ...],
-    fine: SiteIndex,
-    fine_grid: CellGrid,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield what :func:`found_rows` does for the rows of ``coords``; -1 for a row that is no site.
-
-    ``sites`` is the index of those that are.
-    """
-    order = sites.rows
-    assert order is not None, "a sorted index has rows"
-    own = torch.arange(coords.shape[0], device=coords.device)
-    if torch.equal(order, own):
-        yield from found_rows(coords, grid, stride, offsets, fine, fine_grid)
-        return
-    by_key = coords.index_select(0, order)
-    for v, found in found_rows(by_key, grid, stride, offsets, fine, fine_grid):
-        yield v, found.new_full(own.shape, -1).index_copy_(0, order, found)
+    none = out_coords.new_empty(0)
+    taps = [(none, none)] * len(offsets)
+    # The coarse sites, of whichever side they are, find the fine ones.
+    if divide:
+        coarse = out_coords.index_select(0, out_sites.rows)
+        for v, finder, found in found_rows(coarse, out_grid, stride, offsets, in_sites, in_grid):
+            taps[v] = out_sites.rows.index_select(0, finder), found
+    else:
+        coarse = key_coords(in_sites.table, in_grid)
+        for v, finder, found in found_rows(coarse, in_grid, stride, offsets, out_sites, out_grid):
+            taps[v] = found, in_sites.rows.index_select(0, finder)
+    return table_of(TapPairs.joined(taps), out_coords.shape[0])
 
 
 def reverse_table(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels.eager._stable_sort import stable_sort
+
 # Products of few rows are slow; rows of many pairs leave the cache before they are summed.
 _PAIRS_PER_BLOCK = 8192
 _PAIRS_PER_TAP = 512
@@ -32,11 +34,47 @@ def pair_lists(
     return pairs, tap_ptr
 
 
+class TapPairs(NamedTuple):
+    """The pairs of a table, tap by tap, in any order within a tap.
+
+    Attributes:
+        columns: int32 [P], the table's columns.
+        rows: int32 [P], their entries.
+        counts: How many pairs each tap has; [V].
+    """
+
+    columns: Tensor
+    rows: Tensor
+    counts: list[int]
+
+    @classmethod
+    def joined(cls, taps: list[tuple[Tensor, Tensor]]) -> TapPairs:
+        """Join the columns and entries of every tap, of any integer dtype."""
+        columns = torch.cat([columns.int() for columns, _ in taps])
+        rows = torch.cat([rows.int() for _, rows in taps])
+        return cls(columns, rows, [columns.shape[0] for columns, _ in taps])
+
+    def swapped(self) -> TapPairs:
+        """Return the pairs of the table seen from the other side."""
+        return TapPairs(self.rows, self.columns, self.counts)
+
+
+def taps_of_table(rows: Tensor) -> TapPairs:
+    """List the pairs of a table [V, n]."""
+    present = rows >= 0
+    columns = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
+    return TapPairs(
+        columns.expand_as(rows).masked_select(present),
+        rows.masked_select(present),
+        present.sum(1, dtype=torch.int32).tolist(),
+    )
+
+
 class PairBlock(NamedTuple):
     """The pairs of some consecutive columns of a table.
 
     Attributes:
-        rows: int32 [P], the entries, by tap and then by column.
+        rows: int32 [P], the entries, by tap.
         counts: How many of them each tap has; [V].
         by_column: int32 [P], places in ``rows``, by column and then by tap.
         ends: int32 [columns + 1], where each column's part of ``by_column`` begins.
@@ -56,37 +94,59 @@ class PairBlocks:
 
     Args:
         rows: int32 [V, n], a row or -1.
+        pairs: The pairs of ``rows``, where they are known.
     """
 
-    __slots__ = ("_blocks", "_rows")
+    __slots__ = ("_blocks", "_pairs", "_rows")
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, pairs: TapPairs | None = None) -> None:
         self._rows = rows
+        self._pairs = pairs
         self._blocks: list[PairBlock] | None = None
 
     def __iter__(self) -> Iterator[PairBlock]:
         """Yield the blocks; together they hold every column, in order."""
         if self._blocks is None:
-            self._blocks = _list_blocks(self._rows)
+            pairs = taps_of_table(self._rows) if self._pairs is None else self._pairs
+            self._blocks = _list_blocks(pairs, self._rows.shape[1])
+            self._pairs = None
         return iter(self._blocks)
 
 
-def _list_blocks(rows: Tensor) -> list[PairBlock]:
-    volume, n = rows.shape
-    pairs = max(int((rows >= 0).sum(dtype=torch.int32)), 1)
+def _list_blocks(pairs: TapPairs, n: int) -> list[PairBlock]:
+    if not n:
+        return []
+    columns, rows, counts = pairs
+    volume, total = len(counts), columns.shape[0]
     wanted = max(_PAIRS_PER_BLOCK, _PAIRS_PER_TAP * volume) * torch.get_num_threads()
-    columns = max(n * wanted // pairs, 1)
-    return [_list_block(part) for part in rows.split(columns, dim=1) if n]
+    width = max(n * wanted // max(total, 1), 1)
+    starts = list(range(0, n, width))
+    if len(starts) > 1:
+        columns, rows, counts = _by_block(pairs, width, len(starts))
+    # Blocks lie one behind the other in both orders, by tap and by column.
+    by_column = stable_sort(columns)[1].int()
+    ends = torch.zeros(n + 1, dtype=torch.int32, device=columns.device)
+    torch.cumsum(torch.bincount(columns, minlength=n), dim=0, out=ends[1:])
+    blocks, first = [], 0
+    for number, start in enumerate(starts):
+        taps = counts[number * volume : (number + 1) * volume]
+        last = first + sum(taps)
+        block_ends = ends[start : start + width + 1] - first
+        blocks.append(PairBlock(rows[first:last], taps, by_column[first:last] - first, block_ends))
+        first = last
+    return blocks
 
 
-def _list_block(rows: Tensor) -> PairBlock:
-    present = rows >= 0
-    place = present.view(-1).cumsum(0, dtype=torch.int32).view(rows.shape).sub_(1)
-    ends = torch.zeros(rows.shape[1] + 1, dtype=torch.int32, device=rows.device)
-    torch.cumsum(present.sum(0, dtype=torch.int32), dim=0, out=ends[1:])
-    return PairBlock(
-        rows.masked_select(present),
-        present.sum(1, dtype=torch.int32).tolist(),
-        place.t().masked_select(present.t()),
-        ends,
+def _by_block(pairs: TapPairs, width: int, blocks: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return columns and entries by block of ``width`` columns, then by tap; and their counts."""
+    columns, rows, counts = pairs
+    volume, device = len(counts), columns.device
+    taps = torch.repeat_interleave(
+        torch.arange(volume, dtype=torch.int32, device=device),
+        torch.tensor(counts, device=device),
+        output_size=columns.shape[0],
     )
+    key = torch.div(columns, width, rounding_mode="floor").mul_(volume).add_(taps)
+    order = stable_sort(key)[1]
+    counts = torch.bincount(key, minlength=blocks * volume).tolist()
+    return columns.index_select(0, order), rows.index_select(0, order), counts

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritonspconv.kernels.eager._stable_sort import stable_sort
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.window import reach_steps
 
-_SORTED_LAST = 2**63 - 1
+_INT32_LAST, _SORTED_LAST = 2**31 - 1, 2**63 - 1
 
 
 def cell_keys(batch: Tensor, cells: list[Tensor], grid: CellGrid) -> Tensor:
@@ -94,8 +95,10 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     keys = torch.where(keys < 0, _SORTED_LAST, keys)
     if keys.device.type == "cpu" and bool((keys[1:] >= keys[:-1]).all()):
         return SiteIndex("sorted", keys, torch.arange(keys.shape[0]))
-    keys, rows = torch.sort(keys, stable=True)
-    return SiteIndex("sorted", keys, rows)
+    if grid.num_cells <= _INT32_LAST:
+        keys = keys.clamp(max=_INT32_LAST).int()
+    keys, rows = stable_sort(keys)
+    return SiteIndex("sorted", keys.long(), rows)
 
 
 def find_rows(index: SiteIndex, keys: Tensor) -> Tensor:
