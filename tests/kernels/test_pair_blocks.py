@@ -51,7 +51,7 @@ def test_blocks_hold_the_table(volume, n, share):
 def test_blocks_of_pairs_in_any_order():
     """Within a tap; the sums of columns run over taps all the same."""
     rows = random_rows(8, 200, 50, 0.4)
-    columns, entries, counts = taps_of_table(rows)
+    columns, entries, counts, _ = taps_of_table(rows)
     parts = zip(columns.split(counts), entries.split(counts), strict=True)
     shuffled = []
     for tap_columns, tap_entries in parts:
@@ -84,6 +84,38 @@ def test_a_map_and_its_mirror_share_their_blocks():
     kmap = kernel_map(random_sites(30, extent=6), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
     assert kmap.in_table.mirrored
     assert kmap.in_table.blocks is kmap.out_table.blocks
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_centre_of_a_submanifold_map_is_not_listed():
+    kmap = kernel_map(random_sites(60, 3, extent=5), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
+    table = kmap.out_table
+    assert table.blocks.identity == 13
+    assert all(block.counts[13] == 0 for block in table.blocks)
+    feats, weight = torch.randn(kmap.n_in, 7), torch.randn(27, 7, 5)
+    listed = PairBlocks(table.rows)
+    for mirrored in (False, True):
+        ours, theirs = (
+            kernels.gather_gemm(
+                feats, weight, None, table.rows, None, None, mirrored=mirrored, blocks=blocks
+            )
+            for blocks in (table.blocks, listed)
+        )
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_window_that_repeats_its_centre():
+    geometry = ConvGeometry.of_taps([(0,), (0,), (1,)], (1,), (1,), sites="same")
+    sites = random_sites(9, 1, extent=(40,))
+    table = kernel_map(sites, geometry).out_table
+    own = torch.arange(sites.num_rows, dtype=torch.int32)
+    assert torch.equal(table.rows[:2], own.expand(2, -1))
+    feats, weight = torch.randn(sites.num_rows, 4), torch.randn(3, 4, 4)
+    ours, theirs = (
+        kernels.gather_gemm(feats, weight, None, table.rows, None, None, mirrored=False, blocks=b)
+        for b in (table.blocks, None)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.usefixtures("small_blocks")

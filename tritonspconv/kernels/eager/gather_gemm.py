@@ -47,7 +47,8 @@ def gather_gemm(
     feats, matrices = feats.to(dtype), weight.to(dtype).unbind()
     if mirrored:
         matrices = matrices[::-1]
-    listed = list(PairBlocks(rows) if blocks is None else blocks)
+    blocks = PairBlocks(rows) if blocks is None else blocks
+    listed, identity = list(blocks), blocks.identity
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
     at_once = rows_in_cache(c_in, dtype)
     largest_tap = max((max(block.counts) for block in listed), default=0)
@@ -55,10 +56,18 @@ def gather_gemm(
     gathered = out.new_empty(min(max(at_once, largest_tap), len(products)), c_in)
     # Autocast would round the operands of the products below once more.
     with torch.autocast(feats.device.type, enabled=False):
-        for block, sums in zip(listed, out.split([len(b.ends) - 1 for b in listed]), strict=True):
-            made = products[: len(block.rows)]
+        start = 0
+        for block in listed:
+            end = start + len(block.ends) - 1
+            made, sums = products[: len(block.rows)], out[start:end]
             _multiply(feats, matrices, block, gathered, made)
-            sums.copy_(_sum_by_column(made, block))
+            if identity is None:
+                sums.copy_(_sum_by_column(made, block))
+            else:
+                # The rows are where they belong, and so are their products.
+                torch.mm(feats[start:end], matrices[identity], out=sums)
+                sums += _sum_by_column(made, block)
+            start = end
     if order is not None:
         out = torch.empty_like(out).index_copy_(0, order.long(), out)
     if bias is not None:

@@ -25,11 +25,13 @@ def table_of(pairs: TapPairs, n: int) -> Table:
 
     On a CPU, where no kernel reads the mask, it is None.
     """
-    columns, entries, counts = pairs
+    columns, entries, counts, identity = pairs
     rows = torch.full((len(counts), n), -1, dtype=torch.int32, device=columns.device)
     taps = zip(rows, columns.split(counts), entries.split(counts), strict=True)
     for row, places, values in taps:
         row.index_copy_(0, places.long(), values)
+    if identity is not None:
+        torch.arange(n, dtype=torch.int32, device=rows.device, out=rows[identity])
     mask = None if rows.device.type == "cpu" else mask_words(rows)
     return rows, mask, None, PairBlocks(rows, pairs)
 

@@ -23,7 +23,6 @@ def lookup_table(
     See :func:`tritonspconv.kernels.triton.neighbor_table.lookup_table` for the arguments.
     """
     n, volume, ndim = coords.shape[0], len(offsets), coords.shape[1] - 1
-    own = torch.arange(n, dtype=torch.int32, device=coords.device)
     zero = (0,) * ndim
     # Of opposite taps one is searched: who finds whom through the other is known then.
     opposite = {
@@ -36,7 +35,12 @@ def lookup_table(
     sites = sites_of(index, grid)
     assert sites.rows is not None, "a sorted index has rows"
     by_key = coords.index_select(0, sites.rows)
-    taps = [(own, own)] * volume
+    none = coords.new_empty(0)
+    taps = [(none, none)] * volume
+    centres = [v for v, offset in enumerate(offsets) if offset == zero]
+    own = torch.arange(n, dtype=torch.int32, device=coords.device)
+    for v in centres[1:]:
+        taps[v] = own, own
     for place, finder, found in found_rows(
         by_key, grid, (1,) * ndim, wanted, sites, grid, own_sites=True
     ):
@@ -44,7 +48,7 @@ def lookup_table(
     for v, mirror in opposite.items():
         finder, found = taps[mirror]
         taps[v] = found, finder
-    return table_of(TapPairs.joined(taps), n)
+    return table_of(TapPairs.joined(taps, centres[0] if centres else None), n)
 
 
 def reach_table(

@@ -41,22 +41,25 @@ class TapPairs(NamedTuple):
         columns: int32 [P], the table's columns.
         rows: int32 [P], their entries.
         counts: How many pairs each tap has; [V].
+        identity: A tap through which every column meets the row of its own number. Its pairs are
+            not listed.
     """
 
     columns: Tensor
     rows: Tensor
     counts: list[int]
+    identity: int | None = None
 
     @classmethod
-    def joined(cls, taps: list[tuple[Tensor, Tensor]]) -> TapPairs:
+    def joined(cls, taps: list[tuple[Tensor, Tensor]], identity: int | None = None) -> TapPairs:
         """Join the columns and entries of every tap, of any integer dtype."""
         columns = torch.cat([columns.int() for columns, _ in taps])
         rows = torch.cat([rows.int() for _, rows in taps])
-        return cls(columns, rows, [columns.shape[0] for columns, _ in taps])
+        return cls(columns, rows, [columns.shape[0] for columns, _ in taps], identity)
 
     def swapped(self) -> TapPairs:
         """Return the pairs of the table seen from the other side."""
-        return TapPairs(self.rows, self.columns, self.counts)
+        return self._replace(columns=self.rows, rows=self.columns)
 
 
 def taps_of_table(rows: Tensor) -> TapPairs:
@@ -95,13 +98,17 @@ class PairBlocks:
     Args:
         rows: int32 [V, n], a row or -1.
         pairs: The pairs of ``rows``, where they are known.
+
+    Attributes:
+        identity: The tap whose pairs the blocks leave out, see :class:`TapPairs`.
     """
 
-    __slots__ = ("_blocks", "_pairs", "_rows")
+    __slots__ = ("_blocks", "_pairs", "_rows", "identity")
 
     def __init__(self, rows: Tensor, pairs: TapPairs | None = None) -> None:
         self._rows = rows
         self._pairs = pairs
+        self.identity = None if pairs is None else pairs.identity
         self._blocks: list[PairBlock] | None = None
 
     def __iter__(self) -> Iterator[PairBlock]:
@@ -116,7 +123,7 @@ class PairBlocks:
 def _list_blocks(pairs: TapPairs, n: int) -> list[PairBlock]:
     if not n:
         return []
-    columns, rows, counts = pairs
+    columns, rows, counts, _ = pairs
     volume, total = len(counts), columns.shape[0]
     wanted = max(_PAIRS_PER_BLOCK, _PAIRS_PER_TAP * volume) * torch.get_num_threads()
     width = max(n * wanted // max(total, 1), 1)
@@ -139,7 +146,7 @@ def _list_blocks(pairs: TapPairs, n: int) -> list[PairBlock]:
 
 def _by_block(pairs: TapPairs, width: int, blocks: int) -> tuple[Tensor, Tensor, list[int]]:
     """Return columns and entries by block of ``width`` columns, then by tap; and their counts."""
-    columns, rows, counts = pairs
+    columns, rows, counts, _ = pairs
     volume, device = len(counts), columns.device
     taps = torch.repeat_interleave(
         torch.arange(volume, dtype=torch.int32, device=device),
