@@ -64,13 +64,9 @@ class TapPairs(NamedTuple):
 
 def taps_of_table(rows: Tensor) -> TapPairs:
     """List the pairs of a table [V, n]."""
-    present = rows >= 0
-    columns = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
-    return TapPairs(
-        columns.expand_as(rows).masked_select(present),
-        rows.masked_select(present),
-        present.sum(1, dtype=torch.int32).tolist(),
-    )
+    columns = [torch.nonzero(row >= 0).squeeze(1) for row in rows]
+    entries = [row.index_select(0, at) for row, at in zip(rows, columns, strict=True)]
+    return TapPairs.joined(list(zip(columns, entries, strict=True)))
 
 
 class PairBlock(NamedTuple):
