@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
@@ -74,9 +73,7 @@ class RepeatedSites:
         return out.index_put((self.first,), to_first, accumulate=True)
 
     def _sums(self, features: Tensor) -> Tensor:
-        # Cell -1 is one more, behind the others.
-        sums = features.new_zeros(len(self.first) + 1, features.shape[1])
-        return sums.index_put((self.cell,), features, accumulate=True)[:-1]
+        return ops.global_pool(features, self.cell, len(self.first), "sum")
 
     def _to_rows(self, features: Tensor) -> Tensor:
-        return pad(features, (0, 0, 0, 1))[self.cell]
+        return ops.global_broadcast(features, self.cell)

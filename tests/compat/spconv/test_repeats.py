@@ -97,3 +97,27 @@ def test_whether_rows_share_sites_is_asked_once(make, monkeypatch):
     )  # fmt: skip
     spconv.SparseSequential(*layers).to(x.features.device)(x)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", ["SubMConv3d", "SparseConv3d", "SparseInverseConv3d"])
+def test_rows_that_share_a_site_give_the_same_bits_on_several_threads(kind):
+    torch.set_num_threads(2)
+    indices = torch.randint(0, 6, (40_000, 4)).int()
+    indices[:, 0] = 0
+    x = SparseConvTensor(torch.randn(len(indices), 16), indices, [6, 6, 6], 1)
+    down = spconv.SparseConv3d(16, 16, 3, 2, 1, indice_key="k")
+    layers = {
+        "SubMConv3d": spconv.SubMConv3d(16, 16, 3),
+        "SparseConv3d": down,
+        "SparseInverseConv3d": spconv.SparseSequential(
+            down, spconv.SparseInverseConv3d(16, 16, 3, indice_key="k")
+        ),
+    }
+
+    def run():
+        feats = x.features.detach().requires_grad_()
+        out = layers[kind](x.replace_feature(feats)).features
+        return out.detach(), *torch.autograd.grad(out.square().sum(), feats)
+
+    first, second = run(), run()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
