@@ -41,8 +41,9 @@ class Taps(NamedTuple):
     first: int
 
 
-def _taps(steps: tuple[tuple[IntTuple, IntTuple], ...], in_planes: bool) -> list[Taps]:
-    corner = window_corner(tuple(offset for offset, _ in steps))
+def _taps(
+    steps: tuple[tuple[IntTuple, IntTuple], ...], corner: IntTuple, in_planes: bool
+) -> list[Taps]:
     parts = []
     for first in range(0, len(steps), 32):
         part = [(_minus(offset, corner), limit) for offset, limit in steps[first : first + 32]]
@@ -76,12 +77,13 @@ def window_taps(offsets: Offsets, *, in_planes: bool = False) -> list[Taps]:
         in_planes: Take equal planes together, for kernels to run through in a loop. They compile
             several times faster, and the lookups of one plane wait for those of the last.
     """
-    return _taps(tuple((offset, (1,) * len(offset)) for offset in offsets), in_planes)
+    steps = tuple((offset, (1,) * len(offset)) for offset in offsets)
+    return _taps(steps, window_corner(offsets), in_planes)
 
 
 def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
-    return _taps(reach_steps(offsets, stride, divide), in_planes=False)
+    return _taps(reach_steps(offsets, stride, divide), window_corner(offsets), in_planes=False)
 
 
 def window_corner(offsets: Offsets) -> IntTuple:
