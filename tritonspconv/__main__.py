@@ -81,9 +81,9 @@ def _describe(device: torch.device) -> str:
     if back_end == "eager":
         kernels = "vectorised torch: Triton kernels need sm_80 or newer"
     else:
-        launch = kernels_for("_launch", device)
-        kernels = "Triton kernels, " + ("direct" if launch.hands_values else "Triton's own")
-        kernels += " launches"
+        from tritonspconv.kernels.triton._launch import hands_values
+
+        kernels = f"Triton kernels, {'direct' if hands_values else 'ordinary'} launches"
     return f"{properties.name} ({arch}, {properties.total_memory >> 30} GiB), {kernels}"
 
 
