@@ -158,7 +158,7 @@ class ConvGeometry:
         """Number of spatial axes."""
         return len(self.kernel_size)
 
-    @property
+    @cached_property
     def kernel_volume(self) -> int:
         """Number of taps."""
         return len(self.taps) or math.prod(self.kernel_size)
@@ -179,7 +179,7 @@ class ConvGeometry:
             return tuple(itertools.product(*axes))
         return tuple(offset[::-1] for offset in itertools.product(*axes[::-1]))
 
-    @property
+    @cached_property
     def has_center(self) -> bool:
         """True when some tap has offset zero, through which a submanifold row sees itself."""
         return (0,) * self.ndim in self.offsets
@@ -196,7 +196,7 @@ class ConvGeometry:
             for offset, mirror in zip(self.offsets, self.offsets[::-1], strict=True)
         )
 
-    @property
+    @cached_property
     def max_outputs_per_input(self) -> int:
         """Largest number of outputs that one input can feed."""
         if not self.transposed and not self.taps and self.dilation == (1,) * self.ndim:

@@ -64,7 +64,7 @@ def test_arguments_share_a_compiled_kernel_where_triton_compiles_them_alike(
             kernel[(1,)](*ARGUMENTS[name], BLOCK=16, enable_fp_fusion=True)
     with record_launches():
         for name in (first, second):
-            bound._launch((1,), torch.device("cuda", 0), ARGUMENTS[name])
+            bound._launch((1,), 0, ARGUMENTS[name])
     assert len(bound.compiled) == len(apart)
 
 
@@ -78,7 +78,7 @@ def test_a_kernel_that_does_not_take_the_values_is_launched_by_triton(monkeypatc
     monkeypatch.setattr(
         _launch.BoundKernel, "_launch_by_triton", lambda _self, *call: by_triton.append(call)
     )
-    call = (1,), torch.device("cuda", 0), ARGUMENTS["usual"]
+    call = (1,), 0, ARGUMENTS["usual"]
     bound._launch(*call)
     with pytest.warns(RuntimeWarning, match=r"takes exactly 3 arguments.*Please report this"):
         bound._launch(*call)
@@ -105,7 +105,7 @@ compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
 triton.runtime.driver.set_active(SimpleNamespace(utils=driver.CudaUtils()))
 launcher = driver.CudaLauncher(source, compiled.metadata)
 compiled = SimpleNamespace(run=launcher, function=4321, packed_metadata=compiled.packed_metadata)
-values = [1000, None, -11, (12, 13), 14]
+values = (1000, None, -11, (12, 13), 14)
 assert _launch.hands_values
 _launch._runner(compiled, ((2, 3), 7))((5, 6), 0, values)
 _launch._is_bare = lambda launcher: False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,6 +70,14 @@ class Grid:
     def ndim(self) -> int:
         """Number of spatial axes."""
         return len(self.shape)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Kept, since every look for a kernel map asks for it.
+        return hash((self.lower, self.shape, self.batch_size, self.bounded))
 
     @property
     def num_cells(self) -> int:

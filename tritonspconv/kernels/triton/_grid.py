@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -96,7 +96,7 @@ def _seal(values: IntTuple) -> IntTuple:
     return tuple(4 * x + 2 for x in values)
 
 
-def box_args(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
+def seal_box(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
     """Return a grid's lower corner and shape as kernel arguments, sealed; kernels ``unseal`` them.
 
     Sealed, Triton does not specialise on them. ``do_not_specialize`` does not reach into tuples: an
@@ -106,9 +106,17 @@ def box_args(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
     return _seal(grid.lower), _seal(grid.shape)
 
 
+def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Offsets) -> tuple[Any, ...]:
+    """Return the kernel arguments that say where a window lies, sealed but for the first.
+
+    Batch size, the grid that its taps lead to, the grid of the rows, the window's corner.
+    """
+    batch_size = min(grid.batch_size, own_grid.batch_size)
+    return batch_size, *seal_box(grid), *seal_box(own_grid), _sealed_corner(offsets)
+
+
 @functools.lru_cache(maxsize=512)
-def corner_arg(offsets: Offsets) -> IntTuple:
-    """Return a window's corner as a kernel argument, sealed like those of :func:`box_args`."""
+def _sealed_corner(offsets: Offsets) -> IntTuple:
     return _seal(window_corner(offsets))
 
 
@@ -131,4 +139,4 @@ def index_args(index: SiteIndex) -> tuple[Tensor | int | None, ...]:
 
     The size is log2 of a block's keys, or the number of sorted keys.
     """
-    return index.table, index.rows, index.shift if index.kind == "blocks" else len(index.table)
+    return index.table, index.rows, index.shift if index.kind == "blocks" else index.table.shape[0]

@@ -28,7 +28,7 @@ def popcount(x):
 
 @triton.jit
 def unseal(value):
-    """Undo the sealing of ``_grid.box_args``."""
+    """Undo the sealing of ``_grid.seal_box``."""
     return value >> 2
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,6 +26,24 @@ hands_values = triton.__version__.startswith(_KNOWN_VERSIONS)
 
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
 
+Take = Callable[..., tuple[Any, ...] | None]
+Run = Callable[[tuple[int, ...], int, tuple[Any, ...]], None]
+
+
+class CompiledKernel(NamedTuple):
+    """A kernel compiled for one device and one kind of run-time arguments.
+
+    Attributes:
+        device_index: The CUDA device.
+        take: From arguments to the values that the kernel is handed; None where they are of another
+            kind.
+        run: Launches it for a grid, a stream and values.
+    """
+
+    device_index: int
+    take: Take
+    run: Run
+
 
 class BoundKernel:
     """A jitted kernel with its constexpr arguments and options; made by :func:`bind`.
@@ -33,8 +51,7 @@ class BoundKernel:
     Attributes:
         kernel: The jitted function.
         meta: Its constexpr arguments and Triton's options.
-        compiled: What was compiled so far, by device and kind of run-time arguments. Filled once a
-            kind; nothing is tuned.
+        compiled: What was compiled so far. One for each kind of arguments; nothing is tuned.
         takes_values: Whether compiled kernels took what they were handed so far.
     """
 
@@ -42,8 +59,8 @@ class BoundKernel:
 
     def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
         self.kernel, self.meta = kernel, meta
-        self.compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
-        self.takes_values = True
+        self.compiled: list[CompiledKernel] = []
+        self.takes_values = hands_values
         # An interpreted kernel has no such list, and needs none.
         unspecialized = getattr(kernel, "do_not_specialize", ())
         self._is_plain = tuple(name in unspecialized for name in kernel.arg_names)
@@ -56,48 +73,42 @@ class BoundKernel:
             device: Where the tensors are; made current for the launch when it is not.
             args: The kernel's run-time arguments, in order.
         """
-        if device.type != "cuda":
+        index = device.index
+        if index is None:
             self._launch_by_triton(grid, args)
-        elif device.index != torch.cuda.current_device():
+        elif index != torch._C._cuda_getDevice():
             with torch.cuda.device(device):
-                self._launch(grid, device, args)
+                self._launch(grid, index, args)
         else:
-            self._launch(grid, device, args)
+            self._launch(grid, index, args)
 
     def _launch_by_triton(self, grid: tuple[int, ...], args: tuple[Any, ...]) -> Any:
         return self.kernel[grid](*args, enable_fp_fusion=True, **self.meta)
 
-    def _launch(self, grid: tuple[int, ...], device: torch.device, args: tuple[Any, ...]) -> None:
-        if not (hands_values and self.takes_values) or _has_hooks():
+    def _launch(self, grid: tuple[int, ...], device_index: int, args: tuple[Any, ...]) -> None:
+        if not self.takes_values or _has_hooks():
             self._launch_by_triton(grid, args)
             return
-        kind: list[Any] = [device.index]
-        values: list[Any] = []
-        # Small networks spend much of their time here: plain tests, the frequent ones first.
-        for arg, plain in zip(args, self._is_plain, strict=False):
-            if isinstance(arg, Tensor):
-                address = arg.data_ptr()
-                values.append(address)
-                kind.append(arg.dtype)
-                if address % 16:
-                    kind.append("unaligned")
-            else:
-                values.append(arg)
-                if arg is None:
-                    kind.append(None)
-                elif plain and type(arg) is int:
-                    kind.append(-_INT32 <= arg < _INT32)
-                else:
-                    kind.append(_kind(arg))
-        key = tuple(kind)
-        run = self.compiled.get(key)
-        if run is None:
-            compiled = self._launch_by_triton(grid, args)
-            constants = tuple(self.meta[name] for name in self.kernel.arg_names[len(args) :])
-            self.compiled[key] = _runner(compiled, constants)
-            return
+        for index, take, run in self.compiled:
+            values = take(*args) if index == device_index else None
+            if values is not None:
+                self._run(run, grid, device_index, args, values)
+                return
+        compiled = self._launch_by_triton(grid, args)
+        constants = tuple(self.meta[name] for name in self.kernel.arg_names[len(args) :])
+        take, run = _taker(args, self._is_plain), _runner(compiled, constants)
+        self.compiled.append(CompiledKernel(device_index, take, run))
+
+    def _run(
+        self,
+        run: Run,
+        grid: tuple[int, ...],
+        device_index: int,
+        args: tuple[Any, ...],
+        values: tuple[Any, ...],
+    ) -> None:
         try:
-            run(grid, torch._C._cuda_getCurrentRawStream(device.index), values)
+            run(grid, torch._C._cuda_getCurrentRawStream(device_index), values)
         except TypeError as error:
             warnings.warn(
                 f"Triton {triton.__version__} does not take the arguments of "
@@ -140,13 +151,58 @@ def compiled_kernels() -> list[Any]:
     return [bound.kernel for bound in _bound.values() for _ in bound.compiled]
 
 
-def _runner(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
+def _taker(args: tuple[Any, ...], is_plain: tuple[bool, ...]) -> Take:
+    """Return ``take`` of :class:`CompiledKernel` for arguments of the kind of these.
+
+    Pointers become addresses. Small networks spend much of their time here, and a loop over the
+    arguments takes three times as long as code written for them, which this writes.
+    """
+    known: dict[str, Any] = {"kind": _kind}
+    addresses, values, tests, aligned = [], [], [], []
+    for place, (arg, plain) in enumerate(zip(args, is_plain, strict=False)):
+        name = f"a{place}"
+        value = name
+        if isinstance(arg, Tensor):
+            value = f"p{place}"
+            addresses.append(f"{value} = {name}.data_ptr()")
+            known[f"t{place}"] = arg.dtype
+            tests.append(f"{name}.dtype is t{place}")
+            if arg.data_ptr() % 16:
+                tests.append(f"{value} % 16")
+            else:
+                aligned.append(value)
+        elif arg is None:
+            tests.append(f"{name} is None")
+        elif plain and type(arg) is int:
+            small = f"{-_INT32} <= {name} < {_INT32}"
+            tests.append(small if -_INT32 <= arg < _INT32 else f"not {small}")
+        else:
+            known[f"k{place}"] = _kind(arg)
+            tests.append(f"kind({name}) == k{place}")
+        values.append(value)
+    if aligned:
+        tests.append(f"({' | '.join(aligned)}) % 16 == 0")
+    names = ", ".join(f"a{place}" for place in range(len(args)))
+    source = "\n".join([
+        f"def take({names}):",
+        "    try:",
+        *(f"        {line}" for line in addresses),
+        f"        return ({', '.join(values)},) if {' and '.join(tests)} else None",
+        "    except AttributeError:  # no tensor where one was",
+        "        return None",
+    ])  # fmt: skip
+    exec(source, known)
+    take: Take = known["take"]
+    return take
+
+
+def _runner(compiled: Any, constants: tuple[Any, ...]) -> Run:
     """Return what runs a compiled kernel for a grid, a stream and the values of its arguments."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     hooks = None, None, None
     if not _is_bare(run):
 
-        def run_by_launcher(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+        def run_by_launcher(grid: tuple[int, ...], stream: int, values: tuple[Any, ...]) -> None:
             x, y, z = (*grid, 1, 1)[:3]
             run(x, y, z, stream, function, metadata, *hooks, *values, *constants)
 
@@ -158,7 +214,7 @@ def _runner(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
     if hasattr(run, "kernel_signature"):  # from Triton 3.7 on
         between = (*options, metadata, *hooks, *scratch, run.arg_annotations, run.kernel_signature)
 
-        def run_signed(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+        def run_signed(grid: tuple[int, ...], stream: int, values: tuple[Any, ...]) -> None:
             x, y, z = (*grid, 1, 1)[:3]
             launch(x, y, z, stream, function, *between, (*values, *constants))
 
@@ -166,7 +222,7 @@ def _runner(compiled: Any, constants: tuple[Any, ...]) -> Callable[..., None]:
 
     before = *options, *scratch, metadata, *hooks
 
-    def run_directly(grid: tuple[int, ...], stream: int, values: list[Any]) -> None:
+    def run_directly(grid: tuple[int, ...], stream: int, values: tuple[Any, ...]) -> None:
         x, y, z = (*grid, 1, 1)[:3]
         launch(x, y, z, stream, function, *before, *values, *constants)
 
@@ -182,7 +238,7 @@ def _is_bare(run: Any) -> bool:
 
 def _has_hooks() -> bool:
     runtime = triton.knobs.runtime
-    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls or runtime.debug)
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
 @functools.lru_cache(maxsize=4096, typed=True)

@@ -9,6 +9,7 @@ entries are written once, in contiguous runs.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -22,7 +23,6 @@ from tritonspconv.kernels.triton._grid import (
     Offsets,
     Taps,
     box_args,
-    corner_arg,
     index_args,
     is_narrow,
     window_taps,
@@ -158,17 +158,16 @@ def _lookup(
     if n == 0:
         return rows, rows.new_empty(words, 0), None
     own = (None, None, 0) if own_index is None else index_args(own_index)
+    own_kind = None if own_index is None else own_index.kind
     inputs = coords, *index_args(index), *own
-    batch_size = min(grid.batch_size, own_grid.batch_size)
-    boxes = batch_size, *box_args(grid), *box_args(own_grid), corner_arg(offsets)
     blocks = (num_blocks(n, _BLOCK_N),)
     bound = functools.partial(
-        _bind_lookup, offsets, stride, divide, center, is_narrow(grid, offsets, stride), index.kind,
-        None if own_index is None else own_index.kind,
-    )  # fmt: skip
+        _bind_lookup, offsets, stride, divide, center, index.kind, own_kind, grid, own_grid
+    )
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
     if not has_order(n, volume):
-        for run, first in bound("plain"):
+        kernels, boxes = bound("plain")
+        for run, first in kernels:
             run(
                 blocks, device,
                 *inputs, None, None, None, rows, mask, None, None, n, first, *boxes,
@@ -177,17 +176,35 @@ def _lookup(
     found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
     groups = tap_groups(offsets, device)
-    ((look, _),) = bound("masks")
+    ((look, _),), boxes = bound("masks")
     look(blocks, device, *inputs, None, None, groups, None, found, None, keys, n, 0, *boxes)
     permutation = torch.sort(keys, stable=True)[1]
     order = torch.empty(n, dtype=torch.int32, device=device)
-    ((fill, _),) = bound("ordered")
+    ((fill, _),), _ = bound("ordered")
     fill(blocks, device, *inputs, permutation, found, None, rows, mask, order, None, n, 0, *boxes)
     return rows, mask, order
 
 
 @functools.lru_cache(maxsize=1024)
 def _bind_lookup(
+    offsets: Offsets,
+    stride: tuple[int, ...],
+    divide: bool,
+    center: int,
+    kind: IndexKind,
+    own_kind: IndexKind | None,
+    grid: CellGrid,
+    own_grid: CellGrid,
+    stage: str,
+) -> tuple[list[tuple[BoundKernel, int]], tuple[Any, ...]]:
+    """Return the kernels of a lookup, with the first tap of each, and their last arguments."""
+    narrow = is_narrow(grid, offsets, stride)
+    kernels = _lookup_kernels(offsets, stride, divide, center, narrow, kind, own_kind, stage)
+    return kernels, box_args(grid, own_grid, offsets)
+
+
+@functools.lru_cache(maxsize=1024)
+def _lookup_kernels(
     offsets: Offsets,
     stride: tuple[int, ...],
     divide: bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +13,13 @@ from torch import Tensor
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._blocks import num_blocks
-from tritonspconv.kernels.triton._grid import box_args, corner_arg, is_narrow, window_steps
+from tritonspconv.kernels.triton._grid import (
+    Offsets,
+    box_args,
+    is_narrow,
+    seal_box,
+    window_steps,
+)
 from tritonspconv.kernels.triton._index import (
     LAST_ROW,
     find_ranks,
@@ -197,14 +204,27 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
         insert = bind(insert_kernel, NDIM=coords.shape[1] - 1, BLOCK_N=_BLOCK_N)
         insert(
             (num_blocks(n, _BLOCK_N),), device,
-            coords, memory, n, n_blocks, grid.batch_size, *box_args(grid), shift,
+            coords, memory, n, n_blocks, grid.batch_size, *seal_box(grid), shift,
         )  # fmt: skip
     return SiteIndex("blocks", memory, memory[n_blocks:-1], shift)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=1024)
 def _bind_reach(
-    offsets: tuple[tuple[int, ...], ...], stride: tuple[int, ...], divide: bool, narrow: bool
+    offsets: Offsets,
+    stride: tuple[int, ...],
+    divide: bool,
+    grid: CellGrid,
+    own_grid: CellGrid,
+) -> tuple[list[BoundKernel], list[BoundKernel], tuple[Any, ...]]:
+    """Return the kernels that mark and that write what is reached, and their last arguments."""
+    mark, write = _reach_kernels(offsets, stride, divide, is_narrow(grid, offsets, stride))
+    return mark, write, box_args(grid, own_grid, offsets)
+
+
+@functools.lru_cache(maxsize=512)
+def _reach_kernels(
+    offsets: Offsets, stride: tuple[int, ...], divide: bool, narrow: bool
 ) -> tuple[list[BoundKernel], list[BoundKernel]]:
     """Return the kernels that mark and that write what a window reaches, 32 steps each."""
     metas = [
@@ -250,15 +270,13 @@ def reached_sites(
     n_words = num_blocks(cells, 32)
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
-    mark, write = _bind_reach(offsets, stride, divide, is_narrow(grid, offsets, stride))
-    batch_size = min(grid.batch_size, own_grid.batch_size)
-    boxes = n, batch_size, *box_args(grid), *box_args(own_grid), corner_arg(offsets)
+    mark, write, boxes = _bind_reach(offsets, stride, divide, grid, own_grid)
     blocks = (num_blocks(n, _BLOCK_N),)
     for run in mark:
-        run(blocks, device, coords, words, *boxes)
+        run(blocks, device, coords, words, n, *boxes)
     rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
     rank((word_blocks,), device, words, n_words)
     out = torch.empty(int(words[-1]), coords.shape[1], dtype=torch.int32, device=device)
     for run in write:
-        run(blocks, device, coords, words, out, *boxes)
+        run(blocks, device, coords, words, out, n, *boxes)
     return out, SiteIndex("bitmap", words, None)
