@@ -37,12 +37,13 @@ class Mixture(ME.MinkowskiModuleBase):
 
 def test_d30_and_d31_layers_of_downstream_code(make):
     x = make(40, channels=3)
-    down, up = Mixture((3, 5), 2, transposed=False), Mixture((5, 2), 2, transposed=True)
+    down = Mixture((3, 5), 2, transposed=False).to(x.device)
+    up = Mixture((5, 2), 2, transposed=True).to(x.device)
     out = up(down(x))
     assert out.coordinate_map_key == x.coordinate_map_key
     assert out.shape == (40, 2)
     for layer, cls in ((down, ME.MinkowskiConvolution), (up, ME.MinkowskiConvolutionTranspose)):
-        twin = cls(*layer.kernels.shape[2:], 3, stride=2, dimension=3)
+        twin = cls(*layer.kernels.shape[2:], 3, stride=2, dimension=3).to(x.device)
         with torch.no_grad():
             twin.kernel.copy_(torch.einsum("e,evio->vio", layer.weights, layer.kernels))
         given = x if layer is down else down(x)
@@ -60,5 +61,5 @@ def test_b5_49_algorithms_and_allocators_change_nothing(make):
     twin = ME.SparseTensor(x.F, x.C, **labels)
     assert twin.coordinate_manager.minkowski_algorithm == labels["minkowski_algorithm"]
     for mode in _C.ConvolutionMode:
-        layer = ME.MinkowskiConvolution(3, 4, 3, convolution_mode=mode, dimension=3)
+        layer = ME.MinkowskiConvolution(3, 4, 3, convolution_mode=mode, dimension=3).to(x.device)
         assert torch.equal(layer(x).F, layer(twin).F)
