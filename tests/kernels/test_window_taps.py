@@ -45,12 +45,9 @@ def test_equal_planes_are_taken_together(size, planes, order):
         size = size[::-1]
     geometry = ConvGeometry.submanifold(size, tuple(range(2, 2 + len(size))), order)
     offsets = geometry.offsets
-    (taps,) = window_taps(offsets, in_planes=True)
+    (taps,) = window_taps(offsets)
     assert taps.planes == planes
     assert listed(taps, window_corner(offsets)) == list(offsets)
-    (flat,) = window_taps(offsets)
-    assert flat.planes == 1
-    assert listed(flat, window_corner(offsets)) == list(offsets)
 
 
 def test_any_taps_are_listed_in_order_32_at_a_time():
@@ -58,11 +55,10 @@ def test_any_taps_are_listed_in_order_32_at_a_time():
     scattered = torch.randint(-9, 9, (70, 3), generator=generator).tolist()
     for taps in (scattered, ConvGeometry.submanifold((3,) * 4, (1,) * 4).offsets):
         offsets = tuple(map(tuple, taps))
-        for in_planes in (False, True):
-            parts = window_taps(offsets, in_planes=in_planes)
-            assert [part.first for part in parts] == list(range(0, len(offsets), 32))
-            found = [listed(part, window_corner(offsets)) for part in parts]
-            assert list(itertools.chain(*found)) == list(offsets)
+        parts = window_taps(offsets)
+        assert [part.first for part in parts] == list(range(0, len(offsets), 32))
+        found = [listed(part, window_corner(offsets)) for part in parts]
+        assert list(itertools.chain(*found)) == list(offsets)
 
 
 @pytest.mark.compile

@@ -69,16 +69,13 @@ def _plane_volume(taps: list[tuple[IntTuple, IntTuple]]) -> int:
     return len(taps)
 
 
-def window_taps(offsets: Offsets, *, in_planes: bool = False) -> list[Taps]:
-    """Return the taps of a window, 32 at a time.
+def window_taps(offsets: Offsets) -> list[Taps]:
+    """Return the taps of a window, 32 at a time, equal planes together.
 
-    Args:
-        offsets: V tap offsets.
-        in_planes: Take equal planes together, for kernels to run through in a loop. They compile
-            several times faster, and the lookups of one plane wait for those of the last.
+    Kernels run through the planes in a loop, and compile several times faster for that.
     """
     steps = tuple((offset, (1,) * len(offset)) for offset in offsets)
-    return _taps(steps, window_corner(offsets), in_planes)
+    return _taps(steps, window_corner(offsets), in_planes=True)
 
 
 def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:

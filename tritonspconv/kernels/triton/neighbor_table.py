@@ -116,11 +116,15 @@ def lookup_kernel(
                         begin, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW
                     )
                     if STAGE == "ordered":
-                        valid = mask_n & (((bits >> v) & 1) != 0)
+                        valid = mask_n & (((bits >> (plane * V + v)) & 1) != 0)
+                    if CENTER >= 0 and v == CENTER % V:
+                        # Not looked up: a row outside the grid, which sees itself, has no key.
+                        at_center = mask_n & (plane == CENTER // V)
+                        valid = valid & (plane != CENTER // V)
                     other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
                     if CENTER >= 0 and v == CENTER % V:
-                        other = tl.where(plane == CENTER // V, row, other)
-                        found = tl.where(plane == CENTER // V, mask_n, found)
+                        other = tl.where(at_center, row, other)
+                        found = at_center | found
                 entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
                 if STAGE != "ordered":
                     bits = bits | (found.to(tl.int32) << (plane * V + v))
@@ -214,11 +218,7 @@ def _lookup_kernels(
     own_kind: IndexKind | None,
     stage: str,
 ) -> list[tuple[BoundKernel, int]]:
-    """Return the kernels that look a window up, 32 taps each, and the first tap of each.
-
-    Stage "plain" loops over planes of taps: few rows have no use for more lookups at a time, and
-    small networks begin sooner where kernels compile faster.
-    """
+    """Return the kernels that look a window up, 32 taps each, and the first tap of each."""
     return [
         (
             bind(
@@ -228,7 +228,7 @@ def _lookup_kernels(
             ),
             taps.first,
         )
-        for taps in window_taps(offsets, in_planes=stage == "plain")
+        for taps in window_taps(offsets)
     ]  # fmt: skip
 
 
