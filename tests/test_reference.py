@@ -238,3 +238,16 @@ def test_empty():
     assert reference.conv(torch.zeros(0, 2), torch.zeros(9, 2, 4), [], 0).shape == (0, 4)
     assert reference.pool(torch.zeros(0, 2), [], 0, "max").shape == (0, 2)
     assert reference.to_dense(torch.zeros(0, 2), coords, box((3, 4))).shape == (2, 2, 3, 4)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_channel_norm_is_batch_norm_in_evaluation(affine):
+    norm = torch.nn.BatchNorm1d(5, eps=1e-3, affine=affine, dtype=torch.float64).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    if affine:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    x = torch.randn(7, 5, dtype=torch.float64)
+    vectors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    torch.testing.assert_close(reference.channel_norm(x, *vectors, 1e-3), norm(x))

@@ -163,6 +163,20 @@ def conv(
     return out if bias is None else out + bias
 
 
+def channel_norm(
+    feats: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return ``(feats - mean) / sqrt(variance + eps) * weight + bias``, vectors ``[C]``."""
+    out = (feats - mean) / (variance + eps).sqrt()
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
 def channelwise_conv(
     feats: Tensor, weight: Tensor, triples: Iterable[Triple], n_out: int
 ) -> Tensor:

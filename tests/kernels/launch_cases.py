@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
     gather_gemm,
@@ -104,6 +105,11 @@ def _reach_case(
     )
 
 
+def _norm(channels: int, dtype: torch.dtype, affine: bool = True) -> ChannelNorm:
+    vector = torch.zeros(channels, dtype=dtype)
+    return ChannelNorm(vector, vector, *(vector, vector) if affine else (None, None))
+
+
 def _gather_gemm_case(
     n: int,
     c_in: int,
@@ -113,6 +119,7 @@ def _gather_gemm_case(
     dgrad: bool = False,
     precision: str = "ieee",
     fused: bool = False,
+    norm: ChannelNorm | None = None,
 ) -> None:
     weight = torch.zeros(c_out, volume, c_in, dtype=dtype).permute(1, 2, 0)
     feats = torch.zeros(n, c_out if dgrad else c_in, dtype=dtype)
@@ -123,8 +130,9 @@ def _gather_gemm_case(
         *_table(volume, n, ordered=n >= MANY),
         mirrored=dgrad,
         precision=precision,
+        norm=norm,
         residual=torch.zeros(n, c_out, dtype=dtype) if fused else None,
-        relu=fused,
+        relu=fused or norm is not None,
     )
 
 
@@ -142,14 +150,15 @@ def _weight_grad_case(
     )
 
 
-def _parts_cases(c_in: int, c_out: int, with_low: bool) -> None:
+def _parts_cases(c_in: int, c_out: int, with_low: bool, norm: bool = False) -> None:
     feats, weight, grad = (
         half_parts.split_half(x, with_low=with_low)
         for x in (torch.zeros(MANY, c_in), torch.zeros(27, c_in, c_out), torch.zeros(MANY, c_out))
     )
     gather_gemm.gather_gemm(
-        feats, weight, torch.zeros(c_out), *_table(27, MANY, ordered=True), mirrored=False
-    )
+        feats, weight, torch.zeros(c_out), *_table(27, MANY, ordered=True), mirrored=False,
+        norm=_norm(c_out, torch.float32) if norm else None, relu=norm,
+    )  # fmt: skip
     weight_grad.weight_grad(
         feats, grad,
         torch.zeros(2, MANY, dtype=torch.int32), torch.zeros(28, dtype=torch.int64),
@@ -199,6 +208,10 @@ def _gemm_cases() -> list[tuple[str, Case]]:
         ("tf32x3", (MANY, 64, 64, single, 27, False, "tf32x3")),
         ("tf32", (MANY, 64, 64, single, 27, False, "tf32")),
         ("fused", (MANY, 32, 32, half, 27, False, "ieee", True)),
+        ("norm", (MANY, 64, 64, half, 27, False, "ieee", True, _norm(64, single))),
+        ("norm-256", (50_000, 256, 256, bfloat, 27, False, "ieee", False, _norm(256, bfloat))),
+        ("norm-f32", (MANY, 64, 64, single, 27, False, "ieee", False, _norm(64, single, False))),
+        ("norm-f64", (FEW, 20, 40, double, 27, False, "ieee", True, _norm(40, double))),
     ]
     return [(f"gather_gemm-{name}", partial(_gather_gemm_case, *args)) for name, args in shapes]
 
@@ -243,6 +256,7 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     *_weight_grad_cases(),
     ("parts-2-64", partial(_parts_cases, 64, 64, True)),
     ("parts-2-odd", partial(_parts_cases, 33, 260, True)),
+    ("parts-2-norm", partial(_parts_cases, 64, 128, True, True)),
     ("parts-1-128", partial(_parts_cases, 128, 128, False)),
     ("pool-max", partial(_pool_case, "max", torch.float16, True)),
     ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests._oracle import table_triples
 from tritonspconv import reference
 from tritonspconv.kernel_map import NeighborTable
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager import gather_gemm as eager
 from tritonspconv.testing import assert_close
 
@@ -41,20 +42,26 @@ def launch(module, feats, weight, bias, table, mirrored=False, **how) -> Tensor:
     )
 
 
-def check(feats, weight, bias, table, mirrored=False, **how) -> None:
-    out = launch(kernels, feats, weight, bias, table, mirrored, **how)
+def check(feats, weight, bias, table, mirrored=False, norm=None, **how) -> None:
+    out = launch(kernels, feats, weight, bias, table, mirrored, norm=norm, **how)
     n_out = table.rows.shape[1]
     triples = table_triples(table._replace(mirrored=mirrored))
 
     def oracle(dtype):
         low = [x if x is None else x.detach().cpu().to(dtype) for x in (feats, weight, bias)]
-        return reference.conv(low[0], low[1], triples, n_out, low[2])
+        out = reference.conv(low[0], low[1], triples, n_out, low[2])
+        if norm is None:
+            return out
+        return reference.channel_norm(out, *norm.each(lambda x: x.cpu().to(dtype)))
 
     truth, plain = oracle(torch.float64), oracle(feats.dtype)
     assert out.dtype == feats.dtype
     assert_close(out, truth, eager=plain, name="triton")
     assert_close(
-        launch(eager, feats, weight, bias, table, mirrored), truth, eager=plain, name="torch"
+        launch(eager, feats, weight, bias, table, mirrored, norm=norm),
+        truth,
+        eager=plain,
+        name="torch",
     )
 
 
@@ -143,6 +150,51 @@ def test_residual_and_relu_come_before_rounding(triton_device, ordered, relu):
     for module, how in ((kernels, {"config": FIXED}), (eager, {})):
         out = launch(module, feats, weight, bias, table, residual=residual, relu=relu, **how)
         torch.testing.assert_close(out.double(), exact, rtol=2**-11 + 1e-5, atol=1e-5)
+
+
+def random_norm(channels: int, dtype, device, *, weight=True, bias=True) -> ChannelNorm:
+    mean, shift = torch.randn(2, channels).to(device, dtype)
+    variance, scale = torch.rand(2, channels).add(0.5).to(device, dtype)
+    return ChannelNorm(mean, variance, scale if weight else None, shift if bias else None, 1e-3)
+
+
+@pytest.mark.parametrize("weight", [True, False], ids=["weight", "no-weight"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@every_dtype
+def test_norm(triton_device, dtype, bias, weight):
+    table = random_table(9, 70, 60, triton_device, ordered=True)
+    norm = random_norm(17, dtype, triton_device, weight=weight, bias=bias)
+    feats, matrices, offset = operands(9, 60, 10, 17, dtype, triton_device)
+    check(feats, matrices, offset if weight else None, table, norm=norm, config=FIXED)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("c_in", "c_out"), [(16, 16), (17, 33), (64, 64), (128, 256)])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+def test_norm_with_the_chosen_tiles(triton_device, c_in, c_out, dtype):
+    table = random_table(27, 3000, 2000, triton_device)
+    norm = random_norm(c_out, dtype, triton_device)
+    check(*operands(27, 2000, c_in, c_out, dtype, triton_device), table, norm=norm)
+
+
+@pytest.mark.parametrize("vectors", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_norm_of_any_dtype_comes_before_residual_and_relu_and_rounding(
+    triton_device, dtype, vectors
+):
+    table = random_table(9, 70, 60, triton_device)
+    feats, weight, bias = operands(9, 60, 10, 17, dtype, triton_device)
+    norm = random_norm(17, vectors, triton_device)
+    residual = torch.randn(70, 17).to(triton_device, dtype)
+    exact = launch(eager, feats.double(), weight.double(), bias.double(), table)
+    exact = reference.channel_norm(exact, *norm.each(Tensor.double)) + residual
+    error = {torch.float16: 2**-11 + 1e-5, torch.float64: 1e-13}[dtype]
+    for module, how in ((kernels, {"config": FIXED}), (eager, {})):
+        out = launch(
+            module, feats, weight, bias, table, norm=norm, residual=residual, relu=True, **how
+        )
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), exact.relu(), rtol=error, atol=error)
 
 
 @pytest.mark.parametrize(

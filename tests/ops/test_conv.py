@@ -14,7 +14,7 @@ from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
-from tritonspconv.ops import sparse_conv
+from tritonspconv.ops import ChannelNorm, sparse_conv
 from tritonspconv.testing import assert_close, block_sites, random_sites, surface_sites
 
 per_device = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -600,3 +600,84 @@ def test_residual_of_another_shape_is_refused():
     feats, weight, _ = operands(kmap, 3, 4)
     with pytest.raises(ValueError, match=r"residual must be \[20, 4\]"):
         sparse_conv(feats, weight, kmap, residual=torch.zeros(20, 3))
+
+
+def random_norm(channels: int, device, dtype=torch.float64) -> ChannelNorm:
+    """Statistics, and a weight and a bias that ask for gradients."""
+    mean, shift = torch.randn(2, channels).to(device, dtype)
+    variance, scale = torch.rand(2, channels).add(0.5).to(device, dtype)
+    return ChannelNorm(mean, variance, scale.requires_grad_(), shift.requires_grad_(), 1e-3)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@every_kind
+def test_norm(device, geometry, relu):
+    """Before residual and ReLU, with the gradients of batch norm."""
+    kmap = kernel_map(random_sites(60, extent=7, device=device), geometry)
+    leaves = operands(kmap, 5, 7)
+    norm = random_norm(7, device)
+    residual = torch.randn(kmap.n_out, 7, dtype=torch.float64, device=device, requires_grad=True)
+    leaves += [norm.weight, norm.bias, residual]
+
+    def normalised(feats, weight, bias, scale, shift, residual):
+        norm_ = norm._replace(weight=scale, bias=shift)
+        return sparse_conv(feats, weight, kmap, bias, norm=norm_, residual=residual, relu=relu)
+
+    def plain(feats, weight, bias, scale, shift, residual):
+        out = sparse_conv(feats, weight, kmap, bias)
+        out = reference.channel_norm(out, norm.mean, norm.variance, scale, shift, 1e-3) + residual
+        return out.relu() if relu else out
+
+    grad = torch.randn(kmap.n_out, 7, dtype=torch.float64, device=device)
+    for ours, expected in zip(run(normalised, leaves, grad), run(plain, leaves, grad), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(normalised(*leaves), plain(*leaves), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("vectors", DTYPES, ids=str)
+@every_dtype
+def test_norm_of_another_dtype(device, dtype, vectors):
+    """The output has the dtype of the operands, with gradients and without."""
+    kmap = kernel_map(random_sites(60, extent=6, device=device), SUBM3)
+    norm = random_norm(24, device, vectors)
+    leaves = operands(kmap, 16, 24, dtype)
+    out = sparse_conv(leaves[0], leaves[1], kmap, leaves[2], norm=norm)
+    assert out.requires_grad
+    out.sum().backward()
+    assert norm.weight.grad.dtype == vectors
+    with torch.no_grad():
+        fused = sparse_conv(leaves[0], leaves[1], kmap, leaves[2], norm=norm)
+        exact = sparse_conv(*(x.double() for x in leaves[:2]), kmap, leaves[2].double())
+        exact = reference.channel_norm(exact, *norm.each(Tensor.double))
+    for ours in (fused, out):
+        assert ours.dtype == dtype
+        assert_close(ours, exact, dtype, eager=exact.to(dtype), name="out")
+
+
+def test_layouts_of_vectors(device):
+    kmap = kernel_map(random_sites(30, extent=5, device=device), SUBM3)
+    feats, weight, _ = operands(kmap, 3, 5, torch.float32)
+    norm = random_norm(5, device, torch.float32)
+    with torch.no_grad():
+        expected = sparse_conv(feats, weight, kmap, norm=norm)
+        for name in ("gaps", "contiguous"):
+            views = norm.each(lambda x, name=name: strided_views(x.detach())[name])
+            assert torch.equal(sparse_conv(feats, weight, kmap, norm=views), expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "message"),
+    [
+        (ValueError, {"mean": torch.zeros(4)}, r"norm.mean must be \[5\] on cpu.*got \[4\]"),
+        (ValueError, {"variance": torch.zeros(1)}, r"norm.variance must be \[5\]"),
+        (ValueError, {"weight": torch.zeros(5, 1)}, r"norm.weight must .* got \[5, 1\]"),
+        (ValueError, {"bias": torch.zeros(5, device="meta")}, r"norm.bias must .* on meta"),
+        (TypeError, {"mean": torch.zeros(5, dtype=torch.int32)}, r"norm.mean must be float16,"),
+    ],
+    ids=["mean", "variance", "weight", "device", "dtype"],
+)
+def test_norms_that_are_refused(error, changes, message):
+    norm = random_norm(5, "cpu", torch.float32)._replace(**changes)
+    with pytest.raises(error, match=f"^sparse_conv: {message}"):
+        error_case(norm=norm)()

@@ -7,9 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from tritonspconv.kernel_map import KernelMap, NeighborTable
 from tritonspconv.kernels import acc_dtype, kernels_for
+from tritonspconv.kernels.channel_norm import ChannelNorm
 
 Precision = Literal["ieee", "tf32"]
 
@@ -23,6 +25,7 @@ def sparse_conv(
     bias: Tensor | None = None,
     *,
     precision: Precision = "ieee",
+    norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
@@ -43,38 +46,62 @@ def sparse_conv(
             ``"tf32"`` rounds operands to 10 bits and is faster. Large products on NVIDIA GPUs
             split their operands into float16 parts: entries smaller than a tensor's largest by
             2**29 and more lose bits one by one.
-        residual: [n_out, c_out], added to the output.
-        relu: Clamp the output at zero. Without gradients, both happen before the output is rounded
-            and cost no pass over it.
+        norm: Normalise the channels of the output by fixed statistics: batch norm in evaluation.
+        residual: [n_out, c_out], added to the output after that.
+        relu: Clamp the output at zero, last. Without gradients, all three happen before the output
+            is rounded and cost no pass over it.
 
     Returns:
-        [n_out, c_out] in the compute dtype; a row without pairs is ``bias``.
+        [n_out, c_out] in the compute dtype; a row without pairs is ``bias``, normalised.
 
     Raises:
         TypeError: A dtype is not supported.
         ValueError: Rows, channels, taps or devices disagree.
 
-    Deterministic, forward and backward. Differentiable once in ``feats``, ``weight`` and ``bias``;
-    each gradient has its tensor's dtype, and the weight's is summed in float32 (float64 for
-    float64 input). No wait for the device. Extra memory: none forward.
+    Deterministic, forward and backward. Differentiable once in ``feats``, ``weight``, ``bias``,
+    ``residual`` and the weight and bias of ``norm``, not in its statistics; each gradient has its
+    tensor's dtype, and the weight's is summed in float32 (float64 for float64 input). No wait for
+    the device. Extra memory: none forward.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
     dtype = _compute_dtype(feats, weight)
     _check(feats, weight, kernel_map, bias, precision)
+    if norm is not None:
+        _check_norm(norm, weight)
     if residual is not None:
         _check_residual(residual, weight, kernel_map)
-    needs_grad = feats.requires_grad or weight.requires_grad
-    if bias is not None:
-        needs_grad = needs_grad or bias.requires_grad
-    if residual is not None:
-        needs_grad = needs_grad or residual.requires_grad
-    if needs_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
         out: Tensor = _SparseConv.apply(feats, weight, bias, kernel_map, dtype, precision)
+        out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
     feats, weight = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
+    norm = None if norm is None else norm.each(Tensor.contiguous)
     residual = None if residual is None else residual.contiguous()
-    return _convolve(feats, weight, bias, kernel_map, precision, residual, relu)
+    return _convolve(feats, weight, bias, kernel_map, precision, norm, residual, relu)
+
+
+def _needs_grad(
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: ChannelNorm | None,
+    residual: Tensor | None,
+) -> bool:
+    learnt = (bias, residual) if norm is None else (bias, residual, norm.weight, norm.bias)
+    return (
+        feats.requires_grad
+        or weight.requires_grad
+        or any(x is not None and x.requires_grad for x in learnt)
+    )
+
+
+def _normalise(out: Tensor, norm: ChannelNorm) -> Tensor:
+    """Return ``out`` [n_out, c_out] normalised, rounded once more."""
+    # Torch takes vectors of this dtype beside any dtype of ``out``.
+    dtype = acc_dtype(out.dtype)
+    mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(dtype))
+    return F.batch_norm(out, mean, variance, weight, bias, eps=eps)
 
 
 class _SparseConv(torch.autograd.Function):
@@ -141,6 +168,7 @@ def _convolve(
     bias: Tensor | None,
     kernel_map: KernelMap,
     precision: Precision,
+    norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
@@ -151,6 +179,7 @@ def _convolve(
         bias,
         kernel_map.out_table,
         precision,
+        norm,
         residual,
         relu,
     )
@@ -162,12 +191,13 @@ def _gather_gemm(
     bias: Tensor | None,
     table: NeighborTable,
     precision: Precision,
+    norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
     return kernels_for("gather_gemm", table.rows.device).gather_gemm(
         feats, weight, bias, table.rows, table.mask, table.order,
-        mirrored=table.mirrored, precision=precision, residual=residual, relu=relu,
+        mirrored=table.mirrored, precision=precision, norm=norm, residual=residual, relu=relu,
         blocks=table.blocks,
     )  # fmt: skip
 
@@ -239,6 +269,23 @@ def _check(
         )
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"sparse_conv: precision must be 'ieee' or 'tf32'; got {precision!r}.")
+
+
+def _check_norm(norm: ChannelNorm, weight: Tensor) -> None:
+    expected, device = weight.shape[2:], weight.device
+    for name, vector in zip(ChannelNorm._fields, norm[:4], strict=False):
+        if vector is None:
+            continue
+        if vector.dtype not in _DTYPES:
+            raise TypeError(
+                f"sparse_conv: norm.{name} must be float16, bfloat16, float32 or float64; got "
+                f"{vector.dtype}."
+            )
+        if vector.shape != expected or vector.device != device:
+            raise ValueError(
+                f"sparse_conv: norm.{name} must be {list(expected)} on {device}, one "
+                f"number for each output channel; got {list(vector.shape)} on {vector.device}."
+            )
 
 
 def _check_residual(residual: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:

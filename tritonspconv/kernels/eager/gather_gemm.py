@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairBlock, PairBlocks
 
 # Bytes of the rows that a core gathers at a time, to find them in its cache.
@@ -32,6 +33,7 @@ def gather_gemm(
     *,
     mirrored: bool,
     precision: str = "ieee",
+    norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
     blocks: PairBlocks | None = None,
@@ -72,11 +74,24 @@ def gather_gemm(
         out = torch.empty_like(out).index_copy_(0, order.long(), out)
     if bias is not None:
         out += bias
+    if norm is not None:
+        _normalise(out, norm)
     if residual is not None:
         out += residual
     if relu:
         out.relu_()
     return out.to(weight.dtype)
+
+
+def _normalise(out: Tensor, norm: ChannelNorm) -> None:
+    """Normalise ``out`` [n_out, c_out] in place."""
+    scale = (norm.variance.to(out.dtype) + norm.eps).rsqrt_()
+    if norm.weight is not None:
+        scale *= norm.weight
+    out -= norm.mean
+    out *= scale
+    if norm.bias is not None:
+        out += norm.bias
 
 
 def _multiply(

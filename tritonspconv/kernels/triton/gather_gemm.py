@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairBlocks
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
@@ -49,6 +50,10 @@ def gather_gemm_kernel(
     weight_low_ptr,
     weight_largest_ptr,
     bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
     residual_ptr,
     out_ptr,
     rows_ptr,
@@ -62,6 +67,10 @@ def gather_gemm_kernel(
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_NORM_WEIGHT: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
+    EPS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     HAS_ORDER: tl.constexpr,
@@ -75,6 +84,8 @@ def gather_gemm_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """``out[order[m]] = bias + sum_v feats[rows[v, m]] @ weight[v]`` for BLOCK_M columns m.
+
+    The sum is then normalised, added to the residual and clamped, as the flags say.
 
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are. WIDE: operands or
     table have 2**31 entries and more; 32-bit offsets save a tenth at 256 channels.
@@ -136,6 +147,16 @@ def gather_gemm_kernel(
         acc = join_parts(acc, acc_low, feats_largest_ptr, weight_largest_ptr, PARTS)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
+    if HAS_NORM:
+        acc -= tl.load(mean_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
+        # [BLOCK_N]
+        variance = tl.load(variance_ptr + offs_n, mask=mask_n, other=1.0).to(ACC_TYPE)
+        scale = tl.rsqrt(variance + EPS)
+        if HAS_NORM_WEIGHT:
+            scale *= tl.load(norm_weight_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)
+        acc *= scale[None, :]
+    if HAS_NORM_BIAS:
+        acc += tl.load(norm_bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
     out_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m
     out_offs = out_row.to(tl.int64)[:, None] * C_OUT + offs_n[None, :]
     out_mask = mask_m[:, None] & mask_n[None, :]
@@ -144,6 +165,9 @@ def gather_gemm_kernel(
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)
     tl.store(out_ptr + out_offs, acc.to(out_ptr.dtype.element_ty), mask=out_mask)
+
+
+_NO_NORM = (None,) * 4
 
 
 def dot_precision(precision: str, device_type: str, dtype: torch.dtype, card: Card) -> str:
@@ -169,6 +193,7 @@ def gather_gemm(
     *,
     mirrored: bool,
     precision: str = "ieee",
+    norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
     blocks: PairBlocks | None = None,
@@ -185,6 +210,7 @@ def gather_gemm(
         order: int32 [n_out] output row of each column, or None.
         mirrored: Table tap v multiplies ``weight[V-1-v]``.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
+        norm: Normalises the sum with its bias, in the type of the sum; contiguous vectors.
         residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
         relu: Clamp the sum at zero.
         blocks: Not needed here.
@@ -217,6 +243,7 @@ def gather_gemm(
         weight.stride(),
         n_out.bit_length(),
         bias is not None,
+        None if norm is None else (norm.weight is not None, norm.bias is not None, norm.eps),
         residual is not None,
         relu,
         order is not None,
@@ -227,7 +254,7 @@ def gather_gemm(
     run(
             (num_blocks(n_out, block_m) * tiles_n,), feats.device,
         feats, feats_low, feats_largest, weight, weight_low, weight_largest,
-        bias, residual, out, rows, mask, order, n_out,
+        bias, *_NO_NORM if norm is None else norm[:4], residual, out, rows, mask, order, n_out,
     )  # fmt: skip
     return out
 
@@ -245,6 +272,7 @@ def _bind(
     strides: tuple[int, int, int],
     log2_rows: int,
     has_bias: bool,
+    norm: tuple[bool, bool, float] | None,
     has_residual: bool,
     relu: bool,
     has_order: bool,
@@ -258,11 +286,16 @@ def _bind(
         or tuned_tile(problem("gather_gemm", dtype, parts, c_in, c_out), log2_rows, card)
         or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts)
     )
+    # The epsilon is a constant of the kernel: networks have one, and a run-time argument would be
+    # rounded to float32.
+    has_norm_weight, has_norm_bias, eps = norm or (False, False, 0.0)
     kernel = bind(
         gather_gemm_kernel,
         STRIDE_W_V=strides[0], STRIDE_W_K=strides[1], STRIDE_W_N=strides[2],
         V=volume, C_IN=c_in, C_OUT=c_out,
-        HAS_BIAS=has_bias, HAS_RESIDUAL=has_residual, RELU=relu, HAS_ORDER=has_order,
+        HAS_BIAS=has_bias, HAS_NORM=norm is not None, HAS_NORM_WEIGHT=has_norm_weight,
+        HAS_NORM_BIAS=has_norm_bias, EPS=eps,
+        HAS_RESIDUAL=has_residual, RELU=relu, HAS_ORDER=has_order,
         MIRRORED=mirrored, PARTS=parts, WIDE=wide,
         PRECISION=dot_precision(precision, device_type, dtype, card),
         ACC_TYPE=tl.float64 if dtype == torch.float64 else tl.float32,
