@@ -139,6 +139,20 @@ def test_weight_of_any_strides(triton_device, dtype):
         assert torch.equal(out, expected)
 
 
+def with_gaps(vector: Tensor) -> Tensor:
+    return vector.new_full((2 * len(vector),), float("nan"))[1::2].copy_(vector)
+
+
+@pytest.mark.parametrize("module", [kernels, eager], ids=["triton", "torch"])
+def test_vectors_of_any_stride(triton_device, module):
+    table = random_table(9, 40, 30, triton_device)
+    feats, weight, bias = operands(9, 30, 5, 9, torch.float32, triton_device)
+    norm = random_norm(9, torch.float32, triton_device)
+    expected = launch(module, feats, weight, bias, table, norm=norm)
+    out = launch(module, feats, weight, with_gaps(bias), table, norm=norm.each(with_gaps))
+    assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
 def test_residual_and_relu_come_before_rounding(triton_device, ordered, relu):

@@ -76,7 +76,6 @@ def sparse_conv(
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
     feats, weight = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
-    norm = None if norm is None else norm.each(Tensor.contiguous)
     residual = None if residual is None else residual.contiguous()
     return _convolve(feats, weight, bias, kernel_map, precision, norm, residual, relu)
 

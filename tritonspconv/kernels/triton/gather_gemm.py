@@ -204,13 +204,13 @@ def gather_gemm(
     Args:
         feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
         weight: [V, c_in, c_out], any strides, same dtype; parts if ``feats`` are.
-        bias: [c_out] or None.
+        bias: [c_out], any stride; or None.
         rows: int32 [V, n_out], row of ``feats`` or -1.
         mask: int32 [ceil(V/32), n_out], which taps are present.
         order: int32 [n_out] output row of each column, or None.
         mirrored: Table tap v multiplies ``weight[V-1-v]``.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        norm: Normalises the sum with its bias, in the type of the sum; contiguous vectors.
+        norm: Normalises the sum with its bias, in the type of the sum; any strides.
         residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
         relu: Clamp the sum at zero.
         blocks: Not needed here.
@@ -231,6 +231,8 @@ def gather_gemm(
     if feats.dtype == torch.float32 and weight.stride(1) != 1:
         # wgmma takes 32-bit operands with the summed axis contiguous only.
         weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    bias = None if bias is None else bias.contiguous()
+    norm = None if norm is None else norm.each(Tensor.contiguous)
     run, block_m, tiles_n = _bind(
         feats.device.type,
         card_of(feats.device),
