@@ -12,7 +12,8 @@ _MAX_TRITON_NDIM = 4
 _MIN_CUDA_CAPABILITY = (8, 0)
 
 
-def _has_triton(device: torch.device) -> bool:
+@functools.lru_cache(maxsize=1024)
+def has_triton(device: torch.device) -> bool:
     """Return whether Triton kernels run on ``device``: AMD, or NVIDIA from sm_80 on."""
     if device.type != "cuda":
         return False
@@ -33,7 +34,7 @@ def kernels_for(op: str, device: torch.device) -> ModuleType:
         op: A file name in ``kernels/triton`` and ``kernels/eager``.
         device: Where the tensors are.
     """
-    return _module("triton" if _has_triton(device) else "eager", op)
+    return _module("triton" if has_triton(device) else "eager", op)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -42,7 +43,7 @@ def map_kernels_for(op: str, device: torch.device, ndim: int) -> ModuleType:
 
     The Triton map kernels are for 1 to 4 axes; further axes take the torch ones, on any device.
     """
-    use_triton = ndim <= _MAX_TRITON_NDIM and _has_triton(device)
+    use_triton = ndim <= _MAX_TRITON_NDIM and has_triton(device)
     return _module("triton" if use_triton else "eager", op)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
 from tritonspconv.kernel_map import KernelMap, kernel_map, recorded_maps
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.nn._module import SparseModule
-from tritonspconv.ops.conv import Precision, sparse_conv
+from tritonspconv.nn.inference import convolve
+from tritonspconv.ops.conv import Precision
 from tritonspconv.sparse_tensor import SparseTensor
 
 
@@ -55,11 +57,27 @@ class _Conv(SparseModule):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _convolve(self, x: SparseTensor, kmap: KernelMap) -> SparseTensor:
-        feats: Tensor = sparse_conv(
-            x.feats, self.weight, kmap, self.bias, precision=self.precision, relu=self.relu
-        )
+    def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
+        """Return the kernel map from ``x``; see ``forward``."""
+        raise NotImplementedError
+
+    def _convolve(
+        self,
+        x: SparseTensor,
+        like: SparseTensor | None = None,
+        norm: ChannelNorm | None = None,
+        relu: bool = False,
+    ) -> SparseTensor:
+        kmap = self._map(x, like)
+        relu = relu or self.relu
+        feats = convolve(x.feats, self.weight, kmap, self.bias, self.precision, norm, relu)
         return SparseTensor(feats, kmap.out_sites)
+
+    def forward_fused(
+        self, input: SparseTensor, norm: ChannelNorm | None, relu: bool
+    ) -> SparseTensor:
+        """Convolve, normalise and clamp; see :class:`tritonspconv.nn.Sequential`."""
+        return self._convolve(input, None, norm, relu)
 
     @property
     def is_linear(self) -> bool:
@@ -134,7 +152,10 @@ class SubMConvNd(_Conv):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve; the output has the sites of ``x``."""
-        return self._convolve(x, kernel_map(x.sites, self.geometry))
+        return self._convolve(x)
+
+    def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
+        return kernel_map(x.sites, self.geometry)
 
 
 class SparseConvNd(_Conv):
@@ -186,8 +207,11 @@ class SparseConvNd(_Conv):
             x: The input.
             like: Give outputs at the sites of this tensor instead of those of the rule.
         """
+        return self._convolve(x, like)
+
+    def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
         out_sites = None if like is None else like.sites
-        return self._convolve(x, kernel_map(x.sites, self.geometry, out_sites=out_sites))
+        return kernel_map(x.sites, self.geometry, out_sites=out_sites)
 
 
 class SparseConvTransposeNd(_Conv):
@@ -240,8 +264,11 @@ class SparseConvTransposeNd(_Conv):
             x: The input.
             like: Give outputs at the sites of this tensor instead of every site reached.
         """
+        return self._convolve(x, like)
+
+    def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
         out_sites = None if like is None else like.sites
-        return self._convolve(x, kernel_map(x.sites, self.geometry, out_sites=out_sites))
+        return kernel_map(x.sites, self.geometry, out_sites=out_sites)
 
 
 class SparseInverseConvNd(_Conv):
@@ -283,6 +310,10 @@ class SparseInverseConvNd(_Conv):
         Raises:
             ValueError: No earlier layer with this window led from ``like`` to ``x``, or several.
         """
+        return self._convolve(x, like)
+
+    def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
+        assert like is not None
         found = [
             kmap
             for kmap in recorded_maps(like.sites)
@@ -295,7 +326,7 @@ class SparseInverseConvNd(_Conv):
                 f"like={like} to x={x}. Pass as like the very input of the layer to undo; x must "
                 "be at that layer's output sites."
             )
-        return self._convolve(x, found[0].inverse())
+        return found[0].inverse()
 
 
 class SubMConv1d(SubMConvNd):

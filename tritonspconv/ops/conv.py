@@ -64,7 +64,7 @@ def sparse_conv(
     the device. Extra memory: none forward.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
-    dtype = _compute_dtype(feats, weight)
+    dtype = compute_dtype(feats, weight)
     _check(feats, weight, kernel_map, bias, precision)
     if norm is not None:
         _check_norm(norm, weight)
@@ -215,7 +215,7 @@ def _fill_weight_grad(
     )  # fmt: skip
 
 
-def _compute_dtype(feats: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(feats: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype that products are made of."""
     device_type = feats.device.type
     if torch.is_autocast_enabled(device_type) and feats.dtype != torch.float64:

@@ -18,8 +18,11 @@ from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
+from compat.spconv.pytorch.modules import SparseBatchNorm, SparseReLU
 from tritonspconv import ops
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.nn.inference import FusedChain, convolve, normalise
+from tritonspconv.ops import ChannelNorm
 
 IntOrInts = int | Sequence[int]
 
@@ -166,11 +169,27 @@ class SparseConvolution(CountsVoxels):
             input: Features ``[N, in_channels]`` at active sites.
             add_input: Added to the output row by row, before the activation.
         """
+        return self._run(input, add_input)
+
+    def forward_fused(
+        self, input: SparseConvTensor, norm: ChannelNorm | None, relu: bool
+    ) -> SparseConvTensor:
+        """Convolve, normalise and clamp; see ``SparseSequential``."""
+        return self._run(input, None, norm, relu)
+
+    def _run(
+        self,
+        input: SparseConvTensor,
+        add_input: SparseConvTensor | None,
+        norm: ChannelNorm | None = None,
+        relu: bool = False,
+    ) -> SparseConvTensor:
+        """Convolve; ``norm`` and ``relu`` come last, and only where there is no activation."""
         features, weight = self._operands(input)
         located = None
         if self.conv1x1 and not (self.inverse and self.indice_key in input.indice_dict):
             indice_dict = input.indice_dict
-            feats = self._pointwise(features, weight, add_input)
+            feats = normalise(self._pointwise(features, weight, add_input), norm, relu)
         else:
             if self.subm:
                 kernel_map, indice_dict, repeats = submanifold_map(self, input)
@@ -179,7 +198,7 @@ class SparseConvolution(CountsVoxels):
                 indice_dict, repeats = IndiceDict(input.indice_dict), located.repeats
             else:
                 kernel_map, indice_dict, located, repeats = strided_map(self, input)
-            feats = self._convolve(features, weight, kernel_map, repeats, add_input)
+            feats = self._convolve(features, weight, kernel_map, repeats, add_input, norm, relu)
         if self.act_type not in (Activation.None_, Activation.ReLU):
             feats = activate(feats, self.act_type, self.act_alpha)
         if self.record_voxel_count:
@@ -221,12 +240,16 @@ class SparseConvolution(CountsVoxels):
         kernel_map: KernelMap,
         repeats: RepeatedSites | None,
         add_input: SparseConvTensor | None,
+        norm: ChannelNorm | None,
+        relu: bool,
     ) -> Tensor:
         """Convolve along a kernel map, or over rows that share sites."""
         matrices = self._matrices(weight)
         precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
         residual = None if add_input is None else add_input._features
-        relu = self.act_type is Activation.ReLU
+        relu = relu or self.act_type is Activation.ReLU
+        if repeats is None and norm is not None:
+            return convolve(features, matrices, kernel_map, self.bias, precision, norm, relu)
         if repeats is None:
             return ops.sparse_conv(
                 features, matrices, kernel_map, self.bias,
@@ -245,7 +268,7 @@ class SparseConvolution(CountsVoxels):
         for addend in (self.bias, residual):
             if addend is not None:
                 feats = feats + addend.to(feats.dtype)
-        return feats.relu() if relu else feats
+        return normalise(feats, norm, relu)
 
     def _pointwise(
         self, features: Tensor, weight: Tensor, add_input: SparseConvTensor | None
@@ -288,3 +311,13 @@ class SparseConvolution(CountsVoxels):
         if from_axis is not None and saved is not None:
             state_dict[prefix + "weight"] = saved.movedim(from_axis, 0).contiguous()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+# What SparseSequential asks. Functions as they are now: one that is replaced later will be called.
+run_fused = FusedChain(
+    SparseConvTensor,
+    "_features",
+    convs=(SparseConvolution.forward,),
+    norms=(nn.BatchNorm1d, SparseBatchNorm),
+    relus=(nn.ReLU, SparseReLU),
+)

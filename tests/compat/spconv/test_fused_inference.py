@@ -1,0 +1,420 @@
+"""Convolutions that take up the batch norm and the ReLU behind them while gradients are off."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import compat.spconv.pytorch as spconv
+from compat.spconv import constants
+from compat.spconv.core import Activation
+from compat.spconv.pytorch import SparseConvTensor
+from compat.spconv.pytorch.conv import SparseConvolution
+from tritonspconv.nn import inference
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch) -> list[tuple[bool, bool]]:
+    """Fuse on every device; return what was taken up, ``(norm, relu)`` for each convolution."""
+    taken = []
+    forward_fused = SparseConvolution.forward_fused
+
+    def recorded(self, input, norm, relu):
+        taken.append((norm is not None, relu))
+        return forward_fused(self, input, norm, relu)
+
+    monkeypatch.setattr(inference, "fuses_on", lambda device: True)
+    monkeypatch.setattr(SparseConvolution, "forward_fused", recorded)
+    return taken
+
+
+def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    """Give a batch norm statistics and factors that are not its initial ones, and evaluate it."""
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    if norm.affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    return norm.eval()
+
+
+def chain(device="cpu", *, bias=False, relu=True, norm=None, conv=None) -> spconv.SparseSequential:
+    children = [spconv.SubMConv3d(4, 6, 3, bias=bias) if conv is None else conv]
+    children.append(settle(nn.BatchNorm1d(6, eps=1e-3)) if norm is None else norm)
+    children += [nn.ReLU()] if relu else []
+    return spconv.SparseSequential(*children).to(device)
+
+
+def module_by_module(net: spconv.SparseSequential, x: SparseConvTensor) -> SparseConvTensor:
+    """Run the same container with fusing off."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, spconv.SparseSequential):
+            module.fuse_inference = False
+    return net(x)
+
+
+@torch.no_grad()
+def check(net: spconv.SparseSequential, x: SparseConvTensor) -> None:
+    """The same features, sites and keys as module by module."""
+    tolerance = 1e-12 if x.features.dtype == torch.float64 else 2e-5
+    expected, y = module_by_module(net, x), net(x)
+    assert y.features.dtype == expected.features.dtype
+    torch.testing.assert_close(y.features, expected.features, rtol=tolerance, atol=tolerance)
+    assert torch.equal(y.indices, expected.indices)
+    assert y.spatial_shape == expected.spatial_shape
+    assert y.indice_dict.keys() == expected.indice_dict.keys()
+
+
+KINDS = {
+    "submanifold": lambda **how: [spconv.SubMConv3d(4, 6, 3, indice_key="k", **how)],
+    "strided": lambda **how: [spconv.SparseConv3d(4, 6, 3, 2, 1, indice_key="k", **how)],
+    "transposed": lambda **how: [spconv.SparseConvTranspose3d(4, 6, 2, 2, **how)],
+    "inverse": lambda **how: [
+        spconv.SparseConv3d(4, 5, 3, 2, 1, indice_key="k"),
+        spconv.SparseInverseConv3d(5, 6, 3, indice_key="k", **how),
+    ],
+    "pointwise": lambda **how: [spconv.SubMConv3d(4, 6, 1, **how)],
+    "strided pointwise": lambda **how: [spconv.SparseConv3d(4, 6, 1, 2, **how)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("repeated", [False, True], ids=["distinct", "repeated"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_is_what_its_modules_are(make, device, fused, kind, bias, repeated, dtype):
+    x = make(dtype=dtype)
+    if repeated:
+        x.indices[1::7] = x.indices[0::7][: len(x.indices[1::7])]
+    for rest in (
+        [settle(nn.BatchNorm1d(6, eps=1e-3)), nn.ReLU()],
+        [settle(nn.BatchNorm1d(6, affine=False))],
+        [settle(spconv.SparseBatchNorm(6)), spconv.SparseReLU(inplace=True), nn.ReLU()],
+        [nn.ReLU(inplace=True), settle(nn.BatchNorm1d(6))],
+    ):
+        check(spconv.SparseSequential(*KINDS[kind](bias=bias), *rest).to(device, dtype), x)
+    assert fused == [(True, True), (True, False), (True, True), (False, True)]
+
+
+def test_whole_networks(make, device, fused):
+    def block(conv):
+        norm = settle(nn.BatchNorm1d(conv.out_channels, eps=1e-3))
+        return spconv.SparseSequential(conv, norm, nn.ReLU())
+
+    net = spconv.SparseSequential(
+        block(spconv.SubMConv3d(4, 8, 3, bias=False, indice_key="a")),
+        block(spconv.SubMConv3d(8, 8, 3, indice_key="a")),
+        spconv.SparseSequential(
+            block(spconv.SparseConv3d(8, 16, 3, 2, 1, bias=False, indice_key="b")),
+            spconv.SparseMaxPool3d(2),
+            nn.GELU(),
+            block(spconv.SubMConv3d(16, 16, 3)),
+        ),
+        spconv.SubMConv3d(16, 4, 3),
+    ).to(device)
+    check(net, make())
+    assert fused == [(True, True)] * 4
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_few_rows(make, device, rows):
+    check(chain(device), make(n=rows))
+
+
+def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(make, device, monkeypatch):
+    monkeypatch.undo()
+    assert inference.fuses_on(torch.empty(0, device=device).device) == (device.type == "cuda")
+    net, x = chain(device), make()
+    with torch.no_grad():
+        y = net(x).features
+        if device.type == "cpu":
+            assert torch.equal(y, module_by_module(net, x).features)
+    check(net, x)
+
+
+def test_gradients_are_those_of_the_modules(make, device, fused):
+    net, x = chain(device), make(dtype=torch.float64)
+    net.double()
+    net(x).features.square().sum().backward()
+    assert not fused
+    ours = [x.features.grad, *(parameter.grad for parameter in net.parameters())]
+    x.features.grad = None
+    net.zero_grad()
+    features = net[0](x).features
+    net[2](net[1](features)).square().sum().backward()
+    for a, b in zip(ours, [x.features.grad, *(p.grad for p in net.parameters())], strict=True):
+        assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_norms_of_each_batch_run_themselves(make, device, fused):
+    x = make()
+    training = chain(device)
+    training[1].train()
+    before = training[1].running_mean.clone()
+    training(x)
+    assert not torch.equal(training[1].running_mean, before)
+    untracked = nn.BatchNorm1d(6, track_running_stats=False).eval()
+    check(chain(device, norm=untracked), x)
+    assert not fused
+    training[1].eval()
+    check(training, x)
+    training[0].train()
+    check(training, x)
+    assert fused == [(True, True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("watched", "left"), [(0, []), (1, []), (2, [(True, False)])], ids=["conv", "norm", "relu"]
+)
+@pytest.mark.parametrize("kind", ["forward", "pre", "backward"])
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called:UserWarning")
+def test_hooks_fire(make, device, fused, watched, left, kind):
+    net, calls = chain(device), []
+    register = {
+        "forward": net[watched].register_forward_hook,
+        "pre": net[watched].register_forward_pre_hook,
+        "backward": net[watched].register_full_backward_hook,
+    }[kind]
+    handle = register(lambda *args: calls.append(None))
+    with torch.no_grad():
+        net(make())
+    assert fused == left
+    assert len(calls) == (kind != "backward")
+    handle.remove()
+    check(net, make())
+    assert fused == [*left, (True, True)]
+
+
+def test_global_hooks_fire(make, device, fused):
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: seen.append(type(module).__name__)
+    )
+    with torch.no_grad(), handle:
+        chain(device)(make())
+    assert seen == ["SubMConv3d", "BatchNorm1d", "ReLU", "SparseSequential"]
+    assert not fused
+
+
+@torch.no_grad()
+def test_code_of_users_runs(make, device, fused, monkeypatch):
+    class Conv(spconv.SubMConv3d):
+        def forward(self, input):
+            return super().forward(input).replace_feature(torch.ones(40, 6, device=device))
+
+    class Norm(nn.BatchNorm1d):
+        def forward(self, input):
+            return super().forward(input) + 1
+
+    class Called(spconv.SubMConv3d):
+        def __call__(self, input):
+            return super().__call__(input)
+
+    x = make()
+    for net in (
+        chain(device, conv=Conv(4, 6, 3)),
+        chain(device, norm=Norm(6).eval()),
+        chain(device, conv=Called(4, 6, 3)),
+    ):
+        check(net, x)
+    net = chain(device)
+    for child in net:
+        child.forward = child.forward  # as accelerate and others wrap it
+        check(net, x)
+        del child.forward
+    assert fused == [(True, False)]
+    monkeypatch.setattr(nn.BatchNorm1d, "forward", lambda self, x: x + 1)
+    check(net, x)
+    assert len(fused) == 1
+
+
+@torch.no_grad()
+def test_classes_of_users_that_only_build_are_fused(make, device, fused):
+    class Conv(spconv.SubMConv3d):
+        def __init__(self):
+            super().__init__(4, 6, 3, bias=False)
+
+    check(chain(device, conv=Conv()), make())
+    assert fused == [(True, True)]
+
+
+@torch.no_grad()
+def test_modules_may_change_between_calls(make, device, fused):
+    net, x = chain(device), make()
+    check(net, x)
+    net[1].running_mean.add_(1)
+    net[1].eps = 0.1
+    check(net, x)
+    net._modules["1"] = settle(nn.BatchNorm1d(6)).to(device)
+    check(net, x)
+    net.add(nn.Linear(6, 3).to(device))
+    check(net, x)
+    assert fused == [(True, True)] * 4
+    net._modules["1"] = nn.LayerNorm(6).to(device)
+    check(net, x)
+    net._modules["2"] = nn.GELU()
+    check(net, x)
+    assert len(fused) == 4
+    # Tensors that somebody keeps as plain attributes, as sharded training does.
+    net = chain(device)
+    weight = net[1].weight.data
+    del net[1].weight
+    net[1].weight = weight
+    expected = net[2](net[1](net[0](x).features))
+    assert torch.equal(net(x).features, expected)
+
+
+@torch.no_grad()
+def test_layers_with_an_activation_keep_their_order(make, device, fused):
+    for act_type in (Activation.ReLU, Activation.LeakyReLU, Activation.Sigmoid):
+        conv = SparseConvolution(3, 4, 6, 3, subm=True, act_type=act_type, act_alpha=0.1)
+        check(chain(device, conv=conv), make())
+    assert not fused
+
+
+@torch.no_grad()
+def test_layers_count_voxels_and_add_tensors(make, device, fused):
+    x = make()
+    conv = spconv.SparseConv3d(4, 6, 3, 2, 1, record_voxel_count=True)
+    net = chain(device, conv=conv)
+    y = net(x)
+    assert conv.get_max_num_voxels() == len(y.features)
+    assert fused == [(True, True)]
+    added = conv(x, add_input=y)
+    torch.testing.assert_close(added.features, conv(x).features + y.features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "pointwise"])
+def test_autocast_gives_its_own_dtype_nearer_to_float32(make, device, fused, kind, dtype):
+    (conv,) = KINDS[kind](bias=True)
+    # Operands that the cast does not change: what differs is rounded on the way.
+    conv.to(dtype).float()
+    net, x = chain(device, conv=conv), make(dtype=dtype)
+    # Sums that are large beside what the norm makes of them.
+    net[0].bias.add_(8)
+    net[1].running_mean.add_(8)
+    exact = net(x.replace_feature(x.features.float())).features
+    with torch.autocast(device.type, dtype):
+        expected, y = module_by_module(net, x), net(x)
+    assert y.features.dtype == expected.features.dtype == dtype
+    error, error_of_modules = ((z.features.float() - exact).norm() for z in (y, expected))
+    if kind == "pointwise":
+        assert torch.equal(y.features, expected.features)
+    else:
+        assert error < 0.5 * error_of_modules
+    assert fused == [(True, True)] * 2
+
+
+@torch.no_grad()
+def test_autocast_leaves_float64_alone(make, device):
+    net, x = chain(device).double(), make(dtype=torch.float64)
+    with torch.autocast(device.type, torch.bfloat16):
+        check(net, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("held", [torch.float64, torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+def test_dtypes_that_torch_refuses_are_refused(make, device, dtype, held):
+    """A norm of another dtype: what batch norm takes, with the dtype that it gives."""
+    net, x = chain(device), make(dtype=dtype)
+    net[0].to(dtype)
+    net[1].to(held)
+    try:
+        expected = module_by_module(net, x)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            net(x)
+    else:
+        y = net(x)
+        assert y.features.dtype == expected.features.dtype
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            y.features.double(), expected.features.double(), rtol=20 * eps, atol=20 * eps
+        )
+
+
+@torch.no_grad()
+def test_norms_of_other_channels_raise_as_torch_does(make, device):
+    with pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
+        chain(device, norm=nn.BatchNorm1d(5).eval())(make())
+
+
+@torch.no_grad()
+def test_plain_tensors_pass(device, fused):
+    net = spconv.SparseSequential(nn.Linear(4, 6), settle(nn.BatchNorm1d(6)), nn.ReLU()).to(device)
+    x = torch.randn(5, 4, device=device)
+    assert torch.equal(net(x), net[2](net[1](net[0](x))))
+    with pytest.raises(TypeError, match="takes a SparseConvTensor"):
+        chain(device)(x)
+    assert not fused
+
+
+@torch.no_grad()
+def test_it_can_be_switched_off(make, device, fused, monkeypatch):
+    net, x = chain(device), make()
+    net.fuse_inference = False
+    net(x)
+    net.fuse_inference = True
+    monkeypatch.setattr(spconv.SparseSequential, "fuse_inference", False)
+    chain(device)(x)
+    assert not fused
+    net(x)
+    assert fused == [(True, True)]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traced_modules_run_one_by_one(make, device, fused, monkeypatch):
+    net, x = chain(device), make()
+
+    class Dense(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, features):
+            return self.net(x.replace_feature(features)).features
+
+    features = x.features.detach()
+    torch.jit.trace(Dense(), features, check_trace=False)
+    with monkeypatch.context() as patched:
+        # As torch.fx does while it traces.
+        call = nn.Module.__call__
+        patched.setattr(nn.Module, "__call__", lambda self, *args: call(self, *args))
+        net(x)
+    monkeypatch.setattr(constants, "SPCONV_FX_TRACE_MODE", True)
+    net(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(constants, "SPCONV_FX_TRACE_MODE", False)
+    net(x)
+    assert not fused
+
+
+@torch.no_grad()
+def test_copies_and_state_dicts_are_as_before(make, device, fused):
+    net, x = chain(device), make()
+    before = list(net.state_dict()), set(vars(net))
+    y = net(x).features
+    assert (list(net.state_dict()), set(vars(net))) == before
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(copied(x).features, y)
+    assert fused == [(True, True)] * 3
+
+
+def test_inference_mode(make, device, fused):
+    net, x = chain(device), make()
+    with torch.inference_mode():
+        y = net(x)
+    assert fused == [(True, True)]
+    with torch.no_grad():
+        torch.testing.assert_close(y.features, module_by_module(net, x).features)

@@ -1,0 +1,125 @@
+"""Engine containers that run batch norm and ReLU in the convolution's launch, without gradients.
+
+What decides is shared with ``compat.spconv``; see tests/compat/spconv/test_fused_inference.py.
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import tritonspconv as ts
+from tritonspconv import nn as tsnn
+from tritonspconv.nn import inference
+from tritonspconv.nn.conv import _Conv
+from tritonspconv.testing import random_sites
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch) -> list[tuple[bool, bool]]:
+    """Fuse on every device; return what was taken up, ``(norm, relu)`` for each convolution."""
+    taken = []
+    forward_fused = _Conv.forward_fused
+
+    def recorded(self, input, norm, relu):
+        taken.append((norm is not None, relu))
+        return forward_fused(self, input, norm, relu)
+
+    monkeypatch.setattr(inference, "fuses_on", lambda device: True)
+    monkeypatch.setattr(_Conv, "forward_fused", recorded)
+    return taken
+
+
+def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    return norm.eval()
+
+
+def tensor(device, dtype=torch.float32, n=80) -> ts.SparseTensor:
+    sites = random_sites(n, extent=(9, 8, 7), device=device)
+    return ts.SparseTensor(torch.randn(n, 4).to(device, dtype), sites)
+
+
+def check(net: nn.Module, x: ts.SparseTensor) -> None:
+    tolerance = 1e-12 if x.dtype == torch.float64 else 1e-5
+    alone = copy.deepcopy(net)
+    alone.fuse_inference = False
+    with torch.no_grad():
+        expected, y = alone(x), net(x)
+    assert y.dtype == expected.dtype
+    torch.testing.assert_close(y.feats, expected.feats, rtol=tolerance, atol=tolerance)
+    assert torch.equal(y.coords, expected.coords)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+@pytest.mark.parametrize(
+    ("layer", "window"),
+    [
+        (tsnn.SubMConv3d, (3,)),
+        (tsnn.SubMConv3d, (1,)),
+        (tsnn.SparseConv3d, (3, 2, 1)),
+        (tsnn.SparseConvTranspose3d, (2, 2)),
+    ],
+    ids=["submanifold", "pointwise", "strided", "transposed"],
+)
+def test_every_layer_is_what_its_modules_are(device, fused, layer, window, bias, dtype):
+    x = tensor(device, dtype)
+    for rest in (
+        [settle(nn.BatchNorm1d(6, eps=1e-3)), nn.ReLU(inplace=True)],
+        [settle(tsnn.BatchNorm(6, affine=False))],
+        [tsnn.ReLU(), settle(tsnn.BatchNorm(6))],
+    ):
+        net = tsnn.Sequential(layer(4, 6, *window, bias=bias), *rest).to(device, dtype)
+        check(net, x)
+    assert fused == [(True, True), (True, False), (False, True)]
+
+
+def test_folded_layers_and_other_sites_stay(device, fused):
+    x = tensor(device)
+    net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), nn.ReLU(), nn.BatchNorm1d(6)).to(device).eval()
+    check(ts.fuse(net), x)
+    assert not fused
+    up = tsnn.SparseConvTranspose3d(4, 4, 2, 2).to(device)
+    with torch.no_grad():
+        assert up(tsnn.SparseConv3d(4, 4, 2, 2).to(device)(x), like=x).sites is x.sites
+
+
+def test_what_is_not_fused(device, fused):
+    x = tensor(device)
+    net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), tsnn.BatchNorm(6), tsnn.ReLU()).to(device)
+    net(x).feats.sum().backward()
+    assert net[0].weight.grad is not None
+    with torch.no_grad():
+        net(x)
+        net.eval()
+        with net[1].register_forward_hook(lambda *args: None):
+            net(x)
+        net.fuse_inference = False
+        net(x)
+        assert not fused
+        net.fuse_inference = True
+        y = net(x).feats
+        for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert torch.equal(copied(x).feats, y)
+    assert fused == [(True, True)] * 3
+
+
+def test_dtypes_that_torch_refuses_are_refused(device):
+    """Operands of unlike dtypes are promoted; the norm has to fit the result."""
+    x = tensor(device, torch.float64)
+    net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(nn.BatchNorm1d(6))).to(device)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        net(x)
+    net[1].double()
+    check(net, x)
+
+
+def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(device, fused, monkeypatch):
+    monkeypatch.setattr(inference, "fuses_on", inference.has_triton)
+    net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(tsnn.BatchNorm(6))).to(device)
+    check(net, tensor(device))
+    assert bool(fused) == (device.type == "cuda")
