@@ -12,15 +12,35 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from tritonspconv.kernels.triton import pairs as kernels
 
 
+def masks_of(rows):
+    """The mask words that a table with these rows has."""
+    volume, n = rows.shape
+    bits = torch.zeros(-(-volume // 32) * 32, n, dtype=torch.int64)
+    bits[:volume] = rows >= 0
+    words = (bits.view(len(bits) // 32, 32, n) << torch.arange(32)[:, None]).sum(1)
+    return words.to(torch.int32)
+
+
+@pytest.fixture(params=[True, False], ids=["by-masks", "by-sums"])
+def _places(request, monkeypatch):
+    """Both ways in which a program finds the place of its pairs."""
+    if not request.param:
+        monkeypatch.setattr(kernels, "_MAX_COUNTED", 0)
+
+
+@pytest.mark.usefixtures("_places")
 @pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (3, 2500)])
+@pytest.mark.parametrize(
+    ("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (32, 70), (40, 70), (3, 5000)]
+)
 def test_pair_lists(triton_device, volume, n, share, ordered):
     rows = torch.randint(1000, (volume, n), dtype=torch.int32)
     rows[torch.rand(volume, n) >= share] = -1
     order = torch.randperm(n).int() if ordered else None
     columns = range(n) if order is None else order.tolist()
-    on_device = (rows.to(triton_device), None if order is None else order.to(triton_device))
+    table = rows, masks_of(rows), order
+    on_device = [None if part is None else part.to(triton_device) for part in table]
     for taps in {volume, (volume + 1) // 2}:
         expected = [
             (int(rows[v, c]), row, v)
@@ -34,7 +54,7 @@ def test_pair_lists(triton_device, volume, n, share, ordered):
             assert tap_ptr.dtype == torch.int64
             assert tap_ptr.shape == (taps + 1,)
             assert pair_triples(*pairs, tap_ptr) == expected
-        pairs, tap_ptr = eager.pair_lists(rows, order, taps, 0)
+        pairs, tap_ptr = eager.pair_lists(rows, None, order, taps, 0)
         assert pair_triples(*pairs, tap_ptr) == expected
 
 
@@ -42,6 +62,6 @@ def test_decoding_agrees_with_the_table():
     rows = torch.tensor([[2, -1], [-1, 0]], dtype=torch.int32)
     mask = torch.tensor([[1, 2]], dtype=torch.int32)
     order = torch.tensor([1, 0], dtype=torch.int32)
-    pairs, tap_ptr = eager.pair_lists(rows, order, 2, 4)
+    pairs, tap_ptr = eager.pair_lists(rows, mask, order, 2, 4)
     assert pair_triples(*pairs, tap_ptr) == [(2, 1, 0), (0, 0, 1)]
     assert table_triples(NeighborTable(rows, mask, order)) == [(2, 1, 0), (0, 0, 1)]

@@ -127,7 +127,7 @@ class Relation:
                 taps * self.n_out, taps * self.n_in, self.geometry.max_outputs_per_input * self.n_in
             )
             kernels = kernels_for("pairs", table.rows.device)
-            pairs, tap_ptr = kernels.pair_lists(table.rows, table.order, taps, capacity)
+            pairs, tap_ptr = kernels.pair_lists(table.rows, table.mask, table.order, taps, capacity)
             self._pairs = PairList(pairs, tap_ptr, self.mirrored)
         return self._pairs
 

@@ -16,9 +16,9 @@ _PAIRS_PER_TAP = 512
 
 
 def pair_lists(
-    rows: Tensor, order: Tensor | None, taps: int, capacity: int
+    rows: Tensor, mask: Tensor | None, order: Tensor | None, taps: int, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """List the pairs of the first ``taps`` taps of a table; exactly sized, ``capacity`` unused.
+    """List the pairs of the first ``taps`` taps of a table; exactly sized, from ``rows`` alone.
 
     See :func:`tritonspconv.kernels.triton.pairs.pair_lists`.
     """

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.triton._blocks import num_blocks
-from tritonspconv.kernels.triton._launch import launch
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
+from tritonspconv.kernels.triton.gather_gemm import popcount32
 
 _BLOCK_N = 1024
+# Up to so many columns, and 32 taps, each program counts the pairs before its own from the masks:
+# one launch instead of four, for which the host takes longer than the GPU.
+_MAX_COUNTED = 32_768
+_COUNTED_BLOCK_N = 2048
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -23,9 +30,22 @@ def count_pairs_kernel(rows_ptr, counts_ptr, n, BLOCK_N: tl.constexpr):
     tl.store(counts_ptr + v * tl.num_programs(0) + tl.program_id(0), count)
 
 
+@triton.jit
+def pairs_before(mask_ptr, n, v, column, BLOCK_N: tl.constexpr):
+    """Count the pairs of the taps before v, and those of tap v in the columns before ``column``."""
+    offs_n = tl.arange(0, BLOCK_N)
+    count = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    for at in range(0, n, BLOCK_N):
+        mask = tl.load(mask_ptr + at + offs_n, mask=at + offs_n < n, other=0)
+        count += popcount32(mask & ((1 << v) - 1))
+        count += tl.where(at + offs_n < column, (mask >> v) & 1, 0)
+    return tl.sum(count, axis=0)
+
+
 @triton.jit(do_not_specialize=["n", "capacity"])
 def write_pairs_kernel(
     rows_ptr,
+    mask_ptr,
     order_ptr,
     ends_ptr,
     pairs_ptr,
@@ -33,35 +53,42 @@ def write_pairs_kernel(
     n,
     capacity,
     HAS_ORDER: tl.constexpr,
+    HAS_ENDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Write the pairs of each block at its place, and where each tap's pairs begin."""
+    """Write the pairs of each block at its place, and where each tap's pairs begin.
+
+    HAS_ENDS: the running sum of the counts of blocks is given; else masks of one word tell.
+    """
     v = tl.program_id(1)
-    blocks = tl.num_programs(0)
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.program_id(0) * BLOCK_N
+    offs_n = column + tl.arange(0, BLOCK_N)
     mask_n = offs_n < n
     rows = tl.load(rows_ptr + v.to(tl.int64) * n + offs_n, mask=mask_n, other=-1)
     present = (rows >= 0).to(tl.int32)
-    end = tl.load(ends_ptr + v * blocks + tl.program_id(0))
-    start = end - tl.sum(present, axis=0)
+    count = tl.sum(present, axis=0)
+    if HAS_ENDS:
+        start = tl.load(ends_ptr + v * tl.num_programs(0) + tl.program_id(0)) - count
+    else:
+        start = pairs_before(mask_ptr, n, v, column, BLOCK_N)
     place = start + tl.cumsum(present, axis=0) - present
     out = tl.load(order_ptr + offs_n, mask=mask_n, other=0) if HAS_ORDER else offs_n
     tl.store(pairs_ptr + place, rows, mask=rows >= 0)
     tl.store(pairs_ptr + capacity + place, out, mask=rows >= 0)
     if tl.program_id(0) == 0:
         tl.store(tap_ptr_ptr + v, start)
-        if v == 0:
-            last = tl.load(ends_ptr + tl.num_programs(1) * blocks - 1)
-            tl.store(tap_ptr_ptr + tl.num_programs(1), last)
+    if (tl.program_id(0) == tl.num_programs(0) - 1) & (v == tl.num_programs(1) - 1):
+        tl.store(tap_ptr_ptr + tl.num_programs(1), start + count)
 
 
 def pair_lists(
-    rows: Tensor, order: Tensor | None, taps: int, capacity: int
+    rows: Tensor, mask: Tensor, order: Tensor | None, taps: int, capacity: int
 ) -> tuple[Tensor, Tensor]:
     """List the pairs of the first ``taps`` taps of a table.
 
     Args:
         rows: int32 [V, n_out], input row or -1.
+        mask: int32 [ceil(V/32), n_out], which taps are present.
         order: int32 [n_out] output row of each column, or None.
         taps: Taps to list.
         capacity: An upper bound of the number of pairs.
@@ -77,15 +104,33 @@ def pair_lists(
             torch.empty(2, 0, dtype=torch.int32, device=device),
             torch.zeros(taps + 1, dtype=torch.int64, device=device),
         )
-    blocks = num_blocks(n, _BLOCK_N)
-    counts = torch.empty(taps * blocks, dtype=torch.int32, device=device)
-    launch(count_pairs_kernel, (blocks, taps), device, rows, counts, n, BLOCK_N=_BLOCK_N)
-    ends = torch.cumsum(counts, dim=0)
+    ends = None
+    if n > _MAX_COUNTED or taps > 32:
+        ends = _block_ends(rows, taps)
     pairs = torch.empty(2, capacity, dtype=torch.int32, device=device)
     tap_ptr = torch.empty(taps + 1, dtype=torch.int64, device=device)
-    launch(
-            write_pairs_kernel, (blocks, taps), device,
-        rows, order, ends, pairs, tap_ptr, n, capacity,
-        HAS_ORDER=order is not None, BLOCK_N=_BLOCK_N,
+    write, block_n = _bind_write(order is not None, ends is not None)
+    write(
+            (num_blocks(n, block_n), taps), device,
+        rows, mask, order, ends, pairs, tap_ptr, n, capacity,
     )  # fmt: skip
     return pairs, tap_ptr
+
+
+def _block_ends(rows: Tensor, taps: int) -> Tensor:
+    """Return the running sum of the pairs of each block of columns, tap by tap; int64."""
+    n = rows.shape[1]
+    blocks = num_blocks(n, _BLOCK_N)
+    counts = torch.empty(taps * blocks, dtype=torch.int32, device=rows.device)
+    count = bind(count_pairs_kernel, BLOCK_N=_BLOCK_N)
+    count((blocks, taps), rows.device, rows, counts, n)
+    return torch.cumsum(counts, dim=0)
+
+
+@functools.lru_cache(maxsize=4)
+def _bind_write(has_order: bool, has_ends: bool) -> tuple[BoundKernel, int]:
+    """Return the writing kernel and how many columns a program takes."""
+    block_n = _BLOCK_N if has_ends else _COUNTED_BLOCK_N
+    return bind(
+        write_pairs_kernel, HAS_ORDER=has_order, HAS_ENDS=has_ends, BLOCK_N=block_n
+    ), block_n
