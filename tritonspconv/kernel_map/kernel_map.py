@@ -139,12 +139,19 @@ class KernelMap:
     use and kept.
 
     Attributes:
+        geometry: The geometry the map was built from.
+        kernel_volume: Number of taps.
         in_sites: Sites of the input rows.
         out_sites: Sites of the output rows.
+        n_in: Number of input rows.
+        n_out: Number of output rows.
         is_inverse: True for a map that runs ``geometry`` from its outputs to its inputs.
     """
 
-    __slots__ = ("__weakref__", "_relation", "in_sites", "is_inverse", "out_sites")
+    __slots__ = (
+        "__weakref__", "_relation", "geometry", "in_sites", "is_inverse", "kernel_volume", "n_in",
+        "n_out", "out_sites",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -157,26 +164,10 @@ class KernelMap:
         self.in_sites = in_sites
         self.out_sites = out_sites
         self.is_inverse = is_inverse
-
-    @property
-    def geometry(self) -> ConvGeometry:
-        """The geometry the map was built from."""
-        return self._relation.geometry
-
-    @property
-    def kernel_volume(self) -> int:
-        """Number of taps."""
-        return self.geometry.kernel_volume
-
-    @property
-    def n_in(self) -> int:
-        """Number of input rows."""
-        return self._relation.n_out if self.is_inverse else self._relation.n_in
-
-    @property
-    def n_out(self) -> int:
-        """Number of output rows."""
-        return self._relation.n_in if self.is_inverse else self._relation.n_out
+        self.geometry = relation.geometry
+        self.kernel_volume = relation.geometry.kernel_volume
+        sizes = relation.n_in, relation.n_out
+        self.n_in, self.n_out = sizes[::-1] if is_inverse else sizes
 
     @property
     def out_table(self) -> NeighborTable:
