@@ -123,26 +123,41 @@ class _SparseConv(torch.autograd.Function):
         return _convolve(feats_c, weight_c, bias, kernel_map, precision)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        feats, weight = ctx.saved_tensors
-        feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
-        kernel_map, precision = ctx.kernel_map, ctx.precision
-        grad = _cast(grad, feats.dtype).contiguous()
-        grad_feats = grad_weight = grad_bias = operand = None
-        if any(ctx.needs_input_grad[:2]):
-            operand = _operand(grad, weight, kernel_map, precision)
-        if ctx.needs_input_grad[0]:
-            transposed = _operand(weight.transpose(1, 2), weight, kernel_map, precision)
-            grad_feats = _gather_gemm(operand, transposed, None, kernel_map.in_table, precision)
+        # Gradients are off already, unless a gradient of the gradient is asked for; to turn them
+        # off once more takes microseconds.
+        return _once_gradients(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the arguments of :class:`_SparseConv`."""
+    feats, weight = ctx.saved_tensors
+    feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
+    kernel_map, precision = ctx.kernel_map, ctx.precision
+    needs_feats, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    grad = _cast(grad, feats.dtype).contiguous()
+    grad_feats = grad_weight = grad_bias = None
+    if needs_feats or needs_weight:
+        # All operands of a layer come in parts or none does.
+        operand = _operand(grad, weight, kernel_map, precision)
+        in_parts = operand is not grad
+        if needs_feats:
+            matrices = weight.transpose(1, 2)
+            if in_parts:
+                matrices = _operand(matrices, weight, kernel_map, precision)
+            grad_feats = _gather_gemm(operand, matrices, None, kernel_map.in_table, precision)
             grad_feats = _cast(grad_feats, feats_dtype)
-        if ctx.needs_input_grad[1]:
+        if needs_weight:
             grad_weight = torch.empty_like(weight, dtype=weight_dtype)
-            feats = _operand(feats, weight, kernel_map, precision)
+            if in_parts:
+                feats = _operand(feats, weight, kernel_map, precision)
             _fill_weight_grad(feats, operand, grad_weight, kernel_map, precision)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
-        return grad_feats, grad_weight, grad_bias, None, None, None
+    if needs_bias:
+        grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
+    return grad_feats, grad_weight, grad_bias, None, None, None
+
+
+_once_gradients = once_differentiable(_gradients)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

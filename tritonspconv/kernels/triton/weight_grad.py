@@ -202,24 +202,25 @@ def weight_grad(
     volume, c_in, c_out = out.shape
     if pairs.shape[1] == 0 or c_in == 0 or c_out == 0:
         return out.zero_()
-    multiply, grid, add, grid_add, slots = _bind(
-        feats.device.type, card_of(feats.device), feats.dtype, parts, precision,
-        volume, c_in, c_out, out.stride(), mirrored, pairs.shape[1].bit_length(),
+    device, capacity = feats.device, pairs.shape[1]
+    multiply, grid, add, grid_add, slots, sums = _bind(
+        device, card_of(device), feats.dtype, parts, precision,
+        volume, c_in, c_out, out.stride(), mirrored, capacity.bit_length(),
         _PROGRAMS, _MIN_SLICES, config,
     )  # fmt: skip
-    partial = torch.empty(slots, c_in, c_out, dtype=acc_dtype(feats.dtype), device=feats.device)
+    partial = torch.empty(slots, c_in, c_out, dtype=sums, device=device)
     multiply(
-            grid, feats.device,
+            grid, device,
         feats, feats_low, feats_largest, grad, grad_low, grad_largest,
-        pairs, tap_ptr, partial, pairs.shape[1],
+        pairs, tap_ptr, partial, capacity,
     )  # fmt: skip
-    add(grid_add, feats.device, partial, tap_ptr, out)
+    add(grid_add, device, partial, tap_ptr, out)
     return out
 
 
 @functools.lru_cache(maxsize=4096)
 def _bind(
-    device_type: str,
+    device: torch.device,
     card: Card,
     dtype: torch.dtype,
     parts: int,
@@ -233,8 +234,9 @@ def _bind(
     programs: int,
     min_slices: int,
     config: GemmConfig | None,
-) -> tuple[BoundKernel, tuple[int, int], BoundKernel, tuple[int, int], int]:
-    """Return both kernels for such operands with their grids, and the number of partial sums."""
+) -> tuple[BoundKernel, tuple[int, int], BoundKernel, tuple[int, int], int, torch.dtype]:
+    """Return both kernels for such operands with their grids; number and dtype of partial sums."""
+    sums = acc_dtype(dtype)
     cfg = (
         config
         or tuned_tile(problem("weight_grad", dtype, parts, c_in, c_out), log2_pairs, card)
@@ -245,11 +247,11 @@ def _bind(
     shared = {
         "C_IN": c_in, "C_OUT": c_out, "V": volume, "BLOCK_V": next_power_of_2(volume),
         "SLICES": slices, "MIRRORED": mirrored,
-        "ACC_TYPE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "ACC_TYPE": tl.float64 if sums == torch.float64 else tl.float32,
     }  # fmt: skip
     multiply = bind(
         weight_grad_kernel, **shared,
-        PARTS=parts, PRECISION=dot_precision(precision, device_type, dtype, card),
+        PARTS=parts, PRECISION=dot_precision(precision, device.type, dtype, card),
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
@@ -259,4 +261,4 @@ def _bind(
         STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2], BLOCK=block,
     )  # fmt: skip
     slots = slices + volume
-    return multiply, (slots, tiles), add, (volume, num_blocks(c_in * c_out, block)), slots
+    return multiply, (slots, tiles), add, (volume, num_blocks(c_in * c_out, block)), slots, sums
