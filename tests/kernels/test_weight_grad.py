@@ -110,6 +110,33 @@ def test_no_pairs_at_all(triton_device):
     assert not out.any()
 
 
+def slices_of(log2_pairs, channels, dtype=torch.float32, parts=0, precision="ieee"):
+    cpu = torch.device("cpu")
+    return kernels._bind(
+        cpu, kernels.card_of(cpu), dtype, parts, precision, 27, channels, channels,
+        (channels**2, channels, 1), True, log2_pairs, 528, 64, None,
+    )[4]  # fmt: skip
+
+
+def test_more_ranges_where_pairs_are_many():
+    """Few pairs, and sums that need no more, take as many ranges as fill a GPU."""
+    half = torch.float16
+    assert slices_of(18, 32) == slices_of(24, 32, precision="tf32") == 528
+    assert slices_of(24, 32, half) == slices_of(24, 32, half, parts=1, precision="tf32") == 528
+    # Twice the pairs in twice the ranges, up to a bound on memory.
+    assert slices_of(24, 32) == 2 * slices_of(23, 32) > 528
+    assert slices_of(24, 128, half, parts=2) > 528
+    assert slices_of(30, 256) * 256 * 256 * 4 == 2**26
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 300])
+def test_many_ranges_of_one_tap(triton_device, monkeypatch, count):
+    """Ranges are added eight at a time."""
+    monkeypatch.setattr(kernels, "_PROGRAMS", 20)
+    listed = random_pairs([count, 0, 2], 50, 40, triton_device)
+    check(*operands(50, 40, 5, 7, torch.float32, triton_device), listed, 3, config=FIXED)
+
+
 @pytest.mark.parametrize("volume", [1, 3, 9, 27])
 def test_mirrored(triton_device, volume):
     """Half of the taps are listed; the others have the same pairs with the roles swapped."""

@@ -29,19 +29,23 @@ from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 # Ranges per launch, shared among the tiles of one tap's matrix: enough to fill a large GPU twice.
 _PROGRAMS = 528
 _MIN_SLICES = 64
+# Steps of a range where float32's accuracy is asked for: what rounding its sum costs grows with
+# their root. There are more where the partial sums would take more memory than this.
+_MAX_STEPS = 256
+_MAX_PARTIAL_BYTES = 2**26
 
 
 @triton.jit
 def _range_starts(
     tap_ptr_ptr,
-    SLICES: tl.constexpr,
+    slices,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
     MIRRORED: tl.constexpr,
 ):
     """Pairs per range, and for every tap its pair bounds and the ranges before and up to it.
 
-    A tap's pairs are cut into ranges of ``ceil(P / SLICES)``, so at most ``SLICES + V`` ranges
+    A tap's pairs are cut into ranges of ``ceil(P / slices)``, so at most ``slices + V`` ranges
     exist in all, whatever the counts.
     """
     offs_v = tl.arange(0, BLOCK_V)
@@ -50,13 +54,13 @@ def _range_starts(
     begin = tl.load(tap_ptr_ptr + listed, mask=mask_v, other=0)
     end = tl.load(tap_ptr_ptr + listed + 1, mask=mask_v, other=0)
     count = end - begin
-    length = tl.maximum((tl.sum(count, axis=0) + SLICES - 1) // SLICES, 1)
+    length = tl.maximum((tl.sum(count, axis=0) + slices - 1) // slices, 1)
     ranges = (count + length - 1) // length
     last = tl.cumsum(ranges, axis=0)
     return offs_v, begin, end, length, last - ranges, last
 
 
-@triton.jit(do_not_specialize=["capacity"])
+@triton.jit(do_not_specialize=["capacity", "slices"])
 def weight_grad_kernel(
     feats_ptr,
     feats_low_ptr,
@@ -68,11 +72,11 @@ def weight_grad_kernel(
     tap_ptr_ptr,
     partial_ptr,
     capacity,
+    slices,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    SLICES: tl.constexpr,
     MIRRORED: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,7 +92,7 @@ def weight_grad_kernel(
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     item = tl.program_id(0)
     offs_v, begin, end, length, first, last = _range_starts(
-        tap_ptr_ptr, SLICES, V, BLOCK_V, MIRRORED
+        tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED
     )
     mine = (first <= item) & (item < last)
     if tl.sum(mine.to(tl.int32), axis=0) > 0:
@@ -137,11 +141,12 @@ def weight_grad_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def sum_ranges_kernel(
     partial_ptr,
     tap_ptr_ptr,
     out_ptr,
+    slices,
     STRIDE_V: tl.constexpr,
     STRIDE_K: tl.constexpr,
     STRIDE_N: tl.constexpr,
@@ -149,23 +154,25 @@ def sum_ranges_kernel(
     C_OUT: tl.constexpr,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    SLICES: tl.constexpr,
     MIRRORED: tl.constexpr,
     ACC_TYPE: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``out[v]`` = sum of the partial matrices of tap v, in their order."""
+    """``out[v]`` = sum of the partial matrices of tap v: LANES of them side by side, in order."""
     v = tl.program_id(0)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < C_IN * C_OUT
-    offs_v, _, _, _, first, last = _range_starts(tap_ptr_ptr, SLICES, V, BLOCK_V, MIRRORED)
+    offs_v, _, _, _, first, last = _range_starts(tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED)
     first_item = tl.sum(tl.where(offs_v == v, first, 0), axis=0)
     last_item = tl.sum(tl.where(offs_v == v, last, 0), axis=0)
-    acc = tl.zeros((BLOCK,), dtype=ACC_TYPE)
-    partial = partial_ptr + first_item.to(tl.int64) * (C_IN * C_OUT) + offs
-    for _ in range(first_item, last_item):
-        acc += tl.load(partial, mask=mask, other=0.0)
-        partial += C_IN * C_OUT
+    # [LANES, BLOCK]: a sum of one matrix after the other would wait for each load.
+    lanes = tl.zeros((LANES, BLOCK), dtype=ACC_TYPE)
+    for at in range(first_item, last_item, LANES):
+        item = at + tl.arange(0, LANES)
+        partial = partial_ptr + item.to(tl.int64)[:, None] * (C_IN * C_OUT) + offs[None, :]
+        lanes += tl.load(partial, mask=(item < last_item)[:, None] & mask[None, :], other=0.0)
+    acc = tl.sum(lanes, axis=0)
     row, column = offs // C_OUT, offs % C_OUT
     out = out_ptr + v.to(tl.int64) * STRIDE_V + row * STRIDE_K + column * STRIDE_N
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask)
@@ -203,18 +210,18 @@ def weight_grad(
     if pairs.shape[1] == 0 or c_in == 0 or c_out == 0:
         return out.zero_()
     device, capacity = feats.device, pairs.shape[1]
-    multiply, grid, add, grid_add, slots, sums = _bind(
+    multiply, grid, add, grid_add, slices, sums = _bind(
         device, card_of(device), feats.dtype, parts, precision,
         volume, c_in, c_out, out.stride(), mirrored, capacity.bit_length(),
         _PROGRAMS, _MIN_SLICES, config,
     )  # fmt: skip
-    partial = torch.empty(slots, c_in, c_out, dtype=sums, device=device)
+    partial = torch.empty(grid[0], c_in, c_out, dtype=sums, device=device)
     multiply(
             grid, device,
         feats, feats_low, feats_largest, grad, grad_low, grad_largest,
-        pairs, tap_ptr, partial, capacity,
+        pairs, tap_ptr, partial, capacity, slices,
     )  # fmt: skip
-    add(grid_add, device, partial, tap_ptr, out)
+    add(grid_add, device, partial, tap_ptr, out, slices)
     return out
 
 
@@ -235,7 +242,7 @@ def _bind(
     min_slices: int,
     config: GemmConfig | None,
 ) -> tuple[BoundKernel, tuple[int, int], BoundKernel, tuple[int, int], int, torch.dtype]:
-    """Return both kernels for such operands with their grids; number and dtype of partial sums."""
+    """Return both kernels for such operands with their grids; slices, and dtype of sums."""
     sums = acc_dtype(dtype)
     cfg = (
         config
@@ -244,9 +251,13 @@ def _bind(
     )
     tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
     slices = max(programs // tiles, min_slices)
+    if precision == "ieee" and (parts or dtype == torch.float32):
+        # A list is about half full, and one of half the taps stands for twice its pairs.
+        wanted = (1 << log2_pairs) // (cfg.block_k * _MAX_STEPS)
+        slices = max(slices, min(wanted, _MAX_PARTIAL_BYTES // (c_in * c_out * sums.itemsize)))
     shared = {
         "C_IN": c_in, "C_OUT": c_out, "V": volume, "BLOCK_V": next_power_of_2(volume),
-        "SLICES": slices, "MIRRORED": mirrored,
+        "MIRRORED": mirrored,
         "ACC_TYPE": tl.float64 if sums == torch.float64 else tl.float32,
     }  # fmt: skip
     multiply = bind(
@@ -255,10 +266,11 @@ def _bind(
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
-    block = min(next_power_of_2(c_in * c_out), 1024)
+    block = min(next_power_of_2(c_in * c_out), 512)
     add = bind(
         sum_ranges_kernel, **shared,
-        STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2], BLOCK=block,
+        STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2],
+        LANES=8, BLOCK=block,
     )  # fmt: skip
-    slots = slices + volume
-    return multiply, (slots, tiles), add, (volume, num_blocks(c_in * c_out, block)), slots, sums
+    grid_add = volume, num_blocks(c_in * c_out, block)
+    return multiply, (slices + volume, tiles), add, grid_add, slices, sums
