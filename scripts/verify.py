@@ -12,7 +12,8 @@ Tolerances:
   float32: 1e-6 for the output, 2e-6 for the gradients of input, weight and bias. Only the sums
     differ from float64. A sum in float32 drifts like 6e-8 (2^-24) times the root of the number of
     tiles that are added up: some hundreds for the output, more for the weight's gradient, which
-    runs over all voxels.
+    runs over all voxels. There, matrix units also lose bits of small products beside large ones;
+    see docs/accuracy.md.
   float16, bfloat16: 1e-3 and 8e-3 for the output and the gradient of the input. Products are exact
     and sums float32; the result is rounded once, by at most 4.9e-4 (2^-11) and 3.9e-3 (2^-8) of
     each value. Twice that is allowed.

@@ -124,13 +124,15 @@ def weight_grad_config(
 def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: int) -> GemmConfig:
     if itemsize == 8:
         return GemmConfig(_padded(c_in, 32), _padded(c_out, 32), 16, 4, 2)
-    if card.is_amd or (itemsize > 2 and not parts):
+    if card.is_amd:
         most = 64 if itemsize > 2 else 128
-        # Rows that are no multiple of 16 bytes are loaded entry by entry, which takes registers.
-        block_k = 32 if card.is_amd or (c_in % 4 == 0 and c_out % 4 == 0) else 16
-        stages = 2 if card.is_amd else 5
-        return GemmConfig(_padded(c_in, most), _padded(c_out, most), block_k, 4, stages)
+        return GemmConfig(_padded(c_in, most), _padded(c_out, most), 32, 4, 2)
+    # Matrix units cut products off that are small beside others of their step and its sum, always
+    # towards zero. In float32 that is the largest error, and shorter steps make it smaller; see
+    # docs/accuracy.md.
+    if itemsize > 2 and not parts:
+        return GemmConfig(_padded(c_in, 64), _padded(c_out, 64), 16, 4, 8)
     # Two accumulators, three for parts: eight warps where a tile has more than 64 x 64 entries.
     warps = 8 if max(c_in, c_out) > 64 else 4
-    block_k = 64 if parts == 2 else 128
-    return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), block_k, warps, 5)
+    block_k, stages = (32, 8) if parts == 2 else (128, 5)
+    return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), block_k, warps, stages)
