@@ -372,32 +372,20 @@ def test_it_can_be_switched_off(make, device, fused, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traced_modules_run_one_by_one(make, device, fused, monkeypatch):
     net, x = chain(device), make()
-
-    class Dense(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, features):
-            return self.net(x.replace_feature(features)).features
-
-    features = x.features.detach()
-    torch.jit.trace(Dense(), features, check_trace=False)
-    with monkeypatch.context() as patched:
+    call = nn.Module.__call__
+    for owner, name, value in (
+        (torch.jit, "is_tracing", lambda: True),
+        (torch.compiler, "is_compiling", lambda: True),
+        (constants, "SPCONV_FX_TRACE_MODE", True),
         # As torch.fx does while it traces.
-        call = nn.Module.__call__
-        patched.setattr(nn.Module, "__call__", lambda self, *args: call(self, *args))
-        net(x)
-    monkeypatch.setattr(constants, "SPCONV_FX_TRACE_MODE", True)
-    net(x)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(constants, "SPCONV_FX_TRACE_MODE", False)
-    net(x)
-    assert not fused
+        (nn.Module, "__call__", lambda self, *args: call(self, *args)),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, value)
+            net(x)
+        assert not fused, name
 
 
 @torch.no_grad()
