@@ -52,7 +52,6 @@ class Case:
         nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
             many as the layers of a network add on the way. Networks need it: one plain run may be
             lucky, and in training a ReLU that flips changes a step.
-        golden: Part of the golden file, if it is compared on the device that has one.
         fatal: The original may end its process, and must have one of its own.
         quirks: Intended differences.
     """
@@ -65,7 +64,6 @@ class Case:
     exact: bool = False
     refuses: bool = False
     nudges: int = 0
-    golden: bool = True
     fatal: bool = False
     quirks: tuple[Quirk, ...] = ()
 

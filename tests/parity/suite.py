@@ -51,7 +51,7 @@ def against_golden(original: Original, cases: Sequence[Case], processes: int = 1
     """
     setting, recorded = golden.load(golden.path_of(original))
     target = original.golden_target
-    plans = [(case, jobs_of(case, target, golden=True)) for case in cases if case.golden]
+    plans = [(case, jobs_of(case, target, golden=True)) for case in cases]
     done: dict[Job, Recording] = {}
     for case, plan in plans:
         for precision, roles in plan.items():
@@ -115,9 +115,12 @@ def record_golden(original: Original, path: Path, python: str, processes: int) -
         python: The interpreter for the original.
         processes: How many.
     """
-    cases = [case for case in original.cases.values() if case.golden]
     target = original.golden_target
-    jobs = [roles["original"] for case in cases for roles in jobs_of(case, target).values()]
+    jobs = [
+        roles["original"]
+        for case in original.cases.values()
+        for roles in jobs_of(case, target).values()
+    ]
     done = record(original, target, jobs, python, processes)
     golden.save(path, describe(original, target, python), done)
     return len(done)

@@ -112,7 +112,7 @@ CASES = [
     *(
         Case(
             f"float64-{name}", partial(algorithm, name=name, algo="Native"),
-            {"cuda": ("float64",)}, golden=False, quirks=(FLOAT64,),
+            {"cuda": ("float64",)}, quirks=(FLOAT64,),
         )
         for name in ("subm", "conv")
     ),
