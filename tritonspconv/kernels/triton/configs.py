@@ -134,5 +134,5 @@ def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: i
         return GemmConfig(_padded(c_in, 64), _padded(c_out, 64), 16, 4, 8)
     # Two accumulators, three for parts: eight warps where a tile has more than 64 x 64 entries.
     warps = 8 if max(c_in, c_out) > 64 else 4
-    block_k, stages = (32, 8) if parts == 2 else (128, 5)
+    block_k, stages = (16, 8) if parts == 2 else (128, 5)
     return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), block_k, warps, stages)
