@@ -6,19 +6,11 @@ import torch
 from tests._oracle import pair_triples, table_triples
 from tritonspconv.kernel_map import NeighborTable
 from tritonspconv.kernels.eager import pairs as eager
+from tritonspconv.kernels.eager.invert_table import mask_words
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tritonspconv.kernels.triton import pairs as kernels
-
-
-def masks_of(rows):
-    """The mask words that a table with these rows has."""
-    volume, n = rows.shape
-    bits = torch.zeros(-(-volume // 32) * 32, n, dtype=torch.int64)
-    bits[:volume] = rows >= 0
-    words = (bits.view(len(bits) // 32, 32, n) << torch.arange(32)[:, None]).sum(1)
-    return words.to(torch.int32)
 
 
 @pytest.fixture(params=[True, False], ids=["by-masks", "by-sums"])
@@ -39,7 +31,7 @@ def test_pair_lists(triton_device, volume, n, share, ordered):
     rows[torch.rand(volume, n) >= share] = -1
     order = torch.randperm(n).int() if ordered else None
     columns = range(n) if order is None else order.tolist()
-    table = rows, masks_of(rows), order
+    table = rows, mask_words(rows), order
     on_device = [None if part is None else part.to(triton_device) for part in table]
     for taps in {volume, (volume + 1) // 2}:
         expected = [
