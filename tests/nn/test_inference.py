@@ -71,11 +71,12 @@ def test_every_layer_is_what_its_modules_are(device, fused, layer, window, bias,
     for rest in (
         [settle(nn.BatchNorm1d(6, eps=1e-3)), nn.ReLU(inplace=True)],
         [settle(tsnn.BatchNorm(6, affine=False))],
+        [settle(tsnn.SyncBatchNorm(6)), tsnn.ReLU()],
         [tsnn.ReLU(), settle(tsnn.BatchNorm(6))],
     ):
         net = tsnn.Sequential(layer(4, 6, *window, bias=bias), *rest).to(device, dtype)
         check(net, x)
-    assert fused == [(True, True), (True, False), (False, True)]
+    assert fused == [(True, True), (True, False), (True, True), (False, True)]
 
 
 def test_folded_layers_and_other_sites_stay(device, fused):

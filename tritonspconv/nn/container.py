@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tritonspconv.nn._module import SparseModule
 from tritonspconv.nn.conv import SparseConvNd, SparseConvTransposeNd, SubMConvNd
 from tritonspconv.nn.inference import FusedChain, fuses_now
-from tritonspconv.nn.norm import BatchNorm
+from tritonspconv.nn.norm import BatchNorm, SyncBatchNorm
 from tritonspconv.nn.pointwise import ReLU
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -18,7 +18,7 @@ _run_fused = FusedChain(
     "feats",
     # An inverse layer needs a second tensor, which no container has.
     convs=(SubMConvNd.forward, SparseConvNd.forward, SparseConvTransposeNd.forward),
-    norms=(nn.BatchNorm1d, BatchNorm),
+    norms=(nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm, SyncBatchNorm),
     relus=(nn.ReLU, ReLU),
 )
 

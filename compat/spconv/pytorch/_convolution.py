@@ -18,7 +18,7 @@ from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from compat.spconv.pytorch.modules import SparseBatchNorm, SparseReLU
+from compat.spconv.pytorch.modules import SparseBatchNorm, SparseReLU, SparseSyncBatchNorm
 from tritonspconv import ops
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.nn.inference import FusedChain, convolve, normalise
@@ -318,6 +318,6 @@ run_fused = FusedChain(
     SparseConvTensor,
     "_features",
     convs=(SparseConvolution.forward,),
-    norms=(nn.BatchNorm1d, SparseBatchNorm),
+    norms=(nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm),
     relus=(nn.ReLU, SparseReLU),
 )

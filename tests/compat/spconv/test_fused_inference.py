@@ -95,10 +95,13 @@ def test_every_layer_is_what_its_modules_are(make, device, fused, kind, bias, re
         [settle(nn.BatchNorm1d(6, eps=1e-3)), nn.ReLU()],
         [settle(nn.BatchNorm1d(6, affine=False))],
         [settle(spconv.SparseBatchNorm(6)), spconv.SparseReLU(inplace=True), nn.ReLU()],
+        [settle(spconv.SparseSyncBatchNorm(6))],
+        [settle(nn.SyncBatchNorm(6)), nn.ReLU()],
         [nn.ReLU(inplace=True), settle(nn.BatchNorm1d(6))],
     ):
         check(spconv.SparseSequential(*KINDS[kind](bias=bias), *rest).to(device, dtype), x)
-    assert fused == [(True, True), (True, False), (True, True), (False, True)]
+    taken = [(True, True), (True, False), (True, True), (True, False), (True, True), (False, True)]
+    assert fused == taken
 
 
 def test_whole_networks(make, device, fused):
