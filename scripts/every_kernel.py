@@ -8,13 +8,19 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python scrip
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
+import sys
 from unittest import mock
 
 import torch
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map, ops
-from tritonspconv.kernels.triton import _column_order, _launch, sites
+from tritonspconv.kernel_map import map_from_pairs
+from tritonspconv.kernels import triton as kernels
+from tritonspconv.kernels.triton import _column_order, _launch, half_parts, sites
 
+DEVICE = torch.device("cuda")
 SHAPE, BATCH = (21, 33, 40), 2
 GEOMETRIES = {
     "submanifold": ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)),
@@ -24,7 +30,7 @@ GEOMETRIES = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Run the kernels with each kind of index, with and without ordered columns."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,31 +44,52 @@ def main() -> None:
         ):
             for name, geometry in GEOMETRIES.items():
                 run_layers(name, geometry)
+    with mock.patch.object(half_parts, "_MIN_WORK", 0):
+        run_layers("float32 in parts", GEOMETRIES["strided"])
+    # AMD multiplies float32 as it is.
+    half_parts.split_half(torch.randn(1001, 24, device=DEVICE), with_low=True)
     run_reductions()
     torch.cuda.synchronize()
-    print(f"ran {len(set(map(id, _launch.compiled_kernels())))} kernels")
+    known, ran = known_kernels(), {bound.kernel.__name__ for bound in _launch._bound.values()}
+    print(f"ran {len(ran)} of {len(known)} kernels")
+    if known - ran:
+        print(f"every_kernel.py: never launched: {', '.join(sorted(known - ran))}", file=sys.stderr)
+    return int(known != ran)
+
+
+def known_kernels() -> set[str]:
+    """Return the name of every kernel of the Triton back end."""
+    modules = [
+        importlib.import_module(f"{kernels.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(kernels.__path__)
+    ]
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
 
 
 def coordinates(n: int) -> torch.Tensor:
     """Return n rows of distinct sites, three repeats and two outside the grid."""
     cells = torch.randperm(BATCH * SHAPE[0] * SHAPE[1] * SHAPE[2])[:n]
     coords = Grid((0, 0, 0), SHAPE, BATCH).coords(cells)
-    return torch.cat([coords, coords[:3], coords[:2] + 1000]).cuda()
+    return torch.cat([coords, coords[:3], coords[:2] + 1000]).to(DEVICE)
 
 
 def run_layers(name: str, geometry: ConvGeometry) -> None:
-    """Convolve and pool along a map and its inverse, forward and backward."""
+    """Convolve and pool along a map, and along the inverse of one that was listed, both ways."""
     print(name, flush=True)
     coords = coordinates(1001)
     kmap = kernel_map(ActiveSites(coords, Grid((0, 0, 0), SHAPE, BATCH)), geometry)
+    listed = map_from_pairs(*kmap.pairs(), kmap.n_in, kmap.n_out)
     for dtype, channels in ((torch.float16, 17), (torch.bfloat16, 64), (torch.float32, 24)):
-        feats = torch.randn(kmap.n_in, channels, device="cuda", dtype=dtype, requires_grad=True)
+        feats = torch.randn(kmap.n_in, channels, device=DEVICE, dtype=dtype, requires_grad=True)
         weight = torch.randn(
-            geometry.kernel_volume, channels, 20, device="cuda", dtype=dtype, requires_grad=True
+            geometry.kernel_volume, channels, 20, device=DEVICE, dtype=dtype, requires_grad=True
         )
-        bias = torch.randn(20, device="cuda", dtype=dtype, requires_grad=True)
+        bias = torch.randn(20, device=DEVICE, dtype=dtype, requires_grad=True)
         out = ops.sparse_conv(feats, weight, kmap, bias)
-        back = ops.sparse_conv(out, weight.transpose(1, 2), kmap.inverse())
+        back = ops.sparse_conv(out, weight.transpose(1, 2), listed.inverse())
+        norm = ops.ChannelNorm(bias.detach(), bias.detach() ** 2)
+        with torch.no_grad():
+            ops.sparse_conv(feats, weight, kmap, bias, norm=norm, residual=out, relu=True)
         pooled = [
             ops.sparse_pool(feats, kmap, "max", ties="first"),
             ops.sparse_pool(feats, kmap, "max", ties="all", floor=0.0),
@@ -74,14 +101,14 @@ def run_layers(name: str, geometry: ConvGeometry) -> None:
 
 def run_reductions() -> None:
     """Voxelise points and pool whole samples, with short and long segments."""
-    points = torch.rand(70_001, 5, device="cuda", requires_grad=True)
+    points = torch.rand(70_001, 5, device=DEVICE, requires_grad=True)
     for reduce in ("mean", "max"):
         voxels = ops.voxelize(points, (0.1, 0.1, 0.1), (0, 0, 0, 1, 1, 1), reduce=reduce)
         voxels.feats.sum().backward()
-    batch = torch.zeros(70_001, dtype=torch.int32, device="cuda")
+    batch = torch.zeros(70_001, dtype=torch.int32, device=DEVICE)
     for mode in ("max", "avg", "sum"):
         ops.global_pool(points, batch, 2, mode).sum().backward()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
