@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import tritonspconv as ts
+from tests._fused import record_fused, settle
 from tritonspconv import nn as tsnn
 from tritonspconv.nn import inference
 from tritonspconv.nn.conv import _Conv
@@ -19,23 +20,7 @@ from tritonspconv.testing import random_sites
 
 @pytest.fixture(autouse=True)
 def fused(monkeypatch) -> list[tuple[bool, bool]]:
-    """Fuse on every device; return what was taken up, ``(norm, relu)`` for each convolution."""
-    taken = []
-    forward_fused = _Conv.forward_fused
-
-    def recorded(self, input, norm, relu):
-        taken.append((norm is not None, relu))
-        return forward_fused(self, input, norm, relu)
-
-    monkeypatch.setattr(inference, "fuses_on", lambda device: True)
-    monkeypatch.setattr(_Conv, "forward_fused", recorded)
-    return taken
-
-
-def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2.0)
-    return norm.eval()
+    return record_fused(monkeypatch, _Conv)
 
 
 def tensor(device, dtype=torch.float32, n=80) -> ts.SparseTensor:

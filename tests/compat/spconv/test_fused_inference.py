@@ -12,6 +12,7 @@ from compat.spconv import constants
 from compat.spconv.core import Activation
 from compat.spconv.pytorch import SparseConvTensor
 from compat.spconv.pytorch.conv import SparseConvolution
+from tests._fused import record_fused, settle
 from tritonspconv.nn import inference
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -19,27 +20,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.fixture(autouse=True)
 def fused(monkeypatch) -> list[tuple[bool, bool]]:
-    """Fuse on every device; return what was taken up, ``(norm, relu)`` for each convolution."""
-    taken = []
-    forward_fused = SparseConvolution.forward_fused
-
-    def recorded(self, input, norm, relu):
-        taken.append((norm is not None, relu))
-        return forward_fused(self, input, norm, relu)
-
-    monkeypatch.setattr(inference, "fuses_on", lambda device: True)
-    monkeypatch.setattr(SparseConvolution, "forward_fused", recorded)
-    return taken
-
-
-def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    """Give a batch norm statistics and factors that are not its initial ones, and evaluate it."""
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2.0)
-    if norm.affine:
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-    return norm.eval()
+    return record_fused(monkeypatch, SparseConvolution)
 
 
 def chain(device="cpu", *, bias=False, relu=True, norm=None, conv=None) -> spconv.SparseSequential:
