@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._int32 import to_int32
-from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_rows
+from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_sites
 
 IntTuple = tuple[int, ...]
 
@@ -73,8 +73,8 @@ class CoordinateMap:
             grid = Grid.around(cells)
         except ValueError as error:
             raise MinkowskiError(f"{error} {BATCH_INDEX_FIRST}") from error
-        rows, position = unique_rows(grid.keys(cells))
-        return cls(ActiveSites(cells[rows], grid), tensor_stride, unit), rows, position
+        sites, rows, position = unique_sites(cells, grid)
+        return cls(sites, tensor_stride, unit), rows, position
 
     @property
     def num_rows(self) -> int:

@@ -1,11 +1,19 @@
 """Sets of sites made from others, against plain Python."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests._oracle import site_sets
-from tritonspconv.coords import ActiveSites, Grid, select_sites, union_sites, unique_rows
+from tritonspconv.coords import (
+    ActiveSites,
+    Grid,
+    select_sites,
+    union_sites,
+    unique_rows,
+    unique_sites,
+)
 from tritonspconv.testing import random_sites
 
 per_device = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -18,6 +26,21 @@ def test_unique_rows_are_the_first_of_each_key_in_order(device, keys):
     firsts = [row for row, key in enumerate(keys) if key not in keys[:row]]
     assert rows.tolist() == firsts
     assert position.tolist() == [firsts.index(keys.index(key)) for key in keys]
+
+
+@pytest.mark.parametrize("repeats", [0, 1, 20])
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_unique_sites_are_the_first_of_each_coordinate(device, n, repeats):
+    given = random_sites(n, extent=9, lower=-4, repeats=min(repeats, n // 2), device=device)
+    sites, rows, position = unique_sites(given.coords, given.grid)
+    expected = unique_rows(given.grid.keys(given.coords))
+    assert torch.equal(rows, expected[0])
+    assert torch.equal(position, expected[1])
+    assert torch.equal(sites.coords, given.coords[rows])
+    assert not sites.has_repeats()
+    kept = sites.coords.clone()
+    given.coords.fill_(7)
+    assert torch.equal(sites.coords, kept)
 
 
 @per_device

@@ -23,16 +23,45 @@ def unique_rows(keys: Tensor) -> tuple[Tensor, Tensor]:
 
     Deterministic. Waits for the device once, for U.
     """
-    ordered, perm = torch.sort(keys, stable=True)
+    return _first_rows(*torch.sort(keys, stable=True))
+
+
+def unique_sites(coords: Tensor, grid: Grid) -> tuple[ActiveSites, Tensor, Tensor]:
+    """Make a set of sites of the distinct rows of a matrix, in the order in which they appear.
+
+    Args:
+        coords: int32 [N, 1 + D], all in the grid; copied.
+        grid: Their grid.
+
+    Returns:
+        The sites; and of their coordinates what :func:`unique_rows` returns of keys.
+
+    Deterministic. Waits for the device. Where no row repeats another, the look at that leaves the
+    index that kernel maps need.
+    """
+    sites = ActiveSites(coords.clone(), grid)
+    if not sites.has_repeats():
+        everything = torch.arange(sites.num_rows, device=coords.device)
+        return sites, everything, everything.clone()
+    index = sites.index
+    if index.kind == "sorted" and index.rows is not None:
+        rows, position = _first_rows(index.table, index.rows)
+    else:
+        rows, position = unique_rows(grid.keys(coords))
+    return ActiveSites(coords[rows], grid), rows, position
+
+
+def _first_rows(ordered: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what :func:`unique_rows` does, of keys in ascending order and where they were."""
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
     firsts = perm[is_first]
-    if firsts.shape[0] == keys.shape[0]:
-        everything = torch.arange(keys.shape[0], device=keys.device)
+    if firsts.shape[0] == ordered.shape[0]:
+        everything = torch.arange(ordered.shape[0], device=ordered.device)
         return everything, everything.clone()
     rows, by_appearance = torch.sort(firsts)
     position = torch.empty_like(by_appearance)
-    position[by_appearance] = torch.arange(rows.shape[0], device=keys.device)
+    position[by_appearance] = torch.arange(rows.shape[0], device=ordered.device)
     position_of_row = torch.empty_like(perm)
     position_of_row[perm] = position[is_first.cumsum(0) - 1]
     return rows, position_of_row
