@@ -9,7 +9,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import kernel_map
 from tritonspconv.kernels.eager import gather_gemm as kernels
 from tritonspconv.kernels.eager import pairs
-from tritonspconv.kernels.eager._stable_sort import stable_sort
+from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
 from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
 from tritonspconv.testing import assert_close, random_sites
 
@@ -73,6 +73,13 @@ def test_stable_sort(n, dtype):
     expected = torch.sort(keys, stable=True)
     assert torch.equal(ordered, expected.values)
     assert torch.equal(places, expected.indices)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 2**13, 2**15 + 1])
+def test_distinct(n):
+    keys = torch.randint(-50, 4000, (n,))
+    for some in (keys, keys.int()):
+        assert torch.equal(distinct(some), torch.unique(some))
 
 
 def test_blocks_are_listed_once():

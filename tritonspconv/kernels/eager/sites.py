@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager._stable_sort import stable_sort
+from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.window import reach_steps
 
@@ -137,7 +137,9 @@ def reached_sites(
             part, fits = axes[axis][step]
             key, exists = key * grid.shape[axis] + part, exists & fits
         reached.append(key[exists])
-    keys = torch.unique(torch.cat(reached))
+    found = torch.cat(reached)
+    # Short keys sort in two thirds of the time.
+    keys = distinct(found.int() if grid.num_cells <= _INT32_LAST else found).long()
     rows = torch.arange(keys.shape[0], device=keys.device)
     return key_coords(keys, grid), SiteIndex("sorted", keys, rows)
 
