@@ -11,6 +11,7 @@ from tritonspconv.kernels.eager import gather_gemm as kernels
 from tritonspconv.kernels.eager import pairs
 from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
 from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
+from tritonspconv.ops import sparse_conv
 from tritonspconv.testing import assert_close, random_sites
 
 
@@ -80,6 +81,22 @@ def test_distinct(n):
     keys = torch.randint(-50, 4000, (n,))
     for some in (keys, keys.int()):
         assert torch.equal(distinct(some), torch.unique(some))
+
+
+def test_columns_of_one_pair_each(small_blocks):
+    """A transposed layer that undoes a window without overlap: products are only put in place."""
+    down = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
+    kmap = kernel_map(random_sites(200, extent=8), down)
+    blocks = list(kmap.in_table.blocks)
+    assert len(blocks) > 2
+    assert all(block.is_one_each for block in blocks)
+    assert not any(block.is_one_each for block in kmap.out_table.blocks)
+    feats, weight = torch.randn(kmap.n_out, 5).double(), torch.randn(8, 5, 3).double()
+    coarse, fine, tap_ptr = kmap.inverse().pairs()
+    tap = torch.repeat_interleave(torch.arange(8), tap_ptr.diff())
+    expected = torch.zeros(kmap.n_in, 3).double()
+    expected[fine.long()] = torch.einsum("pi,pio->po", feats[coarse.long()], weight[tap])
+    torch.testing.assert_close(sparse_conv(feats, weight, kmap.inverse()), expected)
 
 
 def test_blocks_are_listed_once():

@@ -63,12 +63,14 @@ def gather_gemm(
             end = start + len(block.ends) - 1
             made, sums = products[: len(block.rows)], out[start:end]
             _multiply(feats, matrices, block, gathered, made)
-            if identity is None:
-                sums.copy_(_sum_by_column(made, block))
-            else:
+            if identity is not None:
                 # The rows are where they belong, and so are their products.
                 torch.mm(feats[start:end], matrices[identity], out=sums)
                 sums += _sum_by_column(made, block)
+            elif block.is_one_each:
+                torch.index_select(made, 0, block.by_column, out=sums)
+            else:
+                sums.copy_(_sum_by_column(made, block))
             start = end
     if order is not None:
         out = torch.empty_like(out).index_copy_(0, order.long(), out)

@@ -77,12 +77,15 @@ class PairBlock(NamedTuple):
         counts: How many of them each tap has; [V].
         by_column: int32 [P], places in ``rows``, by column and then by tap.
         ends: int32 [columns + 1], where each column's part of ``by_column`` begins.
+        is_one_each: Whether every column has one pair, as behind a window that its stride leaves
+            no overlap.
     """
 
     rows: Tensor
     counts: list[int]
     by_column: Tensor
     ends: Tensor
+    is_one_each: bool
 
 
 class PairBlocks:
@@ -129,13 +132,16 @@ def _list_blocks(pairs: TapPairs, n: int) -> list[PairBlock]:
     # Blocks lie one behind the other in both orders, by tap and by column.
     by_column = stable_sort(columns)[1].int()
     ends = torch.zeros(n + 1, dtype=torch.int32, device=columns.device)
-    torch.cumsum(torch.bincount(columns, minlength=n), dim=0, out=ends[1:])
+    held = torch.bincount(columns, minlength=n)
+    torch.cumsum(held, dim=0, out=ends[1:])
+    is_one_each = total == n and bool((held == 1).all())
     blocks, first = [], 0
     for number, start in enumerate(starts):
         taps = counts[number * volume : (number + 1) * volume]
         last = first + sum(taps)
         block_ends = ends[start : start + width + 1] - first
-        blocks.append(PairBlock(rows[first:last], taps, by_column[first:last] - first, block_ends))
+        places = by_column[first:last] - first
+        blocks.append(PairBlock(rows[first:last], taps, places, block_ends, is_one_each))
         first = last
     return blocks
 
