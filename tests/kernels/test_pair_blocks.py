@@ -17,9 +17,8 @@ from tritonspconv.testing import assert_close, random_sites
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of some 20 pairs, of which some hold no pair at all."""
-    monkeypatch.setattr(pairs, "_PAIRS_PER_BLOCK", 20)
-    monkeypatch.setattr(pairs, "_PAIRS_PER_TAP", 1)
+    """Blocks of some 16 to 27 pairs, of which some hold no pair at all."""
+    monkeypatch.setattr(pairs, "_pairs_per_tap", lambda channels: 1)
 
 
 def random_rows(volume: int, n: int, n_in: int, share: float) -> torch.Tensor:
@@ -35,7 +34,7 @@ def random_rows(volume: int, n: int, n_in: int, share: float) -> torch.Tensor:
 def test_blocks_hold_the_table(volume, n, share):
     rows = random_rows(volume, n, 50, share)
     columns = []
-    for block in PairBlocks(rows):
+    for block in PairBlocks(rows).listed(8):
         assert block.rows.dtype == block.by_column.dtype == block.ends.dtype == torch.int32
         assert sum(block.counts) == len(block.rows) == len(block.by_column)
         taps = torch.repeat_interleave(torch.arange(volume), torch.tensor(block.counts))
@@ -59,7 +58,7 @@ def test_blocks_of_pairs_in_any_order():
         order = torch.randperm(len(tap_columns))
         shuffled.append((tap_columns[order], tap_entries[order]))
     blocks = PairBlocks(rows, TapPairs.joined(shuffled))
-    for ours, theirs in zip(blocks, PairBlocks(rows), strict=True):
+    for ours, theirs in zip(blocks.listed(8), PairBlocks(rows).listed(8), strict=True):
         assert ours.counts == theirs.counts
         assert torch.equal(ours.ends, theirs.ends)
         assert torch.equal(ours.rows[ours.by_column.long()], theirs.rows[theirs.by_column.long()])
@@ -87,10 +86,10 @@ def test_columns_of_one_pair_each(small_blocks):
     """A transposed layer that undoes a window without overlap: products are only put in place."""
     down = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
     kmap = kernel_map(random_sites(200, extent=8), down)
-    blocks = list(kmap.in_table.blocks)
+    blocks = kmap.in_table.blocks.listed(8)
     assert len(blocks) > 2
     assert all(block.is_one_each for block in blocks)
-    assert not any(block.is_one_each for block in kmap.out_table.blocks)
+    assert not any(block.is_one_each for block in kmap.out_table.blocks.listed(8))
     feats, weight = torch.randn(kmap.n_out, 5).double(), torch.randn(8, 5, 3).double()
     coarse, fine, tap_ptr = kmap.inverse().pairs()
     tap = torch.repeat_interleave(torch.arange(8), tap_ptr.diff())
@@ -101,7 +100,18 @@ def test_columns_of_one_pair_each(small_blocks):
 
 def test_blocks_are_listed_once():
     blocks = PairBlocks(random_rows(8, 200, 50, 0.5))
-    assert all(ours is theirs for ours, theirs in zip(blocks, blocks, strict=True))
+    assert blocks.listed(64) is blocks.listed(64) is blocks.listed(128)
+
+
+def test_few_channels_take_larger_blocks():
+    kmap = kernel_map(random_sites(20_000, extent=40), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
+    few, many = (kmap.out_table.blocks.listed(channels) for channels in (16, 64))
+    assert 1 < len(few) < len(many)
+    for blocks in (few, many):
+        assert sum(len(block.ends) - 1 for block in blocks) == kmap.n_out
+        assert sum(len(block.rows) for block in blocks) == kmap.num_pairs() - kmap.n_out
+    for channels in (0, 1, 16, 17, 32, 64, 65, 1000):
+        assert 512 <= pairs._pairs_per_tap(channels) <= 2048
 
 
 def test_a_map_and_its_mirror_share_their_blocks():
@@ -115,7 +125,7 @@ def test_the_centre_of_a_submanifold_map_is_not_listed():
     kmap = kernel_map(random_sites(60, 3, extent=5), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
     table = kmap.out_table
     assert table.blocks.identity == 13
-    assert all(block.counts[13] == 0 for block in table.blocks)
+    assert all(block.counts[13] == 0 for block in table.blocks.listed(8))
     feats, weight = torch.randn(kmap.n_in, 7), torch.randn(27, 7, 5)
     listed = PairBlocks(table.rows)
     for mirrored in (False, True):

@@ -50,7 +50,7 @@ def gather_gemm(
     if mirrored:
         matrices = matrices[::-1]
     blocks = PairBlocks(rows) if blocks is None else blocks
-    listed, identity = list(blocks), blocks.identity
+    listed, identity = blocks.listed(max(c_in, c_out)), blocks.identity
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
     at_once = rows_in_cache(c_in, dtype)
     largest_tap = max((max(block.counts) for block in listed), default=0)

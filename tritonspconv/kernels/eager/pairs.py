@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,9 +9,12 @@ from torch import Tensor
 
 from tritonspconv.kernels.eager._stable_sort import stable_sort
 
-# Products of few rows are slow; rows of many pairs leave the cache before they are summed.
-_PAIRS_PER_BLOCK = 8192
-_PAIRS_PER_TAP = 512
+# Pairs of a block for each tap, times channels. Products of few rows are slow; products of many
+# leave the cache before they are summed.
+_ENTRIES_PER_TAP = 2**15
+_FEWEST_PER_TAP, _MOST_PER_TAP = 512, 2048
+# A window of fewer taps has blocks as large as one of so many.
+_FEWEST_TAPS = 16
 
 
 def pair_lists(
@@ -62,11 +64,13 @@ class TapPairs(NamedTuple):
         return self._replace(columns=self.rows, rows=self.columns)
 
 
-def taps_of_table(rows: Tensor) -> TapPairs:
-    """List the pairs of a table [V, n]."""
-    columns = [torch.nonzero(row >= 0).squeeze(1) for row in rows]
-    entries = [row.index_select(0, at) for row, at in zip(rows, columns, strict=True)]
-    return TapPairs.joined(list(zip(columns, entries, strict=True)))
+def taps_of_table(rows: Tensor, identity: int | None = None) -> TapPairs:
+    """List the pairs of a table [V, n], but those of the tap ``identity``."""
+    taps = []
+    for tap, row in enumerate(rows):
+        columns = torch.nonzero((row[:0] if tap == identity else row) >= 0).squeeze(1)
+        taps.append((columns, row.index_select(0, columns)))
+    return TapPairs.joined(taps, identity)
 
 
 class PairBlock(NamedTuple):
@@ -91,8 +95,9 @@ class PairBlock(NamedTuple):
 class PairBlocks:
     """The pairs of a table in blocks of columns; listed on first use and kept.
 
-    One block's products, made tap by tap, stay in the cache until they are summed by column.
-    Memory: 8 bytes a pair and 4 a column.
+    One block's products, made tap by tap, stay in the cache until they are summed by column. So
+    few channels take larger blocks.
+    Memory: 8 bytes a pair and 4 a column, for each size of blocks.
 
     Args:
         rows: int32 [V, n], a row or -1.
@@ -102,29 +107,36 @@ class PairBlocks:
         identity: The tap whose pairs the blocks leave out, see :class:`TapPairs`.
     """
 
-    __slots__ = ("_blocks", "_pairs", "_rows", "identity")
+    __slots__ = ("_listed", "_pairs", "_rows", "identity")
 
     def __init__(self, rows: Tensor, pairs: TapPairs | None = None) -> None:
         self._rows = rows
         self._pairs = pairs
         self.identity = None if pairs is None else pairs.identity
-        self._blocks: list[PairBlock] | None = None
+        self._listed: dict[int, list[PairBlock]] = {}
 
-    def __iter__(self) -> Iterator[PairBlock]:
-        """Yield the blocks; together they hold every column, in order."""
-        if self._blocks is None:
-            pairs = taps_of_table(self._rows) if self._pairs is None else self._pairs
-            self._blocks = _list_blocks(pairs, self._rows.shape[1])
+    def listed(self, channels: int) -> list[PairBlock]:
+        """Return the blocks for products of so many channels; together every column, in order."""
+        per_tap = _pairs_per_tap(channels)
+        if per_tap not in self._listed:
+            pairs = self._pairs or taps_of_table(self._rows, self.identity)
+            self._listed[per_tap] = _list_blocks(pairs, self._rows.shape[1], per_tap)
             self._pairs = None
-        return iter(self._blocks)
+        return self._listed[per_tap]
 
 
-def _list_blocks(pairs: TapPairs, n: int) -> list[PairBlock]:
+def _pairs_per_tap(channels: int) -> int:
+    wanted = 1 << (_ENTRIES_PER_TAP // max(channels, 1)).bit_length() - 1
+    return min(max(wanted, _FEWEST_PER_TAP), _MOST_PER_TAP)
+
+
+def _list_blocks(pairs: TapPairs, n: int, per_tap: int) -> list[PairBlock]:
+    """List the pairs of ``n`` columns in blocks that hold about ``per_tap`` of each tap."""
     if not n:
         return []
     columns, rows, counts, _ = pairs
     volume, total = len(counts), columns.shape[0]
-    wanted = max(_PAIRS_PER_BLOCK, _PAIRS_PER_TAP * volume) * torch.get_num_threads()
+    wanted = max(volume, _FEWEST_TAPS) * per_tap * torch.get_num_threads()
     width = max(n * wanted // max(total, 1), 1)
     starts = list(range(0, n, width))
     if len(starts) > 1:
