@@ -37,7 +37,7 @@ class Cell:
         if self.measurement is None:
             return "-" if self.status == "n/a" else self.status
         median = self.measurement.median
-        return f"{median:,.0f}" if median >= 1000 else f"{median:#.3g}".rstrip(".")
+        return f"{median:,.0f}" if median >= 999.5 else f"{median:#.3g}".rstrip(".")
 
 
 @dataclass(frozen=True)
