@@ -112,6 +112,9 @@ def test_few_channels_take_larger_blocks():
         assert sum(len(block.rows) for block in blocks) == kmap.num_pairs() - kmap.n_out
     for channels in (0, 1, 16, 17, 32, 64, 65, 1000):
         assert 512 <= pairs._pairs_per_tap(channels) <= 2048
+    assert [pairs._pairs_per_tap(channels) for channels in (16, 17, 64, 65, 40_000)] == [
+        2048, 1024, 512, 512, 512,
+    ]  # fmt: skip
 
 
 def test_a_map_and_its_mirror_share_their_blocks():

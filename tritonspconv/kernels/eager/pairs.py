@@ -126,8 +126,9 @@ class PairBlocks:
 
 
 def _pairs_per_tap(channels: int) -> int:
-    wanted = 1 << (_ENTRIES_PER_TAP // max(channels, 1)).bit_length() - 1
-    return min(max(wanted, _FEWEST_PER_TAP), _MOST_PER_TAP)
+    """Return a power of two, so that layers of like channels share their blocks."""
+    wanted = min(max(_ENTRIES_PER_TAP // max(channels, 1), _FEWEST_PER_TAP), _MOST_PER_TAP)
+    return 1 << wanted.bit_length() - 1
 
 
 def _list_blocks(pairs: TapPairs, n: int, per_tap: int) -> list[PairBlock]:
