@@ -64,13 +64,11 @@ class TapPairs(NamedTuple):
         return self._replace(columns=self.rows, rows=self.columns)
 
 
-def taps_of_table(rows: Tensor, identity: int | None = None) -> TapPairs:
-    """List the pairs of a table [V, n], but those of the tap ``identity``."""
-    taps = []
-    for tap, row in enumerate(rows):
-        columns = torch.nonzero((row[:0] if tap == identity else row) >= 0).squeeze(1)
-        taps.append((columns, row.index_select(0, columns)))
-    return TapPairs.joined(taps, identity)
+def taps_of_table(rows: Tensor) -> TapPairs:
+    """List the pairs of a table [V, n]."""
+    columns = [torch.nonzero(row >= 0).squeeze(1) for row in rows]
+    entries = [row.index_select(0, at) for row, at in zip(rows, columns, strict=True)]
+    return TapPairs.joined(list(zip(columns, entries, strict=True)))
 
 
 class PairBlock(NamedTuple):
@@ -97,7 +95,7 @@ class PairBlocks:
 
     One block's products, made tap by tap, stay in the cache until they are summed by column. So
     few channels take larger blocks.
-    Memory: 8 bytes a pair and 4 a column, for each size of blocks.
+    Memory: 8 bytes a pair, and for each size of blocks as much again and 4 a column.
 
     Args:
         rows: int32 [V, n], a row or -1.
@@ -119,9 +117,9 @@ class PairBlocks:
         """Return the blocks for products of so many channels; together every column, in order."""
         per_tap = _pairs_per_tap(channels)
         if per_tap not in self._listed:
-            pairs = self._pairs or taps_of_table(self._rows, self.identity)
-            self._listed[per_tap] = _list_blocks(pairs, self._rows.shape[1], per_tap)
-            self._pairs = None
+            if self._pairs is None:
+                self._pairs = taps_of_table(self._rows)
+            self._listed[per_tap] = _list_blocks(self._pairs, self._rows.shape[1], per_tap)
         return self._listed[per_tap]
 
 
