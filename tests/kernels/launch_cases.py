@@ -56,8 +56,7 @@ def _sorted_index(n: int) -> SiteIndex:
 
 
 def _block_index(n: int) -> SiteIndex:
-    table = torch.zeros(n, dtype=torch.int32)
-    return SiteIndex("blocks", table, table)
+    return SiteIndex("blocks", torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32))
 
 
 def _bitmap_index(n: int) -> SiteIndex:

@@ -118,10 +118,18 @@ def test_index_holds_the_lowest_row_of_each_site(triton_device, n, shift, monkey
             expected.setdefault(key, row)
     *_, repeated = index.table.tolist()
     assert bool(repeated) == (repeats > 0)
-    blocks = len(index.table) - len(index.rows) - 1
-    owners = {b: slot - 1 for b, slot in enumerate(index.table.tolist()[:blocks]) if slot}
-    assert set(owners) == {key >> shift for key in expected}
-    held = {(owners[key >> shift] << shift) + key % 2**shift: row for key, row in expected.items()}
+    blocks = sorted({key >> shift for key in expected})
+    words = index.table.tolist()[: -(-sites.grid.num_cells // (32 << shift))]
+    ranked = {
+        32 * w + bit: w for w, word in enumerate(words) for bit in range(32) if word >> bit & 1
+    }
+    assert list(ranked) == blocks
+    for slot, block in enumerate(blocks):
+        below = words[ranked[block]] & (1 << block % 32) - 1
+        assert (words[ranked[block]] >> 32) + below.bit_count() == slot
+    held = {
+        (blocks.index(key >> shift) << shift) + key % 2**shift: row for key, row in expected.items()
+    }
     stored = index.rows.tolist()
     assert {at: 2**31 - 1 - value for at, value in enumerate(stored) if value} == held
 
@@ -133,7 +141,7 @@ def test_index_holds_the_lowest_row_of_each_site(triton_device, n, shift, monkey
 def test_index_takes_little_memory(n, cells):
     shift = kernels._choose_shift(n, cells)
     assert shift is not None
-    taken = [4 * (cells >> s) + (4 * n << s) for s in range(64)]
+    taken = [(cells >> s) // 4 + (4 * n << s) for s in range(64)]
     assert taken[shift] <= 1.5 * min(taken) + 64
     assert taken[shift] <= 2**28 + 256 * n
 

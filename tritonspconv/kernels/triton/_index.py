@@ -216,8 +216,8 @@ def find_rows(key, valid, table_ptr, rows_ptr, size, KIND: tl.constexpr):
     if KIND == "bitmap":
         row, found = find_ranks(key, valid, table_ptr)
     elif KIND == "blocks":
-        slot = tl.load(table_ptr + (key >> size), mask=valid, other=0) - 1
-        stored = tl.load(rows_ptr + slot_entries(slot, key, size), mask=slot >= 0, other=0)
+        slot, occupied = find_ranks(key >> size, valid, table_ptr)
+        stored = tl.load(rows_ptr + slot_entries(slot, key, size), mask=occupied, other=0)
         row, found = stored ^ LAST_ROW, stored > 0
     else:
         row, found = _search(key, valid, table_ptr, rows_ptr, size)

@@ -35,18 +35,42 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 128
 _BLOCK_WORDS = 2048
+_RANK = {"BLOCK": _BLOCK_WORDS, "num_warps": 8}
 # Of generated sites: words of 128 MiB.
 _MAX_BITMAP_CELLS = 2**29
-# Of given sites: blocks and slots take at most this, and as much a row as a table of 64 taps.
+# Of given sites: words and slots take at most this, and as much a row as a table of 64 taps.
 _MAX_INDEX_BYTES = 2**28
 
 
-@triton.jit(do_not_specialize=["n", "n_blocks", "batch_size", "shift"])
+@triton.jit(do_not_specialize=["n", "batch_size", "shift"])
+def mark_blocks_kernel(
+    coords_ptr,
+    words_ptr,
+    n,
+    batch_size,
+    lower,
+    shape,
+    shift,
+    NDIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Set the bit of every block that a row lies in."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
+    block = key >> shift
+    word = tl.load(words_ptr + (block >> 5), mask=inside, other=-1)
+    unset = ((word >> (block & 31)) & 1) == 0
+    bit = tl.full(block.shape, 1, tl.int64) << (block & 31)
+    tl.atomic_or(words_ptr + (block >> 5), bit, mask=unset, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["n", "n_table", "batch_size", "shift"])
 def insert_kernel(
     coords_ptr,
-    blocks_ptr,
+    words_ptr,
+    slots_ptr,
     n,
-    n_blocks,
+    n_table,
     batch_size,
     lower,
     shape,
@@ -56,20 +80,15 @@ def insert_kernel(
 ):
     """Store every row in its block's slot; the lowest of those that repeat a site stays.
 
-    The first row to reach a block lends it its number as slot. Which one that is does not matter:
-    nothing depends on the numbers of slots. Behind the slots stands whether any site was repeated.
+    The table's last entry is set where any site was repeated.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
-    # Compare-and-swap takes no mask: idle lanes spread out and expect what no block holds.
-    block = tl.where(inside, key >> shift, rows % n_blocks)
-    owner = tl.atomic_cas(blocks_ptr + block, tl.where(inside, 0, -1), rows + 1, sem="relaxed")
-    slot = tl.where(owner == 0, rows, owner - 1)
-    slots_ptr = blocks_ptr + n_blocks
+    slot, occupied = find_ranks(key >> shift, inside, words_ptr)
     entry = slots_ptr + slot_entries(slot, key, shift)
-    other = tl.atomic_max(entry, rows ^ LAST_ROW, mask=inside, sem="relaxed")
-    repeated = slots_ptr + (n << shift) + tl.zeros_like(rows)
-    tl.store(repeated, 1, mask=inside & (other != 0))
+    other = tl.atomic_max(entry, rows ^ LAST_ROW, mask=occupied, sem="relaxed")
+    repeated = words_ptr + (n_table - 1) + tl.zeros_like(rows)
+    tl.store(repeated, 1, mask=occupied & (other != 0))
 
 
 @triton.jit(do_not_specialize=["n", "batch_size"])
@@ -179,10 +198,10 @@ def write_sites_kernel(
 def _choose_shift(n: int, cells: int) -> int | None:
     """Return log2 of the cells in a block for ``n`` sites, or None where an index is too large.
 
-    Of all sizes this one takes the least memory, blocks and slots together.
+    Of all sizes this one takes the least memory, words and slots together.
     """
-    shift = (cells // max(n, 1)).bit_length() // 2
-    size = (4 * cells >> shift) + (4 * n << shift)
+    shift = (cells // (16 * max(n, 1))).bit_length() // 2
+    size = (cells >> shift) // 4 + (4 * n << shift)
     fits = size <= _MAX_INDEX_BYTES + 256 * n and n << shift < 2**31
     return shift if fits else None
 
@@ -190,23 +209,28 @@ def _choose_shift(n: int, cells: int) -> int | None:
 def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
-    Where cells are so many that blocks and slots would take too much memory, the index is sorted
+    Where cells are so many that words and slots would take too much memory, the index is sorted
     keys.
     """
     n, device = coords.shape[0], coords.device
     shift = _choose_shift(n, grid.num_cells)
     if shift is None:
         return eager_sites.build_index(coords, grid)
-    # Rows start aligned to 16 bytes.
-    n_blocks = 4 * num_blocks(grid.num_cells, 4 << shift)
-    memory = torch.zeros(n_blocks + (n << shift) + 1, dtype=torch.int32, device=device)
-    if n and n_blocks:
-        insert = bind(insert_kernel, NDIM=coords.shape[1] - 1, BLOCK_N=_BLOCK_N)
-        insert(
-            (num_blocks(n, _BLOCK_N),), device,
-            coords, memory, n, n_blocks, grid.batch_size, *seal_box(grid), shift,
-        )  # fmt: skip
-    return SiteIndex("blocks", memory, memory[n_blocks:-1], shift)
+    n_words = num_blocks(grid.num_cells, 32 << shift)
+    word_blocks = num_blocks(n_words, _BLOCK_WORDS)
+    # Behind the words what ranks them, and whether rows repeat. Slots start aligned to 16 bytes.
+    n_table = 2 * num_blocks(n_words + word_blocks + 3, 2)
+    memory = torch.zeros(2 * n_table + (n << shift), dtype=torch.int32, device=device)
+    table, slots = memory[: 2 * n_table].view(torch.int64), memory[2 * n_table :]
+    if n and n_words:
+        blocks, box = (num_blocks(n, _BLOCK_N),), seal_box(grid)
+        kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
+        mark = bind(mark_blocks_kernel, **kind)
+        mark(blocks, device, coords, table, n, grid.batch_size, *box, shift)
+        bind(rank_kernel, **_RANK)((word_blocks,), device, table, n_words)
+        insert = bind(insert_kernel, **kind)
+        insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, *box, shift)
+    return SiteIndex("blocks", table, slots, shift)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -274,8 +298,7 @@ def reached_sites(
     blocks = (num_blocks(n, _BLOCK_N),)
     for run in mark:
         run(blocks, device, coords, words, n, *boxes)
-    rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
-    rank((word_blocks,), device, words, n_words)
+    bind(rank_kernel, **_RANK)((word_blocks,), device, words, n_words)
     out = torch.empty(int(words[-1]), coords.shape[1], dtype=torch.int32, device=device)
     for run in write:
         run(blocks, device, coords, words, out, n, *boxes)
