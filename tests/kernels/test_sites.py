@@ -89,7 +89,7 @@ def test_reached_sites_of_a_grid_beyond_the_bitmap(triton_device, monkeypatch):
     sites = random_sites(60, 2, extent=10, bounded=False, device=triton_device)
     grid = unbounded_grid(sites, DOWN)
     small, _ = launch(kernels, sites, DOWN, grid)
-    monkeypatch.setattr(kernels, "_MAX_BITMAP_CELLS", 8)
+    monkeypatch.setattr(kernels, "_is_affordable", lambda size, n: False)
     large, index = launch(kernels, sites, DOWN, grid)
     assert torch.equal(large, small)
     assert index.kind == "sorted"

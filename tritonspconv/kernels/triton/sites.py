@@ -36,10 +36,8 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 _BLOCK_N = 128
 _BLOCK_WORDS = 2048
 _RANK = {"BLOCK": _BLOCK_WORDS, "num_warps": 8}
-# Of generated sites: words of 128 MiB.
-_MAX_BITMAP_CELLS = 2**29
-# Of given sites: words and slots take at most this, and as much a row as a table of 64 taps.
-_MAX_INDEX_BYTES = 2**28
+# What an index may take: this, and as much a row as a table of 64 taps.
+_MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
 
 
 @triton.jit(do_not_specialize=["n", "batch_size", "shift"])
@@ -201,9 +199,13 @@ def _choose_shift(n: int, cells: int) -> int | None:
     Of all sizes this one takes the least memory, words and slots together.
     """
     shift = (cells // (16 * max(n, 1))).bit_length() // 2
-    size = (cells >> shift) // 4 + (4 * n << shift)
-    fits = size <= _MAX_INDEX_BYTES + 256 * n and n << shift < 2**31
+    fits = _is_affordable((cells >> shift) // 4 + (4 * n << shift), n) and n << shift < 2**31
     return shift if fits else None
+
+
+def _is_affordable(size: int, n: int) -> bool:
+    """Return whether an index for ``n`` rows may take ``size`` bytes."""
+    return size <= _MAX_INDEX_BYTES + _MAX_ROW_BYTES * n
 
 
 def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
@@ -289,7 +291,8 @@ def reached_sites(
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
     if n == 0 or cells == 0:
         return coords[:0], build_index(coords[:0], grid)
-    if cells > _MAX_BITMAP_CELLS:
+    # Words of 8 bytes for 32 cells.
+    if not _is_affordable(cells // 4, n):
         return eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
     n_words = num_blocks(cells, 32)
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
