@@ -93,6 +93,7 @@ def insert_kernel(
 def mark_kernel(
     coords_ptr,
     words_ptr,
+    firsts_ptr,
     n,
     batch_size,
     lower,
@@ -108,7 +109,10 @@ def mark_kernel(
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Set the bit of every site that a row reaches."""
+    """Set the bit of every site that a row reaches; note in ``firsts`` by which steps as the first.
+
+    Which of the rows that reach a site is the first does not matter: it has one.
+    """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
     starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
@@ -120,9 +124,12 @@ def mark_kernel(
         word = tl.load(words_ptr + (key >> 5), mask=valid, other=-1)
         keys = keys + (key,)  # noqa: RUF005 - Triton has no *
         unset = unset + (((word >> (key & 31)) & 1) == 0,)  # noqa: RUF005
+    firsts = tl.zeros_like(rows)
     for v in tl.static_range(V):
         bit = tl.full(keys[v].shape, 1, tl.int64) << (keys[v] & 31)
-        tl.atomic_or(words_ptr + (keys[v] >> 5), bit, mask=unset[v], sem="relaxed")
+        word = tl.atomic_or(words_ptr + (keys[v] >> 5), bit, mask=unset[v], sem="relaxed")
+        firsts |= (unset[v] & ((word & bit) == 0)).to(tl.int32) << v
+    tl.store(firsts_ptr + rows, firsts, mask=rows < n)
 
 
 @triton.jit(do_not_specialize=["n_words"])
@@ -156,17 +163,15 @@ def rank_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
         tl.store(sums_ptr + last + 2, before + own)
 
 
-@triton.jit(do_not_specialize=["n", "batch_size"])
+@triton.jit(do_not_specialize=["n"])
 def write_sites_kernel(
     coords_ptr,
     words_ptr,
+    firsts_ptr,
     out_ptr,
     n,
-    batch_size,
     lower,
     shape,
-    own_lower,
-    own_shape,
     corner,
     TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -176,14 +181,15 @@ def write_sites_kernel(
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Write the coordinates of every reached site at its rank; all who reach it write the same."""
+    """Write the coordinates of every site at its rank, from the row that reached it first."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+    firsts = tl.load(firsts_ptr + rows, mask=rows < n, other=0)
+    starts = row_starts(coords_ptr, rows, firsts != 0, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
     ranks = ()
     for v in tl.static_range(V):
-        key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
-        rank, found = find_ranks(key, valid, words_ptr)
+        first = ((firsts >> v) & 1) != 0
+        key, inside = tap_keys(starts, first, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
+        rank, found = find_ranks(key, inside, words_ptr)
         ranks = ranks + (tl.where(found, rank, -1),)  # noqa: RUF005 - Triton has no *
     for v in tl.static_range(V):
         out = out_ptr + ranks[v].to(tl.int64) * (NDIM + 1)
@@ -298,11 +304,14 @@ def reached_sites(
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
     mark, write, boxes = _bind_reach(offsets, stride, divide, grid, own_grid)
+    # By which steps each row was the first to reach a site, a bit each.
+    firsts = [torch.empty(n, dtype=torch.int32, device=device) for _ in mark]
     blocks = (num_blocks(n, _BLOCK_N),)
-    for run in mark:
-        run(blocks, device, coords, words, n, *boxes)
+    for run, first in zip(mark, firsts, strict=True):
+        run(blocks, device, coords, words, first, n, *boxes)
     bind(rank_kernel, **_RANK)((word_blocks,), device, words, n_words)
     out = torch.empty(int(words[-1]), coords.shape[1], dtype=torch.int32, device=device)
-    for run in write:
-        run(blocks, device, coords, words, out, n, *boxes)
+    _, lower, shape, _, _, corner = boxes
+    for run, first in zip(write, firsts, strict=True):
+        run(blocks, device, coords, words, first, out, n, lower, shape, corner)
     return out, SiteIndex("bitmap", words, None)
