@@ -27,7 +27,7 @@ from tritonspconv.kernels.triton import (
 )
 
 # Rows in a table that is reordered, and in one that is not.
-MANY, FEW = 70_000, 100
+MANY, FEW = 140_000, 100
 
 CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 WIDE = ConvGeometry.submanifold((5, 5, 5), (1, 1, 1))

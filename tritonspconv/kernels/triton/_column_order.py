@@ -13,7 +13,7 @@ from tritonspconv.kernels.triton._grid import Offsets
 
 _KEY_BITS: tl.constexpr = tl.constexpr(16)
 # Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
-MIN_ROWS_TO_ORDER = 65536
+MIN_ROWS_TO_ORDER = 131072
 
 
 @triton.jit
