@@ -6,6 +6,7 @@ launcher with small CPU tensors. Nothing is computed; each launch is recorded an
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,29 @@ def test_compiles(case: Callable[[], object], target: str, monkeypatch: pytest.M
     assert launches, "the case launched no kernel"
     for launch in launches:
         check_compiles(launch, target)
+
+
+@pytest.mark.parametrize("kilobytes", [99, 163, 227])
+@pytest.mark.parametrize("channels", ["64", "128", "256", "few-256"])
+@pytest.mark.parametrize("op", ["gather_gemm", "weight_grad"])
+def test_rows_are_gathered_ahead(
+    op: str, channels: str, kilobytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Products do not wait for the rows of their own step, whatever a card's shared memory."""
+    case = dict(LAUNCH_CASES).get(f"{op}-{channels}")
+    if case is None:
+        pytest.skip("weight gradients do not depend on the number of rows")
+    for module in (gather_gemm, weight_grad):
+        monkeypatch.setattr(module, "card_of", lambda device: configs.Card(False, kilobytes * 1024))
+    with record_launches() as launches:
+        case()
+    for launch in launches:
+        if launch.name in ("gather_gemm_kernel", "weight_grad_kernel"):
+            target = TARGETS["sm_90" if kilobytes == 227 else "sm_80"][0]
+            compiled = compile_for(launch, target)
+            waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", compiled.asm["ptx"])
+            assert max(map(int, waits)) >= 2, f"{launch} gathers and waits"
+            assert resources(compiled).shared_bytes <= kilobytes * 1024
 
 
 def test_every_kernel_has_a_case():

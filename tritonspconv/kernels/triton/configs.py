@@ -61,14 +61,22 @@ def _channel_step(c_in: int, most: int) -> int:
 
 
 def _fitted(config: GemmConfig, bytes_per_entry: int, card: Card) -> GemmConfig:
-    """Return the config with as many stages as the card's shared memory holds."""
-    bytes_per_step = (config.block_m + config.block_n) * config.block_k * bytes_per_entry
-    # Triton keeps two buffers less than stages where it has wgmma, one less elsewhere.
-    spare = 2 if card.shared_bytes >= _DEFAULT_CARD.shared_bytes else 1
-    stages = config.num_stages
-    while stages > 2 and (stages - spare) * bytes_per_step + 2048 > card.shared_bytes:
+    """Return the config with steps, then stages, that the card's shared memory holds."""
+    # Rows are gathered by indices that are loaded first, so half of the stages hold rows; one less
+    # where no wgmma reads them.
+    spare = 0 if card.shared_bytes >= _DEFAULT_CARD.shared_bytes else 1
+    block_k, stages = config.block_k, config.num_stages
+
+    def fits() -> bool:
+        bytes_per_step = (config.block_m + config.block_n) * block_k * bytes_per_entry
+        return max((stages + 1) // 2 - spare, 1) * bytes_per_step + 2048 <= card.shared_bytes
+
+    # Short steps cost less than a gather that is waited for.
+    while block_k > 32 and not fits():
+        block_k //= 2
+    while stages > 2 and not fits():
         stages -= 1
-    return config._replace(num_stages=stages)
+    return config._replace(block_k=block_k, num_stages=stages)
 
 
 def gather_gemm_config(
