@@ -218,7 +218,8 @@ def _gemm_cases() -> list[tuple[str, Case]]:
 def _weight_grad_cases() -> list[tuple[str, Case]]:
     shapes = [
         ("64", (64, 64, torch.float16, True)),
-        ("128", (128, 256, torch.bfloat16, False)),
+        ("128", (128, 128, torch.float16, True)),
+        ("256", (256, 256, torch.bfloat16, False)),
         ("odd-f32", (5, 33, torch.float32, True)),
         ("tf32x3", (64, 64, torch.float32, True, "tf32x3")),
         ("f64", (20, 40, torch.float64, False)),

@@ -113,7 +113,7 @@ def test_weight_gradient_has_the_accuracy_of_float32(
     triton_device, monkeypatch, c_in, c_out, mirrored
 ):
     if triton_device.type == "cpu":
-        monkeypatch.setattr(weight_grad, "_PROGRAMS", 12)
+        monkeypatch.setattr(weight_grad, "_WAVE", 12)
         monkeypatch.setattr(weight_grad, "_MIN_SLICES", 5)
     listed = random_pairs([30, 0, 90], 40, 40, triton_device, spare=7)
     volume = 5 if mirrored else 3

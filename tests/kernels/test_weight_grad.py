@@ -23,7 +23,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def _few_programs(triton_device, monkeypatch):
     """The interpreter runs programs one by one; how many there are is a matter of speed alone."""
     if triton_device.type == "cpu":
-        monkeypatch.setattr(kernels, "_PROGRAMS", 12)
+        monkeypatch.setattr(kernels, "_WAVE", 12)
         monkeypatch.setattr(kernels, "_MIN_SLICES", 5)
 
 
@@ -99,7 +99,7 @@ def test_the_chosen_tiles(triton_device):
     ids=lambda counts: f"{len(counts)}-taps-{sum(counts)}-pairs",
 )
 def test_counts(triton_device, counts):
-    """Empty taps, one pair, ranges that end with a tap's pairs and in their midst."""
+    """Empty taps, one pair, taps whose steps fill their shares equally and not."""
     listed = random_pairs(counts, 50, 40, triton_device, spare=3)
     check(*operands(50, 40, 5, 7, torch.float32, triton_device), listed, len(counts), config=FIXED)
 
@@ -114,25 +114,42 @@ def slices_of(log2_pairs, channels, dtype=torch.float32, parts=0, precision="iee
     cpu = torch.device("cpu")
     return kernels._bind(
         cpu, kernels.card_of(cpu), dtype, parts, precision, 27, channels, channels,
-        (channels**2, channels, 1), True, log2_pairs, 528, 64, None,
+        (channels**2, channels, 1), True, log2_pairs, 132, 64, None,
     )[4]  # fmt: skip
 
 
-def test_more_ranges_where_pairs_are_many():
-    """Few pairs, and sums that need no more, take as many ranges as fill a GPU."""
+def test_more_shares_where_pairs_are_many():
+    """Few pairs, and sums that need no more, take as many shares as fill a GPU."""
     half = torch.float16
-    assert slices_of(18, 32) == slices_of(24, 32, precision="tf32") == 528
-    assert slices_of(24, 32, half) == slices_of(24, 32, half, parts=1, precision="tf32") == 528
-    # Twice the pairs in twice the ranges, up to a bound on memory.
-    assert slices_of(24, 32) == 2 * slices_of(23, 32) > 528
-    assert slices_of(24, 128, half, parts=2) > 528
+    full = 4 * 132 - 27
+    assert slices_of(18, 32) == full
+    assert slices_of(24, 32, half) == slices_of(24, 32, half, parts=1, precision="tf32") == full
+    # Twice the pairs in twice the shares, up to a bound on memory.
+    assert slices_of(24, 32) == 2 * slices_of(23, 32) > full
+    assert slices_of(24, 128, half, parts=2) > full
     assert slices_of(30, 256) * 256 * 256 * 4 == 2**26
 
 
+@pytest.mark.parametrize("channels", [16, 64, 128, 256])
+def test_shares_are_whole_waves(channels):
+    """Where a tap is the remainder of a share, that is a program more."""
+    tiles = 2 if channels == 256 else 1
+    assert tiles * (slices_of(24, channels, torch.float16) + 27) % 132 == 0
+
+
+@every_dtype
+def test_a_tile_too_large_for_two_levels(triton_device, dtype):
+    listed = random_pairs([30, 0, 90, 1], 50, 40, triton_device, spare=7)
+    tile = GemmConfig(block_m=128, block_n=256, block_k=32, num_warps=8, num_stages=2)
+    if triton_device.type == "cuda" and dtype != torch.float16:
+        pytest.skip("only tiles of half operands are that large")
+    check(*operands(50, 40, 20, 130, dtype, triton_device), listed, 4, config=tile)
+
+
 @pytest.mark.parametrize("count", [1, 8, 9, 300])
-def test_many_ranges_of_one_tap(triton_device, monkeypatch, count):
-    """Ranges are added eight at a time."""
-    monkeypatch.setattr(kernels, "_PROGRAMS", 20)
+def test_many_shares_of_one_tap(triton_device, monkeypatch, count):
+    """Shares are added eight at a time."""
+    monkeypatch.setattr(kernels, "_WAVE", 20)
     listed = random_pairs([count, 0, 2], 50, 40, triton_device)
     check(*operands(50, 40, 5, 7, torch.float32, triton_device), listed, 3, config=FIXED)
 

@@ -116,9 +116,9 @@ def _gather_gemm_tile(
     block_k = _channel_step(c_in, 32 if wide else 64)
     small = (num_blocks(c_out, block_n) << log2_rows) < 264 * 128
     block_m = 64 if wide or small else 128
-    if block_n == 256:
-        return GemmConfig(block_m, 128 if small else 256, block_k, 4 if small else 8, 5)
-    return GemmConfig(block_m, block_n, block_k, 4, 5)
+    if block_n < 256 or small:
+        return GemmConfig(block_m, min(block_n, 128), block_k, 4, 5)
+    return GemmConfig(block_m, block_n, block_k, 8, 7)
 
 
 def weight_grad_config(
@@ -142,5 +142,13 @@ def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: i
         return GemmConfig(_padded(c_in, 64), _padded(c_out, 64), 16, 4, 8)
     # Two accumulators, three for parts: eight warps where a tile has more than 64 x 64 entries.
     warps = 8 if max(c_in, c_out) > 64 else 4
-    block_k, stages = (16, 8) if parts == 2 else (128, 5)
-    return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), block_k, warps, stages)
+    if parts == 2:
+        return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), 16, warps, 8)
+    block_m, block_n = _padded(c_in, 128), _padded(c_out, 256)
+    # The gather of rows bounds large tiles: a tile of 256 channels reads a fourth less.
+    return GemmConfig(block_m, block_n, 64 if block_n == 256 else 128, warps, 5)
+
+
+def is_in_two_levels(config: GemmConfig) -> bool:
+    """Return whether registers hold a second accumulator for a tile of :func:`weight_grad`."""
+    return config.block_m * config.block_n <= 2**14

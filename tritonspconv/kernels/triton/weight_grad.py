@@ -1,4 +1,4 @@
-"""Weight gradient over pair lists: equal ranges of pairs, then an ordered sum (Triton)."""
+"""Weight gradient over pair lists: equal shares of each tap's pairs, an ordered sum (Triton)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tritonspconv.kernels.triton.configs import (
     Card,
     GemmConfig,
     card_of,
+    is_in_two_levels,
     weight_grad_config,
 )
 from tritonspconv.kernels.triton.gather_gemm import dot_precision
@@ -26,27 +27,27 @@ from tritonspconv.kernels.triton.half_parts import (
 )
 from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 
-# Ranges per launch, shared among the tiles of one tap's matrix: enough to fill a large GPU twice.
-_PROGRAMS = 528
+# Programs in a wave: one for each multiprocessor of a large GPU.
+_WAVE = 132
 _MIN_SLICES = 64
-# Steps of a range where float32's accuracy is asked for: what rounding its sum costs grows with
+# Steps of a share where float32's accuracy is asked for: what rounding its sum costs grows with
 # their root. There are more where the partial sums would take more memory than this.
 _MAX_STEPS = 256
 _MAX_PARTIAL_BYTES = 2**26
 
 
 @triton.jit
-def _range_starts(
+def _tap_shares(
     tap_ptr_ptr,
     slices,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
     MIRRORED: tl.constexpr,
 ):
-    """Pairs per range, and for every tap its pair bounds and the ranges before and up to it.
+    """For every tap its pair bounds, and the shares before and up to its own.
 
-    A tap's pairs are cut into ranges of ``ceil(P / slices)``, so at most ``slices + V`` ranges
-    exist in all, whatever the counts.
+    A tap has one share for each ``ceil(P / slices)`` of its pairs, so at most ``slices + V`` exist
+    in all, whatever the counts.
     """
     offs_v = tl.arange(0, BLOCK_V)
     listed = tl.minimum(offs_v, V - 1 - offs_v) if MIRRORED else offs_v
@@ -54,10 +55,10 @@ def _range_starts(
     begin = tl.load(tap_ptr_ptr + listed, mask=mask_v, other=0)
     end = tl.load(tap_ptr_ptr + listed + 1, mask=mask_v, other=0)
     count = end - begin
-    length = tl.maximum((tl.sum(count, axis=0) + slices - 1) // slices, 1)
-    ranges = (count + length - 1) // length
-    last = tl.cumsum(ranges, axis=0)
-    return offs_v, begin, end, length, last - ranges, last
+    size = tl.maximum((tl.sum(count, axis=0) + slices - 1) // slices, 1)
+    shares = (count + size - 1) // size
+    last = tl.cumsum(shares, axis=0)
+    return offs_v, begin, end, last - shares, last
 
 
 @triton.jit(do_not_specialize=["capacity", "slices"])
@@ -84,35 +85,39 @@ def weight_grad_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IN_TWO_LEVELS: tl.constexpr,
 ):
-    """``partial[range] = sum over the range's pairs of feats[in]^T grad[out]``, one tile of it.
+    """``partial[share] = sum over the share's pairs of feats[in]^T grad[out]``, one tile of it.
+
+    The shares of a tap take its steps in turn: programs that run at a time read rows of one
+    stretch, of all taps, which the cache then holds.
 
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are.
+    IN_TWO_LEVELS: whether each step is summed by itself and added in float32.
     """
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
-    item = tl.program_id(0)
-    offs_v, begin, end, length, first, last = _range_starts(
-        tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED
-    )
-    mine = (first <= item) & (item < last)
+    tile, share = tl.program_id(0), tl.program_id(1)
+    offs_v, begin, end, first, last = _tap_shares(tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED)
+    mine = (first <= share) & (share < last)
     if tl.sum(mine.to(tl.int32), axis=0) > 0:
         v = tl.sum(tl.where(mine, offs_v, 0), axis=0)
-        start = tl.sum(tl.where(mine, begin + (item - first) * length, 0), axis=0)
-        stop = tl.minimum(start + length, tl.sum(tl.where(mine, end, 0), axis=0))
+        start = tl.sum(tl.where(mine, begin + (share - first) * BLOCK_K, 0), axis=0)
+        stop = tl.sum(tl.where(mine, end, 0), axis=0)
+        stride = tl.sum(tl.where(mine, last - first, 0), axis=0).to(tl.int32) * BLOCK_K
         # A mirrored map lists half its taps; the other half are the same pairs, roles swapped.
         swap = MIRRORED and v > V - 1 - v
         in_ptr = pairs_ptr + tl.where(swap, capacity, 0)
         out_ptr = pairs_ptr + tl.where(swap, 0, capacity)
-        offs_m = (tl.program_id(1) // N_TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
-        offs_n = (tl.program_id(1) % N_TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
+        offs_m = (tile // N_TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
+        offs_n = (tile % N_TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask_m = offs_m < C_IN
         mask_n = offs_n < C_OUT
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
-        # Matrix units truncate what they add to: each step starts from zero and is added in
-        # float32. A zero that the compiler knew would be folded away.
+        # Matrix units truncate what they add to: in two levels each step starts from zero and is
+        # added in float32. A zero that the compiler knew would be folded away.
         zeros = acc + tl.minimum(capacity, 0).to(ACC_TYPE)
         acc_low = acc
-        for at in range(start, stop, BLOCK_K):
+        for at in range(start, stop, stride):
             offs_p = at + tl.arange(0, BLOCK_K)
             mask_p = offs_p < stop
             row_in = tl.load(in_ptr + offs_p, mask=mask_p, other=0)
@@ -130,10 +135,13 @@ def weight_grad_kernel(
                 g_low = tl.load(grad_low_ptr + g_offs, mask=g_mask, other=0.0)
                 acc_low = tl.dot(tl.trans(x_low), g, acc_low)
                 acc_low = tl.dot(tl.trans(x), g_low, acc_low)
-            acc += tl.dot(tl.trans(x), g, zeros, input_precision=PRECISION, out_dtype=ACC_TYPE)
+            if IN_TWO_LEVELS:
+                acc += tl.dot(tl.trans(x), g, zeros, input_precision=PRECISION, out_dtype=ACC_TYPE)
+            else:
+                acc = tl.dot(tl.trans(x), g, acc, input_precision=PRECISION, out_dtype=ACC_TYPE)
         if PARTS > 0:
             acc = join_parts(acc, acc_low, feats_largest_ptr, grad_largest_ptr, PARTS)
-        partial = partial_ptr + item.to(tl.int64) * (C_IN * C_OUT)
+        partial = partial_ptr + share.to(tl.int64) * (C_IN * C_OUT)
         tl.store(
             partial + offs_m[:, None] * C_OUT + offs_n[None, :],
             acc,
@@ -142,7 +150,7 @@ def weight_grad_kernel(
 
 
 @triton.jit(do_not_specialize=["slices"])
-def sum_ranges_kernel(
+def sum_shares_kernel(
     partial_ptr,
     tap_ptr_ptr,
     out_ptr,
@@ -163,15 +171,15 @@ def sum_ranges_kernel(
     v = tl.program_id(0)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < C_IN * C_OUT
-    offs_v, _, _, _, first, last = _range_starts(tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED)
-    first_item = tl.sum(tl.where(offs_v == v, first, 0), axis=0)
-    last_item = tl.sum(tl.where(offs_v == v, last, 0), axis=0)
+    offs_v, _, _, first, last = _tap_shares(tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED)
+    first_share = tl.sum(tl.where(offs_v == v, first, 0), axis=0)
+    last_share = tl.sum(tl.where(offs_v == v, last, 0), axis=0)
     # [LANES, BLOCK]: a sum of one matrix after the other would wait for each load.
     lanes = tl.zeros((LANES, BLOCK), dtype=ACC_TYPE)
-    for at in range(first_item, last_item, LANES):
-        item = at + tl.arange(0, LANES)
-        partial = partial_ptr + item.to(tl.int64)[:, None] * (C_IN * C_OUT) + offs[None, :]
-        lanes += tl.load(partial, mask=(item < last_item)[:, None] & mask[None, :], other=0.0)
+    for at in range(first_share, last_share, LANES):
+        share = at + tl.arange(0, LANES)
+        partial = partial_ptr + share.to(tl.int64)[:, None] * (C_IN * C_OUT) + offs[None, :]
+        lanes += tl.load(partial, mask=(share < last_share)[:, None] & mask[None, :], other=0.0)
     acc = tl.sum(lanes, axis=0)
     row, column = offs // C_OUT, offs % C_OUT
     out = out_ptr + v.to(tl.int64) * STRIDE_V + row * STRIDE_K + column * STRIDE_N
@@ -213,11 +221,11 @@ def weight_grad(
     multiply, grid, add, grid_add, slices, sums = _bind(
         device, card_of(device), feats.dtype, parts, precision,
         volume, c_in, c_out, out.stride(), mirrored, capacity.bit_length(),
-        _PROGRAMS, _MIN_SLICES, config,
+        _WAVE, _MIN_SLICES, config,
     )  # fmt: skip
-    partial = torch.empty(grid[0], c_in, c_out, dtype=sums, device=device)
+    partial = torch.empty(grid[1], c_in, c_out, dtype=sums, device=device)
     multiply(
-            grid, device,
+        grid, device,
         feats, feats_low, feats_largest, grad, grad_low, grad_largest,
         pairs, tap_ptr, partial, capacity, slices,
     )  # fmt: skip
@@ -238,7 +246,7 @@ def _bind(
     strides: tuple[int, int, int],
     mirrored: bool,
     log2_pairs: int,
-    programs: int,
+    wave: int,
     min_slices: int,
     config: GemmConfig | None,
 ) -> tuple[BoundKernel, tuple[int, int], BoundKernel, tuple[int, int], int, torch.dtype]:
@@ -250,7 +258,10 @@ def _bind(
         or weight_grad_config(card, c_in, c_out, dtype, parts)
     )
     tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
-    slices = max(programs // tiles, min_slices)
+    # All shares together are whole waves; up to 128 x 128 and to 32 x 32 entries, a multiprocessor
+    # runs two and four programs at a time.
+    waves = 3 if tiles > 1 else 4 if cfg.block_m * cfg.block_n <= 2**10 else 2
+    slices = max(waves * wave // tiles - volume, min_slices)
     if precision == "ieee" and (parts or dtype == torch.float32):
         # A list is about half full, and one of half the taps stands for twice its pairs.
         wanted = (1 << log2_pairs) // (cfg.block_k * _MAX_STEPS)
@@ -264,13 +275,14 @@ def _bind(
         weight_grad_kernel, **shared,
         PARTS=parts, PRECISION=dot_precision(precision, device.type, dtype, card),
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
+        IN_TWO_LEVELS=is_in_two_levels(cfg),
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
     block = min(next_power_of_2(c_in * c_out), 512)
     add = bind(
-        sum_ranges_kernel, **shared,
+        sum_shares_kernel, **shared,
         STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2],
         LANES=8, BLOCK=block,
     )  # fmt: skip
     grid_add = volume, num_blocks(c_in * c_out, block)
-    return multiply, (slices + volume, tiles), add, grid_add, slices, sums
+    return multiply, (tiles, slices + volume), add, grid_add, slices, sums
