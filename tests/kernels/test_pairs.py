@@ -18,6 +18,7 @@ def _places(request, monkeypatch):
     """Both ways in which a program finds the place of its pairs."""
     if not request.param:
         monkeypatch.setattr(kernels, "_MAX_COUNTED", 0)
+        monkeypatch.setattr(kernels, "_BLOCK_COUNTS", 16)
 
 
 @pytest.mark.usefixtures("_places")
