@@ -322,6 +322,43 @@ def test_layouts_of_operands(device, geometry):
             assert dweight.stride() == view.stride(), "a gradient has its parameter's layout"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("geometry", [SUBM3, DOWN2], ids=["subm", "strided"])
+def test_weight_of_another_layout(device, geometry, dtype):
+    """It is the layer of the view, in and out of the graph, gradients included."""
+    kmap = kernel_map(random_sites(20, extent=4, device=device), geometry)
+    feats, matrices, bias = operands(kmap, 5, 7, dtype)
+    stored = matrices.detach().permute(2, 0, 1).reshape(7, 3, 3, 3, 5)
+    for weight in (stored.contiguous(), strided_views(stored)["gaps"]):
+        leaf = weight.detach().requires_grad_()
+
+        def layer(feats, weight, bias):
+            return sparse_conv(feats, weight, kmap, bias, weight_layout="OVI")
+
+        grad = torch.randn(kmap.n_out, 7).to(device, dtype)
+        out, *grads = run(layer, [feats, leaf, bias], grad)
+        expected, *expected_grads = run(
+            lambda *leaves: sparse_conv(*leaves[:2], kmap, leaves[2]), [feats, matrices, bias], grad
+        )
+        assert grads[1].shape == leaf.shape
+        grads[1] = grads[1].flatten(1, -2).permute(1, 2, 0)
+        for one, two in zip([out, *grads], [expected, *expected_grads], strict=True):
+            torch.testing.assert_close(one, two)
+        with torch.no_grad():
+            assert torch.equal(layer(feats, leaf, bias), out)
+
+
+def test_a_changed_weight_of_another_layout_is_noticed(device):
+    kmap = kernel_map(random_sites(20, extent=4, device=device), SUBM3)
+    weight = torch.randn(7, 3, 3, 3, 5, device=device).requires_grad_()
+    feats = torch.randn(kmap.n_in, 5, device=device).requires_grad_()
+    out = sparse_conv(feats, weight, kmap, weight_layout="OVI")
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_layouts_of_the_incoming_gradient(device):
     kmap = kernel_map(random_sites(20, extent=4, device=device), DOWN2)
     leaves = operands(kmap, 5, 7, torch.float64)
@@ -565,6 +602,15 @@ def error_case(**changes):
         pytest.param(
             ValueError, {"precision": "tf16"},
             r"precision must be 'ieee' or 'tf32'; got 'tf16'", id="precision",
+        ),
+        pytest.param(
+            ValueError, {"weight_layout": "IVO"},
+            r"weight_layout must be 'VIO' or 'OVI'; got 'IVO'", id="layout",
+        ),
+        pytest.param(
+            ValueError, {"weight_layout": "OVI", "weight": torch.zeros(5, 4)},
+            r"weight must be \[c_out, ..., c_in\] in the layout 'OVI'.* got \[5, 4\]",
+            id="layout-axes",
         ),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from tritonspconv.kernels import acc_dtype, kernels_for
 from tritonspconv.kernels.channel_norm import ChannelNorm
 
 Precision = Literal["ieee", "tf32"]
+WeightLayout = Literal["VIO", "OVI"]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -24,6 +25,7 @@ def sparse_conv(
     kernel_map: KernelMap,
     bias: Tensor | None = None,
     *,
+    weight_layout: WeightLayout = "VIO",
     precision: Precision = "ieee",
     norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
@@ -42,6 +44,8 @@ def sparse_conv(
         weight: One matrix per tap [V, c_in, c_out], any strides; read in place.
         kernel_map: Which rows meet under which tap.
         bias: [c_out], added to every row before rounding to the output dtype.
+        weight_layout: ``"OVI"``: ``weight`` is [c_out, ..., c_in], V taps on the axes between, as
+            in spconv 2.x. A view would do, for which autograd takes longer.
         precision: Products of float32 operands on a GPU: ``"ieee"`` keeps float32's accuracy,
             ``"tf32"`` rounds operands to 10 bits and is faster. Large products on NVIDIA GPUs
             split their operands into float16 parts: entries smaller than a tensor's largest by
@@ -65,19 +69,32 @@ def sparse_conv(
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
     dtype = compute_dtype(feats, weight)
-    _check(feats, weight, kernel_map, bias, precision)
+    matrices = weight if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
+    _check(feats, matrices, kernel_map, bias, precision)
     if norm is not None:
-        _check_norm(norm, weight)
+        _check_norm(norm, matrices)
     if residual is not None:
-        _check_residual(residual, weight, kernel_map)
+        _check_residual(residual, matrices, kernel_map)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
-        out: Tensor = _SparseConv.apply(feats, weight, bias, kernel_map, dtype, precision)
+        out: Tensor = _SparseConv.apply(feats, weight, matrices, bias, kernel_map, dtype, precision)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
-    feats, weight = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
+    feats, matrices = _cast(feats, dtype).contiguous(), _cast(matrices, dtype)
     residual = None if residual is None else residual.contiguous()
-    return _convolve(feats, weight, bias, kernel_map, precision, norm, residual, relu)
+    return _convolve(feats, matrices, bias, kernel_map, precision, norm, residual, relu)
+
+
+def _as_matrices(weight: Tensor, layout: WeightLayout = "OVI") -> Tensor:
+    """Return [c_out, ..., c_in] as [V, c_in, c_out]."""
+    if layout != "OVI":
+        raise ValueError(f"sparse_conv: weight_layout must be 'VIO' or 'OVI'; got {layout!r}.")
+    if weight.ndim < 3:
+        raise ValueError(
+            "sparse_conv: weight must be [c_out, ..., c_in] in the layout 'OVI', with the window "
+            f"between; got {list(weight.shape)}."
+        )
+    return weight.flatten(1, -2).permute(1, 2, 0)
 
 
 def _needs_grad(
@@ -111,14 +128,17 @@ class _SparseConv(torch.autograd.Function):
         ctx: Any,
         feats: Tensor,
         weight: Tensor,
+        matrices: Tensor,
         bias: Tensor | None,
         kernel_map: KernelMap,
         dtype: torch.dtype,
         precision: Precision,
     ) -> Tensor:
-        feats_c, weight_c = _cast(feats, dtype).contiguous(), _cast(weight, dtype)
+        feats_c, weight_c = _cast(feats, dtype).contiguous(), _cast(matrices, dtype)
         ctx.save_for_backward(feats_c, weight_c)
         ctx.kernel_map, ctx.precision = kernel_map, precision
+        # Its layout: None where it is that of the matrices.
+        ctx.weight_shape = None if matrices is weight else weight.shape
         ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
         return _convolve(feats_c, weight_c, bias, kernel_map, precision)
 
@@ -134,7 +154,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     feats, weight = ctx.saved_tensors
     feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
     kernel_map, precision = ctx.kernel_map, ctx.precision
-    needs_feats, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    needs_feats, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
     grad = _cast(grad, feats.dtype).contiguous()
     grad_feats = grad_weight = grad_bias = None
     if needs_feats or needs_weight:
@@ -148,13 +168,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_feats = _gather_gemm(operand, matrices, None, kernel_map.in_table, precision)
             grad_feats = _cast(grad_feats, feats_dtype)
         if needs_weight:
-            grad_weight = torch.empty_like(weight, dtype=weight_dtype)
+            if ctx.weight_shape is None:
+                grad_weight = filled = torch.empty_like(weight, dtype=weight_dtype)
+            else:
+                grad_weight = weight.new_empty(ctx.weight_shape, dtype=weight_dtype)
+                filled = _as_matrices(grad_weight)
             if in_parts:
                 feats = _operand(feats, weight, kernel_map, precision)
-            _fill_weight_grad(feats, operand, grad_weight, kernel_map, precision)
+            _fill_weight_grad(feats, operand, filled, kernel_map, precision)
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
-    return grad_feats, grad_weight, grad_bias, None, None, None
+    return grad_feats, grad_weight, None, grad_bias, None, None, None
 
 
 _once_gradients = once_differentiable(_gradients)

@@ -244,17 +244,21 @@ class SparseConvolution(CountsVoxels):
         relu: bool,
     ) -> Tensor:
         """Convolve along a kernel map, or over rows that share sites."""
-        matrices = self._matrices(weight)
         precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
         residual = None if add_input is None else add_input._features
         relu = relu or self.act_type is Activation.ReLU
-        if repeats is None and norm is not None:
-            return convolve(features, matrices, kernel_map, self.bias, precision, norm, relu)
-        if repeats is None:
+        if repeats is None and norm is None:
+            if self.conv1x1:
+                weight, layout = self._matrices(weight), "VIO"
+            else:
+                layout = "OVI"
             return ops.sparse_conv(
-                features, matrices, kernel_map, self.bias,
+                features, weight, kernel_map, self.bias, weight_layout=layout,
                 precision=precision, residual=residual, relu=relu,
             )  # fmt: skip
+        matrices = self._matrices(weight)
+        if repeats is None:
+            return convolve(features, matrices, kernel_map, self.bias, precision, norm, relu)
         if self.subm:
             feats = repeats.convolve_submanifold(features, matrices, kernel_map.geometry, precision)
         elif self.inverse:
