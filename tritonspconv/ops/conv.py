@@ -10,8 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tritonspconv.kernel_map import KernelMap, NeighborTable
-from tritonspconv.kernels import acc_dtype, kernels_for
+from tritonspconv.kernels import acc_dtype, has_triton, kernels_for
 from tritonspconv.kernels.channel_norm import ChannelNorm
+from tritonspconv.kernels.eager.conv_grads import conv_grads
 
 Precision = Literal["ieee", "tf32"]
 WeightLayout = Literal["VIO", "OVI"]
@@ -121,7 +122,10 @@ def _normalise(out: Tensor, norm: ChannelNorm) -> Tensor:
 
 
 class _SparseConv(torch.autograd.Function):
-    """fwd: gather_gemm on out_table; dgrad: the same on in_table; wgrad: weight_grad on pairs."""
+    """fwd: gather_gemm on out_table; dgrad: the same on in_table; wgrad: weight_grad on pairs.
+
+    On a CPU both gradients come of one pass over in_table, conv_grads.
+    """
 
     @staticmethod
     def forward(
@@ -156,8 +160,16 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     kernel_map, precision = ctx.kernel_map, ctx.precision
     needs_feats, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
     grad = _cast(grad, feats.dtype).contiguous()
-    grad_feats = grad_weight = grad_bias = None
-    if needs_feats or needs_weight:
+    grad_feats = grad_weight = filled = grad_bias = None
+    if needs_weight:
+        grad_weight, filled = _new_weight_grad(weight, weight_dtype, ctx.weight_shape)
+    if needs_feats and filled is not None and not has_triton(grad.device):
+        table = kernel_map.in_table
+        grad_feats = conv_grads(
+            feats, grad, weight, filled, table.rows, mirrored=table.mirrored, blocks=table.blocks
+        )
+        grad_feats = _cast(grad_feats, feats_dtype)
+    elif needs_feats or needs_weight:
         # All operands of a layer come in parts or none does.
         operand = _operand(grad, weight, kernel_map, precision)
         in_parts = operand is not grad
@@ -167,18 +179,24 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
                 matrices = _operand(matrices, weight, kernel_map, precision)
             grad_feats = _gather_gemm(operand, matrices, None, kernel_map.in_table, precision)
             grad_feats = _cast(grad_feats, feats_dtype)
-        if needs_weight:
-            if ctx.weight_shape is None:
-                grad_weight = filled = torch.empty_like(weight, dtype=weight_dtype)
-            else:
-                grad_weight = weight.new_empty(ctx.weight_shape, dtype=weight_dtype)
-                filled = _as_matrices(grad_weight)
+        if filled is not None:
             if in_parts:
                 feats = _operand(feats, weight, kernel_map, precision)
             _fill_weight_grad(feats, operand, filled, kernel_map, precision)
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
     return grad_feats, grad_weight, None, grad_bias, None, None, None
+
+
+def _new_weight_grad(
+    matrices: Tensor, dtype: torch.dtype, shape: torch.Size | None
+) -> tuple[Tensor, Tensor]:
+    """Return memory for the weight's gradient, in its layout, and as [V, c_in, c_out]."""
+    if shape is None:
+        grad = torch.empty_like(matrices, dtype=dtype)
+        return grad, grad
+    grad = matrices.new_empty(shape, dtype=dtype)
+    return grad, _as_matrices(grad)
 
 
 _once_gradients = once_differentiable(_gradients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from tritonspconv.kernels.eager.pairs import PairBlock, PairBlocks
 # Bytes of the rows that a core gathers at a time, to find them in its cache.
 _CACHED_BYTES = 2**20
 _FEWEST_ROWS = 256
+
+# Called with a tap, columns that have a pair through it, and the rows that they meet [P, C].
+Use = Callable[[int, Tensor | slice, Tensor], None]
 
 
 def rows_in_cache(channels: int, dtype: torch.dtype) -> int:
@@ -44,34 +47,13 @@ def gather_gemm(
     not needed here. ``blocks`` are the pairs of ``rows``; None: list them.
     """
     dtype = acc_dtype(feats.dtype)
-    _, c_in, c_out = weight.shape
-    out = torch.empty(rows.shape[1], c_out, dtype=dtype, device=feats.device)
-    feats, matrices = feats.to(dtype), weight.to(dtype).unbind()
-    if mirrored:
-        matrices = matrices[::-1]
-    blocks = PairBlocks(rows) if blocks is None else blocks
-    listed, identity = blocks.listed(max(c_in, c_out)), blocks.identity
-    # Memory that is used over and over stays in the cache; new memory is cleared page by page.
-    at_once = rows_in_cache(c_in, dtype)
-    largest_tap = max((max(block.counts) for block in listed), default=0)
-    products = out.new_empty(max((len(block.rows) for block in listed), default=0), c_out)
-    gathered = out.new_empty(min(max(at_once, largest_tap), len(products)), c_in)
-    # Autocast would round the operands of the products below once more.
-    with torch.autocast(feats.device.type, enabled=False):
-        start = 0
-        for block in listed:
-            end = start + len(block.ends) - 1
-            made, sums = products[: len(block.rows)], out[start:end]
-            _multiply(feats, matrices, block, gathered, made)
-            if identity is not None:
-                # The rows are where they belong, and so are their products.
-                torch.mm(feats[start:end], matrices[identity], out=sums)
-                sums += _sum_by_column(made, block)
-            elif block.is_one_each:
-                torch.index_select(made, 0, block.by_column, out=sums)
-            else:
-                sums.copy_(_sum_by_column(made, block))
-            start = end
+    matrices = weight.to(dtype).unbind()
+    out = sum_products(
+        feats.to(dtype),
+        matrices[::-1] if mirrored else matrices,
+        PairBlocks(rows) if blocks is None else blocks,
+        rows.shape[1],
+    )
     if order is not None:
         out = torch.empty_like(out).index_copy_(0, order.long(), out)
     if bias is not None:
@@ -83,6 +65,51 @@ def gather_gemm(
     if relu:
         out.relu_()
     return out.to(weight.dtype)
+
+
+def sum_products(
+    feats: Tensor,
+    matrices: Sequence[Tensor],
+    blocks: PairBlocks,
+    n: int,
+    use: Use | None = None,
+) -> Tensor:
+    """Return for each of ``n`` columns the sum of ``feats[row] @ matrices[tap]`` over its pairs.
+
+    Args:
+        feats: [N, c_in].
+        matrices: V of [c_in, c_out], of the same dtype.
+        blocks: The pairs.
+        n: How many columns they have.
+        use: What else to do with gathered rows, while they are in the cache.
+    """
+    c_in, c_out = matrices[0].shape
+    out = feats.new_empty(n, c_out)
+    listed, identity = blocks.listed(max(c_in, c_out)), blocks.identity
+    # Memory that is used over and over stays in the cache; new memory is cleared page by page.
+    at_once = rows_in_cache(c_in, feats.dtype)
+    largest_tap = max((max(block.counts) for block in listed), default=0)
+    products = out.new_empty(max((len(block.rows) for block in listed), default=0), c_out)
+    gathered = out.new_empty(min(max(at_once, largest_tap), len(products)), c_in)
+    # Autocast would round the operands of the products below once more.
+    with torch.autocast(feats.device.type, enabled=False):
+        start = 0
+        for block in listed:
+            end = start + len(block.ends) - 1
+            made, sums = products[: len(block.rows)], out[start:end]
+            _multiply(feats, matrices, block, gathered, made, use)
+            if identity is not None:
+                # The rows are where they belong, and so are their products.
+                torch.mm(feats[start:end], matrices[identity], out=sums)
+                sums += _sum_by_column(made, block)
+                if use is not None:
+                    use(identity, slice(start, end), feats[start:end])
+            elif block.is_one_each:
+                torch.index_select(made, 0, block.by_column, out=sums)
+            else:
+                sums.copy_(_sum_by_column(made, block))
+            start = end
+    return out
 
 
 def _normalise(out: Tensor, norm: ChannelNorm) -> None:
@@ -97,7 +124,12 @@ def _normalise(out: Tensor, norm: ChannelNorm) -> None:
 
 
 def _multiply(
-    feats: Tensor, matrices: tuple[Tensor, ...], block: PairBlock, gathered: Tensor, out: Tensor
+    feats: Tensor,
+    matrices: Sequence[Tensor],
+    block: PairBlock,
+    gathered: Tensor,
+    out: Tensor,
+    use: Use | None,
 ) -> None:
     """Write the product of each pair of a block to ``out`` [P, c_out]; ``gathered`` is scratch."""
     start = 0
@@ -106,10 +138,18 @@ def _multiply(
         end = start + sum(counts)
         operands = gathered[: end - start]
         torch.index_select(feats, 0, block.rows[start:end], out=operands)
-        parts = zip(operands.split(counts), out[start:end].split(counts), strict=True)
-        for (operand, product), matrix in zip(parts, matrices[first:stop], strict=True):
+        parts = zip(
+            range(first, stop),
+            operands.split(counts),
+            out[start:end].split(counts),
+            block.columns[start:end].split(counts),
+            strict=True,
+        )
+        for tap, operand, product, columns in parts:
             if operand.shape[0]:
-                torch.mm(operand, matrix, out=product)
+                torch.mm(operand, matrices[tap], out=product)
+                if use is not None:
+                    use(tap, columns, operand)
         start = end
 
 

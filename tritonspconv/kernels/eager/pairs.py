@@ -76,6 +76,7 @@ class PairBlock(NamedTuple):
 
     Attributes:
         rows: int32 [P], the entries, by tap.
+        columns: int32 [P], their columns, counted from the table's first.
         counts: How many of them each tap has; [V].
         by_column: int32 [P], places in ``rows``, by column and then by tap.
         ends: int32 [columns + 1], where each column's part of ``by_column`` begins.
@@ -84,6 +85,7 @@ class PairBlock(NamedTuple):
     """
 
     rows: Tensor
+    columns: Tensor
     counts: list[int]
     by_column: Tensor
     ends: Tensor
@@ -95,7 +97,7 @@ class PairBlocks:
 
     One block's products, made tap by tap, stay in the cache until they are summed by column. So
     few channels take larger blocks.
-    Memory: 8 bytes a pair, and for each size of blocks as much again and 4 a column.
+    Memory: 8 bytes a pair, and for each size of blocks 12 and 4 a column.
 
     Args:
         rows: int32 [V, n], a row or -1.
@@ -152,7 +154,8 @@ def _list_blocks(pairs: TapPairs, n: int, per_tap: int) -> list[PairBlock]:
         last = first + sum(taps)
         block_ends = ends[start : start + width + 1] - first
         places = by_column[first:last] - first
-        blocks.append(PairBlock(rows[first:last], taps, places, block_ends, is_one_each))
+        held_pairs = rows[first:last], columns[first:last]
+        blocks.append(PairBlock(*held_pairs, taps, places, block_ends, is_one_each))
         first = last
     return blocks
 

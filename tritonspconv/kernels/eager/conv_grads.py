@@ -1,0 +1,65 @@
+"""Both gradients of a convolution in one pass over its pairs (torch)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.eager.gather_gemm import sum_products
+from tritonspconv.kernels.eager.pairs import PairBlocks
+
+
+def conv_grads(
+    feats: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    *,
+    mirrored: bool,
+    blocks: PairBlocks | None = None,
+) -> Tensor:
+    """Return the gradient of ``feats``, and fill ``out`` with that of ``weight``.
+
+    What ``gather_gemm`` and ``weight_grad`` return one after the other; but a row of ``grad`` is
+    gathered once for both, while the rows of ``feats`` beside it are those of a block of columns,
+    and no second list of pairs is needed.
+
+    Args:
+        feats: [n_in, c_in].
+        grad: [n_out, c_out], the gradient of the output, same dtype.
+        weight: [V, c_in, c_out], any strides, same dtype.
+        out: Like ``weight``, any float dtype; every element is written.
+        rows: int32 [V, n_in], for each input row its output rows or -1.
+        mirrored: Tap v of ``rows`` is tap V-1-v of ``weight``.
+        blocks: The pairs of ``rows``; None: list them.
+
+    Returns:
+        [n_in, c_in] in the dtype of ``weight``. Sums in float32 (float64 for float64).
+    """
+    dtype = acc_dtype(feats.dtype)
+    feats, grad = feats.to(dtype), grad.to(dtype)
+    matrices = weight.to(dtype).transpose(1, 2).unbind()
+    totals = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype, device=out.device)
+    sums = totals.zero_().unbind()
+    if mirrored:
+        matrices, sums = matrices[::-1], sums[::-1]
+    blocks = PairBlocks(rows) if blocks is None else blocks
+    listed = blocks.listed(max(weight.shape[1:]))
+    # Memory that is used over and over stays in the cache; new memory is cleared page by page.
+    largest_tap = max((max(block.counts) for block in listed), default=0)
+    scratch = feats.new_empty(largest_tap, feats.shape[1])
+
+    def add_to_weight(tap: int, columns: Tensor | slice, gradients: Tensor) -> None:
+        if isinstance(columns, slice):
+            taken = feats[columns]
+        else:
+            taken = scratch[: columns.shape[0]]
+            torch.index_select(feats, 0, columns, out=taken)
+        sums[tap].addmm_(taken.T, gradients)
+
+    grad_feats = sum_products(grad, matrices, blocks, rows.shape[1], add_to_weight)
+    if totals is not out:
+        out.copy_(totals)
+    return grad_feats.to(weight.dtype)
