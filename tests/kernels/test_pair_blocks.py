@@ -64,6 +64,37 @@ def test_blocks_of_pairs_in_any_order():
         assert torch.equal(ours.rows[ours.by_column.long()], theirs.rows[theirs.by_column.long()])
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("volume", "n"), [(27, 1), (1, 63), (8, 200), (27, 400)])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.4, 1.0])
+def test_taps_whose_columns_ascend_are_cut(volume, n, share, monkeypatch):
+    """To the blocks that a sort makes, which taps in any order take."""
+    rows = random_rows(volume, n, 50, share)
+    known = taps_of_table(rows)
+    assert pairs._ascend(known.columns, known.counts)
+    cut = PairBlocks(rows, known).listed(8)
+    monkeypatch.setattr(pairs, "_ascend", lambda columns, counts: False)
+    for ours, theirs in zip(cut, PairBlocks(rows, known).listed(8), strict=True):
+        assert ours.counts == theirs.counts
+        for name in ("rows", "columns", "by_column", "ends"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+@pytest.mark.parametrize(
+    ("columns", "counts", "expected"),
+    [
+        ([], [0, 0], True),
+        ([3, 4, 1, 2], [2, 2], True),
+        ([3, 4, 1, 2], [0, 2, 0, 2], True),
+        ([3, 1, 2, 4], [2, 2], False),
+        ([4, 3, 2, 1], [2, 2], False),
+        ([1, 2, 3, 0], [3, 1], True),
+    ],
+)
+def test_columns_that_ascend(columns, counts, expected):
+    assert pairs._ascend(torch.tensor(columns, dtype=torch.int32), counts) == expected
+
+
 @pytest.mark.parametrize("n", [0, 1, 2**13 - 1, 2**13, 2**15 - 1, 2**15])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_stable_sort(n, dtype):
