@@ -77,7 +77,8 @@ def sparse_conv(
     if residual is not None:
         _check_residual(residual, matrices, kernel_map)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
-        out: Tensor = _SparseConv.apply(feats, weight, matrices, bias, kernel_map, dtype, precision)
+        view = None if weight_layout == "VIO" else matrices
+        out: Tensor = _SparseConv.apply(feats, weight, view, bias, kernel_map, dtype, precision)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
@@ -132,17 +133,18 @@ class _SparseConv(torch.autograd.Function):
         ctx: Any,
         feats: Tensor,
         weight: Tensor,
-        matrices: Tensor,
+        matrices: Tensor | None,
         bias: Tensor | None,
         kernel_map: KernelMap,
         dtype: torch.dtype,
         precision: Precision,
     ) -> Tensor:
-        feats_c, weight_c = _cast(feats, dtype).contiguous(), _cast(matrices, dtype)
+        # ``matrices``: the weight, where it has another layout.
+        ctx.weight_shape = None if matrices is None else weight.shape
+        weight_c = _cast(weight if matrices is None else matrices, dtype)
+        feats_c = _cast(feats, dtype).contiguous()
         ctx.save_for_backward(feats_c, weight_c)
         ctx.kernel_map, ctx.precision = kernel_map, precision
-        # Its layout: None where it is that of the matrices.
-        ctx.weight_shape = None if matrices is weight else weight.shape
         ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
         return _convolve(feats_c, weight_c, bias, kernel_map, precision)
 
