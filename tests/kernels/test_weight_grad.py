@@ -122,7 +122,7 @@ def test_more_shares_where_pairs_are_many():
     """Few pairs, and sums that need no more, take as many shares as fill a GPU."""
     half = torch.float16
     full = 4 * 132 - 27
-    assert slices_of(18, 32) == full
+    assert slices_of(18, 32) == slices_of(24, 32, precision="tf32") == full
     assert slices_of(24, 32, half) == slices_of(24, 32, half, parts=1, precision="tf32") == full
     # Twice the pairs in twice the shares, up to a bound on memory.
     assert slices_of(24, 32) == 2 * slices_of(23, 32) > full
@@ -144,6 +144,19 @@ def test_a_tile_too_large_for_two_levels(triton_device, dtype):
     if triton_device.type == "cuda" and dtype != torch.float16:
         pytest.skip("only tiles of half operands are that large")
     check(*operands(50, 40, 20, 130, dtype, triton_device), listed, 4, config=tile)
+
+
+def test_float32_is_summed_in_two_levels_whatever_the_tile():
+    cpu, half, single = torch.device("cpu"), torch.float16, torch.float32
+    for dtype, parts, precision, expected in (
+        (single, 0, "ieee", True), (half, 2, "ieee", True), (half, 1, "tf32", False),
+        (single, 0, "tf32", False), (half, 0, "ieee", False),
+    ):  # fmt: skip
+        multiply, *_ = kernels._bind(
+            cpu, kernels.card_of(cpu), dtype, parts, precision, 27, 256, 256,
+            (256**2, 256, 1), True, 20, 132, 64, GemmConfig(128, 256, 32, 8, 2),
+        )  # fmt: skip
+        assert multiply.meta["IN_TWO_LEVELS"] == expected
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 300])

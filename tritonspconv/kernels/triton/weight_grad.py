@@ -93,7 +93,7 @@ def weight_grad_kernel(
     stretch, of all taps, which the cache then holds.
 
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are.
-    IN_TWO_LEVELS: whether each step is summed by itself and added in float32.
+    IN_TWO_LEVELS: Whether each step is summed by itself and added in float32.
     """
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     tile, share = tl.program_id(0), tl.program_id(1)
@@ -262,7 +262,8 @@ def _bind(
     # runs two and four programs at a time.
     waves = 3 if tiles > 1 else 4 if cfg.block_m * cfg.block_n <= 2**10 else 2
     slices = max(waves * wave // tiles - volume, min_slices)
-    if precision == "ieee" and (parts or dtype == torch.float32):
+    is_exact = precision == "ieee" and (parts > 0 or dtype == torch.float32)
+    if is_exact:
         # A list is about half full, and one of half the taps stands for twice its pairs.
         wanted = (1 << log2_pairs) // (cfg.block_k * _MAX_STEPS)
         slices = max(slices, min(wanted, _MAX_PARTIAL_BYTES // (c_in * c_out * sums.itemsize)))
@@ -275,7 +276,7 @@ def _bind(
         weight_grad_kernel, **shared,
         PARTS=parts, PRECISION=dot_precision(precision, device.type, dtype, card),
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,
-        IN_TWO_LEVELS=is_in_two_levels(cfg),
+        IN_TWO_LEVELS=is_exact or is_in_two_levels(cfg),
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
     block = min(next_power_of_2(c_in * c_out), 512)
