@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests._oracle import table_triples
+from tests.kernels.test_pair_blocks import random_rows
 from tritonspconv import reference
 from tritonspconv.kernel_map import NeighborTable
 from tritonspconv.kernels.eager import pairs
@@ -20,15 +21,7 @@ def _block_size(request, monkeypatch):
         monkeypatch.setattr(pairs, "_pairs_per_tap", lambda channels: 1)
 
 
-def random_rows(volume: int, n_in: int, n_out: int, share: float = 0.4) -> torch.Tensor:
-    """Through each tap, an output row or -1 for every input row."""
-    rows = torch.randint(max(n_out, 1), (volume, n_in), dtype=torch.int32)
-    rows[torch.rand(volume, n_in) >= share] = -1
-    rows[:, n_in // 3 : n_in // 2] = -1
-    return rows
-
-
-def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=None, out=None):
+def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=None):
     volume, n_in = rows.shape
     feats, grad = (torch.randn(s).to(dtype) for s in ((n_in, c_in), (n_out, c_out)))
     weight = torch.randn(c_out, volume, c_in).to(dtype).permute(1, 2, 0)
@@ -40,7 +33,7 @@ def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=
         made = reference.conv(x, w, triples, n_out)
         return torch.autograd.grad(made, (x, w), grad.to(of_dtype), materialize_grads=True)
 
-    out = torch.full_like(weight, torch.nan) if out is None else out
+    out = torch.full_like(weight, torch.nan)
     of_feats = conv_grads(feats, grad, weight, out, rows, mirrored=mirrored, blocks=blocks)
     assert of_feats.dtype == dtype
     results = zip((of_feats, out), oracle(torch.float64), oracle(dtype), strict=True)
@@ -51,7 +44,7 @@ def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (3, 5), (16, 16), (17, 33), (33, 4)])
 def test_channels(c_in, c_out, dtype):
-    check(random_rows(8, 60, 50), 50, c_in, c_out, dtype)
+    check(random_rows(8, 60, 50, 0.4), 50, c_in, c_out, dtype)
 
 
 @pytest.mark.parametrize("mirrored", [False, True], ids=["plain", "mirrored"])
@@ -66,7 +59,7 @@ def test_no_output_rows():
 
 
 def test_a_tap_through_which_all_meet_themselves():
-    rows = random_rows(9, 50, 50)
+    rows = random_rows(9, 50, 50, 0.4)
     rows[4] = torch.arange(50)
     taps = [
         (torch.nonzero(row >= 0).squeeze(1), row[row >= 0]) if v != 4 else (row[:0], row[:0])
@@ -77,7 +70,7 @@ def test_a_tap_through_which_all_meet_themselves():
 
 def test_gradient_of_another_dtype_and_layout():
     """Half operands fill a float32 gradient without a stop in half precision."""
-    rows = random_rows(8, 60, 50)
+    rows = random_rows(8, 60, 50, 0.4)
     feats, grad = torch.randn(60, 3).half(), torch.randn(50, 5).half()
     weight = torch.randn(8, 3, 5).half()
     expected = torch.empty(8, 3, 5, dtype=torch.float64)

@@ -22,7 +22,7 @@ def small_blocks(monkeypatch):
 
 
 def random_rows(volume: int, n: int, n_in: int, share: float) -> torch.Tensor:
-    rows = torch.randint(n_in, (volume, n), dtype=torch.int32)
+    rows = torch.randint(max(n_in, 1), (volume, n), dtype=torch.int32)
     rows[torch.rand(volume, n) >= share] = -1
     rows[:, n // 3 : n // 2] = -1
     return rows

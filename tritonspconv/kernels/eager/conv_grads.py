@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.eager.gather_gemm import sum_products
-from tritonspconv.kernels.eager.pairs import PairBlocks
+from tritonspconv.kernels.eager.pairs import PairBlocks, largest_tap
 
 
 def conv_grads(
@@ -46,10 +46,9 @@ def conv_grads(
     if mirrored:
         matrices, sums = matrices[::-1], sums[::-1]
     blocks = PairBlocks(rows) if blocks is None else blocks
-    listed = blocks.listed(max(weight.shape[1:]))
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
-    largest_tap = max((max(block.counts) for block in listed), default=0)
-    scratch = feats.new_empty(largest_tap, feats.shape[1])
+    most = largest_tap(blocks.listed(max(weight.shape[1:])))
+    scratch = feats.new_empty(most, feats.shape[1])
 
     def add_to_weight(tap: int, columns: Tensor | slice, gradients: Tensor) -> None:
         if isinstance(columns, slice):

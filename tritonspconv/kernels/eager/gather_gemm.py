@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.kernels.eager.pairs import PairBlock, PairBlocks
+from tritonspconv.kernels.eager.pairs import PairBlock, PairBlocks, largest_tap
 
 # Bytes of the rows that a core gathers at a time, to find them in its cache.
 _CACHED_BYTES = 2**20
@@ -88,9 +88,8 @@ def sum_products(
     listed, identity = blocks.listed(max(c_in, c_out)), blocks.identity
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
     at_once = rows_in_cache(c_in, feats.dtype)
-    largest_tap = max((max(block.counts) for block in listed), default=0)
     products = out.new_empty(max((len(block.rows) for block in listed), default=0), c_out)
-    gathered = out.new_empty(min(max(at_once, largest_tap), len(products)), c_in)
+    gathered = out.new_empty(min(max(at_once, largest_tap(listed)), len(products)), c_in)
     # Autocast would round the operands of the products below once more.
     with torch.autocast(feats.device.type, enabled=False):
         start = 0

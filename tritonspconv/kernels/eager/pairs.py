@@ -126,6 +126,11 @@ class PairBlocks:
         return self._listed[per_tap]
 
 
+def largest_tap(blocks: list[PairBlock]) -> int:
+    """Return the most pairs that a tap has in a block."""
+    return max((max(block.counts) for block in blocks), default=0)
+
+
 def _pairs_per_tap(channels: int) -> int:
     """Return a power of two, so that layers of like channels share their blocks."""
     wanted = min(max(_ENTRIES_PER_TAP // max(channels, 1), _FEWEST_PER_TAP), _MOST_PER_TAP)
