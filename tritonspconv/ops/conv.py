@@ -70,14 +70,14 @@ def sparse_conv(
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
     dtype = compute_dtype(feats, weight)
-    matrices = weight if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
+    view = None if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
+    matrices = weight if view is None else view
     _check(feats, matrices, kernel_map, bias, precision)
     if norm is not None:
         _check_norm(norm, matrices)
     if residual is not None:
         _check_residual(residual, matrices, kernel_map)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
-        view = None if weight_layout == "VIO" else matrices
         out: Tensor = _SparseConv.apply(feats, weight, view, bias, kernel_map, dtype, precision)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
@@ -133,15 +133,15 @@ class _SparseConv(torch.autograd.Function):
         ctx: Any,
         feats: Tensor,
         weight: Tensor,
-        matrices: Tensor | None,
+        view: Tensor | None,
         bias: Tensor | None,
         kernel_map: KernelMap,
         dtype: torch.dtype,
         precision: Precision,
     ) -> Tensor:
-        # ``matrices``: the weight, where it has another layout.
-        ctx.weight_shape = None if matrices is None else weight.shape
-        weight_c = _cast(weight if matrices is None else matrices, dtype)
+        # ``view``: the weight as matrices, where it has another layout.
+        ctx.weight_shape = None if view is None else weight.shape
+        weight_c = _cast(weight if view is None else view, dtype)
         feats_c = _cast(feats, dtype).contiguous()
         ctx.save_for_backward(feats_c, weight_c)
         ctx.kernel_map, ctx.precision = kernel_map, precision
