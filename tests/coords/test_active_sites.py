@@ -112,6 +112,24 @@ def test_has_repeats_by_the_index_of_a_gpu(triton_device, monkeypatch):
     assert random_sites(60, extent=8, repeats=1, outside=9, device=triton_device).has_repeats()
 
 
+def test_a_large_index_of_a_gpu_is_not_kept(triton_device, monkeypatch):
+    monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
+    small, large = (random_sites(60, extent=8, device=triton_device) for _ in range(2))
+    size = small.index.num_bytes
+    assert size > 4 * small.num_rows
+    assert small.index is small.index
+    monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", size - 1)
+    first, second = large.index, large.index
+    assert first is not second
+    assert all(torch.equal(a, b) for a, b in zip(first[1:3], second[1:3], strict=True))
+
+
+def test_sorted_keys_are_kept_whatever_their_size(monkeypatch):
+    monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 0)
+    sites = random_sites(10)
+    assert sites.index is sites.index
+
+
 def triton_kernels(op, device, ndim):
     """The launchers that a GPU uses, wherever the tests run them."""
     return importlib.import_module(f"tritonspconv.kernels.triton.{op}")

@@ -13,6 +13,9 @@ from tritonspconv.kernels.eager.sites import build_index, find_rows
 from tritonspconv.kernels.index import SiteIndex
 
 _MAX_ROWS = 2**31 - 1
+# An index of given sites that is larger is made again for each map: on a GPU that takes 0.04 ms,
+# and the layers of a network would hold its memory until the last.
+_MAX_KEPT_BYTES = 2**24
 
 
 class ActiveSites:
@@ -68,11 +71,14 @@ class ActiveSites:
 
     @property
     def index(self) -> SiteIndex:
-        """The lookup index, built on first use."""
-        if self._index is None:
-            kernels = map_kernels_for("sites", self.device, self.ndim)
-            self._index = kernels.build_index(self.coords, self.grid)
-        return self._index
+        """The lookup index; built on first use, and kept where it is not large."""
+        if self._index is not None:
+            return self._index
+        kernels = map_kernels_for("sites", self.device, self.ndim)
+        index = kernels.build_index(self.coords, self.grid)
+        if index.kind == "sorted" or index.num_bytes <= _MAX_KEPT_BYTES:
+            self._index = index
+        return index
 
     def has_repeats(self) -> bool:
         """Return whether two rows lie in one cell of the grid. Waits for the device."""

@@ -53,3 +53,8 @@ class SiteIndex(NamedTuple):
     table: Tensor
     rows: Tensor | None
     shift: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the index takes."""
+        return self.table.nbytes + (0 if self.rows is None else self.rows.nbytes)
