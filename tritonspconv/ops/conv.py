@@ -175,16 +175,18 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # All operands of a layer come in parts or none does.
         operand = _operand(grad, weight, kernel_map, precision)
         in_parts = operand is not grad
+        if filled is not None:
+            # First, so that its partial sums are gone before there is a gradient of the features.
+            _fill_weight_grad(
+                _operand(feats, weight, kernel_map, precision) if in_parts else feats,
+                operand, filled, kernel_map, precision,
+            )  # fmt: skip
         if needs_feats:
             matrices = weight.transpose(1, 2)
             if in_parts:
                 matrices = _operand(matrices, weight, kernel_map, precision)
             grad_feats = _gather_gemm(operand, matrices, None, kernel_map.in_table, precision)
             grad_feats = _cast(grad_feats, feats_dtype)
-        if filled is not None:
-            if in_parts:
-                feats = _operand(feats, weight, kernel_map, precision)
-            _fill_weight_grad(feats, operand, filled, kernel_map, precision)
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
     return grad_feats, grad_weight, None, grad_bias, None, None, None
