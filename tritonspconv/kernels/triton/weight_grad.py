@@ -279,11 +279,12 @@ def _bind(
         IN_TWO_LEVELS=is_exact or is_in_two_levels(cfg),
         num_warps=cfg.num_warps, num_stages=cfg.num_stages,
     )  # fmt: skip
-    block = min(next_power_of_2(c_in * c_out), 512)
+    block = min(next_power_of_2(c_in * c_out), 256)
     add = bind(
         sum_shares_kernel, **shared,
         STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2],
-        LANES=8, BLOCK=block,
+        # About twice the shares of a tap: the center has more than others.
+        LANES=32 if slices > 16 * volume else 16, BLOCK=block,
     )  # fmt: skip
     grid_add = volume, num_blocks(c_in * c_out, block)
     return multiply, (tiles, slices + volume), add, grid_add, slices, sums
