@@ -117,7 +117,9 @@ def _gather_gemm_tile(
     small = (num_blocks(c_out, block_n) << log2_rows) < 264 * 128
     block_m = 64 if wide or small else 128
     if block_n < 256 or small:
-        return GemmConfig(block_m, min(block_n, 128), block_k, 4, 5)
+        # Half a step of several needs as many bytes in flight.
+        stages = 7 if block_k < 64 and c_in > 64 and not wide else 5
+        return GemmConfig(block_m, min(block_n, 128), block_k, 4, stages)
     return GemmConfig(block_m, block_n, block_k, 8, 7)
 
 
