@@ -13,16 +13,16 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
+import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_cases import DeviceLostError, measure_cases
+from bench_cases import Case, DeviceLostError, measure_cases
 from bench_cold import measure_cold
 from bench_layers import HEADER as LAYER_HEADER
 from bench_layers import layer_cases, memory_cases, small_cases
@@ -95,6 +95,13 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
     )
+    parser.add_argument(
+        "--only",
+        metavar="REGEX",
+        type=re.compile,
+        default=re.compile(""),
+        help="cases whose labels match, e.g. 'SubM.* 64 float16'",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
     parser.add_argument("--sphere-radius", type=int, default=128, help="in voxels (default 128)")
     parser.add_argument("--max-points", type=int, help="use only so many points of a scan")
@@ -118,7 +125,13 @@ def _run_section(
     report: Report,
 ) -> None:
     on_gpu = meter.on_gpu
-    measure = partial(measure_cases, peers=peers, meter=meter, report=report)
+
+    def measure(
+        name: str, title: str, header: tuple[str, ...], cases: list[Case], **how: Any
+    ) -> None:
+        chosen = [case for case in cases if args.only.search(" ".join(case.labels))]
+        measure_cases(name, title, header, chosen, peers, meter, report, **how)
+
     if section == "layers":
         cases = layer_cases(scenes, args.quick, on_gpu)
         title = "one layer, ms; fwd and fwd+bwd with the kernel map cached, map+ with it built anew"
