@@ -122,6 +122,7 @@ def test_a_large_index_of_a_gpu_is_not_kept(triton_device, monkeypatch):
     first, second = large.index, large.index
     assert first is not second
     assert all(torch.equal(a, b) for a, b in zip(first[1:3], second[1:3], strict=True))
+    assert ActiveSites(large.coords, large.grid, first).index is not first
 
 
 def test_sorted_keys_are_kept_whatever_their_size(monkeypatch):

@@ -20,7 +20,7 @@ from tests._oracle import (
     table_triples,
 )
 from tritonspconv import reference
-from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords import ActiveSites, Grid, active_sites
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map, output_sites
 from tritonspconv.testing import random_sites, surface_sites
@@ -397,16 +397,22 @@ def test_maps_are_deterministic(device):
 
 
 @pytest.mark.parametrize("geometry", [DOWN2, UP2], ids=["strided", "transposed"])
-def test_tables_do_not_follow_coordinates_that_are_edited(triton_device, geometry, monkeypatch):
+@pytest.mark.parametrize("edited", [(), ("in",), ("out",), ("in", "out")])
+@pytest.mark.parametrize("limit", [0, 2**24], ids=["index-made-again", "index-kept"])
+def test_tables_do_not_follow_coordinates_that_are_edited(
+    triton_device, geometry, edited, limit, monkeypatch
+):
     """The backward pass builds the table of the inputs, after users had hold of the coordinates."""
-    for name in ("build", "kernel_map"):
-        module = importlib.import_module(f"tritonspconv.kernel_map.{name}")
+    for name in ("kernel_map.build", "kernel_map.kernel_map", "coords.active_sites"):
+        module = importlib.import_module(f"tritonspconv.{name}")
         monkeypatch.setattr(module, "map_kernels_for", triton_kernels)
+    monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", limit)
     sites = random_sites(60, extent=8, device=triton_device)
     kmap = kernel_map(sites, geometry)
     expected = sorted(map_triples(kmap))
-    sites.coords[:, 1:] *= 2
-    kmap.out_sites.coords[:, 1:] *= 2
+    for side in edited:
+        written = sites if side == "in" else kmap.out_sites
+        written.coords[:, 1:] *= 2
     assert sorted(swapped(table_triples(kmap.in_table))) == expected
     assert sorted(table_triples(kmap.inverse().out_table)) == sorted(swapped(expected))
     assert sorted(kernel_pair_triples(kmap)) == expected

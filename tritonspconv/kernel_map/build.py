@@ -101,8 +101,9 @@ def _build(
         # Generated sites do not repeat.
         None if made_sites is not None else out_sites.index,
     )
+    versions = sites.version, out_sites.version
     relation = Relation(
-        geometry, n_in, out_sites.num_rows, NeighborTable(*table), in_version=sites.version
+        geometry, n_in, out_sites.num_rows, NeighborTable(*table), versions=versions
     )
     return _CacheEntry(relation, made_sites)
 

@@ -52,11 +52,12 @@ class Relation:
     """Tables and pairs of one geometry; shared by a map and its inverse, each made once.
 
     ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored. ``listed``:
-    the pairs were given, and the geometry does not know them.
+    the pairs were given, and the geometry does not know them. ``versions``: those of the input and
+    of the output coordinates that the table was made of.
     """
 
     __slots__ = (
-        "_in_table", "_in_version", "_pairs", "geometry", "listed", "mirrored", "n_in", "n_out",
+        "_in_table", "_pairs", "_versions", "geometry", "listed", "mirrored", "n_in", "n_out",
         "out_table",
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ class Relation:
         out_table: NeighborTable,
         mirrored: bool = False,
         listed: bool = False,
-        in_version: int | None = None,
+        versions: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self.geometry = geometry
         self.mirrored = mirrored
@@ -76,7 +77,7 @@ class Relation:
         self.n_in = n_in
         self.n_out = n_out
         self.out_table = out_table
-        self._in_version = in_version
+        self._versions = versions
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
 
@@ -94,8 +95,8 @@ class Relation:
         if self.mirrored:
             return table._replace(mirrored=True)
         device = table.rows.device
-        # Coordinates that users wrote to since no longer say where the inputs were.
-        edited = in_sites.version != self._in_version
+        # Coordinates that users wrote to since no longer say where the sites were.
+        edited = (in_sites.version, out_sites.version) != self._versions
         if self.listed or geometry.sites == "same" or edited:
             invert_table = map_kernels_for("invert_table", device, geometry.ndim).invert_table
             return NeighborTable(
