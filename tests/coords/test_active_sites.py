@@ -2,6 +2,7 @@
 
 import importlib
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,6 +124,25 @@ def test_a_large_index_of_a_gpu_is_not_kept(triton_device, monkeypatch):
     assert first is not second
     assert all(torch.equal(a, b) for a, b in zip(first[1:3], second[1:3], strict=True))
     assert ActiveSites(large.coords, large.grid, first).index is not first
+
+
+def test_a_look_for_repeats_leaves_a_large_index_to_one_map(triton_device, monkeypatch):
+    built = []
+
+    def build_index(coords, grid):
+        built.append(triton_kernels("sites", None, 3).build_index(coords, grid))
+        return built[-1]
+
+    def kernels(op, device, ndim):
+        return SimpleNamespace(build_index=build_index)
+
+    monkeypatch.setattr(active_sites, "map_kernels_for", kernels)
+    monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 0)
+    sites = random_sites(60, extent=8, device=triton_device)
+    assert not sites.has_repeats()
+    assert sites.index is built[0]
+    assert sites.index is built[1]
+    assert len(built) == 2
 
 
 def test_sorted_keys_are_kept_whatever_their_size(monkeypatch):

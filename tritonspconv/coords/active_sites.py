@@ -73,17 +73,18 @@ class ActiveSites:
     @property
     def index(self) -> SiteIndex:
         """The lookup index; built on first use, and kept where it is not large."""
-        if self._index is not None:
-            return self._index
-        kernels = map_kernels_for("sites", self.device, self.ndim)
-        index = kernels.build_index(self.coords, self.grid)
+        index, self._index = self._index, None
+        if index is None:
+            kernels = map_kernels_for("sites", self.device, self.ndim)
+            index = kernels.build_index(self.coords, self.grid)
         if _is_kept(index):
             self._index = index
         return index
 
     def has_repeats(self) -> bool:
         """Return whether two rows lie in one cell of the grid. Waits for the device."""
-        index = self.index
+        # Left to the map that follows, even where it is large.
+        index = self._index = self.index
         if index.kind == "sorted":
             keys = index.table
             # Behind the cells are rows outside the grid, all with one key.

@@ -37,7 +37,7 @@ def unique_sites(coords: Tensor, grid: Grid) -> tuple[ActiveSites, Tensor, Tenso
         The sites; and of their coordinates what :func:`unique_rows` returns of keys.
 
     Deterministic. Waits for the device. Where no row repeats another, the look at that leaves the
-    index that kernel maps need, if it is not large.
+    index that kernel maps need.
     """
     sites = ActiveSites(coords.clone(), grid)
     if not sites.has_repeats():
