@@ -98,7 +98,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         metavar="REGEX",
-        type=re.compile,
+        type=_pattern,
         default=re.compile(""),
         help="cases whose labels match, e.g. 'SubM.* 64 float16'",
     )
@@ -114,6 +114,13 @@ def _parse_args() -> argparse.Namespace:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     args.sections = args.sections or list(SECTIONS)
     return args
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
 
 
 def _run_section(
