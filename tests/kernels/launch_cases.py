@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernels.channel_norm import ChannelNorm
+from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.triton import (
+    batch_norm,
     gather_gemm,
     half_parts,
     invert_table,
@@ -190,6 +191,14 @@ def _segment_case(mode: str, dtype: torch.dtype, n: int) -> None:
     )
 
 
+def _batch_norm_case(n: int, c: int, dtype: torch.dtype, affine: bool, relu: bool) -> None:
+    feats, vector = torch.zeros(n, c, dtype=dtype), torch.zeros(c)
+    factors = (vector, vector) if affine else (None, None)
+    count = torch.zeros((), dtype=torch.int64) if affine else None
+    batch_norm.batch_norm(feats, TrainingNorm(vector, vector, *factors, count), relu)
+    batch_norm.batch_norm_grad(feats, feats, torch.zeros(2, c), *factors, relu)
+
+
 def _gemm_cases() -> list[tuple[str, Case]]:
     half, bfloat, single, double = torch.float16, torch.bfloat16, torch.float32, torch.float64
     shapes = [
@@ -263,6 +272,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),
     ("pool-avg", partial(_pool_case, "avg", torch.bfloat16, True)),
     ("pool-sum", partial(_pool_case, "sum", torch.float64, False)),
+    ("batch_norm-16", partial(_batch_norm_case, MANY, 16, torch.float16, True, True)),
+    ("batch_norm-128", partial(_batch_norm_case, MANY, 128, torch.bfloat16, True, True)),
+    ("batch_norm-odd-f32", partial(_batch_norm_case, FEW, 33, torch.float32, False, False)),
     ("segment-sum", partial(_segment_case, "sum", torch.float16, FEW)),
     ("segment-max", partial(_segment_case, "max", torch.float32, FEW)),
     ("segment-max-split", partial(_segment_case, "max", torch.bfloat16, 70_000)),

@@ -1,4 +1,4 @@
-"""Normalisation by fixed statistics, which kernels apply before they round."""
+"""Normalisation of channels: by fixed statistics, or by those of the rows at hand."""
 
 from __future__ import annotations
 
@@ -32,3 +32,27 @@ class ChannelNorm(NamedTuple):
         weight = None if self.weight is None else change(self.weight)
         bias = None if self.bias is None else change(self.bias)
         return ChannelNorm(change(self.mean), change(self.variance), weight, bias, self.eps)
+
+
+class TrainingNorm(NamedTuple):
+    """Batch norm in training: :class:`ChannelNorm` by mean and variance of all rows.
+
+    Vectors are float32 [C], contiguous. Batch norm: arXiv:1502.03167.
+
+    Attributes:
+        running_mean: Moved towards the mean by ``momentum``, in place.
+        running_var: Moved towards the unbiased variance by ``momentum``, in place.
+        weight: Factor; None: 1.
+        bias: Added last; None: 0.
+        num_batches: int64 [], counted up in place; or None.
+        momentum: Share of the new statistics in the running ones.
+        eps: Added to the variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    num_batches: Tensor | None = None
+    momentum: float = 0.1
+    eps: float = 1e-5

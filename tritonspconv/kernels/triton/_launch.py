@@ -173,6 +173,8 @@ def _taker(args: tuple[Any, ...], is_plain: tuple[bool, ...]) -> Take:
                 aligned.append(value)
         elif arg is None:
             tests.append(f"{name} is None")
+        elif type(arg) is float:  # Triton does not specialise on its value
+            tests.append(f"type({name}) is float")
         elif plain and type(arg) is int:
             small = f"{-_INT32} <= {name} < {_INT32}"
             tests.append(small if -_INT32 <= arg < _INT32 else f"not {small}")

@@ -1,0 +1,372 @@
+"""Batch norm of training over the rows of a matrix, with the ReLU behind it (Triton).
+
+Two launches forward, two backward. The first cuts the rows into parts and sums each; the programs
+of the second each add up the parts, in one order, and then change their rows. What backward needs
+of the output, whether the ReLU passed, it computes again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tritonspconv.kernels.channel_norm import TrainingNorm
+from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
+
+# Elements of a tile, and its most rows and channels.
+_TILE, _MAX_ROWS, _MAX_CHANNELS = 4096, 256, 32
+_NUM_WARPS = 8
+# Parts that rows are cut into, at most: a program holds the sums of all of them at once.
+_PARTS: tl.constexpr = tl.constexpr(256)
+# Programs that change rows, at most, over all channels: four for each multiprocessor of an H200.
+_WRITERS = 528
+
+
+@triton.jit
+def _tile(number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
+    """Return where a tile of rows begins, int64; and of its elements the places and the mask."""
+    first = number * BLOCK_N
+    rows = tl.arange(0, BLOCK_N)
+    # [BLOCK_N, BLOCK_C]
+    mask = (first + rows < n)[:, None] & mask_c[None, :]
+    return first.to(tl.int64) * c, rows[:, None] * c + offs_c[None, :], mask
+
+
+@triton.jit
+def _load_tile(ptr, offs, mask):
+    return tl.load(ptr + offs, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_channels(ptr, offs_c, mask_c, default: tl.constexpr):
+    """Load a vector of channels, float32 [BLOCK_C]; ``default`` where there is none."""
+    if ptr is None:
+        loaded = tl.full(offs_c.shape, default, tl.float32)
+    else:
+        loaded = tl.load(ptr + offs_c, mask=mask_c, other=default).to(tl.float32)
+    return loaded
+
+
+@triton.jit
+def _scaled(x, mean, inverse_std, weight, bias):
+    """Return normalised rows, and those after weight and bias; forward and backward alike."""
+    normal = (x - mean[None, :]) * inverse_std[None, :]
+    return normal, normal * weight[None, :] + bias[None, :]
+
+
+@triton.jit(do_not_specialize=["n", "tiles"])
+def moments_kernel(
+    feats_ptr,
+    parts_ptr,
+    n,
+    c,
+    tiles,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write mean and sum of squared deviations of ``tiles`` tiles of rows, float32 [2, c]."""
+    part = tl.program_id(0)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < c
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    square = tl.zeros((BLOCK_C,), tl.float32)
+    for tile in range(tiles):
+        number = part * tiles + tile
+        start, offs, mask = _tile(number, n, c, offs_c, mask_c, BLOCK_N)
+        x = _load_tile(feats_ptr + start, offs, mask)
+        before = ((number - part * tiles) * BLOCK_N).to(tl.float32)
+        own = tl.minimum(tl.maximum(n - number * BLOCK_N, 0), BLOCK_N).to(tl.float32)
+        own_mean = tl.sum(x, axis=0) / tl.maximum(own, 1.0)
+        far = tl.where(mask, x - own_mean[None, :], 0.0)
+        # Chan, Golub and LeVeque, "Updating formulae", 1979.
+        step = own_mean - mean
+        share = own / tl.maximum(before + own, 1.0)
+        mean += step * share
+        square += tl.sum(far * far, axis=0) + step * step * (before * share)
+    at = parts_ptr + part * (2 * c) + offs_c
+    tl.store(at, mean, mask=mask_c)
+    tl.store(at + c, square, mask=mask_c)
+
+
+@triton.jit(do_not_specialize=["n", "tiles", "n_parts", "part_rows"])
+def normalise_kernel(
+    feats_ptr,
+    parts_ptr,
+    weight_ptr,
+    bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    stats_ptr,
+    out_ptr,
+    n,
+    c,
+    tiles,
+    n_parts,
+    part_rows,
+    momentum,
+    eps,
+    RELU: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Normalise ``tiles`` tiles of rows; the first program also writes the statistics.
+
+    Those are float32 [2, c], mean and ``1 / sqrt(variance + eps)``, and the running ones.
+    """
+    first = tl.program_id(0)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < c
+    part = tl.arange(0, _PARTS)
+    size = tl.minimum(tl.maximum(n - part.to(tl.int64) * part_rows, 0), part_rows)
+    # [PARTS, BLOCK_C]
+    at = parts_ptr + part[:, None] * (2 * c) + offs_c[None, :]
+    held = (part < n_parts)[:, None] & mask_c[None, :]
+    size = size.to(tl.float32)[:, None]
+    count = n.to(tl.float32)
+    # Differences from one of the means lose no digits to what all have in common.
+    base = tl.load(parts_ptr + offs_c, mask=mask_c, other=0.0)
+    step = tl.load(at, mask=held, other=0.0) - base[None, :]
+    mean = tl.sum(step * size, axis=0) / count
+    step -= mean[None, :]
+    square = tl.load(at + c, mask=held, other=0.0) + step * step * size
+    variance = tl.sum(square, axis=0) / count
+    mean += base
+    inverse_std = 1.0 / tl.sqrt(variance + eps)
+    if first == 0:
+        tl.store(stats_ptr + offs_c, mean, mask=mask_c)
+        tl.store(stats_ptr + c + offs_c, inverse_std, mask=mask_c)
+        old = tl.load(running_mean_ptr + offs_c, mask=mask_c, other=0.0)
+        tl.store(running_mean_ptr + offs_c, old + momentum * (mean - old), mask=mask_c)
+        old = tl.load(running_var_ptr + offs_c, mask=mask_c, other=0.0)
+        unbiased = variance * (count / (count - 1.0))
+        tl.store(running_var_ptr + offs_c, old + momentum * (unbiased - old), mask=mask_c)
+        if batches_ptr is not None:
+            tl.store(batches_ptr, tl.load(batches_ptr) + 1, mask=tl.program_id(1) == 0)
+    weight = _load_channels(weight_ptr, offs_c, mask_c, 1.0)
+    bias = _load_channels(bias_ptr, offs_c, mask_c, 0.0)
+    for tile in range(tiles):
+        start, offs, mask = _tile(first * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
+        x = _load_tile(feats_ptr + start, offs, mask)
+        _normal, y = _scaled(x, mean, inverse_std, weight, bias)
+        if RELU:
+            y = tl.where(y < 0, 0.0, y)
+        tl.store(out_ptr + start + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load_gradient(
+    grad_ptr, feats_ptr, offs, mask, mean, inverse_std, weight, bias, RELU: tl.constexpr
+):
+    """Return a tile's gradient in front of the ReLU, and its normalised rows."""
+    grad = _load_tile(grad_ptr, offs, mask)
+    x = _load_tile(feats_ptr, offs, mask)
+    normal, y = _scaled(x, mean, inverse_std, weight, bias)
+    if RELU:
+        # As rounded: what rounds to zero did not pass.
+        rounded = y.to(feats_ptr.dtype.element_ty).to(tl.float32)
+        grad = tl.where(rounded <= 0, 0.0, grad)
+    return grad, normal
+
+
+@triton.jit(do_not_specialize=["n", "tiles"])
+def gradient_sums_kernel(
+    grad_ptr,
+    feats_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    parts_ptr,
+    n,
+    c,
+    tiles,
+    RELU: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write two sums over ``tiles`` tiles: gradients, and their products with normalised rows."""
+    part = tl.program_id(0)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < c
+    mean = _load_channels(stats_ptr, offs_c, mask_c, 0.0)
+    inverse_std = _load_channels(stats_ptr + c, offs_c, mask_c, 0.0)
+    weight = _load_channels(weight_ptr, offs_c, mask_c, 1.0)
+    bias = _load_channels(bias_ptr, offs_c, mask_c, 0.0)
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    product = tl.zeros((BLOCK_C,), tl.float32)
+    for tile in range(tiles):
+        start, offs, mask = _tile(part * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
+        grad, normal = _load_gradient(
+            grad_ptr + start, feats_ptr + start, offs, mask, mean, inverse_std, weight, bias, RELU
+        )
+        total += tl.sum(grad, axis=0)
+        product += tl.sum(grad * normal, axis=0)
+    at = parts_ptr + part * (2 * c) + offs_c
+    tl.store(at, total, mask=mask_c)
+    tl.store(at + c, product, mask=mask_c)
+
+
+@triton.jit(do_not_specialize=["n", "tiles", "n_parts"])
+def gradient_kernel(
+    grad_ptr,
+    feats_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    parts_ptr,
+    grad_weight_ptr,
+    grad_bias_ptr,
+    out_ptr,
+    n,
+    c,
+    tiles,
+    n_parts,
+    RELU: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write the gradient of ``tiles`` tiles of rows; the first program also the other two."""
+    first = tl.program_id(0)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < c
+    part = tl.arange(0, _PARTS)
+    at = parts_ptr + part[:, None] * (2 * c) + offs_c[None, :]
+    held = (part < n_parts)[:, None] & mask_c[None, :]
+    total = tl.sum(tl.load(at, mask=held, other=0.0), axis=0)
+    product = tl.sum(tl.load(at + c, mask=held, other=0.0), axis=0)
+    if first == 0:
+        tl.store(grad_bias_ptr + offs_c, total, mask=mask_c)
+        tl.store(grad_weight_ptr + offs_c, product, mask=mask_c)
+    mean = _load_channels(stats_ptr, offs_c, mask_c, 0.0)
+    inverse_std = _load_channels(stats_ptr + c, offs_c, mask_c, 0.0)
+    weight = _load_channels(weight_ptr, offs_c, mask_c, 1.0)
+    bias = _load_channels(bias_ptr, offs_c, mask_c, 0.0)
+    count = n.to(tl.float32)
+    scale = weight * inverse_std
+    for tile in range(tiles):
+        start, offs, mask = _tile(first * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
+        grad, normal = _load_gradient(
+            grad_ptr + start, feats_ptr + start, offs, mask, mean, inverse_std, weight, bias, RELU
+        )
+        grad -= (total / count)[None, :] + normal * (product / count)[None, :]
+        out = grad * scale[None, :]
+        tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+class _Plan(NamedTuple):
+    """How rows and channels are cut.
+
+    Attributes:
+        block_n: Rows of a tile.
+        block_c: Channels of a tile.
+        channels: Blocks of channels.
+        part_tiles: Tiles of a part.
+        parts: Parts.
+        tiles: Tiles that a program changes.
+        writers: Programs that change rows.
+    """
+
+    block_n: int
+    block_c: int
+    channels: int
+    part_tiles: int
+    parts: int
+    tiles: int
+    writers: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(n: int, c: int) -> _Plan:
+    block_c = min(next_power_of_2(c), _MAX_CHANNELS)
+    block_n = min(_TILE // block_c, _MAX_ROWS)
+    blocks, channels = num_blocks(n, block_n), num_blocks(c, block_c)
+    part_tiles = num_blocks(blocks, _PARTS.value)
+    tiles = num_blocks(blocks, max(_WRITERS // channels, 1))
+    return _Plan(
+        block_n, block_c, channels, part_tiles, num_blocks(blocks, part_tiles), tiles,
+        num_blocks(blocks, tiles),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _bind(
+    block_n: int, block_c: int, relu: bool
+) -> tuple[BoundKernel, BoundKernel, BoundKernel, BoundKernel]:
+    """Return the kernels of both passes, in order."""
+    block = {"BLOCK_N": block_n, "BLOCK_C": block_c, "num_warps": _NUM_WARPS}
+    return (
+        bind(moments_kernel, **block),
+        bind(normalise_kernel, RELU=relu, **block),
+        bind(gradient_sums_kernel, RELU=relu, **block),
+        bind(gradient_kernel, RELU=relu, **block),
+    )
+
+
+def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, Tensor]:
+    """Normalise channels by their statistics over all rows, scale and shift, and clamp.
+
+    Args:
+        feats: [n, c], contiguous; float16, bfloat16 or float32; ``n >= 2``, ``c >= 1``.
+        norm: Of c channels; its running statistics move.
+        relu: Clamp the result at zero.
+
+    Returns:
+        [n, c] in the dtype of ``feats``, and float32 [2, c]: mean and ``1 / sqrt(var + eps)``.
+    """
+    (n, c), device = feats.shape, feats.device
+    plan = _plan(n, c)
+    moments, normalise, *_ = _bind(plan.block_n, plan.block_c, relu)
+    partial = torch.empty(plan.parts, 2, c, dtype=torch.float32, device=device)
+    moments((plan.parts, plan.channels), device, feats, partial, n, c, plan.part_tiles)
+    stats = torch.empty(2, c, dtype=torch.float32, device=device)
+    out = torch.empty_like(feats)
+    normalise(
+        (plan.writers, plan.channels), device,
+        feats, partial, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+        norm.num_batches, stats, out, n, c, plan.tiles, plan.parts,
+        plan.part_tiles * plan.block_n, float(norm.momentum), float(norm.eps),
+    )  # fmt: skip
+    return out, stats
+
+
+def batch_norm_grad(
+    grad: Tensor,
+    feats: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of ``feats``, ``weight`` and ``bias`` of :func:`batch_norm`.
+
+    Args:
+        grad: [n, c], the gradient of the output, contiguous, in the dtype of ``feats``.
+        feats: As it was given.
+        stats: As they were returned.
+        weight: The norm's.
+        bias: The norm's.
+        relu: As it was given.
+    """
+    (n, c), device = feats.shape, feats.device
+    plan = _plan(n, c)
+    *_, sums, gradient = _bind(plan.block_n, plan.block_c, relu)
+    partial = torch.empty(plan.parts, 2, c, dtype=torch.float32, device=device)
+    sums(
+        (plan.parts, plan.channels), device,
+        grad, feats, stats, weight, bias, partial, n, c, plan.part_tiles,
+    )  # fmt: skip
+    out = torch.empty_like(feats)
+    grad_weight = torch.empty(c, dtype=torch.float32, device=device)
+    grad_bias = torch.empty_like(grad_weight)
+    gradient(
+        (plan.writers, plan.channels), device,
+        grad, feats, stats, weight, bias, partial, grad_weight, grad_bias, out,
+        n, c, plan.tiles, plan.parts,
+    )  # fmt: skip
+    return out, grad_weight, grad_bias
