@@ -103,13 +103,19 @@ def run_layers(name: str, geometry: ConvGeometry) -> None:
         norm = ops.ChannelNorm(bias.detach(), bias.detach() ** 2)
         with torch.no_grad():
             ops.sparse_conv(feats, weight, kmap, bias, norm=norm, residual=out, relu=True)
+        count = torch.tensor(0, device=DEVICE)
+        vectors = torch.rand(4, 20, device=DEVICE)
+        norm = ops.TrainingNorm(*vectors[:2], *vectors[2:].requires_grad_(), count)
+        normed = ops.sparse_conv(feats, weight, kmap, bias, norm=norm, relu=True)
         pooled = [
             ops.sparse_pool(feats, kmap, "max", ties="first"),
             ops.sparse_pool(feats, kmap, "max", ties="all", floor=0.0),
             ops.sparse_pool(feats, kmap, "avg"),
             ops.sparse_pool(feats, kmap, "sum"),
         ]
-        (back.float().sum() + sum(x.float().sum() for x in pooled)).backward()
+        (
+            normed.float().sum() + back.float().sum() + sum(x.float().sum() for x in pooled)
+        ).backward()
 
 
 def run_reductions() -> None:

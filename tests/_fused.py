@@ -1,9 +1,9 @@
-"""What tests of containers that fuse for inference share."""
+"""What tests of containers that fuse layers share."""
 
 import pytest
 from torch import nn
 
-from tritonspconv.nn import inference
+from tritonspconv.nn import chain
 
 
 def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool, bool]]:
@@ -20,7 +20,7 @@ def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool
         taken.append((norm is not None, relu))
         return forward_fused(self, input, norm, relu)
 
-    monkeypatch.setattr(inference, "fuses_on", lambda device: True)
+    monkeypatch.setattr(chain, "fuses_on", lambda device: True)
     monkeypatch.setattr(conv, "forward_fused", recorded)
     return taken
 

@@ -14,7 +14,7 @@ from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
-from tritonspconv.ops import ChannelNorm, sparse_conv
+from tritonspconv.ops import ChannelNorm, TrainingNorm, sparse_conv
 from tritonspconv.testing import assert_close, block_sites, random_sites, surface_sites
 
 per_device = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -679,6 +679,104 @@ def test_norm(device, geometry, relu):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(normalised(*leaves), plain(*leaves), rtol=1e-12, atol=1e-12)
+
+
+def training_norm(channels: int, device) -> TrainingNorm:
+    """Running statistics, a count, and a weight and a bias that ask for gradients."""
+    norm = random_norm(channels, device, torch.float32)
+    count = torch.tensor(4, device=device)
+    return TrainingNorm(*norm[:4], num_batches=count, momentum=0.3, eps=1e-3)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
+@every_kind
+def test_training_norm(device, geometry, relu, with_residual):
+    """Torch's batch norm of the rows at hand, which moves the running statistics."""
+    kmap = kernel_map(random_sites(60, extent=7, device=device), geometry)
+    leaves, norm = operands(kmap, 5, 7, torch.float32), training_norm(7, device)
+    residual = torch.randn(kmap.n_out, 7, device=device, requires_grad=True)
+    leaves += [norm.weight, norm.bias, *[residual] * with_residual]
+    state = norm._replace(**{
+        name: getattr(norm, name).double() for name in ("running_mean", "running_var")
+    })  # fmt: skip
+
+    def normalised(feats, weight, bias, scale, shift, *residual):
+        norm_ = norm._replace(weight=scale, bias=shift)
+        added = residual[0] if residual else None
+        return sparse_conv(feats, weight, kmap, bias, norm=norm_, residual=added, relu=relu)
+
+    def plain(feats, weight, bias, scale, shift, *residual):
+        out = sparse_conv(feats, weight, kmap, bias)
+        out = F.batch_norm(
+            out, state.running_mean, state.running_var, scale, shift, True, norm.momentum, norm.eps
+        )
+        out = out + residual[0] if residual else out
+        return out.relu() if relu else out
+
+    grad = torch.randn(kmap.n_out, 7, device=device)
+    expected = run(plain, [x.detach().double().requires_grad_() for x in leaves], grad.double())
+    for ours, exact in zip(run(normalised, leaves, grad), expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+    for ours, exact in zip(norm[:2], state[:2], strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
+    assert int(norm.num_batches) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_training_norm_of_halves(device, dtype):
+    """By the statistics of the rounded sums; without weight, bias and count; in either layout."""
+    kmap = kernel_map(random_sites(60, extent=6, device=device), SUBM3)
+    feats, weight, _ = operands(kmap, 16, 24, dtype)
+    feats = feats.detach()
+    out = sparse_conv(feats, weight, kmap)
+    weight_ovi = weight.detach().permute(2, 0, 1).reshape(24, 3, 3, 3, 16).requires_grad_()
+    mean, var = torch.zeros(2, 24, device=device)
+    ours = sparse_conv(
+        feats, weight_ovi, kmap, weight_layout="OVI", norm=TrainingNorm(mean, var, momentum=1.0)
+    )
+    assert ours.dtype == dtype
+    exact = F.batch_norm(out.double(), None, None, training=True)
+    assert_close(ours, exact, dtype, eager=exact.to(dtype), name="out")
+    torch.testing.assert_close(mean.double(), out.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(var.double(), out.double().var(0), rtol=1e-5, atol=1e-6)
+    grad = torch.randn_like(exact)
+    ours.backward(grad.to(dtype))
+    exact.backward(grad.to(dtype).double())
+    wanted = weight.grad.permute(2, 0, 1).reshape_as(weight_ovi)
+    torch.testing.assert_close(weight_ovi.grad, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "message"),
+    [
+        (ValueError, {"running_mean": torch.zeros(4)}, r"norm.running_mean must be \[5\] on cpu"),
+        (
+            TypeError,
+            {"running_var": torch.zeros(10)[::2]},
+            "norm.running_var must be .* contiguous",
+        ),
+        (TypeError, {"weight": torch.zeros(5).double()}, "norm.weight must be float32"),
+        (ValueError, {"bias": torch.zeros(5, device="meta")}, "norm.bias must be"),
+        (ValueError, {"num_batches": torch.tensor(1.0)}, "norm.num_batches must be one int64"),
+    ],
+)
+def test_training_norms_that_do_not_fit_are_refused(error, changes, message):
+    kmap = kernel_map(random_sites(20), SUBM3)
+    feats, weight, bias = operands(kmap, 3, 5, torch.float32)
+    norm = TrainingNorm(torch.zeros(5), torch.ones(5))._replace(**changes)
+    with pytest.raises(error, match=message):
+        sparse_conv(feats, weight, kmap, bias, norm=norm)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(1, torch.float32), (0, torch.float32), (20, torch.float64)]
+)
+def test_training_norms_take_two_rows(n, dtype):
+    kmap = kernel_map(random_sites(n), SUBM3)
+    feats, weight, bias = operands(kmap, 3, 5, dtype)
+    with pytest.raises(ValueError, match=f"at least two rows .* got {n} of"):
+        sparse_conv(feats, weight, kmap, bias, norm=TrainingNorm(torch.zeros(5), torch.ones(5)))
 
 
 @pytest.mark.parametrize("vectors", DTYPES, ids=str)

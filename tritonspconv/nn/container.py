@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tritonspconv.nn._module import SparseModule
+from tritonspconv.nn.chain import FusedChain, fuses_now
 from tritonspconv.nn.conv import SparseConvNd, SparseConvTransposeNd, SubMConvNd
-from tritonspconv.nn.inference import FusedChain, fuses_now
 from tritonspconv.nn.norm import BatchNorm, SyncBatchNorm
 from tritonspconv.nn.pointwise import ReLU
 from tritonspconv.sparse_tensor import SparseTensor
@@ -30,21 +30,21 @@ class Sequential(SparseModule, nn.Sequential):
     sparse tensor and its result replaces them: it must keep the rows. What is no sparse tensor, as
     after :class:`ToDense`, goes to any module unchanged.
 
-    On a GPU, while gradients are off, a convolution and the batch norm in evaluation mode and the
-    ReLU that follow it are one launch, unless one of them has hooks or is the user's own class. The
-    features between them are then not rounded: float16 and bfloat16 results are nearer to those of
-    float32.
+    On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
+    them has hooks or is the user's own class. While gradients are off and the norm is in evaluation
+    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to
+    those of float32. A norm in training is equal to torch's but for rounding.
 
     Attributes:
-        fuse_inference: False: apply every module by itself. May be set on the class, a derived
+        fuse_layers: False: apply every module by itself. May be set on the class, a derived
             class or a container.
     """
 
-    fuse_inference: bool = True
+    fuse_layers: bool = True
 
     def forward(self, input: Any) -> Any:
         """Apply the modules in turn."""
-        if self.fuse_inference and fuses_now():
+        if self.fuse_layers and fuses_now():
             return _run_fused(tuple(self), input, _apply)
         for module in self:
             input = _apply(module, input)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
 from tritonspconv.kernel_map import KernelMap, kernel_map, recorded_maps
-from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.nn._module import SparseModule
-from tritonspconv.nn.inference import convolve
+from tritonspconv.nn.chain import Norm, convolve
 from tritonspconv.ops.conv import Precision
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -65,7 +64,7 @@ class _Conv(SparseModule):
         self,
         x: SparseTensor,
         like: SparseTensor | None = None,
-        norm: ChannelNorm | None = None,
+        norm: Norm | None = None,
         relu: bool = False,
     ) -> SparseTensor:
         kmap = self._map(x, like)
@@ -73,9 +72,7 @@ class _Conv(SparseModule):
         feats = convolve(x.feats, self.weight, kmap, self.bias, self.precision, norm, relu)
         return SparseTensor(feats, kmap.out_sites)
 
-    def forward_fused(
-        self, input: SparseTensor, norm: ChannelNorm | None, relu: bool
-    ) -> SparseTensor:
+    def forward_fused(self, input: SparseTensor, norm: Norm | None, relu: bool) -> SparseTensor:
         """Convolve, normalise and clamp; see :class:`tritonspconv.nn.Sequential`."""
         return self._convolve(input, None, norm, relu)
 

@@ -1,6 +1,6 @@
 """Public functions on features, sites and kernel maps."""
 
-from tritonspconv.kernels.channel_norm import ChannelNorm
+from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.ops.channelwise import sparse_channelwise_conv
 from tritonspconv.ops.conv import sparse_conv
 from tritonspconv.ops.dense import from_dense, to_dense
@@ -11,6 +11,7 @@ from tritonspconv.ops.weighted import gather_weighted, scatter_weighted
 
 __all__ = [
     "ChannelNorm",
+    "TrainingNorm",
     "Voxels",
     "from_dense",
     "gather_weighted",

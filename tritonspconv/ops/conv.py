@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tritonspconv.kernel_map import KernelMap, NeighborTable
 from tritonspconv.kernels import acc_dtype, has_triton, kernels_for
-from tritonspconv.kernels.channel_norm import ChannelNorm
+from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.kernels.eager.conv_grads import conv_grads
 
 Precision = Literal["ieee", "tf32"]
@@ -28,7 +28,7 @@ def sparse_conv(
     *,
     weight_layout: WeightLayout = "VIO",
     precision: Precision = "ieee",
-    norm: ChannelNorm | None = None,
+    norm: ChannelNorm | TrainingNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
@@ -51,20 +51,21 @@ def sparse_conv(
             ``"tf32"`` rounds operands to 10 bits and is faster. Large products on NVIDIA GPUs
             split their operands into float16 parts: entries smaller than a tensor's largest by
             2**29 and more lose bits one by one.
-        norm: Normalise the channels of the output by fixed statistics: batch norm in evaluation.
+        norm: Normalise the channels of the output: by fixed statistics, as batch norm in evaluation
+            does, or by its own, as in training, which needs two rows.
         residual: [n_out, c_out], added to the output after that.
-        relu: Clamp the output at zero, last. Without gradients, all three happen before the output
-            is rounded and cost no pass over it.
+        relu: Clamp the output at zero, last. Without gradients and with fixed statistics, all three
+            happen before the output is rounded and cost no pass over it.
 
     Returns:
         [n_out, c_out] in the compute dtype; a row without pairs is ``bias``, normalised.
 
     Raises:
         TypeError: A dtype is not supported.
-        ValueError: Rows, channels, taps or devices disagree.
+        ValueError: Rows, channels, taps or devices disagree, or there are too few rows.
 
     Deterministic, forward and backward. Differentiable once in ``feats``, ``weight``, ``bias``,
-    ``residual`` and the weight and bias of ``norm``, not in its statistics; each gradient has its
+    ``residual`` and the weight and bias of ``norm``, not in fixed statistics; each gradient has its
     tensor's dtype, and the weight's is summed in float32 (float64 for float64 input). No wait for
     the device. Extra memory: none forward.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
@@ -73,12 +74,22 @@ def sparse_conv(
     view = None if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
     matrices = weight if view is None else view
     _check(feats, matrices, kernel_map, bias, precision)
-    if norm is not None:
-        _check_norm(norm, matrices)
     if residual is not None:
         _check_residual(residual, matrices, kernel_map)
+    if isinstance(norm, TrainingNorm):
+        _check_training_norm(norm, matrices, kernel_map, dtype)
+        out: Tensor = _SparseConv.apply(
+            feats, weight, view, bias, kernel_map, dtype, precision,
+            norm.weight, norm.bias, norm, relu and residual is None,
+        )  # fmt: skip
+        if residual is None:
+            return out
+        out = out + residual.to(dtype)
+        return out.relu() if relu else out
+    if norm is not None:
+        _check_norm(norm, matrices)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
-        out: Tensor = _SparseConv.apply(feats, weight, view, bias, kernel_map, dtype, precision)
+        out = _SparseConv.apply(feats, weight, view, bias, kernel_map, dtype, precision)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
@@ -125,7 +136,8 @@ def _normalise(out: Tensor, norm: ChannelNorm) -> Tensor:
 class _SparseConv(torch.autograd.Function):
     """fwd: gather_gemm on out_table; dgrad: the same on in_table; wgrad: weight_grad on pairs.
 
-    On a CPU both gradients come of one pass over in_table, conv_grads.
+    On a CPU both gradients come of one pass over in_table, conv_grads. Batch norm in training and
+    its ReLU belong to the node: of three nodes, host and autograd thread have three times the work.
     """
 
     @staticmethod
@@ -138,15 +150,25 @@ class _SparseConv(torch.autograd.Function):
         kernel_map: KernelMap,
         dtype: torch.dtype,
         precision: Precision,
+        norm_weight: Tensor | None = None,
+        norm_bias: Tensor | None = None,
+        norm: TrainingNorm | None = None,
+        relu: bool = False,
     ) -> Tensor:
-        # ``view``: the weight as matrices, where it has another layout.
+        # ``view``: the weight as matrices, where it has another layout. ``norm_weight`` and
+        # ``norm_bias`` are those of ``norm``, where autograd sees them.
         ctx.weight_shape = None if view is None else weight.shape
         weight_c = _cast(weight if view is None else view, dtype)
         feats_c = _cast(feats, dtype).contiguous()
-        ctx.save_for_backward(feats_c, weight_c)
-        ctx.kernel_map, ctx.precision = kernel_map, precision
+        ctx.kernel_map, ctx.precision, ctx.relu = kernel_map, precision, relu
         ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
-        return _convolve(feats_c, weight_c, bias, kernel_map, precision)
+        out = _convolve(feats_c, weight_c, bias, kernel_map, precision)
+        if norm is None:
+            ctx.save_for_backward(feats_c, weight_c)
+            return out
+        normed, stats = kernels_for("batch_norm", out.device).batch_norm(out, norm, relu)
+        ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,11 +179,18 @@ class _SparseConv(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of the arguments of :class:`_SparseConv`."""
-    feats, weight = ctx.saved_tensors
+    feats, weight, *normed = ctx.saved_tensors
     feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
     kernel_map, precision = ctx.kernel_map, ctx.precision
     needs_feats, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
     grad = _cast(grad, feats.dtype).contiguous()
+    grad_norm = None, None
+    if normed:
+        grad, grad_scale, grad_shift = kernels_for("batch_norm", grad.device).batch_norm_grad(
+            grad, *normed, ctx.relu
+        )
+        needs_scale, needs_shift = ctx.needs_input_grad[7:9]
+        grad_norm = grad_scale if needs_scale else None, grad_shift if needs_shift else None
     grad_feats = grad_weight = filled = grad_bias = None
     if needs_weight:
         grad_weight, filled = _new_weight_grad(weight, weight_dtype, ctx.weight_shape)
@@ -189,7 +218,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_feats = _cast(grad_feats, feats_dtype)
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
-    return grad_feats, grad_weight, None, grad_bias, None, None, None
+    return grad_feats, grad_weight, None, grad_bias, None, None, None, *grad_norm, None, None
 
 
 def _new_weight_grad(
@@ -342,10 +371,44 @@ def _check_norm(norm: ChannelNorm, weight: Tensor) -> None:
                 f"{vector.dtype}."
             )
         if vector.shape != expected or vector.device != device:
-            raise ValueError(
-                f"sparse_conv: norm.{name} must be {list(expected)} on {device}, one "
-                f"number for each output channel; got {list(vector.shape)} on {vector.device}."
+            raise _not_channels(name, vector, weight)
+
+
+def _check_training_norm(
+    norm: TrainingNorm, weight: Tensor, kernel_map: KernelMap, dtype: torch.dtype
+) -> None:
+    if dtype == torch.float64 or kernel_map.n_out < 2:
+        raise ValueError(
+            "sparse_conv: norm by the output's own statistics takes at least two rows of float16, "
+            f"bfloat16 or float32; got {kernel_map.n_out} of {dtype}. Pass norm=None and call "
+            "torch.nn.functional.batch_norm on the result."
+        )
+    expected, device = weight.shape[2:], weight.device
+    for name, vector in zip(TrainingNorm._fields, norm[:4], strict=False):
+        if vector is None:
+            continue
+        if vector.dtype is not torch.float32 or not vector.is_contiguous():
+            raise TypeError(
+                f"sparse_conv: norm.{name} must be float32 and contiguous; got {vector.dtype} of "
+                f"stride {vector.stride()}."
             )
+        if vector.shape != expected or vector.device != device:
+            raise _not_channels(name, vector, weight)
+    count = norm.num_batches
+    if count is not None and (
+        count.dtype != torch.int64 or count.numel() != 1 or count.device != device
+    ):
+        raise ValueError(
+            f"sparse_conv: norm.num_batches must be one int64 on {device}; got {count.dtype} "
+            f"{list(count.shape)} on {count.device}."
+        )
+
+
+def _not_channels(name: str, vector: Tensor, weight: Tensor) -> ValueError:
+    return ValueError(
+        f"sparse_conv: norm.{name} must be {list(weight.shape[2:])} on {weight.device}, one number "
+        f"for each output channel; got {list(vector.shape)} on {vector.device}."
+    )
 
 
 def _check_residual(residual: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:

@@ -21,8 +21,7 @@ from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
 from compat.spconv.pytorch.modules import SparseBatchNorm, SparseReLU, SparseSyncBatchNorm
 from tritonspconv import ops
 from tritonspconv.kernel_map import KernelMap
-from tritonspconv.nn.inference import FusedChain, convolve, normalise
-from tritonspconv.ops import ChannelNorm
+from tritonspconv.nn.chain import FusedChain, Norm, convolve, normalise
 
 IntOrInts = int | Sequence[int]
 
@@ -172,7 +171,7 @@ class SparseConvolution(CountsVoxels):
         return self._run(input, add_input)
 
     def forward_fused(
-        self, input: SparseConvTensor, norm: ChannelNorm | None, relu: bool
+        self, input: SparseConvTensor, norm: Norm | None, relu: bool
     ) -> SparseConvTensor:
         """Convolve, normalise and clamp; see ``SparseSequential``."""
         return self._run(input, None, norm, relu)
@@ -181,7 +180,7 @@ class SparseConvolution(CountsVoxels):
         self,
         input: SparseConvTensor,
         add_input: SparseConvTensor | None,
-        norm: ChannelNorm | None = None,
+        norm: Norm | None = None,
         relu: bool = False,
     ) -> SparseConvTensor:
         """Convolve; ``norm`` and ``relu`` come last, and only where there is no activation."""
@@ -240,25 +239,23 @@ class SparseConvolution(CountsVoxels):
         kernel_map: KernelMap,
         repeats: RepeatedSites | None,
         add_input: SparseConvTensor | None,
-        norm: ChannelNorm | None,
+        norm: Norm | None,
         relu: bool,
     ) -> Tensor:
         """Convolve along a kernel map, or over rows that share sites."""
         precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
         residual = None if add_input is None else add_input._features
         relu = relu or self.act_type is Activation.ReLU
-        if repeats is None and norm is None:
+        if repeats is None:
             if self.conv1x1:
                 weight, layout = self._matrices(weight), "VIO"
             else:
                 layout = "OVI"
-            return ops.sparse_conv(
-                features, weight, kernel_map, self.bias, weight_layout=layout,
-                precision=precision, residual=residual, relu=relu,
+            return convolve(
+                features, weight, kernel_map, self.bias, precision, norm, relu,
+                weight_layout=layout, residual=residual,
             )  # fmt: skip
         matrices = self._matrices(weight)
-        if repeats is None:
-            return convolve(features, matrices, kernel_map, self.bias, precision, norm, relu)
         if self.subm:
             feats = repeats.convolve_submanifold(features, matrices, kernel_map.geometry, precision)
         elif self.inverse:

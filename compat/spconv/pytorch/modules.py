@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compat.spconv import constants
 from compat.spconv.pytorch.core import SparseConvTensor
-from tritonspconv.nn.inference import FusedChain, fuses_now
+from tritonspconv.nn.chain import FusedChain, fuses_now
 
 
 class SparseModule(nn.Module):
@@ -115,17 +115,17 @@ class SparseSequential(SparseModule):
     A sparse module (:func:`is_spconv_module`) gets the SparseConvTensor; any other module gets its
     features. Once a module returned a plain tensor, the rest of the chain works on that.
 
-    On a GPU, while gradients are off, a convolution and the batch norm in evaluation mode and the
-    ReLU that follow it are one launch, unless one of them has hooks or is the user's own class. The
-    features between them are then not rounded: float16 and bfloat16 results are nearer to those of
-    float32.
+    On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
+    them has hooks or is the user's own class. While gradients are off and the norm is in evaluation
+    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to
+    those of float32. A norm in training is equal to torch's but for rounding.
 
     Args:
         *args: The modules, named by position, or one OrderedDict of them.
         **kwargs: Further modules by name.
 
     Attributes:
-        fuse_inference: False: run every module by itself. May be set on the class, a derived class
+        fuse_layers: False: run every module by itself. May be set on the class, a derived class
             or a container.
 
     Raises:
@@ -135,7 +135,7 @@ class SparseSequential(SparseModule):
     # What tritonspconv.fuse asks of a container.
     runs_in_order = True
 
-    fuse_inference: bool = True
+    fuse_layers: bool = True
 
     def __init__(self, *args: nn.Module | OrderedDict[str, nn.Module], **kwargs: nn.Module) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class SparseSequential(SparseModule):
     def forward(self, input: SparseConvTensor | Tensor | Any) -> Any:
         """Run the chain."""
         modules: Any = self._modules.values()
-        if self.fuse_inference and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
+        if self.fuse_layers and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
             return _fused_chain()(tuple(modules), input, _apply)
         for module in modules:
             input = _apply(module, input)

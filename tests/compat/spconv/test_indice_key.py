@@ -10,7 +10,7 @@ import torch
 
 import compat.spconv.pytorch as spconv
 from compat.spconv.pytorch import SparseConvTensor
-from tritonspconv import ops
+from tritonspconv.nn import chain
 
 Native = spconv.ConvAlgo.Native
 
@@ -58,8 +58,8 @@ def maps(monkeypatch):
         used.append(kernel_map)
         return original(feats, weight, kernel_map, *args, **kwargs)
 
-    original = ops.sparse_conv
-    monkeypatch.setattr(ops, "sparse_conv", listing)
+    original = chain.sparse_conv
+    monkeypatch.setattr(chain, "sparse_conv", listing)
     return used
 
 

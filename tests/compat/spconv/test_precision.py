@@ -5,7 +5,7 @@ import torch
 
 import compat.spconv.pytorch as spconv
 from compat.spconv import constants
-from tritonspconv import ops
+from tritonspconv.nn import chain
 
 LAYERS = [
     lambda: spconv.SubMConv3d(4, 6, 3),
@@ -62,8 +62,8 @@ def test_tf32_is_asked_for_by_the_constant_alone(make, device, monkeypatch, allo
         asked.append(precision)
         return original(*args, precision=precision, **kwargs)
 
-    original = ops.sparse_conv
-    monkeypatch.setattr(ops, "sparse_conv", listing)
+    original = chain.sparse_conv
+    monkeypatch.setattr(chain, "sparse_conv", listing)
     monkeypatch.setattr(constants, "SPCONV_ALLOW_TF32", allowed)
     spconv.SubMConv3d(4, 4, 3).to(device)(make())
     assert asked == [precision]

@@ -1,8 +1,9 @@
-"""Batch norm and ReLU of a container's children, in the launch of the convolution before them.
+"""Batch norm and ReLU of a container's children, together with the convolution before them.
 
 ``conv, norm, relu`` as three modules are three passes over the features, and for LiDAR networks,
-which wait for the host, three times the host's work. While gradients are off, containers run them
-as one: the convolution normalises and clamps its sums before it rounds them.
+which wait for the host, three times the host's work. Containers run them as one. While gradients
+are off, that is one launch: the convolution normalises and clamps its sums before it rounds them.
+In training, where a norm needs all sums first, it is one node of the graph.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch.nn.modules import module as torch_module
 
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype, has_triton
-from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.ops.conv import Precision, compute_dtype, sparse_conv
+from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
+from tritonspconv.ops.conv import Precision, WeightLayout, compute_dtype, sparse_conv
+
+Norm = ChannelNorm | TrainingNorm
 
 _MODULE_CALL = nn.Module.__call__
 
@@ -34,8 +37,8 @@ class TakesUpNorm(Protocol):
         """Whether nothing follows the sum and the bias."""
         ...
 
-    def forward_fused(self, input: Any, norm: ChannelNorm | None, relu: bool) -> Any:
-        """Return what ``forward``, a batch norm in evaluation mode and a ReLU would."""
+    def forward_fused(self, input: Any, norm: Norm | None, relu: bool) -> Any:
+        """Return what ``forward``, a batch norm and a ReLU would."""
 
 
 def fuses_on(device: torch.device) -> bool:
@@ -47,10 +50,9 @@ def fuses_on(device: torch.device) -> bool:
 
 
 def fuses_now() -> bool:
-    """Return whether nobody asks for gradients or watches every module."""
+    """Return whether nobody watches every module."""
     return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         # torch.fx replaces it while it traces.
         or nn.Module.__call__ is not _MODULE_CALL
@@ -108,11 +110,12 @@ class FusedChain:
             if place < end and self._is_conv(module, value):
                 conv = cast(TakesUpNorm, module)
                 norm = self._norm(modules[place], conv)
-                place += norm is not None
-                relu = place < end and _is(modules[place], self._relus)
-                place += relu
-                if relu or norm is not None:
+                behind = place + (norm is not None)
+                relu = behind < end and _is(modules[behind], self._relus)
+                # With gradients a ReLU alone saves nothing.
+                if norm is not None or (relu and not torch.is_grad_enabled()):
                     value = conv.forward_fused(value, norm, relu)
+                    place = behind + relu
                     continue
             value = apply(module, value)
         return value
@@ -127,12 +130,16 @@ class FusedChain:
             and cast(TakesUpNorm, module).is_linear
         )
 
-    def _norm(self, module: nn.Module, conv: TakesUpNorm) -> ChannelNorm | None:
+    def _norm(self, module: nn.Module, conv: TakesUpNorm) -> Norm | None:
         """Return a batch norm as numbers, or None if it is none or has to run itself."""
-        if module.training or not _is(module, self._norms):
+        if not _is(module, self._norms):
             return None
         norm = cast(nn.BatchNorm1d, module)
         if norm.num_features != conv.out_channels:
+            return None
+        if norm.training:
+            return _training_norm(norm)
+        if torch.is_grad_enabled():
             return None
         try:
             # Attributes of a module are slow. What somebody keeps elsewhere is missed here.
@@ -143,6 +150,27 @@ class FusedChain:
         if mean is None or variance is None:
             return None
         return ChannelNorm(mean, variance, weight, bias, norm.eps)
+
+
+def _training_norm(norm: nn.BatchNorm1d) -> TrainingNorm | None:
+    """Return a batch norm in training, or None where torch has to run it.
+
+    That is without running statistics or with a cumulative average of them, over several processes,
+    and with parameters that are not float32.
+    """
+    parameters, buffers = norm._parameters, norm._buffers
+    momentum, count = norm.momentum, buffers.get("num_batches_tracked")
+    mean, variance = buffers.get("running_mean"), buffers.get("running_var")
+    if mean is None or variance is None or momentum is None or isinstance(norm, nn.SyncBatchNorm):
+        return None
+    try:
+        weight, bias = parameters["weight"], parameters["bias"]
+    except KeyError:
+        return None
+    for vector in (mean, variance, weight, bias):
+        if vector is not None and vector.dtype is not torch.float32:
+            return None
+    return TrainingNorm(mean, variance, weight, bias, count, momentum, norm.eps)
 
 
 def _is(module: nn.Module, kinds: dict[type, Callable[..., Any]]) -> bool:
@@ -169,31 +197,42 @@ def convolve(
     kernel_map: KernelMap,
     bias: Tensor | None,
     precision: Precision,
-    norm: ChannelNorm | None,
+    norm: Norm | None,
     relu: bool,
+    *,
+    weight_layout: WeightLayout = "VIO",
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Return :func:`sparse_conv`, batch norm and ReLU in one launch, where torch would run them.
+    """Return :func:`sparse_conv`, batch norm and ReLU in one, where torch would run them.
 
-    Torch's batch norm refuses some dtypes of features and parameters; so does this.
+    Torch's batch norm refuses some dtypes of features and parameters, and in training a single row;
+    so does this.
     """
-    if norm is None or _takes(norm, compute_dtype(feats, weight)):
-        return sparse_conv(
-            feats, weight, kernel_map, bias, precision=precision, norm=norm, relu=relu
-        )
-    out = sparse_conv(feats, weight, kernel_map, bias, precision=precision)
-    return normalise(out, norm, relu)
+    apart = norm is not None and not _takes(norm, kernel_map, compute_dtype(feats, weight))
+    out = sparse_conv(
+        feats, weight, kernel_map, bias, weight_layout=weight_layout, precision=precision,
+        norm=None if apart else norm, residual=residual, relu=relu and not apart,
+    )  # fmt: skip
+    return normalise(out, norm, relu) if apart else out
 
 
-def normalise(feats: Tensor, norm: ChannelNorm | None, relu: bool) -> Tensor:
+def normalise(feats: Tensor, norm: Norm | None, relu: bool) -> Tensor:
     """Return what torch's batch norm and ReLU make of ``feats`` [N, C]."""
-    if norm is not None:
+    if isinstance(norm, TrainingNorm):
+        mean, variance, weight, bias, count, momentum, eps = norm
+        if count is not None:
+            count.add_(1)
+        feats = F.batch_norm(feats, mean, variance, weight, bias, True, momentum, eps)
+    elif norm is not None:
         mean, variance, weight, bias, eps = norm
         feats = F.batch_norm(feats, mean, variance, weight, bias, eps=eps)
     return feats.relu() if relu else feats
 
 
-def _takes(norm: ChannelNorm, dtype: torch.dtype) -> bool:
-    """Return whether torch's batch norm takes features of ``dtype``, on every device."""
+def _takes(norm: Norm, kernel_map: KernelMap, dtype: torch.dtype) -> bool:
+    """Return whether torch's batch norm takes the output of ``dtype``, on every device."""
+    if isinstance(norm, TrainingNorm):
+        return kernel_map.n_out > 1 and dtype != torch.float64
     mean, variance, weight, bias, _ = norm
     held = mean.dtype
     return (

@@ -1,4 +1,4 @@
-"""Convolutions that take up the batch norm and the ReLU behind them while gradients are off."""
+"""Convolutions that take up the batch norm and the ReLU behind them."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from compat.spconv.core import Activation
 from compat.spconv.pytorch import SparseConvTensor
 from compat.spconv.pytorch.conv import SparseConvolution
 from tests._fused import record_fused, settle
-from tritonspconv.nn import inference
+from tritonspconv.nn.chain import fuses_on
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -35,7 +35,7 @@ def module_by_module(net: spconv.SparseSequential, x: SparseConvTensor) -> Spars
     net = copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, spconv.SparseSequential):
-            module.fuse_inference = False
+            module.fuse_layers = False
     return net(x)
 
 
@@ -112,13 +112,123 @@ def test_few_rows(make, device, rows):
 
 def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(make, device, monkeypatch):
     monkeypatch.undo()
-    assert inference.fuses_on(torch.empty(0, device=device).device) == (device.type == "cuda")
+    assert fuses_on(torch.empty(0, device=device).device) == (device.type == "cuda")
     net, x = chain(device), make()
     with torch.no_grad():
         y = net(x).features
         if device.type == "cpu":
             assert torch.equal(y, module_by_module(net, x).features)
     check(net, x)
+
+
+def trained(net: nn.Module, x: SparseConvTensor, *, fuse: bool, dtype=None) -> list[torch.Tensor]:
+    """Output, gradients and buffers of one step of a copy of the network."""
+    net, feats = copy.deepcopy(net).train(), x.features.detach().clone().requires_grad_()
+    net.fuse_layers = fuse
+    with torch.autocast(feats.device.type, dtype, enabled=dtype is not None):
+        out = net(x.replace_feature(feats)).features
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
+    (out.float() * weights).sum().backward()
+    grads = [parameter.grad for parameter in net.parameters()]
+    return [out.detach(), feats.grad, *grads, *net.buffers()]
+
+
+def same(got: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    for a, b in zip(got, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        a, b = a.double(), b.double()
+        assert (a - b).norm() <= tolerance * b.norm() + tolerance**2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(None, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)], ids=str
+)
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "pointwise"])
+def test_a_training_step_is_that_of_the_modules(make, device, fused, kind, dtype, tolerance):
+    x = make()
+    for rest in (
+        [nn.BatchNorm1d(6, eps=1e-3, momentum=0.01), nn.ReLU()],
+        [nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Linear(6, 3)],
+        [spconv.SparseBatchNorm(6, affine=False), spconv.SparseReLU()],
+        [nn.BatchNorm1d(6)],
+    ):
+        # A bias in front of a norm has no gradient but rounding.
+        net = spconv.SparseSequential(*KINDS[kind](bias=False), *rest).to(device)
+        same(*(trained(net, x, fuse=fuse, dtype=dtype) for fuse in (True, False)), tolerance)
+    assert fused == [(True, True)] * 3 + [(True, False)]
+
+
+def test_a_bias_before_a_norm_trains(make, device, fused):
+    """Its gradient is zero but for rounding, and it moves the running mean."""
+    net = chain(device, bias=True, norm=nn.BatchNorm1d(6, momentum=1.0))
+    got, expected = (trained(net, make(), fuse=fuse) for fuse in (True, False))
+    assert fused == [(True, True)]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_training_norms_of_parameters_that_do_not_learn(make, device, fused):
+    net, x = chain(device, norm=nn.BatchNorm1d(6)), make()
+    net[1].requires_grad_(False)
+    net(x).features.sum().backward()
+    assert net[0].weight.grad is not None
+    assert net[1].weight.grad is None
+    frozen = chain(device, norm=nn.BatchNorm1d(6)).requires_grad_(False)
+    assert not frozen(x.replace_feature(x.features.detach())).features.requires_grad
+    assert fused == [(True, True)] * 2
+
+
+def test_a_graph_is_differentiated_again(make, device, fused):
+    """What backward needs is not changed by it."""
+    net, x = chain(device, norm=nn.BatchNorm1d(6)), make()
+    out = net(x).features.square().sum()
+    first = torch.autograd.grad(out, list(net.parameters()), retain_graph=True)
+    second = torch.autograd.grad(out, list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert fused == [(True, True)]
+
+
+def test_a_checkpointed_step_is_the_step(make, device, fused):
+    from torch.utils.checkpoint import checkpoint
+
+    net, x = chain(device, norm=nn.BatchNorm1d(6)), make()
+    grads = []
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+        net.zero_grad()
+        run(x).features.square().sum().backward()
+        grads.append([parameter.grad for parameter in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    # Its statistics move again when it is run again, as torch's do.
+    assert int(net[1].num_batches_tracked) == len(fused) == 3
+
+
+def test_what_torch_trains_itself(make, device, fused):
+    x, hooked = make(), nn.BatchNorm1d(6)
+    hooked.register_forward_hook(lambda *args: None)
+    for norm in (
+        nn.BatchNorm1d(6, momentum=None),
+        nn.BatchNorm1d(6, track_running_stats=False),
+        hooked,
+    ):
+        net = chain(device, norm=norm)
+        for got, expected in zip(
+            *(trained(net, x, fuse=fuse) for fuse in (True, False)), strict=True
+        ):
+            assert torch.equal(got, expected)
+    with pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
+        trained(chain(device, norm=nn.BatchNorm1d(5)), x, fuse=True)
+    assert not fused
+
+
+def test_rows_and_dtypes_that_torch_trains_itself(make, device, fused):
+    net = chain(device, norm=nn.BatchNorm1d(6)).double()
+    x = make(dtype=torch.float64)
+    same(*(trained(net, x, fuse=fuse) for fuse in (True, False)), 1e-12)
+    assert not fused
+    # How many rows there are is known when the convolution runs.
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        trained(chain(device, norm=nn.BatchNorm1d(6)), make(n=1), fuse=True)
+    assert fused == [(True, True)]
 
 
 def test_gradients_are_those_of_the_modules(make, device, fused):
@@ -136,13 +246,14 @@ def test_gradients_are_those_of_the_modules(make, device, fused):
 
 
 @torch.no_grad()
-def test_norms_of_each_batch_run_themselves(make, device, fused):
+def test_norms_by_the_batch(make, device, fused):
     x = make()
     training = chain(device)
     training[1].train()
     before = training[1].running_mean.clone()
     training(x)
     assert not torch.equal(training[1].running_mean, before)
+    assert fused.pop() == (True, True)
     untracked = nn.BatchNorm1d(6, track_running_stats=False).eval()
     check(chain(device, norm=untracked), x)
     assert not fused
@@ -345,10 +456,10 @@ def test_plain_tensors_pass(device, fused):
 @torch.no_grad()
 def test_it_can_be_switched_off(make, device, fused, monkeypatch):
     net, x = chain(device), make()
-    net.fuse_inference = False
+    net.fuse_layers = False
     net(x)
-    net.fuse_inference = True
-    monkeypatch.setattr(spconv.SparseSequential, "fuse_inference", False)
+    net.fuse_layers = True
+    monkeypatch.setattr(spconv.SparseSequential, "fuse_layers", False)
     chain(device)(x)
     assert not fused
     net(x)

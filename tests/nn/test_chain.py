@@ -1,6 +1,6 @@
-"""Engine containers that run batch norm and ReLU in the convolution's launch, without gradients.
+"""Engine containers that run some of their layers as one.
 
-What decides is shared with ``compat.spconv``; see tests/compat/spconv/test_fused_inference.py.
+What decides is shared with ``compat.spconv``; see tests/compat/spconv/test_fused_layers.py.
 """
 
 import copy
@@ -13,7 +13,7 @@ from torch import nn
 import tritonspconv as ts
 from tests._fused import record_fused, settle
 from tritonspconv import nn as tsnn
-from tritonspconv.nn import inference
+from tritonspconv.nn import chain
 from tritonspconv.nn.conv import _Conv
 from tritonspconv.testing import random_sites
 
@@ -31,7 +31,7 @@ def tensor(device, dtype=torch.float32, n=80) -> ts.SparseTensor:
 def check(net: nn.Module, x: ts.SparseTensor) -> None:
     tolerance = 1e-12 if x.dtype == torch.float64 else 1e-5
     alone = copy.deepcopy(net)
-    alone.fuse_inference = False
+    alone.fuse_layers = False
     with torch.no_grad():
         expected, y = alone(x), net(x)
     assert y.dtype == expected.dtype
@@ -74,20 +74,33 @@ def test_folded_layers_and_other_sites_stay(device, fused):
         assert up(tsnn.SparseConv3d(4, 4, 2, 2).to(device)(x), like=x).sites is x.sites
 
 
+def test_a_training_step_is_that_of_the_modules(device, fused):
+    conv = tsnn.SubMConv3d(4, 6, 3, bias=False)
+    net = tsnn.Sequential(conv, tsnn.BatchNorm(6), tsnn.ReLU()).to(device)
+    x, results = tensor(device), []
+    for fuse_layers in (True, False):
+        trained = copy.deepcopy(net)
+        trained.fuse_layers = fuse_layers
+        out = trained(x).feats
+        (out * torch.linspace(-1, 1, out.numel(), device=device).view_as(out)).sum().backward()
+        grads = [parameter.grad for parameter in trained.parameters()]
+        results.append([out, *grads, *trained.buffers()])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert fused == [(True, True)]
+
+
 def test_what_is_not_fused(device, fused):
     x = tensor(device)
     net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), tsnn.BatchNorm(6), tsnn.ReLU()).to(device)
-    net(x).feats.sum().backward()
-    assert net[0].weight.grad is not None
     with torch.no_grad():
-        net(x)
         net.eval()
         with net[1].register_forward_hook(lambda *args: None):
             net(x)
-        net.fuse_inference = False
+        net.fuse_layers = False
         net(x)
         assert not fused
-        net.fuse_inference = True
+        net.fuse_layers = True
         y = net(x).feats
         for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert torch.equal(copied(x).feats, y)
@@ -105,7 +118,7 @@ def test_dtypes_that_torch_refuses_are_refused(device):
 
 
 def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(device, fused, monkeypatch):
-    monkeypatch.setattr(inference, "fuses_on", inference.has_triton)
+    monkeypatch.setattr(chain, "fuses_on", chain.has_triton)
     net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(tsnn.BatchNorm(6))).to(device)
     check(net, tensor(device))
     assert bool(fused) == (device.type == "cuda")
