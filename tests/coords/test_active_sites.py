@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tritonspconv.coords import ActiveSites, Grid, active_sites
+from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.testing import random_sites
 
 GRID = Grid((0, 0), (4, 5), 2)
@@ -109,8 +110,12 @@ def test_has_repeats_by_the_index_of_a_gpu(triton_device, monkeypatch):
     monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
     sites = random_sites(60, extent=8, outside=9, device=triton_device)
     assert sites.index.kind == "blocks"
+    assert sites.may_repeat
     assert not sites.has_repeats()
-    assert random_sites(60, extent=8, repeats=1, outside=9, device=triton_device).has_repeats()
+    assert not sites.may_repeat
+    repeated = random_sites(60, extent=8, repeats=1, outside=9, device=triton_device)
+    assert repeated.has_repeats()
+    assert repeated.may_repeat
 
 
 def test_a_large_index_of_a_gpu_is_not_kept(triton_device, monkeypatch):
@@ -143,6 +148,33 @@ def test_a_look_for_repeats_leaves_a_large_index_to_one_map(triton_device, monke
     assert sites.index is built[0]
     assert sites.index is built[1]
     assert len(built) == 2
+
+
+@pytest.mark.parametrize("repeats", [0, 1])
+def test_whether_rows_repeat_is_known_when_a_large_index_is_gone(
+    triton_device, monkeypatch, repeats
+):
+    monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
+    monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 0)
+    sites = random_sites(60, extent=8, repeats=repeats, device=triton_device)
+    assert sites.index is not sites.index
+    monkeypatch.setattr(active_sites, "map_kernels_for", None)
+    assert sites.has_repeats() == sites.may_repeat == bool(repeats)
+    assert sites.has_repeats() == bool(repeats)
+
+
+def test_sites_with_a_bitmap_do_not_repeat(triton_device):
+    index = SiteIndex("bitmap", torch.zeros(4, dtype=torch.int64, device=triton_device), None)
+    given = random_sites(3, device=triton_device)
+    sites = ActiveSites(given.coords, given.grid, index)
+    assert not sites.may_repeat
+    assert not sites.has_repeats()
+
+
+def test_sorted_keys_are_looked_at_always():
+    sites = random_sites(10)
+    assert not sites.has_repeats()
+    assert sites.may_repeat
 
 
 def test_sorted_keys_are_kept_whatever_their_size(monkeypatch):

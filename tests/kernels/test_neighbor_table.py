@@ -102,6 +102,22 @@ def test_lookup_table_of_few_rows(triton_device, n, kind):
     check_invert(table, n, geometry)
 
 
+@pytest.mark.parametrize("kind", ["blocks", "generated"])
+def test_lookup_table_of_distinct_rows(triton_device, kind):
+    """Rows outside the grid see themselves, whether or not repeats are looked for."""
+    geometry = SUBM["3d-k3"]
+    sites = random_sites(
+        100, extent=7, outside=9 * (kind == "blocks"), bounded=kind == "blocks",
+        ascending=kind == "generated", device=triton_device,
+    )  # fmt: skip
+    index = index_of(sites, kind)
+    looked, told = (
+        kernels.lookup_table(sites.coords, geometry.offsets, index, sites.grid, distinct=distinct)
+        for distinct in (False, True)
+    )
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(looked, told, strict=True))
+
+
 def check_invert(table: NeighborTable, n_other: int, geometry: ConvGeometry) -> None:
     inverse = invert_table(table.rows, table.order, n_other, geometry.offsets)
     assert inverse[0].shape == (geometry.kernel_volume, n_other)
@@ -109,12 +125,14 @@ def check_invert(table: NeighborTable, n_other: int, geometry: ConvGeometry) -> 
 
 
 def check_reverse(table, in_sites, out_sites, geometry, kind, expected) -> None:
-    indices = index_of(in_sites, kind), index_of(out_sites, kind)
-    reverse = kernels.reverse_table(
-        table.rows, in_sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
-        *indices, in_sites.grid, out_sites.grid, table.order,
-    )  # fmt: skip
-    assert sorted(swapped(table_triples(NeighborTable(*reverse)))) == expected
+    in_index, out_index = index_of(in_sites, kind), index_of(out_sites, kind)
+    for own_index in (in_index, None) if kind == "generated" else (in_index,):
+        reverse = kernels.reverse_table(
+            table.rows, in_sites.coords, geometry.offsets, geometry.stride,
+            not geometry.transposed, own_index, out_index, in_sites.grid, out_sites.grid,
+            table.order,
+        )  # fmt: skip
+        assert sorted(swapped(table_triples(NeighborTable(*reverse)))) == expected
 
 
 def some_outputs(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> ActiveSites:

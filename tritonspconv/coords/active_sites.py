@@ -32,7 +32,9 @@ class ActiveSites:
         ValueError: Its shape does not match the grid, or it has more than 2**31 - 1 rows.
     """
 
-    __slots__ = ("__weakref__", "_index", "_sorted_index", "coords", "grid", "map_cache")
+    __slots__ = (
+        "__weakref__", "_index", "_repeats", "_sorted_index", "coords", "grid", "map_cache",
+    )  # fmt: skip
 
     def __init__(self, coords: Tensor, grid: Grid, index: SiteIndex | None = None) -> None:
         if coords.dtype != torch.int32:
@@ -47,6 +49,10 @@ class ActiveSites:
         self.coords = coords.contiguous()
         self.grid = grid
         self._index = index if index is not None and _is_kept(index) else None
+        # Whether rows repeat; as long as nobody asked, a flag on the device or None.
+        self._repeats: Tensor | bool | None = None
+        if index is not None and index.kind == "bitmap":
+            self._repeats = False
         self._sorted_index: SiteIndex | None = None
         self.map_cache: dict[Any, Any] = {}
 
@@ -73,23 +79,44 @@ class ActiveSites:
     @property
     def index(self) -> SiteIndex:
         """The lookup index; built on first use, and kept where it is not large."""
+        index = self._take_index()
+        if _is_kept(index):
+            self._index = index
+        elif self._repeats is None:
+            # Of an index that goes, what would need it again.
+            self._repeats = index.table[-1].clone()
+        return index
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a map has to look for rows that repeat another. Does not wait.
+
+        False of sites that were generated, and after :meth:`has_repeats` found none; but sorted
+        keys, which tell at no cost, are always to be looked at.
+        """
+        held = self._index
+        return self._repeats is not False or (held is not None and held.kind == "sorted")
+
+    def has_repeats(self) -> bool:
+        """Return whether two rows lie in one cell of the grid. Waits for the device, once."""
+        if self._repeats is None:
+            # Left to the map that follows, even where it is large.
+            index = self._index = self._take_index()
+            if index.kind == "sorted":
+                keys = index.table
+                # Behind the cells are rows outside the grid, all with one key.
+                self._repeats = ((keys[1:] == keys[:-1]) & (keys[1:] < self.grid.num_cells)).any()
+            else:
+                self._repeats = index.table[-1]
+        self._repeats = bool(self._repeats)
+        return self._repeats
+
+    def _take_index(self) -> SiteIndex:
         index, self._index = self._index, None
         if index is None:
             kernels = map_kernels_for("sites", self.device, self.ndim)
             index = kernels.build_index(self.coords, self.grid)
-        if _is_kept(index):
-            self._index = index
         return index
-
-    def has_repeats(self) -> bool:
-        """Return whether two rows lie in one cell of the grid. Waits for the device."""
-        # Left to the map that follows, even where it is large.
-        index = self._index = self.index
-        if index.kind == "sorted":
-            keys = index.table
-            # Behind the cells are rows outside the grid, all with one key.
-            return bool(((keys[1:] == keys[:-1]) & (keys[1:] < self.grid.num_cells)).any())
-        return index.kind == "blocks" and bool(index.table[-1])
 
     def rows_of(self, coords: Tensor) -> Tensor:
         """Return the row of each of ``coords`` int [M, 1 + D], int64 [M]; -1 where it is no site.

@@ -80,7 +80,9 @@ def _build(
     tables = map_kernels_for("neighbor_table", sites.device, sites.ndim)
     n_in = sites.num_rows
     if geometry.sites == "same" and out_sites is None and geometry.has_center:
-        table = tables.lookup_table(sites.coords, geometry.offsets, sites.index, sites.grid)
+        table = tables.lookup_table(
+            sites.coords, geometry.offsets, sites.index, sites.grid, distinct=not sites.may_repeat
+        )
         relation = Relation(
             geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
         )
@@ -98,8 +100,7 @@ def _build(
         sites.index,
         sites.grid,
         out_sites.grid,
-        # Generated sites do not repeat.
-        None if made_sites is not None else out_sites.index,
+        out_sites.index if made_sites is None and out_sites.may_repeat else None,
     )
     versions = sites.version, out_sites.version
     relation = Relation(

@@ -110,7 +110,7 @@ class Relation:
                 geometry.offsets,
                 geometry.stride,
                 not geometry.transposed,
-                in_sites.index,
+                in_sites.index if in_sites.may_repeat else None,
                 out_sites.index,
                 in_sites.grid,
                 out_sites.grid,

@@ -17,6 +17,8 @@ def lookup_table(
     offsets: tuple[tuple[int, ...], ...],
     index: SiteIndex,
     grid: CellGrid,
+    *,
+    distinct: bool = False,
 ) -> Table:
     """Build the table of a submanifold geometry: every row looks its own neighbours up.
 
@@ -89,7 +91,7 @@ def reverse_table(
     offsets: tuple[tuple[int, ...], ...],
     stride: tuple[int, ...],
     divide: bool,
-    in_index: SiteIndex,
+    in_index: SiteIndex | None,
     out_index: SiteIndex,
     in_grid: CellGrid,
     out_grid: CellGrid,

@@ -238,7 +238,9 @@ def _place(tap: int, taps: Taps) -> int:
     return place if 0 <= place < taps.volume * taps.planes else -1
 
 
-def lookup_table(coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellGrid) -> Table:
+def lookup_table(
+    coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellGrid, *, distinct: bool = False
+) -> Table:
     """Build the table of a submanifold geometry: every row looks its own neighbours up.
 
     Args:
@@ -246,13 +248,15 @@ def lookup_table(coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellG
         offsets: V tap offsets, one of them zero.
         index: Index of the sites.
         grid: Their grid.
+        distinct: No row repeats another; else those that do are left out.
 
     Returns:
         rows int32 [V, n], mask int32 [ceil(V/32), n], order int32 [n] or None.
     """
     ndim = coords.shape[1] - 1
     center = offsets.index((0,) * ndim)
-    return _lookup(coords, offsets, (1,) * ndim, False, index, grid, grid, index, center)
+    own_index = None if distinct else index
+    return _lookup(coords, offsets, (1,) * ndim, False, index, grid, grid, own_index, center)
 
 
 def reach_table(
@@ -291,7 +295,7 @@ def reverse_table(
     offsets: Offsets,
     stride: tuple[int, ...],
     divide: bool,
-    in_index: SiteIndex,
+    in_index: SiteIndex | None,
     out_index: SiteIndex,
     in_grid: CellGrid,
     out_grid: CellGrid,
@@ -305,7 +309,7 @@ def reverse_table(
         offsets: V tap offsets.
         stride: Fine sites per coarse site.
         divide: True when inputs are fine.
-        in_index: Index of the input sites, to leave repeated rows out.
+        in_index: Index of the input sites, to leave repeated rows out; None: none repeats.
         out_index: Index of the output sites.
         in_grid: Grid of the input sites; rows outside it reach nothing.
         out_grid: Grid of the output sites.
