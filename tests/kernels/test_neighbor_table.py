@@ -39,6 +39,7 @@ REACH = {
     "1d": ConvGeometry((4,), (3,), (2,), (1,)),
     "2d-dilated": ConvGeometry((3, 2), (2, 1), (1, 0), (2, 3)),
     "3d-k3s2": ConvGeometry((3,) * 3, (2,) * 3, (1,) * 3, (1,) * 3),
+    "3d-dilated": ConvGeometry((2, 3, 3), (2, 1, 2), (1, 2, 0), (3, 2, 1)),
     "3d-k4": ConvGeometry((4,) * 3, (2,) * 3, (1,) * 3, (1,) * 3),
     "3d-up": ConvGeometry((3,) * 3, (2,) * 3, (1,) * 3, (1,) * 3, transposed=True),
     "4d-up": ConvGeometry((2,) * 4, (2,) * 4, (0,) * 4, (1,) * 4, transposed=True),

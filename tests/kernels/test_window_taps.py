@@ -14,51 +14,97 @@ from tritonspconv.kernels.triton import neighbor_table, sites
 from tritonspconv.kernels.triton._grid import Taps, is_narrow, window_corner, window_taps
 from tritonspconv.testing import random_sites
 
+# Size, dilation, lines of taps in all, lines in a plane.
 WINDOWS = {
-    "3": ((3,), 1),
-    "3x3": ((3, 3), 1),
-    "5x5": ((5, 5), 5),
-    "2x2x2": ((2, 2, 2), 1),
-    "3x3x3": ((3, 3, 3), 3),
-    "2x3x3": ((2, 3, 3), 2),
-    "3x3x1": ((3, 3, 1), 1),
-    "3x1x7": ((3, 1, 7), 3),
+    "3": ((3,), (1,), 1, 1),
+    "3x3": ((3, 3), (1, 1), 1, 1),
+    "5x5": ((5, 5), (1, 1), 5, 1),
+    "5x5-dilated": ((5, 5), (3, 2), 5, 1),
+    "2x2x2": ((2, 2, 2), (1, 1, 1), 1, 1),
+    "3x3x3": ((3, 3, 3), (1, 1, 1), 9, 3),
+    "3x3x3-dilated": ((3, 3, 3), (4, 2, 3), 9, 3),
+    "2x3x3": ((2, 3, 3), (1, 1, 1), 6, 3),
+    "3x2x4-dilated": ((3, 2, 4), (2, 1, 1), 6, 2),
+    "3x3x1": ((3, 3, 1), (1, 1, 1), 1, 1),
+    "3x1x7": ((3, 1, 7), (1, 1, 1), 3, 1),
+    "2x2x2x2": ((2, 2, 2, 2), (1, 1, 1, 1), 4, 2),
+    "1x3x3x3": ((1, 3, 3, 3), (1, 1, 1, 1), 9, 3),
+    "2x1x3x5-dilated": ((2, 1, 3, 5), (3, 1, 2, 1), 6, 3),
 }
+CUBE = tuple(itertools.product((-1, 0, 1), repeat=3))
+SCATTERED = tuple(
+    map(tuple, torch.randint(-9, 9, (70, 3), generator=torch.Generator().manual_seed(0)).tolist())
+)
+
+# Offsets, lines of taps: each a plane of its own.
+UNEVEN = {
+    "a-tap-short": (CUBE[:-1], 1),
+    "a-tap-twice": (CUBE[:13] + CUBE[12:13] + CUBE[14:], 1),
+    "a-plane-aside": (tuple((x, y + (x > 0), z) for x, y, z in CUBE), 1),
+    "a-line-aside-in-each-plane": (tuple((x, y + (y > 0), z) for x, y, z in CUBE), 3),
+    "planes-of-a-plus": (tuple(offset for offset in CUBE if 0 in offset[1:]), 3),
+    "scattered-planes": (
+        tuple((x + 7 * i, y - i, z) for i in range(3) for x, y, z in SCATTERED[:10]),
+        3,
+    ),
+}
+
+
+def window(size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Every offset of a window that begins at -5 on each axis, last axis fastest."""
+    axes = zip(size, dilation, strict=True)
+    return tuple(itertools.product(*([-5 + step * i for i in range(n)] for n, step in axes)))
 
 
 def listed(taps: Taps, corner: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The offsets that a kernel works out from its constants."""
     ndim = len(corner)
     found = []
-    for plane, v in itertools.product(range(taps.planes), range(taps.volume)):
+    for line, v in itertools.product(range(taps.lines), range(taps.volume)):
         entry = taps.constants[2 * ndim * v : 2 * ndim * (v + 1)]
         assert entry[ndim:] == (1,) * ndim
-        axes = zip(corner, entry[:ndim], taps.step, strict=True)
-        found.append(tuple(c + e + plane * s for c, e, s in axes))
+        plane, place = line // taps.lines_in_plane, line % taps.lines_in_plane
+        axes = zip(corner, entry[:ndim], taps.plane_step, taps.line_step, strict=True)
+        found.append(tuple(c + e + plane * p + place * q for c, e, p, q in axes))
     return found
 
 
 @pytest.mark.parametrize("order", ["last_axis_fastest", "first_axis_fastest"])
-@pytest.mark.parametrize(("size", "planes"), WINDOWS.values(), ids=WINDOWS)
-def test_equal_planes_are_taken_together(size, planes, order):
+@pytest.mark.parametrize(
+    ("size", "dilation", "lines", "lines_in_plane"), WINDOWS.values(), ids=WINDOWS
+)
+def test_equal_lines_are_taken_together(size, dilation, lines, lines_in_plane, order):
+    offsets = window(size, dilation)
     if order == "first_axis_fastest":
-        size = size[::-1]
-    geometry = ConvGeometry.submanifold(size, tuple(range(2, 2 + len(size))), order)
-    offsets = geometry.offsets
+        offsets = tuple(offset[::-1] for offset in offsets)
     (taps,) = window_taps(offsets)
-    assert taps.planes == planes
+    assert (taps.lines, taps.lines_in_plane) == (lines, lines_in_plane)
+    assert len(taps.constants) == taps.volume * 2 * len(size)
     assert listed(taps, window_corner(offsets)) == list(offsets)
 
 
-def test_any_taps_are_listed_in_order_32_at_a_time():
-    generator = torch.Generator().manual_seed(0)
-    scattered = torch.randint(-9, 9, (70, 3), generator=generator).tolist()
-    for taps in (scattered, ConvGeometry.submanifold((3,) * 4, (1,) * 4).offsets):
-        offsets = tuple(map(tuple, taps))
-        parts = window_taps(offsets)
-        assert [part.first for part in parts] == list(range(0, len(offsets), 32))
-        found = [listed(part, window_corner(offsets)) for part in parts]
-        assert list(itertools.chain(*found)) == list(offsets)
+@pytest.mark.parametrize(("offsets", "lines"), UNEVEN.values(), ids=UNEVEN)
+def test_lines_and_planes_that_differ_stay_apart(offsets, lines):
+    (taps,) = window_taps(offsets)
+    assert (taps.lines, taps.lines_in_plane) == (lines, 1)
+    assert listed(taps, window_corner(offsets)) == list(offsets)
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        window((5,) * 3, (1,) * 3),
+        window((3,) * 4, (1, 2, 1, 3)),
+        window((8,) * 2, (1,) * 2),
+        SCATTERED,
+    ],
+    ids=["5x5x5", "3x3x3x3-dilated", "8x8", "scattered"],
+)
+def test_any_taps_are_listed_in_order_32_at_a_time(offsets):
+    parts = window_taps(offsets)
+    assert [part.first for part in parts] == list(range(0, len(offsets), 32))
+    found = [listed(part, window_corner(offsets)) for part in parts]
+    assert list(itertools.chain(*found)) == list(offsets)
 
 
 @pytest.mark.compile

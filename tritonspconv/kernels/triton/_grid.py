@@ -12,46 +12,64 @@ from tritonspconv.kernels.window import reach_steps
 
 # In a narrow grid keys are int32, and fine cells and windows stay below `_index._FAR`.
 _NARROW_CELLS, _NARROW_EXTENT, _NARROW_WINDOW = 2**31, 2**30, 2**29
-# Fewer taps are not worth a loop.
-_MIN_PLANE = 5
+# The least taps of a plane, and of a line; fewer are not worth a loop.
+_MIN_PLANE, _MIN_LINE = 5, 3
 
 IntTuple = tuple[int, ...]
 Offsets = tuple[IntTuple, ...]
 
 
 class Taps(NamedTuple):
-    """Up to 32 taps as kernel constants: one plane of them, and the step to the next plane.
+    """Up to 32 taps as kernel constants: one line of them, and the steps to the other lines.
+
+    Lines are equal, and so are the planes that they make up: all taps of line i lie
+    ``i // lines_in_plane`` plane steps and ``i % lines_in_plane`` line steps away from those of the
+    first line. Taps that do not repeat are one line.
 
     They count from the window's corner, which is a run-time argument: windows that differ only in
     padding share their kernels.
 
     Attributes:
-        constants: Offset and limit of each tap of the first plane on every axis, flat; see
+        constants: Offset and limit of each tap of the first line on every axis, flat; see
             ``window.reach_steps``.
-        volume: Taps of a plane.
-        planes: How many there are.
-        step: Offset of a plane from the one before, on every axis.
+        volume: Taps of a line.
+        lines: How many there are, in all planes together.
+        lines_in_plane: Lines of a plane.
+        line_step: Offset of a line from the one before in its plane, on every axis.
+        plane_step: Offset of a plane from the one before, on every axis.
         first: Number of the first tap in the window.
     """
 
     constants: IntTuple
     volume: int
-    planes: int
-    step: IntTuple
+    lines: int
+    lines_in_plane: int
+    line_step: IntTuple
+    plane_step: IntTuple
     first: int
 
 
 def _taps(
-    steps: tuple[tuple[IntTuple, IntTuple], ...], corner: IntTuple, in_planes: bool
+    steps: tuple[tuple[IntTuple, IntTuple], ...], corner: IntTuple, in_lines: bool
 ) -> list[Taps]:
     parts = []
     for first in range(0, len(steps), 32):
         part = [(_minus(offset, corner), limit) for offset, limit in steps[first : first + 32]]
-        volume = _plane_volume(part) if in_planes else len(part)
-        planes = len(part) // volume
-        step = _minus(part[volume][0], part[0][0]) if planes > 1 else (0,) * len(corner)
-        constants = tuple(x for offset, limit in part[:volume] for x in (*offset, *limit))
-        parts.append(Taps(constants, volume, planes, step, first))
+        plane = part[: _period(part, _MIN_PLANE)] if in_lines else part
+        # A window of one plane is not taken apart.
+        line = plane[: _period(plane, _MIN_LINE)] if len(plane) < len(part) else plane
+        constants = tuple(x for offset, limit in line for x in (*offset, *limit))
+        parts.append(
+            Taps(
+                constants,
+                volume=len(line),
+                lines=len(part) // len(line),
+                lines_in_plane=len(plane) // len(line),
+                line_step=_step(plane, len(line)),
+                plane_step=_step(part, len(plane)),
+                first=first,
+            )
+        )
     return parts
 
 
@@ -59,28 +77,35 @@ def _minus(a: IntTuple, b: IntTuple) -> IntTuple:
     return tuple(x - y for x, y in zip(a, b, strict=True))
 
 
-def _plane_volume(taps: list[tuple[IntTuple, IntTuple]]) -> int:
+def _period(taps: list[tuple[IntTuple, IntTuple]], least: int) -> int:
     """Return after how many taps they repeat, one step further on; all, where they do not."""
-    for volume in range(_MIN_PLANE, len(taps)):
-        pairs = list(zip(taps, taps[volume:], strict=False))
+    for period in range(least, len(taps)):
+        pairs = list(zip(taps, taps[period:], strict=False))
         repeats = {(_minus(b, a), near == far) for (a, near), (b, far) in pairs}
-        if len(taps) % volume == 0 and len(repeats) == 1 and all(same for _, same in repeats):
-            return volume
+        if len(taps) % period == 0 and len(repeats) == 1 and all(same for _, same in repeats):
+            return period
     return len(taps)
 
 
-def window_taps(offsets: Offsets) -> list[Taps]:
-    """Return the taps of a window, 32 at a time, equal planes together.
+def _step(taps: list[tuple[IntTuple, IntTuple]], period: int) -> IntTuple:
+    """Return how far taps lie from those a period before; zeros, where there are none."""
+    start = taps[0][0]
+    return _minus(taps[period][0], start) if period < len(taps) else (0,) * len(start)
 
-    Kernels run through the planes in a loop, and compile several times faster for that.
+
+def window_taps(offsets: Offsets) -> list[Taps]:
+    """Return the taps of a window, 32 at a time, equal lines together.
+
+    Kernels run through the lines in a loop, and compile several times faster for that: a pass of
+    Triton takes time with the cube of the taps in a loop's body.
     """
     steps = tuple((offset, (1,) * len(offset)) for offset in offsets)
-    return _taps(steps, window_corner(offsets), in_planes=True)
+    return _taps(steps, window_corner(offsets), in_lines=True)
 
 
 def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
-    return _taps(reach_steps(offsets, stride, divide), window_corner(offsets), in_planes=False)
+    return _taps(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
 
 
 def window_corner(offsets: Offsets) -> IntTuple:

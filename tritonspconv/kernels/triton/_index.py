@@ -107,9 +107,9 @@ def row_starts(
 
 
 @triton.jit
-def plane_starts(starts, plane, STEP: tl.constexpr, DIVIDE: tl.constexpr, NDIM: tl.constexpr):
-    """Where each row's plane of taps begins, from what :func:`row_starts` returned."""
-    far = -plane if DIVIDE else plane
+def moved_starts(starts, count, STEP: tl.constexpr, DIVIDE: tl.constexpr, NDIM: tl.constexpr):
+    """Where each row's taps begin ``count`` steps on, from what :func:`row_starts` returned."""
+    far = -count if DIVIDE else count
     last: tl.constexpr = NDIM - 1
     return (
         starts[0],

@@ -29,7 +29,7 @@ from tritonspconv.kernels.triton._grid import (
 )
 from tritonspconv.kernels.triton._index import (
     find_rows,
-    plane_starts,
+    moved_starts,
     row_keys,
     row_starts,
     tap_keys,
@@ -74,13 +74,16 @@ def lookup_kernel(
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
     V: tl.constexpr,
-    PLANES: tl.constexpr,
-    STEP: tl.constexpr,
+    LINES: tl.constexpr,
+    LINES_IN_PLANE: tl.constexpr,
+    LINE_STEP: tl.constexpr,
+    PLANE_STEP: tl.constexpr,
     CENTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Look PLANES * V <= 32 taps of each row up, from ``first`` on; see ``_lookup`` for the stages.
+    """Look LINES * V <= 32 taps of each row up, from ``first`` on.
 
+    ``_lookup`` tells of the stages, ``_grid.Taps`` of the lines, which a loop runs through.
     A row that its own index, where there is one, does not hold meets nothing, except that a
     submanifold row sees itself through tap ``CENTER``.
     """
@@ -104,33 +107,34 @@ def lookup_kernel(
     starts = row_starts(coords_ptr, row, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
     # 32 keys of 64 bits at a time would not fit the registers.
     GROUP: tl.constexpr = V if NARROW else 16
-    for plane in range(PLANES):
-        begin = plane_starts(starts, plane, STEP, DIVIDE, NDIM)
+    for line in range(LINES):
+        plane = moved_starts(starts, line // LINES_IN_PLANE, PLANE_STEP, DIVIDE, NDIM)
+        begin = moved_starts(plane, line % LINES_IN_PLANE, LINE_STEP, DIVIDE, NDIM)
         for start in tl.static_range(0, V, GROUP):
             entries = ()
             for v in tl.static_range(start, min(start + GROUP, V)):
-                if PLANES == 1 and v == CENTER:
+                if LINES == 1 and v == CENTER:
                     other, found = row, mask_n
                 else:
                     key, valid = tap_keys(
                         begin, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW
                     )
                     if STAGE == "ordered":
-                        valid = mask_n & (((bits >> (plane * V + v)) & 1) != 0)
+                        valid = mask_n & (((bits >> (line * V + v)) & 1) != 0)
                     if CENTER >= 0 and v == CENTER % V:
                         # Not looked up: a row outside the grid, which sees itself, has no key.
-                        at_center = mask_n & (plane == CENTER // V)
-                        valid = valid & (plane != CENTER // V)
+                        at_center = mask_n & (line == CENTER // V)
+                        valid = valid & (line != CENTER // V)
                     other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
                     if CENTER >= 0 and v == CENTER % V:
                         other = tl.where(at_center, row, other)
                         found = at_center | found
                 entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
                 if STAGE != "ordered":
-                    bits = bits | (found.to(tl.int32) << (plane * V + v))
+                    bits = bits | (found.to(tl.int32) << (line * V + v))
             if STAGE != "masks":
                 # After all loads of a group, which could not move up across a store.
-                column = rows_ptr + (first + plane * V + start).to(tl.int64) * n + offs_n
+                column = rows_ptr + (first + line * V + start).to(tl.int64) * n + offs_n
                 for place in tl.static_range(min(GROUP, V - start)):
                     tl.store(column, entries[place], mask=mask_n)
                     column += n
@@ -224,7 +228,8 @@ def _lookup_kernels(
             bind(
                 lookup_kernel, KIND=kind, OWN_KIND=own_kind, STAGE=stage, TAPS=taps.constants,
                 STRIDE=stride, DIVIDE=divide, NDIM=len(stride), NARROW=narrow, V=taps.volume,
-                PLANES=taps.planes, STEP=taps.step, CENTER=_place(center, taps), BLOCK_N=_BLOCK_N,
+                LINES=taps.lines, LINES_IN_PLANE=taps.lines_in_plane, LINE_STEP=taps.line_step,
+                PLANE_STEP=taps.plane_step, CENTER=_place(center, taps), BLOCK_N=_BLOCK_N,
             ),
             taps.first,
         )
@@ -235,7 +240,7 @@ def _lookup_kernels(
 def _place(tap: int, taps: Taps) -> int:
     """Return the number of a tap among ``taps``, or -1 where it is not one of them."""
     place = tap - taps.first
-    return place if 0 <= place < taps.volume * taps.planes else -1
+    return place if 0 <= place < taps.volume * taps.lines else -1
 
 
 def lookup_table(
