@@ -4,6 +4,7 @@ To cover a new kernel add a case to ``launch_cases.LAUNCH_CASES``: a function th
 launcher with small CPU tensors. Nothing is computed; each launch is recorded and compiled.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -94,6 +95,15 @@ def test_every_kernel_has_a_case():
     assert kernels, "no kernel found: has the package moved?"
     missing = sorted(f"{module}.{name}" for module, name in kernels - recorded)
     assert not missing, f"kernels that no case in LAUNCH_CASES launches: {missing}"
+
+
+def test_debug_mode_does_not_check_sums():
+    """Counting bits overflows on purpose, and outside that mode the checks cost compile time."""
+    with record_launches() as launches:
+        dict(LAUNCH_CASES)["reached_sites-up-1d"]()
+    launch = next(launch for launch in launches if launch.name == "rank_kernel")
+    debugged = dataclasses.replace(launch, kwargs={**launch.kwargs, "debug": True})
+    assert "overflow" not in compile_for(debugged, TARGETS["sm_90"][0]).asm["ttir"]
 
 
 def kernels_of(package_name: str) -> set[tuple[str, str]]:

@@ -83,7 +83,9 @@ class BoundKernel:
             self._launch(grid, index, args)
 
     def _launch_by_triton(self, grid: tuple[int, ...], args: tuple[Any, ...]) -> Any:
-        return self.kernel[grid](*args, enable_fp_fusion=True, **self.meta)
+        # Checks for overflow are for Triton's debug mode: without it they are traced all the same,
+        # then dropped, and in it they would trap where `_index.popcount` overflows on purpose.
+        return self.kernel[grid](*args, enable_fp_fusion=True, sanitize_overflow=False, **self.meta)
 
     def _launch(self, grid: tuple[int, ...], device_index: int, args: tuple[Any, ...]) -> None:
         if not self.takes_values or _has_hooks():
