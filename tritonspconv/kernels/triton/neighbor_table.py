@@ -165,9 +165,13 @@ def _lookup(
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     if n == 0:
         return rows, rows.new_empty(words, 0), None
-    own = (None, None, 0) if own_index is None else index_args(own_index)
     own_kind = None if own_index is None else own_index.kind
-    inputs = coords, *index_args(index), *own
+    # Arguments that a kind of index does not use are tensors all the same: for other arguments
+    # Triton 3.6 has a C compiler make another launcher, which takes as long as a kernel.
+    table, index_rows, size = index_args(index)
+    index_rows = coords if index_rows is None else index_rows
+    own = (table, index_rows, 0) if own_index is None else index_args(own_index)
+    inputs = coords, table, index_rows, size, *own
     blocks = (num_blocks(n, _BLOCK_N),)
     bound = functools.partial(
         _bind_lookup, offsets, stride, divide, center, index.kind, own_kind, grid, own_grid
