@@ -17,14 +17,15 @@ _MIN_PLANE, _MIN_LINE = 5, 3
 
 IntTuple = tuple[int, ...]
 Offsets = tuple[IntTuple, ...]
+Steps = tuple[tuple[IntTuple, IntTuple], ...]
 
 
 class Taps(NamedTuple):
-    """Up to 32 taps as kernel constants: one line of them, and the steps to the other lines.
+    """Taps as kernel constants: one line of up to 32, and the steps to the other lines.
 
     Lines are equal, and so are the planes that they make up: all taps of line i lie
     ``i // lines_in_plane`` plane steps and ``i % lines_in_plane`` line steps away from those of the
-    first line. Taps that do not repeat are one line.
+    first line. Up to 32 taps that do not repeat are one line.
 
     They count from the window's corner, which is a run-time argument: windows that differ only in
     padding share their kernels.
@@ -49,28 +50,27 @@ class Taps(NamedTuple):
     first: int
 
 
-def _taps(
-    steps: tuple[tuple[IntTuple, IntTuple], ...], corner: IntTuple, in_lines: bool
-) -> list[Taps]:
-    parts = []
-    for first in range(0, len(steps), 32):
-        part = [(_minus(offset, corner), limit) for offset, limit in steps[first : first + 32]]
-        plane = part[: _period(part, _MIN_PLANE)] if in_lines else part
-        # A window of one plane is not taken apart.
-        line = plane[: _period(plane, _MIN_LINE)] if len(plane) < len(part) else plane
-        constants = tuple(x for offset, limit in line for x in (*offset, *limit))
-        parts.append(
-            Taps(
-                constants,
-                volume=len(line),
-                lines=len(part) // len(line),
-                lines_in_plane=len(plane) // len(line),
-                line_step=_step(plane, len(line)),
-                plane_step=_step(part, len(plane)),
-                first=first,
-            )
-        )
-    return parts
+def _taps(steps: Steps, corner: IntTuple, first: int, in_lines: bool) -> Taps:
+    taps = [(_minus(offset, corner), limit) for offset, limit in steps]
+    plane = taps[: _period(taps, _MIN_PLANE)] if in_lines else taps
+    # A window of one plane is not taken apart.
+    line = plane[: _period(plane, _MIN_LINE)] if len(plane) < len(taps) else plane
+    return Taps(
+        tuple(x for offset, limit in line for x in (*offset, *limit)),
+        volume=len(line),
+        lines=len(taps) // len(line),
+        lines_in_plane=len(plane) // len(line),
+        line_step=_step(plane, len(line)),
+        plane_step=_step(taps, len(plane)),
+        first=first,
+    )
+
+
+def _parts(steps: Steps, corner: IntTuple, in_lines: bool) -> list[Taps]:
+    return [
+        _taps(steps[first : first + 32], corner, first, in_lines)
+        for first in range(0, len(steps), 32)
+    ]
 
 
 def _minus(a: IntTuple, b: IntTuple) -> IntTuple:
@@ -94,18 +94,20 @@ def _step(taps: list[tuple[IntTuple, IntTuple]], period: int) -> IntTuple:
 
 
 def window_taps(offsets: Offsets) -> list[Taps]:
-    """Return the taps of a window, 32 at a time, equal lines together.
+    """Return the taps of a window, equal lines together; where there are none, 32 at a time.
 
     Kernels run through the lines in a loop, and compile several times faster for that: a pass of
     Triton takes time with the cube of the taps in a loop's body.
     """
     steps = tuple((offset, (1,) * len(offset)) for offset in offsets)
-    return _taps(steps, window_corner(offsets), in_lines=True)
+    corner = window_corner(offsets)
+    whole = _taps(steps, corner, 0, in_lines=True)
+    return [whole] if whole.volume <= 32 else _parts(steps, corner, in_lines=True)
 
 
 def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
-    return _taps(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
+    return _parts(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
 
 
 def window_corner(offsets: Offsets) -> IntTuple:

@@ -81,9 +81,11 @@ def lookup_kernel(
     CENTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Look LINES * V <= 32 taps of each row up, from ``first`` on.
+    """Look LINES * V taps of each row up, from ``first``, a multiple of 32, on.
 
-    ``_lookup`` tells of the stages, ``_grid.Taps`` of the lines, which a loop runs through.
+    ``_lookup`` tells of the stages, ``_grid.Taps`` of the lines, which a loop runs through. Lines
+    of more than 32 taps in all may straddle two words of the mask: each word is stored after the
+    line that completes it, while its successor's first bits wait above it, in 64 bits.
     A row that its own index, where there is one, does not hold meets nothing, except that a
     submanifold row sees itself through tap ``CENTER``.
     """
@@ -105,6 +107,9 @@ def lookup_kernel(
             )
             inside = exists & (site == row)
     starts = row_starts(coords_ptr, row, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+    MANY: tl.constexpr = LINES * V > 32
+    if MANY:
+        bits = bits.to(tl.int64)
     # 32 keys of 64 bits at a time would not fit the registers.
     GROUP: tl.constexpr = V if NARROW else 16
     for line in range(LINES):
@@ -131,14 +136,23 @@ def lookup_kernel(
                         found = at_center | found
                 entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
                 if STAGE != "ordered":
-                    bits = bits | (found.to(tl.int32) << (line * V + v))
+                    bit = found.to(bits.dtype)
+                    bits = bits | (bit << (line * V % 32 + v if MANY else line * V + v))
             if STAGE != "masks":
                 # After all loads of a group, which could not move up across a store.
                 column = rows_ptr + (first + line * V + start).to(tl.int64) * n + offs_n
                 for place in tl.static_range(min(GROUP, V - start)):
                     tl.store(column, entries[place], mask=mask_n)
                     column += n
-    tl.store(mask_ptr + (first // 32).to(tl.int64) * n + offs_n, bits, mask=mask_n)
+        if MANY:
+            # One or none; a branch would have fewer loads in flight on sm_90.
+            complete = tl.full([BLOCK_N], line * V % 32 + V, tl.int32) >= 32
+            word = mask_ptr + ((first + line * V) // 32).to(tl.int64) * n + offs_n
+            tl.store(word, bits.to(tl.int32), mask=mask_n & complete)
+            bits = bits >> tl.where(complete, 32, 0)
+    if not MANY or LINES * V % 32 != 0:
+        last = first // 32 + (LINES * V - 1) // 32
+        tl.store(mask_ptr + last.to(tl.int64) * n + offs_n, bits.to(tl.int32), mask=mask_n)
     if STAGE == "masks":
         tl.store(key_ptr + offs_n, sort_key(bits, groups_ptr), mask=mask_n)
 
@@ -226,7 +240,7 @@ def _lookup_kernels(
     own_kind: IndexKind | None,
     stage: str,
 ) -> list[tuple[BoundKernel, int]]:
-    """Return the kernels that look a window up, 32 taps each, and the first tap of each."""
+    """Return the kernels that look a window up, and the first tap of each."""
     return [
         (
             bind(
