@@ -156,7 +156,7 @@ def _training_norm(norm: nn.BatchNorm1d) -> TrainingNorm | None:
     """Return a batch norm in training, or None where torch has to run it.
 
     That is without running statistics or with a cumulative average of them, over several processes,
-    and with parameters that are not float32.
+    and with vectors that are not float32 or not contiguous.
     """
     parameters, buffers = norm._parameters, norm._buffers
     momentum, count = norm.momentum, buffers.get("num_batches_tracked")
@@ -168,7 +168,9 @@ def _training_norm(norm: nn.BatchNorm1d) -> TrainingNorm | None:
     except KeyError:
         return None
     for vector in (mean, variance, weight, bias):
-        if vector is not None and vector.dtype is not torch.float32:
+        if vector is None:
+            continue
+        if vector.dtype is not torch.float32 or not vector.is_contiguous():
             return None
     return TrainingNorm(mean, variance, weight, bias, count, momentum, norm.eps)
 

@@ -220,6 +220,14 @@ def test_what_torch_trains_itself(make, device, fused):
     assert not fused
 
 
+def test_torch_trains_vectors_with_gaps(make, device, fused):
+    net = chain(device, norm=nn.BatchNorm1d(6))
+    net[1].weight = nn.Parameter(torch.rand(12, device=device)[::2])
+    net(make()).features.sum().backward()
+    assert net[1].weight.grad is not None
+    assert not fused
+
+
 def test_rows_and_dtypes_that_torch_trains_itself(make, device, fused):
     net = chain(device, norm=nn.BatchNorm1d(6)).double()
     x = make(dtype=torch.float64)
