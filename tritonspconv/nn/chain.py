@@ -137,10 +137,6 @@ class FusedChain:
         norm = cast(nn.BatchNorm1d, module)
         if norm.num_features != conv.out_channels:
             return None
-        if norm.training:
-            return _training_norm(norm)
-        if torch.is_grad_enabled():
-            return None
         try:
             # Attributes of a module are slow. What somebody keeps elsewhere is missed here.
             mean, variance = norm._buffers["running_mean"], norm._buffers["running_var"]
@@ -149,29 +145,34 @@ class FusedChain:
             return None
         if mean is None or variance is None:
             return None
+        if norm.training:
+            return _training_norm(norm, mean, variance, weight, bias)
+        if torch.is_grad_enabled():
+            return None
         return ChannelNorm(mean, variance, weight, bias, norm.eps)
 
 
-def _training_norm(norm: nn.BatchNorm1d) -> TrainingNorm | None:
+def _training_norm(
+    norm: nn.BatchNorm1d,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> TrainingNorm | None:
     """Return a batch norm in training, or None where torch has to run it.
 
-    That is without running statistics or with a cumulative average of them, over several processes,
-    and with vectors that are not float32 or not contiguous.
+    That is with a cumulative average of statistics, over several processes, and with vectors that
+    are not float32 or not contiguous.
     """
-    parameters, buffers = norm._parameters, norm._buffers
-    momentum, count = norm.momentum, buffers.get("num_batches_tracked")
-    mean, variance = buffers.get("running_mean"), buffers.get("running_var")
-    if mean is None or variance is None or momentum is None or isinstance(norm, nn.SyncBatchNorm):
-        return None
-    try:
-        weight, bias = parameters["weight"], parameters["bias"]
-    except KeyError:
+    momentum = norm.momentum
+    if momentum is None or isinstance(norm, nn.SyncBatchNorm):
         return None
     for vector in (mean, variance, weight, bias):
         if vector is None:
             continue
         if vector.dtype is not torch.float32 or not vector.is_contiguous():
             return None
+    count = norm._buffers.get("num_batches_tracked")
     return TrainingNorm(mean, variance, weight, bias, count, momentum, norm.eps)
 
 
