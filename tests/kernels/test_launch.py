@@ -32,15 +32,16 @@ def test_many_row_counts_compile_few_kernels():
 
 def test_many_grids_compile_few_map_kernels():
     offsets = ((0, 0, -1), (0, 0, 0), (0, 0, 1))
-    before = len(_launch.compiled_kernels())
+    compiled = []
     for n in range(1, 51):
         coords = torch.randint(0, n, (n, 4), dtype=torch.int32, device="cuda")
         shape = (n, n + 1, 3 * n)
         grid = Grid((0, 0, 0), shape, n)
         index = sites.build_index(coords, grid)
         neighbor_table.lookup_table(coords, offsets, index, grid)
-    # Insert, look up; and Triton itself compiled no more than was asked of it.
-    assert len(_launch.compiled_kernels()) - before <= 2
+        compiled.append(len(_launch.compiled_kernels()))
+    # The first grid's kernels do for all; and Triton itself compiled no more than was asked of it.
+    assert compiled[-1] == compiled[0]
     if _launch.hands_values:
         current = torch.cuda.current_device()
         assert len(neighbor_table.lookup_kernel.device_caches[current][0]) == sum(

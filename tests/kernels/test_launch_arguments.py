@@ -86,6 +86,19 @@ def test_a_kernel_that_does_not_take_the_values_is_launched_by_triton(monkeypatc
     assert len(by_triton) == 3
 
 
+def test_an_interpreted_kernel_is_launched_by_triton():
+    from triton.runtime.interpreter import InterpretedFunction
+
+    def fill(x_ptr, BLOCK: tl.constexpr):
+        tl.store(x_ptr + tl.arange(0, BLOCK), 1.0)
+
+    x = torch.zeros(16)
+    bound = _launch.BoundKernel(InterpretedFunction(fill), {"BLOCK": 16})
+    for _ in range(2):
+        bound._launch((1,), 0, (x,))
+    assert x.eq(1).all()
+
+
 STUB_LAUNCH = """
 from types import SimpleNamespace
 import triton, triton.language as tl

@@ -60,7 +60,8 @@ class BoundKernel:
     def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
         self.kernel, self.meta = kernel, meta
         self.compiled: list[CompiledKernel] = []
-        self.takes_values = hands_values
+        # Not if it is interpreted.
+        self.takes_values = hands_values and isinstance(kernel, triton.JITFunction)
         # An interpreted kernel has no such list, and needs none.
         unspecialized = getattr(kernel, "do_not_specialize", ())
         self._is_plain = tuple(name in unspecialized for name in kernel.arg_names)
