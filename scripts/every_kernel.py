@@ -27,6 +27,7 @@ GEOMETRIES = {
     "submanifold": ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)),
     "submanifold, 125 taps": ConvGeometry.submanifold((5, 5, 5), (1, 1, 1)),
     "strided": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "halved": ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
     "transposed": ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), transposed=True),
 }
 

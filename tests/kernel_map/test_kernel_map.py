@@ -22,7 +22,7 @@ from tests._oracle import (
 from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid, active_sites
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map import KernelMap, kernel_map, output_sites
+from tritonspconv.kernel_map import KernelMap, build, kernel_map, output_sites
 from tritonspconv.testing import random_sites, surface_sites
 
 # The device is one and the same for all examples of a test.
@@ -30,6 +30,7 @@ per_device = settings(max_examples=100, suppress_health_check=[HealthCheck.funct
 
 SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 DOWN2 = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+HALVE = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 UP2 = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), transposed=True)
 
 # Windows that need more than one word of mask bits, and one that fills its word.
@@ -396,7 +397,7 @@ def test_maps_are_deterministic(device):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("geometry", [DOWN2, UP2], ids=["strided", "transposed"])
+@pytest.mark.parametrize("geometry", [DOWN2, HALVE, UP2], ids=["strided", "halved", "transposed"])
 @pytest.mark.parametrize("edited", [(), ("in",), ("out",), ("in", "out")])
 @pytest.mark.parametrize("limit", [0, 2**24], ids=["index-made-again", "index-kept"])
 def test_tables_do_not_follow_coordinates_that_are_edited(
@@ -406,6 +407,7 @@ def test_tables_do_not_follow_coordinates_that_are_edited(
     for name in ("kernel_map.build", "kernel_map.kernel_map", "coords.active_sites"):
         module = importlib.import_module(f"tritonspconv.{name}")
         monkeypatch.setattr(module, "map_kernels_for", triton_kernels)
+    monkeypatch.setattr(build, "scatters", lambda device: True)
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", limit)
     sites = random_sites(60, extent=8, device=triton_device)
     kmap = kernel_map(sites, geometry)

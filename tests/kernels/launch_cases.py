@@ -22,6 +22,7 @@ from tritonspconv.kernels.triton import (
     neighbor_table,
     pairs,
     pool,
+    scatter_table,
     segment_reduce,
     sites,
     weight_grad,
@@ -34,8 +35,10 @@ CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 WIDE = ConvGeometry.submanifold((5, 5, 5), (1, 1, 1))
 HYPER = ConvGeometry.submanifold((3, 3, 3, 3), (1, 1, 1, 1))
 DOWN = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+HALVE = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 DOWN_4D = ConvGeometry((2,) * 4, (2,) * 4, (0,) * 4, (1,) * 4)
 UP_1D = ConvGeometry((2,), (2,), (0,), (1,), transposed=True)
+POINT_UP = ConvGeometry((1,), (2,), (0,), (1,), transposed=True)
 
 # A box whose keys take 64 bits.
 WIDE_BOX = Grid((-3,) * 4, (300,) * 4, 2)
@@ -102,6 +105,19 @@ def _reach_case(
         _box(geometry.ndim),
         _box(geometry.ndim),
         out_index,
+    )
+
+
+def _scatter_case(geometry: ConvGeometry, index: SiteIndex, n: int, box: Grid) -> None:
+    scatter_table.scatter_table(
+        _coords(n, geometry.ndim),
+        geometry.offsets,
+        geometry.stride,
+        not geometry.transposed,
+        index,
+        box,
+        box,
+        n,
     )
 
 
@@ -255,6 +271,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
         "reach-up-to-given",
         partial(_reach_case, UP_1D, _bitmap_index(64), FEW, _sorted_index(64)),
     ),
+    ("scatter", partial(_scatter_case, HALVE, _bitmap_index(64), MANY, _box(3))),
+    ("scatter-given-4d-wide", partial(_scatter_case, DOWN_4D, _block_index(64), FEW, WIDE_BOX)),
+    ("scatter-sorted-1d", partial(_scatter_case, POINT_UP, _sorted_index(64), FEW, _box(1))),
     (
         "invert",
         lambda: invert_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),

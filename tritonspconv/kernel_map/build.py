@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import weakref
 
+import torch
+
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, Relation
 from tritonspconv.kernels import map_kernels_for
+from tritonspconv.kernels.index import SiteIndex
 
 
 def kernel_map(
@@ -87,26 +90,48 @@ def _build(
             geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
         )
         return _CacheEntry(relation, None)
-    made_sites = None
+    made_sites = out_index = None
     if geometry.sites == "same" and out_sites is None:
         out_sites = sites
     elif out_sites is None:
-        out_sites = made_sites = output_sites(sites, geometry, out_grid)
-    table = tables.reach_table(
-        out_sites.coords,
-        geometry.offsets,
-        geometry.stride,
-        not geometry.transposed,
-        sites.index,
-        sites.grid,
-        out_sites.grid,
-        out_sites.index if made_sites is None and out_sites.may_repeat else None,
-    )
+        out_sites, out_index = _made_sites(sites, geometry, out_grid)
+        made_sites = out_sites
+    if scatters(sites.device) and geometry.max_outputs_per_input == 1:
+        kernels = map_kernels_for("scatter_table", sites.device, sites.ndim)
+        table = kernels.scatter_table(
+            sites.coords,
+            geometry.offsets,
+            geometry.stride,
+            not geometry.transposed,
+            out_sites.index if out_index is None else out_index,
+            sites.grid,
+            out_sites.grid,
+            out_sites.num_rows,
+        )
+    else:
+        table = tables.reach_table(
+            out_sites.coords,
+            geometry.offsets,
+            geometry.stride,
+            not geometry.transposed,
+            sites.index,
+            sites.grid,
+            out_sites.grid,
+            out_sites.index if made_sites is None and out_sites.may_repeat else None,
+        )
     versions = sites.version, out_sites.version
     relation = Relation(
         geometry, n_in, out_sites.num_rows, NeighborTable(*table), versions=versions
     )
     return _CacheEntry(relation, made_sites)
+
+
+def scatters(device: torch.device) -> bool:
+    """Return whether inputs that feed one output at most write themselves into the table.
+
+    On a CPU outputs look inputs up: a search there finds a run of taps.
+    """
+    return device.type != "cpu"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -140,6 +165,13 @@ def output_sites(
     Waits for the device once, for their number. :func:`kernel_map` does this for itself; use it
     where several geometries are to write the same sites.
     """
+    return _made_sites(sites, geometry, out_grid)[0]
+
+
+def _made_sites(
+    sites: ActiveSites, geometry: ConvGeometry, out_grid: Grid | None
+) -> tuple[ActiveSites, SiteIndex]:
+    """Return what :func:`output_sites` does, and the index that came with it, large or not."""
     grid = out_grid or output_grid(sites.grid, geometry)
     kernels = map_kernels_for("sites", sites.device, sites.ndim)
     offsets, stride = geometry.offsets, geometry.stride
@@ -149,7 +181,7 @@ def output_sites(
     out_coords, index = kernels.reached_sites(
         sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid
     )
-    return ActiveSites(out_coords, grid, index)
+    return ActiveSites(out_coords, grid, index), index
 
 
 def _check(

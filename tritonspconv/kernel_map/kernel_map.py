@@ -97,7 +97,8 @@ class Relation:
         device = table.rows.device
         # Coordinates that users wrote to since no longer say where the sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
-        if self.listed or geometry.sites == "same" or edited:
+        is_sparse = geometry.max_outputs_per_input == 1  # a column has one entry
+        if self.listed or geometry.sites == "same" or edited or is_sparse:
             invert_table = map_kernels_for("invert_table", device, geometry.ndim).invert_table
             return NeighborTable(
                 *invert_table(table.rows, table.order, self.n_in, geometry.offsets)

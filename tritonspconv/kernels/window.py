@@ -38,3 +38,17 @@ def reach_steps(
         (tuple(start for start, _ in steps), tuple(limit for _, limit in steps))
         for steps in itertools.product(*axes)
     )
+
+
+def window_corner(offsets: tuple[IntTuple, ...]) -> IntTuple:
+    """Return the smallest offset of a window on every axis."""
+    return tuple(map(min, zip(*offsets, strict=True)))
+
+
+@functools.lru_cache(maxsize=512)
+def tap_steps(offsets: tuple[IntTuple, ...]) -> IntTuple:
+    """Return for each axis how far apart taps stand whose offsets differ there by one; or 0."""
+    corner = window_corner(offsets)
+    places = {offset: v for v, offset in enumerate(offsets)}
+    nexts = [(*corner[:d], x + 1, *corner[d + 1 :]) for d, x in enumerate(corner)]
+    return tuple(places.get(offset, 0) for offset in nexts)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, SiteIndex
-from tritonspconv.kernels.window import reach_steps
+from tritonspconv.kernels.window import reach_steps, window_corner
 
 # In a narrow grid keys are int32, and fine cells and windows stay below `_index._FAR`.
 _NARROW_CELLS, _NARROW_EXTENT, _NARROW_WINDOW = 2**31, 2**30, 2**29
@@ -108,11 +108,6 @@ def window_taps(offsets: Offsets) -> list[Taps]:
 def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
     return _parts(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
-
-
-def window_corner(offsets: Offsets) -> IntTuple:
-    """Return the smallest offset of a window on every axis."""
-    return tuple(map(min, zip(*offsets, strict=True)))
 
 
 @functools.lru_cache(maxsize=512)

@@ -1,0 +1,128 @@
+"""The table of a map whose inputs feed one output at most: each input writes itself (Triton)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
+from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._grid import (
+    Offsets,
+    box_args,
+    index_args,
+    is_narrow,
+    window_steps,
+)
+from tritonspconv.kernels.triton._index import find_rows, row_keys, row_starts, tap_keys
+from tritonspconv.kernels.triton._launch import BoundKernel, bind
+from tritonspconv.kernels.triton._scratch_table import Table, new_scratch, table_of
+from tritonspconv.kernels.window import tap_steps
+
+_BLOCK_N = 128
+
+
+@triton.jit(do_not_specialize=["n", "batch_size", "size"])
+def scatter_kernel(
+    coords_ptr,
+    table_ptr,
+    index_rows_ptr,
+    size,
+    scratch_ptr,
+    n,
+    batch_size,
+    lower,
+    shape,
+    own_lower,
+    own_shape,
+    corner,
+    KIND: tl.constexpr,
+    STEP: tl.constexpr,
+    TAP_STEPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """``scratch[o, v]`` = the lowest of the inputs that reach output o through tap v.
+
+    ``STEP`` is the one step of ``window.reach_steps``: what it leaves as remainder on an axis says
+    through which tap, ``TAP_STEPS`` apart.
+    """
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
+    starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+    key, valid = tap_keys(starts, inside, shape, 0, STEP, STRIDE, DIVIDE, NDIM, NARROW)
+    other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
+    entry = scratch_ptr + other.to(tl.int64) * V
+    for d in tl.static_range(NDIM):
+        if TAP_STEPS[d] != 0:
+            entry += (starts[d + 1] % STRIDE[d]) * TAP_STEPS[d]
+    tl.atomic_min(entry, rows, mask=found, sem="relaxed")
+
+
+def scatter_table(
+    in_coords: Tensor,
+    offsets: Offsets,
+    stride: tuple[int, ...],
+    divide: bool,
+    out_index: SiteIndex,
+    in_grid: CellGrid,
+    out_grid: CellGrid,
+    n_out: int,
+) -> Table:
+    """Build the table of a geometry whose inputs feed one output at most, such as 2x2x2 / 2.
+
+    No index of the inputs is needed, and every input is looked up once, not once for every tap.
+
+    Args:
+        in_coords: int32 [n_in, 1 + D].
+        offsets: V tap offsets of a window without gaps, no wider than the stride; or one.
+        stride: Fine sites per coarse site.
+        divide: True when inputs are fine.
+        out_index: Index of the output sites.
+        in_grid: Grid of the input sites; rows outside it, and such that repeat one, reach nothing.
+        out_grid: Grid of the output sites.
+        n_out: Number of output rows.
+
+    Returns:
+        rows int32 [V, n_out], mask int32 [ceil(V/32), n_out], order int32 [n_out] or None.
+    """
+    n, device = in_coords.shape[0], in_coords.device
+    scratch = new_scratch(n_out, len(offsets), device)
+    if n and n_out:
+        run, boxes = _bind_scatter(offsets, stride, divide, out_index.kind, out_grid, in_grid)
+        table, index_rows, size = index_args(out_index)
+        index_rows = in_coords if index_rows is None else index_rows
+        run(
+            (num_blocks(n, _BLOCK_N),), device,
+            in_coords, table, index_rows, size, scratch, n, *boxes,
+        )  # fmt: skip
+    return table_of(scratch, offsets)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bind_scatter(
+    offsets: Offsets,
+    stride: tuple[int, ...],
+    divide: bool,
+    kind: IndexKind,
+    grid: CellGrid,
+    own_grid: CellGrid,
+) -> tuple[BoundKernel, tuple[Any, ...]]:
+    """Return the kernel of a geometry between two grids, and its last arguments."""
+    (step,) = window_steps(offsets, stride, divide)
+    if step.volume != 1:
+        raise ValueError(f"an input feeds up to {step.volume} outputs; at most one is supported.")
+    run = bind(
+        scatter_kernel, KIND=kind, STEP=step.constants, TAP_STEPS=tap_steps(offsets),
+        STRIDE=stride, DIVIDE=divide, NDIM=len(stride), NARROW=is_narrow(grid, offsets, stride),
+        V=len(offsets), BLOCK_N=_BLOCK_N,
+    )  # fmt: skip
+    return run, box_args(grid, own_grid, offsets)
