@@ -3,6 +3,7 @@
 import gc
 import importlib
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -418,6 +419,34 @@ def test_tables_do_not_follow_coordinates_that_are_edited(
     assert sorted(swapped(table_triples(kmap.in_table))) == expected
     assert sorted(table_triples(kmap.inverse().out_table)) == sorted(swapped(expected))
     assert sorted(kernel_pair_triples(kmap)) == expected
+
+
+@pytest.mark.parametrize("geometry", [DOWN2, HALVE], ids=["strided", "halved"])
+@pytest.mark.parametrize("repeats", [0, 3])
+def test_a_strided_map_on_a_large_scene_makes_one_index(
+    triton_device, geometry, repeats, monkeypatch
+):
+    """The host reads with the number of sites whether rows repeat; where they do, twice."""
+    built = []
+
+    def counted(op, device, ndim):
+        module = triton_kernels(op, device, ndim)
+        if op != "sites":
+            return module
+        return SimpleNamespace(
+            reached_sites=module.reached_sites,
+            build_index=lambda *call: built.append(1) or module.build_index(*call),
+        )
+
+    for name in ("kernel_map.build", "kernel_map.kernel_map", "coords.active_sites"):
+        module = importlib.import_module(f"tritonspconv.{name}")
+        monkeypatch.setattr(module, "map_kernels_for", counted)
+    monkeypatch.setattr(build, "scatters", lambda device: True)
+    monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 2**8)
+    sites = random_sites(60, extent=12, repeats=repeats, device=triton_device)
+    kmap = kernel_map(sites, geometry)
+    check_forms(kmap)
+    assert len(built) == (0 if geometry is HALVE else 2 if repeats else 1)
 
 
 def triton_kernels(op, device, ndim):

@@ -75,7 +75,7 @@ def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor |
     )
 
 
-def _sites_case(geometry: ConvGeometry, box: Grid) -> None:
+def _sites_case(geometry: ConvGeometry, box: Grid, flag: Tensor | None = None) -> None:
     # The number of sites is read back from memory that no kernel has written here: zero.
     sites.reached_sites(
         _coords(FEW, geometry.ndim),
@@ -84,6 +84,7 @@ def _sites_case(geometry: ConvGeometry, box: Grid) -> None:
         not geometry.transposed,
         box,
         box,
+        flag,
     )
 
 
@@ -256,6 +257,7 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("build_index", partial(sites.build_index, _coords(FEW, 3), _box(3))),
     ("build_index-4d-wide", partial(sites.build_index, _coords(FEW, 4), WIDE_BOX)),
     ("reached_sites-down", partial(_sites_case, DOWN, _box(3))),
+    ("reached_sites-flag", partial(_sites_case, DOWN, _box(3), torch.tensor(1))),
     ("reached_sites-up-1d", partial(_sites_case, UP_1D, _box(1))),
     ("reached_sites-4d", partial(_sites_case, DOWN_4D, _box(4))),
     ("lookup-given", partial(_lookup_case, CUBE, _block_index(64), FEW)),

@@ -26,7 +26,7 @@ def launch(module, sites, geometry, grid, own_grid=None):
     return module.reached_sites(
         sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
         grid, own_grid or sites.grid,
-    )  # fmt: skip
+    )[:2]  # fmt: skip
 
 
 def unbounded_grid(sites, geometry):
@@ -67,6 +67,19 @@ def test_reached_sites_outside_the_target_are_left_out(triton_device):
     coords, _ = launch(kernels, sites, DOWN, grid)
     expected = reference.output_sites(sites.coords, *fields(DOWN), out_box=box_of(grid))
     assert coords.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, -3])
+@pytest.mark.parametrize("n", [0, 60])
+def test_a_flag_is_read_with_the_number_of_sites(triton_device, n, value):
+    sites = random_sites(n, 2, extent=10, bounded=False, device=triton_device)
+    grid = unbounded_grid(sites, DOWN)
+    flag = None if value is None else torch.tensor(value, device=triton_device)
+    for module in (kernels, eager):
+        arguments = sites.coords, DOWN.offsets, DOWN.stride, True, grid, sites.grid
+        coords, _, is_set = module.reached_sites(*arguments, flag)
+        assert torch.equal(coords, launch(module, sites, DOWN, grid)[0])
+        assert is_set == (None if value is None else value != 0)
 
 
 @pytest.mark.parametrize("geometry", [DOWN, UP], ids=["divide", "multiply"])

@@ -97,6 +97,18 @@ class ActiveSites:
         held = self._index
         return self._repeats is not False or (held is not None and held.kind == "sorted")
 
+    @property
+    def unread_repeats(self) -> Tensor | None:
+        """What :meth:`has_repeats` would wait for, int64 [], where it outlived a large index.
+
+        Who reads it, while it waits for something else, tells by :meth:`note_repeats`.
+        """
+        return self._repeats if isinstance(self._repeats, Tensor) else None
+
+    def note_repeats(self, repeats: bool) -> None:
+        """Keep what was read from :attr:`unread_repeats`."""
+        self._repeats = repeats
+
     def has_repeats(self) -> bool:
         """Return whether two rows lie in one cell of the grid. Waits for the device, once."""
         if self._repeats is None:

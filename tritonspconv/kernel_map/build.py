@@ -90,13 +90,16 @@ def _build(
             geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
         )
         return _CacheEntry(relation, None)
-    made_sites = out_index = None
+    is_scattered = scatters(sites.device) and geometry.max_outputs_per_input == 1
+    made_sites = in_index = out_index = None
     if geometry.sites == "same" and out_sites is None:
         out_sites = sites
     elif out_sites is None:
+        # Before the sites, with whose number the host then reads whether rows repeat.
+        in_index = None if is_scattered else sites.index
         out_sites, out_index = _made_sites(sites, geometry, out_grid)
         made_sites = out_sites
-    if scatters(sites.device) and geometry.max_outputs_per_input == 1:
+    if is_scattered:
         kernels = map_kernels_for("scatter_table", sites.device, sites.ndim)
         table = kernels.scatter_table(
             sites.coords,
@@ -114,7 +117,7 @@ def _build(
             geometry.offsets,
             geometry.stride,
             not geometry.transposed,
-            sites.index,
+            sites.index if in_index is None else in_index,
             sites.grid,
             out_sites.grid,
             out_sites.index if made_sites is None and out_sites.may_repeat else None,
@@ -178,9 +181,12 @@ def _made_sites(
     if geometry.sites == "cells":
         # What a window of one stride reaches is the cell a site lies in.
         offsets = ConvGeometry(stride, stride, (0,) * sites.ndim, (1,) * sites.ndim).offsets
-    out_coords, index = kernels.reached_sites(
-        sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid
+    unread = sites.unread_repeats
+    out_coords, index, repeats = kernels.reached_sites(
+        sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid, unread
     )
+    if repeats is not None:
+        sites.note_repeats(repeats)
     return ActiveSites(out_coords, grid, index), index
 
 

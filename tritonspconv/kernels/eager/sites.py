@@ -117,7 +117,8 @@ def reached_sites(
     divide: bool,
     grid: CellGrid,
     own_grid: CellGrid,
-) -> tuple[Tensor, SiteIndex]:
+    flag: Tensor | None = None,
+) -> tuple[Tensor, SiteIndex, bool | None]:
     """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
     See :func:`tritonspconv.kernels.triton.sites.reached_sites` for the arguments.
@@ -141,7 +142,8 @@ def reached_sites(
     # Short keys sort in two thirds of the time.
     keys = distinct(found.int() if grid.num_cells <= _INT32_LAST else found).long()
     rows = torch.arange(keys.shape[0], device=keys.device)
-    return key_coords(keys, grid), SiteIndex("sorted", keys, rows)
+    is_set = None if flag is None else bool(flag)
+    return key_coords(keys, grid), SiteIndex("sorted", keys, rows), is_set
 
 
 def _reached_along(

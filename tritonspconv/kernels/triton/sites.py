@@ -35,6 +35,7 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 128
 _BLOCK_WORDS = 2048
+_FLAG_BIT: tl.constexpr = tl.constexpr(62)
 _RANK = {"BLOCK": _BLOCK_WORDS, "num_warps": 8}
 # What an index may take: this, and as much a row as a table of 64 taps.
 _MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
@@ -133,12 +134,13 @@ def mark_kernel(
 
 
 @triton.jit(do_not_specialize=["n_words"])
-def rank_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
+def rank_kernel(words_ptr, flag_ptr, n_words, BLOCK: tl.constexpr):
     """Write the rank of each word's first set bit to its upper half, and the total at the end.
 
-    Behind the words stand one sum for each block of words, a ticket counter, and the total. A
-    program publishes its block's sum and adds up those before it. It takes blocks in the order in
-    which programs start, so all that it waits for are running.
+    The total's bit ``_FLAG_BIT`` says whether the flag is set, where there is one. Behind the words
+    stand one sum for each block of words, a ticket counter, and the total. A program publishes its
+    block's sum and adds up those before it. It takes blocks in the order in which programs start,
+    so all that it waits for are running.
     """
     last = tl.num_programs(0) - 1
     sums_ptr = words_ptr + n_words
@@ -160,7 +162,10 @@ def rank_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
     rank = before + (tl.cumsum(count, axis=0) - count)
     tl.store(words_ptr + offs, word | (rank << 32), mask=count > 0)
     if block == last:
-        tl.store(sums_ptr + last + 2, before + own)
+        total = before + own
+        if flag_ptr is not None:
+            total |= (tl.load(flag_ptr) != 0).to(tl.int64) << _FLAG_BIT
+        tl.store(sums_ptr + last + 2, total)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -235,7 +240,7 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
         kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
         mark = bind(mark_blocks_kernel, **kind)
         mark(blocks, device, coords, table, n, grid.batch_size, *box, shift)
-        bind(rank_kernel, **_RANK)((word_blocks,), device, table, n_words)
+        bind(rank_kernel, **_RANK)((word_blocks,), device, table, None, n_words)
         insert = bind(insert_kernel, **kind)
         insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, *box, shift)
     return SiteIndex("blocks", table, slots, shift)
@@ -279,7 +284,8 @@ def reached_sites(
     divide: bool,
     grid: CellGrid,
     own_grid: CellGrid,
-) -> tuple[Tensor, SiteIndex]:
+    flag: Tensor | None = None,
+) -> tuple[Tensor, SiteIndex, bool | None]:
     """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
     Args:
@@ -289,17 +295,18 @@ def reached_sites(
         divide: True when ``coords`` are fine and the target is coarse.
         grid: The target grid.
         own_grid: The grid of ``coords``; rows outside it reach nothing.
+        flag: int64 [], to be read together with the number of sites; or None.
 
     Returns:
-        int32 coordinates [M, 1 + D] in ascending key order, and their index. Waits for the device
-        once, for M.
+        int32 coordinates [M, 1 + D] in ascending key order, their index, and whether the flag is
+        not zero, None without one. Waits for the device once, for M.
     """
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
     if n == 0 or cells == 0:
-        return coords[:0], build_index(coords[:0], grid)
+        return coords[:0], build_index(coords[:0], grid), None if flag is None else bool(flag)
     # Words of 8 bytes for 32 cells.
     if not _is_affordable(cells // 4, n):
-        return eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid)
+        return eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid, flag)
     n_words = num_blocks(cells, 32)
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
@@ -309,9 +316,12 @@ def reached_sites(
     blocks = (num_blocks(n, _BLOCK_N),)
     for run, first in zip(mark, firsts, strict=True):
         run(blocks, device, coords, words, first, n, *boxes)
-    bind(rank_kernel, **_RANK)((word_blocks,), device, words, n_words)
-    out = torch.empty(int(words[-1]), coords.shape[1], dtype=torch.int32, device=device)
+    bind(rank_kernel, **_RANK)((word_blocks,), device, words, flag, n_words)
+    total = int(words[-1])
+    is_set = None if flag is None else bool(total >> _FLAG_BIT.value)
+    n_out = total & ((1 << _FLAG_BIT.value) - 1)
+    out = torch.empty(n_out, coords.shape[1], dtype=torch.int32, device=device)
     _, lower, shape, _, _, corner = boxes
     for run, first in zip(write, firsts, strict=True):
         run(blocks, device, coords, words, first, out, n, lower, shape, corner)
-    return out, SiteIndex("bitmap", words, None)
+    return out, SiteIndex("bitmap", words, None), is_set
