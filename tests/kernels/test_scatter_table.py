@@ -34,13 +34,12 @@ GEOMETRIES = {
 }
 
 
-def scatter(in_sites, out_sites, geometry: ConvGeometry, out_index, module) -> NeighborTable:
-    return NeighborTable(
-        *module.scatter_table(
-            in_sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
-            out_index, in_sites.grid, out_sites.grid, out_sites.num_rows,
-        )
+def scatter(in_sites, out_sites, geometry: ConvGeometry, out_index, module):
+    table, repeats = module.scatter_table(
+        in_sites.coords, geometry.offsets, geometry.stride, not geometry.transposed,
+        out_index, in_sites.grid, out_sites.grid, out_sites.num_rows,
     )  # fmt: skip
+    return NeighborTable(*table), bool(repeats)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,7 +48,8 @@ def test_scatter_table(triton_device, geometry, kind):
     assert geometry.max_outputs_per_input == 1
     in_sites = draw(250, geometry.ndim, kind, triton_device)
     out_sites = some_outputs(in_sites, geometry, kind)
-    table = scatter(in_sites, out_sites, geometry, index_of(out_sites, kind), kernels)
+    table, repeats = scatter(in_sites, out_sites, geometry, index_of(out_sites, kind), kernels)
+    assert repeats == (len(reaching(in_sites, table)) > (table.rows >= 0).sum())
     expected = sorted(expected_triples(in_sites, out_sites, geometry))
     assert expected, "a test of nothing"
     assert sorted(table_triples(table)) == expected
@@ -57,27 +57,46 @@ def test_scatter_table(triton_device, geometry, kind):
 
     on_cpu = ActiveSites(out_sites.coords.cpu(), out_sites.grid)
     in_on_cpu = ActiveSites(in_sites.coords.cpu(), in_sites.grid)
-    also = scatter(in_on_cpu, on_cpu, geometry, on_cpu.index, eager)
+    also, also_repeats = scatter(in_on_cpu, on_cpu, geometry, on_cpu.index, eager)
     assert torch.equal(also.rows, table.rows.cpu())
+    assert also_repeats == repeats
+
+
+def reaching(sites: ActiveSites, table: NeighborTable) -> torch.Tensor:
+    """The rows whose cell is in the table."""
+    keys = sites.grid.keys(sites.coords)
+    return torch.nonzero(torch.isin(keys, keys[table.rows[table.rows >= 0].long()]))
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(0, 9), (9, 0), (0, 0), (1, 1)])
 def test_scatter_table_of_few_rows(triton_device, n_in, n_out):
     in_sites, out_sites = (draw(n, 3, "blocks", triton_device) for n in (n_in, n_out))
-    table = scatter(in_sites, out_sites, HALVE, index_of(out_sites, "blocks"), kernels)
+    table, _ = scatter(in_sites, out_sites, HALVE, index_of(out_sites, "blocks"), kernels)
     assert table.rows.shape == (8, n_out)
     expected = sorted(expected_triples(in_sites, out_sites, HALVE))
     assert sorted(table_triples(table)) == expected
     check_invert(table, n_in, HALVE)
 
 
+def test_repeats_that_reach_nothing_are_not_told(triton_device):
+    """The last cell of an odd extent is in no window."""
+    coords = torch.tensor([[0, 0], [0, 4], [0, 4], [0, 2]], dtype=torch.int32, device=triton_device)
+    geometry = ConvGeometry((2,), (2,), (0,), (1,))
+    in_sites = ActiveSites(coords, Grid((0,), (5,), 1))
+    out_sites = ActiveSites(coords[:1], Grid((0,), (2,), 1))
+    index = index_of(out_sites, "blocks")
+    assert not scatter(in_sites, out_sites, geometry, index, kernels)[1]
+    in_sites = ActiveSites(coords[[0, 3, 0]], in_sites.grid)
+    assert scatter(in_sites, out_sites, geometry, index, kernels)[1]
+
+
 def test_columns_in_order_of_masks(triton_device, monkeypatch):
     in_sites = draw(150, 3, "blocks", triton_device)
     out_sites = some_outputs(in_sites, HALVE, "blocks")
     index = index_of(out_sites, "blocks")
-    plain = scatter(in_sites, out_sites, HALVE, index, kernels)
+    plain, _ = scatter(in_sites, out_sites, HALVE, index, kernels)
     monkeypatch.setattr(_column_order, "MIN_ROWS_TO_ORDER", 1)
-    ordered = scatter(in_sites, out_sites, HALVE, index, kernels)
+    ordered, _ = scatter(in_sites, out_sites, HALVE, index, kernels)
     assert sorted(table_triples(ordered)) == sorted(table_triples(plain))
     masks = ordered.mask[0].tolist()
     assert 1 + sum(a != b for a, b in itertools.pairwise(masks)) == len(set(masks))
@@ -91,7 +110,7 @@ def test_keys_beyond_int32(triton_device):
     in_sites = ActiveSites(coords.to(triton_device), Grid.around(coords))
     outs = torch.div(coords[1:], torch.tensor([1, 2, 4]), rounding_mode="floor").int()
     out_sites = ActiveSites(outs.to(triton_device), Grid.around(outs))
-    table = scatter(in_sites, out_sites, geometry, index_of(out_sites, "sorted"), kernels)
+    table, _ = scatter(in_sites, out_sites, geometry, index_of(out_sites, "sorted"), kernels)
     expected = sorted(expected_triples(in_sites, out_sites, geometry))
     assert len(expected) == 2
     assert sorted(table_triples(table)) == expected

@@ -99,10 +99,13 @@ class ActiveSites:
 
     @property
     def unread_repeats(self) -> Tensor | None:
-        """What :meth:`has_repeats` would wait for, int64 [], where it outlived a large index.
+        """What :meth:`has_repeats` would wait for, int64 []; None where it would do more.
 
         Who reads it, while it waits for something else, tells by :meth:`note_repeats`.
         """
+        held = self._index
+        if self._repeats is None and held is not None and held.kind == "blocks":
+            return held.table[-1]
         return self._repeats if isinstance(self._repeats, Tensor) else None
 
     def note_repeats(self, repeats: bool) -> None:

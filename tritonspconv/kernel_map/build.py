@@ -91,7 +91,7 @@ def _build(
         )
         return _CacheEntry(relation, None)
     is_scattered = scatters(sites.device) and geometry.max_outputs_per_input == 1
-    made_sites = in_index = out_index = None
+    made_sites = in_index = out_index = repeats = None
     if geometry.sites == "same" and out_sites is None:
         out_sites = sites
     elif out_sites is None:
@@ -101,7 +101,7 @@ def _build(
         made_sites = out_sites
     if is_scattered:
         kernels = map_kernels_for("scatter_table", sites.device, sites.ndim)
-        table = kernels.scatter_table(
+        table, repeats = kernels.scatter_table(
             sites.coords,
             geometry.offsets,
             geometry.stride,
@@ -124,7 +124,12 @@ def _build(
         )
     versions = sites.version, out_sites.version
     relation = Relation(
-        geometry, n_in, out_sites.num_rows, NeighborTable(*table), versions=versions
+        geometry,
+        n_in,
+        out_sites.num_rows,
+        NeighborTable(*table),
+        versions=versions,
+        repeats=repeats,
     )
     return _CacheEntry(relation, made_sites)
 

@@ -53,12 +53,13 @@ class Relation:
 
     ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored. ``listed``:
     the pairs were given, and the geometry does not know them. ``versions``: those of the input and
-    of the output coordinates that the table was made of.
+    of the output coordinates that the table was made of. ``repeats``: on the device, whether inputs
+    that reach an output share a cell; None where only their sites can tell.
     """
 
     __slots__ = (
-        "_in_table", "_pairs", "_versions", "geometry", "listed", "mirrored", "n_in", "n_out",
-        "out_table",
+        "_in_table", "_pairs", "_repeats", "_versions", "geometry", "listed", "mirrored", "n_in",
+        "n_out", "out_table",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +71,7 @@ class Relation:
         mirrored: bool = False,
         listed: bool = False,
         versions: tuple[int | None, int | None] = (None, None),
+        repeats: Tensor | None = None,
     ) -> None:
         self.geometry = geometry
         self.mirrored = mirrored
@@ -78,6 +80,7 @@ class Relation:
         self.n_out = n_out
         self.out_table = out_table
         self._versions = versions
+        self._repeats: Tensor | bool | None = repeats
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
 
@@ -118,6 +121,13 @@ class Relation:
                 table.order,
             )
         )
+
+    def has_repeats(self, in_sites: ActiveSites) -> bool:
+        """Return whether inputs that take part share a cell. Waits for the device, once."""
+        if self._repeats is None:
+            return in_sites.has_repeats()
+        self._repeats = bool(self._repeats)
+        return self._repeats
 
     @property
     def pairs(self) -> PairList:
@@ -195,6 +205,14 @@ class KernelMap:
     def inverse(self) -> KernelMap:
         """Return the same pairs under the same taps with inputs and outputs swapped."""
         return KernelMap(self._relation, self.out_sites, self.in_sites, not self.is_inverse)
+
+    def has_repeats(self) -> bool:
+        """Return whether rows that the geometry reads share a cell. Waits for the device, once.
+
+        The map knows the first row of each cell only. Where windows do not overlap, rows that reach
+        no output are not looked at.
+        """
+        return self._relation.has_repeats(self.out_sites if self.is_inverse else self.in_sites)
 
     def num_pairs(self) -> int:
         """Count the pairs. Waits for the device."""

@@ -194,7 +194,7 @@ class SparseConvolution(CountsVoxels):
                 kernel_map, indice_dict, repeats = submanifold_map(self, input)
             elif self.inverse:
                 kernel_map, located = inverse_map(self, input)
-                indice_dict, repeats = IndiceDict(input.indice_dict), located.repeats
+                indice_dict, repeats = IndiceDict(input.indice_dict), located.repeats_in(kernel_map)
             else:
                 kernel_map, indice_dict, located, repeats = strided_map(self, input)
             feats = self._convolve(features, weight, kernel_map, repeats, add_input, norm, relu)

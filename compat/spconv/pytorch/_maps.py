@@ -88,7 +88,7 @@ def strided_map(
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
         indice_dict[key] = _record(layer, input, found, located, out_located, is_subm=False)
-    return found, indice_dict, out_located, located.repeats
+    return found, indice_dict, out_located, located.repeats_in(found)
 
 
 def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap, LocatedSites]:

@@ -56,6 +56,11 @@ class LocatedSites:
         """How rows share sites, found once; waits for the device."""
         return RepeatedSites(self.sites) if self.sites.has_repeats() else None
 
+    def repeats_in(self, kernel_map: KernelMap) -> RepeatedSites | None:
+        """How rows that take part in a map from or to these sites share them; may wait likewise."""
+        known = "repeats" in vars(self)
+        return self.repeats if known or kernel_map.has_repeats() else None
+
     def still_hold(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> bool:
         """Return whether ``sites`` describe these values; never for inference tensors."""
         return (

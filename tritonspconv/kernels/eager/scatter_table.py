@@ -22,16 +22,19 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
-) -> Table:
+) -> tuple[Table, Tensor]:
     """Build the table of a geometry whose inputs feed one output at most, such as 2x2x2 / 2.
 
     See :func:`tritonspconv.kernels.triton.scatter_table.scatter_table` for the arguments.
     """
     coords, device = without_outsiders(in_coords, in_grid), in_coords.device
     rows = torch.full((len(offsets), n_out), _ABSENT, dtype=torch.int32, device=device)
+    reaching = 0
     for column, offset in zip(rows, offsets, strict=True):
         out = find_rows(out_index, tap_keys(coords, offset, stride, divide, out_grid))
         row = torch.nonzero(out >= 0).squeeze(1)
+        reaching += row.shape[0]
         column.scatter_reduce_(0, out.index_select(0, row), row.int(), "amin")
     rows.masked_fill_(rows == _ABSENT, -1)
-    return table_of(taps_of_table(rows), n_out)
+    repeats = ((rows >= 0).sum() < reaching).int().reshape(1)
+    return table_of(taps_of_table(rows), n_out), repeats

@@ -13,8 +13,7 @@ from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
 
 # What a scratch holds where a row meets none through a tap. Kernels write the lowest row.
-ABSENT = 2**31 - 1
-_ABSENT: tl.constexpr = tl.constexpr(ABSENT)
+SCRATCH_ABSENT: tl.constexpr = tl.constexpr(2**31 - 1)
 # Rows times taps of a block.
 _BLOCK = 1024
 
@@ -42,7 +41,7 @@ def scratch_key_kernel(
     lane = tl.arange(0, BLOCK_V)
     mask = (offs_n < n)[:, None] & (lane < V)[None, :]
     scratch = scratch_ptr + offs_n.to(tl.int64)[:, None] * V + lane[None, :]
-    present = tl.load(scratch, mask=mask, other=_ABSENT) != _ABSENT
+    present = tl.load(scratch, mask=mask, other=SCRATCH_ABSENT) != SCRATCH_ABSENT
     key = sort_key(mask_word(present, lane), groups_ptr)
     tl.store(key_ptr + offs_n, key, mask=offs_n < n)
 
@@ -75,8 +74,8 @@ def arrange_kernel(
         row = offs_n
     mask = mask_n[:, None] & mask_v[None, :]
     scratch = scratch_ptr + row.to(tl.int64)[:, None] * V + offs_v[None, :]
-    found = tl.load(scratch, mask=mask, other=_ABSENT)
-    present = found != _ABSENT
+    found = tl.load(scratch, mask=mask, other=SCRATCH_ABSENT)
+    present = found != SCRATCH_ABSENT
     rows = rows_ptr + offs_v.to(tl.int64)[None, :] * n + offs_n[:, None]
     tl.store(rows, tl.where(present, found, -1), mask=mask)
     tl.store(mask_ptr + word.to(tl.int64) * n + offs_n, mask_word(present, lane), mask=mask_n)
@@ -84,7 +83,7 @@ def arrange_kernel(
 
 def new_scratch(n: int, volume: int, device: torch.device) -> Tensor:
     """Return a scratch int32 [n, V] of rows that meet none."""
-    return torch.full((n, volume), ABSENT, dtype=torch.int32, device=device)
+    return torch.full((n, volume), SCRATCH_ABSENT.value, dtype=torch.int32, device=device)
 
 
 def table_of(scratch: Tensor, offsets: Offsets) -> Table:

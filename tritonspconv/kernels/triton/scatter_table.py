@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +21,7 @@ from tritonspconv.kernels.triton._grid import (
 )
 from tritonspconv.kernels.triton._index import find_rows, row_keys, row_starts, tap_keys
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
-from tritonspconv.kernels.triton._scratch_table import Table, new_scratch, table_of
+from tritonspconv.kernels.triton._scratch_table import SCRATCH_ABSENT, Table, new_scratch, table_of
 from tritonspconv.kernels.window import tap_steps
 
 _BLOCK_N = 128
@@ -33,6 +34,7 @@ def scatter_kernel(
     index_rows_ptr,
     size,
     scratch_ptr,
+    repeats_ptr,
     n,
     batch_size,
     lower,
@@ -52,6 +54,7 @@ def scatter_kernel(
 ):
     """``scratch[o, v]`` = the lowest of the inputs that reach output o through tap v.
 
+    ``repeats`` is set where there are several: they share a cell.
     ``STEP`` is the one step of ``window.reach_steps``: what it leaves as remainder on an axis says
     through which tap, ``TAP_STEPS`` apart.
     """
@@ -64,7 +67,9 @@ def scatter_kernel(
     for d in tl.static_range(NDIM):
         if TAP_STEPS[d] != 0:
             entry += (starts[d + 1] % STRIDE[d]) * TAP_STEPS[d]
-    tl.atomic_min(entry, rows, mask=found, sem="relaxed")
+    before = tl.atomic_min(entry, rows, mask=found, sem="relaxed")
+    repeats = repeats_ptr + tl.zeros_like(rows)
+    tl.store(repeats, 1, mask=found & (before != SCRATCH_ABSENT))
 
 
 def scatter_table(
@@ -76,7 +81,7 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
-) -> Table:
+) -> tuple[Table, Tensor]:
     """Build the table of a geometry whose inputs feed one output at most, such as 2x2x2 / 2.
 
     No index of the inputs is needed, and every input is looked up once, not once for every tap.
@@ -92,19 +97,21 @@ def scatter_table(
         n_out: Number of output rows.
 
     Returns:
-        rows int32 [V, n_out], mask int32 [ceil(V/32), n_out], order int32 [n_out] or None.
+        rows int32 [V, n_out], mask int32 [ceil(V/32), n_out], order int32 [n_out] or None; and
+        int32 [1], not zero where inputs that reach an output repeat one another.
     """
     n, device = in_coords.shape[0], in_coords.device
     scratch = new_scratch(n_out, len(offsets), device)
+    repeats = torch.zeros(1, dtype=torch.int32, device=device)
     if n and n_out:
         run, boxes = _bind_scatter(offsets, stride, divide, out_index.kind, out_grid, in_grid)
         table, index_rows, size = index_args(out_index)
         index_rows = in_coords if index_rows is None else index_rows
         run(
             (num_blocks(n, _BLOCK_N),), device,
-            in_coords, table, index_rows, size, scratch, n, *boxes,
+            in_coords, table, index_rows, size, scratch, repeats, n, *boxes,
         )  # fmt: skip
-    return table_of(scratch, offsets)
+    return table_of(scratch, offsets), repeats
 
 
 @functools.lru_cache(maxsize=1024)
