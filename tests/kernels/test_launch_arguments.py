@@ -4,6 +4,7 @@ import itertools
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from tests._process import ROOT, run, write
 from tests.kernels._record import record_launches
@@ -97,6 +99,69 @@ def test_an_interpreted_kernel_is_launched_by_triton():
     for _ in range(2):
         bound._launch((1,), 0, (x,))
     assert x.eq(1).all()
+
+
+@pytest.fixture
+def torch_launches(monkeypatch):
+    """What torch's launcher is handed, with a driver that only says it is a GPU of 1,000 bytes."""
+    launches = []
+    utils = SimpleNamespace(
+        get_device_properties=lambda index: {"max_shared_mem": 1000},
+        load_binary=lambda name, binary, shared, index: (1, 4321, 32, 0, 1024),
+    )
+    driver = SimpleNamespace(
+        utils=utils,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda index: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    )
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(_launch, "hands_values", True)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 99, raising=False)
+    launcher = SimpleNamespace(_launch_kernel=lambda *call: launches.append(call))
+    monkeypatch.setattr(_launch, "torch_launcher", launcher)
+    return launches
+
+
+def test_torchs_launcher_is_handed_numbers_and_addresses_only(torch_launches):
+    @triton.jit(do_not_specialize=["size"])
+    def fresh(x_ptr, bias_ptr, count, size, box, scale, FACTORS: tl.constexpr, V: tl.constexpr):
+        tl.store(x_ptr, (count + size + box[0] + box[1]).to(tl.float32) * scale)
+
+    bound = _launch.BoundKernel(fresh, {"FACTORS": (2, 3), "V": 7, "num_warps": 8})
+    for size in (5, 6):
+        bound._launch((3, 2), 0, (MEMORY, None, 48, size, (1, 2**40), 0.5))
+    bound._launch((4,), 0, (MEMORY, HALVES, 1, 5, (6, 10), 0.5))
+    address = MEMORY.data_ptr()
+    many, few = (4321, 3, 2, 1, 8, 0, "OiilfOO"), (4321, 4, 1, 1, 8, 0, "OOiiifOO")
+    assert torch_launches == [
+        (*many, (address, 48, 5, 2**40, 0.5, None, None), 99),
+        (*many, (address, 48, 6, 2**40, 0.5, None, None), 99),
+        (*few, (address, HALVES.data_ptr(), 5, 6, 10, 0.5, None, None), 99),
+    ]
+    assert len(bound.compiled) == 2
+
+
+@pytest.mark.parametrize("lack", ["nothing", "shared memory", "threads", "types"])
+def test_triton_launches_what_torch_cannot(lack, torch_launches, monkeypatch):
+    @triton.jit
+    def fresh(x_ptr, flag, BLOCK: tl.constexpr):
+        square = tl.arange(0, BLOCK)[:, None] + tl.arange(0, BLOCK)
+        tl.store(x_ptr + square, tl.dot(square.to(tl.float16), square.to(tl.float16)))
+
+    by_triton = []
+    monkeypatch.setattr(
+        _launch.BoundKernel, "_launch_by_triton", lambda _self, *call: by_triton.append(call)
+    )
+    monkeypatch.setattr(_launch, "_runner", lambda compiled, constants: lambda *_: None)
+    utils = triton.runtime.driver.active.utils
+    if lack != "shared memory":
+        monkeypatch.setattr(utils, "get_device_properties", lambda index: {"max_shared_mem": 2**20})
+    if lack == "threads":
+        monkeypatch.setattr(utils, "load_binary", lambda *_: (1, 4321, 255, 0, 64))
+    bound = _launch.BoundKernel(fresh, {"BLOCK": 32})
+    bound._launch((1,), 0, (MEMORY, True if lack == "types" else 2))
+    assert (len(by_triton), len(torch_launches)) == ((0, 1) if lack == "nothing" else (1, 0))
 
 
 STUB_LAUNCH = """

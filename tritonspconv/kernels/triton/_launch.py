@@ -6,13 +6,17 @@ LiDAR networks are bound by the host, so a launch here remembers the compiled ke
 of one kind and hands it addresses. Where Triton is not a version that this was tested with, or does
 not take the arguments, or a hook is set, or the kernel is interpreted, it launches in the ordinary
 way.
+
+Triton 3.6 has a C compiler make a launcher for every list of argument types, a second or so of a
+network's first result. On NVIDIA, kernels are launched there by the launcher that torch ships for
+its own compiled kernels, which takes the host no longer.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +27,15 @@ from torch import Tensor
 _KNOWN_VERSIONS = ("3.6.", "3.7.", "3.8.", "3.9.")
 _INT32 = 2**31
 hands_values = triton.__version__.startswith(_KNOWN_VERSIONS)
+
+# Launches kernels that Triton compiled without a launcher made for them; None where not needed.
+torch_launcher: Any = (
+    getattr(torch._C, "_StaticCudaLauncher", None)
+    if triton.__version__.startswith("3.6.") and torch.version.hip is None
+    else None
+)
+# What it calls the types of numbers.
+_TORCH_TYPES = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
 
@@ -55,10 +68,13 @@ class BoundKernel:
         takes_values: Whether compiled kernels took what they were handed so far.
     """
 
-    __slots__ = ("_is_plain", "compiled", "kernel", "meta", "takes_values")
+    __slots__ = ("_is_plain", "_options", "compiled", "kernel", "meta", "takes_values")
 
     def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
         self.kernel, self.meta = kernel, meta
+        # Checks for overflow are for Triton's debug mode: without it they are traced all the same,
+        # then dropped, and in it they would trap where `_index.popcount` overflows on purpose.
+        self._options = {"enable_fp_fusion": True, "sanitize_overflow": False, **meta}
         self.compiled: list[CompiledKernel] = []
         # Not if it is interpreted.
         self.takes_values = hands_values and isinstance(kernel, triton.JITFunction)
@@ -84,9 +100,7 @@ class BoundKernel:
             self._launch(grid, index, args)
 
     def _launch_by_triton(self, grid: tuple[int, ...], args: tuple[Any, ...]) -> Any:
-        # Checks for overflow are for Triton's debug mode: without it they are traced all the same,
-        # then dropped, and in it they would trap where `_index.popcount` overflows on purpose.
-        return self.kernel[grid](*args, enable_fp_fusion=True, sanitize_overflow=False, **self.meta)
+        return self.kernel[grid](*args, **self._options)
 
     def _launch(self, grid: tuple[int, ...], device_index: int, args: tuple[Any, ...]) -> None:
         if not self.takes_values or _has_hooks():
@@ -97,10 +111,28 @@ class BoundKernel:
             if values is not None:
                 self._run(run, grid, device_index, args, values)
                 return
-        compiled = self._launch_by_triton(grid, args)
-        constants = tuple(self.meta[name] for name in self.kernel.arg_names[len(args) :])
-        take, run = _taker(args, self._is_plain), _runner(compiled, constants)
+        if torch_launcher is None or not self._launch_by_torch(grid, device_index, args):
+            compiled = self._launch_by_triton(grid, args)
+            constants = tuple(self.meta[name] for name in self.kernel.arg_names[len(args) :])
+            take, run = _taker(args, self._is_plain), _runner(compiled, constants)
+            self.compiled.append(CompiledKernel(device_index, take, run))
+
+    def _launch_by_torch(
+        self, grid: tuple[int, ...], device_index: int, args: tuple[Any, ...]
+    ) -> bool:
+        """Compile and run without Triton's launcher; return whether the kernel allows it."""
+        compiled = self.kernel.warmup(*args, grid=grid, **self._options)
+        if hasattr(compiled, "result"):  # where the user has Triton compile in other threads
+            compiled = compiled.result()
+        run = _torch_runner(compiled, device_index)
+        if run is None:
+            return False
+        take = _taker(args, self._is_plain, compiled.src.signature.values())
         self.compiled.append(CompiledKernel(device_index, take, run))
+        values = take(*args)
+        assert values is not None
+        self._run(run, grid, device_index, args, values)
+        return True
 
     def _run(
         self,
@@ -154,11 +186,19 @@ def compiled_kernels() -> list[Any]:
     return [bound.kernel for bound in _bound.values() for _ in bound.compiled]
 
 
-def _taker(args: tuple[Any, ...], is_plain: tuple[bool, ...]) -> Take:
+def _taker(
+    args: tuple[Any, ...], is_plain: tuple[bool, ...], types: Iterable[Any] | None = None
+) -> Take:
     """Return ``take`` of :class:`CompiledKernel` for arguments of the kind of these.
 
     Pointers become addresses. Small networks spend much of their time here, and a loop over the
     arguments takes three times as long as code written for them, which this writes.
+
+    Args:
+        args: The arguments.
+        is_plain: Which of them Triton does not specialise on.
+        types: The arguments' types, for the values that :func:`_torch_runner` takes: without
+            constants, tuples opened. ``None`` for those that Triton's launcher takes.
     """
     known: dict[str, Any] = {"kind": _kind}
     addresses, values, tests, aligned = [], [], [], []
@@ -185,6 +225,8 @@ def _taker(args: tuple[Any, ...], is_plain: tuple[bool, ...]) -> Take:
             known[f"k{place}"] = _kind(arg)
             tests.append(f"kind({name}) == k{place}")
         values.append(value)
+    if types is not None:
+        values = [name for name, _ in _leaves(values, types)] + ["None", "None"]  # no scratch
     if aligned:
         tests.append(f"({' | '.join(aligned)}) % 16 == 0")
     names = ", ".join(f"a{place}" for place in range(len(args)))
@@ -232,6 +274,52 @@ def _runner(compiled: Any, constants: tuple[Any, ...]) -> Run:
         launch(x, y, z, stream, function, *before, *values, *constants)
 
     return run_directly
+
+
+def _torch_runner(compiled: Any, device_index: int) -> Run | None:
+    """Return what has torch run a kernel that was compiled only; None where it needs Triton.
+
+    Loads the kernel as Triton 3.6 does. Kernels that the device lacks the resources for are left to
+    Triton and its error.
+    """
+    found = compiled.metadata
+    needs_triton = found.launch_cooperative_grid or found.launch_pdl or found.num_ctas != 1
+    scratch = found.global_scratch_size or found.profile_scratch_size
+    utils = triton.runtime.driver.active.utils
+    most_shared = utils.get_device_properties(device_index)["max_shared_mem"]
+    if needs_triton or scratch or found.shared > most_shared or _has_load_hooks():
+        return None
+    types = [kind for _, kind in _leaves(compiled.src.signature, compiled.src.signature.values())]
+    if not all(kind[0] == "*" or kind in _TORCH_TYPES for kind in types):
+        return None
+    letters = "".join(_TORCH_TYPES.get(kind, "O") for kind in types) + "OO"  # and no scratch, twice
+    warps, shared = found.num_warps, found.shared
+    _, function, _, _, most_threads = utils.load_binary(
+        compiled.name, compiled.kernel, shared, device_index
+    )
+    if warps * found.target.warp_size > most_threads:
+        return None
+    launch = torch_launcher._launch_kernel
+
+    def run_by_torch(grid: tuple[int, ...], stream: int, values: tuple[Any, ...]) -> None:
+        x, y, z = (*grid, 1, 1)[:3]
+        launch(function, x, y, z, warps, shared, letters, values, stream)
+
+    return run_by_torch
+
+
+def _leaves(names: Iterable[str], types: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Yield arguments and their types, tuples opened and constants left out."""
+    for name, kind in zip(names, types, strict=False):
+        if type(kind) is tuple:
+            yield from _leaves([f"{name}[{place}]" for place in range(len(kind))], kind)
+        elif kind != "constexpr":
+            yield name, kind
+
+
+def _has_load_hooks() -> bool:
+    runtime = triton.knobs.runtime
+    return bool(runtime.kernel_load_start_hook.calls or runtime.kernel_load_end_hook.calls)
 
 
 def _is_bare(run: Any) -> bool:
