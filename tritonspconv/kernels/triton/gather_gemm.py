@@ -254,7 +254,7 @@ def gather_gemm(
         config,
     )
     run(
-            (num_blocks(n_out, block_m) * tiles_n,), feats.device,
+        (num_blocks(n_out, block_m) * tiles_n,), feats.device,
         feats, feats_low, feats_largest, weight, weight_low, weight_largest,
         bias, *_NO_NORM if norm is None else norm[:4], residual, out, rows, mask, order, n_out,
     )  # fmt: skip
