@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
 import triton
@@ -12,6 +13,27 @@ from torch import Tensor
 from tritonspconv.kernels.triton._grid import Offsets
 
 _KEY_BITS: tl.constexpr = tl.constexpr(16)
+# The groups of 3x3x3 windows, from the key's highest bit on: boxes, that is a range of the taps on
+# each axis, from the slowest axis of the tap index on. Of `scripts/search_column_groups.py`.
+CUBE_GROUPS = (
+    ("+", "*", "*"),
+    ("*", "-", "0"),
+    ("*", "0", "+"),
+    ("-", "*", "*"),
+    ("0", "*", "*"),
+    ("*", "+", "+"),
+    ("*", "-", "-"),
+    ("*", "+", "-"),
+    ("0+", "-", "+"),
+    ("-0", "+", "0"),
+    ("-0", "0", "-"),
+    ("-", "-", "+"),
+    ("+", "0", "-"),
+    ("+", "+", "0"),
+    ("-", "0", "0"),
+    ("+", "0", "0"),
+)
+_RANGES = {"-": (0,), "0": (1,), "+": (2,), "-0": (0, 1), "0+": (1, 2), "*": (0, 1, 2)}
 # Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
 MIN_ROWS_TO_ORDER = 131072
 
@@ -34,13 +56,33 @@ def sort_key(mask, groups_ptr):
     return (key - 2**15).to(tl.int16)
 
 
+def box_mask(box: tuple[str, str, str]) -> int:
+    """Return the mask of the taps of a 3x3x3 window that lie in one of ``CUBE_GROUPS``."""
+    taps = itertools.product(*(_RANGES[axis] for axis in box))
+    return sum(1 << (9 * slow + 3 * middle + fast) for slow, middle, fast in taps)
+
+
+def _is_cube(offsets: Offsets) -> bool:
+    """Return whether taps fill a box of 3x3x3, in the order of the axes or in the opposite one."""
+    if len(offsets) != 27 or len(offsets[0]) != 3:
+        return False
+    axes = [sorted(set(axis)) for axis in zip(*offsets, strict=True)]
+    last_fastest = tuple(itertools.product(*axes))
+    first_fastest = tuple(offset[::-1] for offset in itertools.product(*axes[::-1]))
+    return offsets in (last_fastest, first_fastest)
+
+
 @functools.lru_cache(maxsize=512)
 def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
     """Return the tap masks, int32, by which columns are grouped, rare ones first.
 
-    Up to 16 taps stand for themselves. Of more, lines of taps along the middle axis and along the
-    first one, corners before edges: surfaces run along a line, so that its taps come together.
+    Up to 16 taps stand for themselves. Of a 3x3x3 window, see ``CUBE_GROUPS``. Of others, lines of
+    taps along the middle axis and along the first one, corners before edges: surfaces run along a
+    line, so that its taps come together.
     """
+    if _is_cube(offsets):
+        masks = [box_mask(box) for box in CUBE_GROUPS]
+        return torch.tensor(masks, dtype=torch.int32, device=device)
     ndim, bits = len(offsets[0]), _KEY_BITS.value
     middle = [sum(o[d] for o in offsets) / len(offsets) for d in range(ndim)]
     everything = range(ndim)
