@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,18 +60,22 @@ def _builder(peer: Peer) -> Callable[[Peer, Scene, str, bool], Built]:
 
 def _build_ours(peer: Peer, scene: Scene, kind: str, training: bool) -> Built:
     """Build the table of the forward pass and, for training, what the gradients read."""
-    window = WINDOWS[kind]
-    size, stride, padding, dilation = ((n,) * 3 for n in _geometry(window))
-    if window.stride == 1:
-        geometry = ConvGeometry.submanifold(size, dilation)
-    else:
-        geometry = ConvGeometry(size, stride, padding, dilation)
     grid = Grid((0, 0, 0), scene.spatial_shape, scene.batch_size)
-    found = kernel_map(ActiveSites(scene.indices, grid), geometry)
+    found = kernel_map(ActiveSites(scene.indices, grid), _our_geometry(kind))
     if training:
         # Made on first use.
         _ = found.in_table, found.pair_list
     return found.out_sites.coords, found.num_pairs
+
+
+@functools.lru_cache
+def _our_geometry(kind: str) -> ConvGeometry:
+    """Return what a layer makes once and keeps."""
+    window = WINDOWS[kind]
+    size, stride, padding, dilation = ((n,) * 3 for n in _geometry(window))
+    if window.stride == 1:
+        return ConvGeometry.submanifold(size, dilation)
+    return ConvGeometry(size, stride, padding, dilation)
 
 
 def _build_implicit(peer: Peer, scene: Scene, kind: str, training: bool) -> Built:
