@@ -1,10 +1,13 @@
 """The groups of taps by which columns are ordered."""
 
+import ast
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from tests._process import ROOT, run
 from tritonspconv import reference
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.triton._column_order import CUBE_GROUPS, box_mask, tap_groups
@@ -58,3 +61,13 @@ def test_other_windows_are_grouped_by_lines(geometry):
     assert len(masks) == 16
     assert masks != [box_mask(box) for box in CUBE_GROUPS]
     assert all(0 < mask < 2**geometry.kernel_volume for mask in masks)
+
+
+def test_the_search_prints_boxes_and_what_they_do():
+    script = ROOT / "scripts" / "search_column_groups.py"
+    lines = run(script, "--max-points", 2000, "--seconds", 0.2, cwd=ROOT).stdout.splitlines()
+    boxes = [ast.literal_eval(line.strip().rstrip(",")) for line in lines[:16]]
+    assert all(0 < box_mask(box) < 2**27 - 1 for box in boxes)
+    scenes = [line.split(":")[0] for line in lines[16:]]
+    assert len(scenes) == 5
+    assert scenes[-1].endswith("held out")
