@@ -74,7 +74,7 @@ class Sample:
         order = np.argsort(key[self._places], kind="stable")
         masks = self.masks[self._places[order]]
         tiles = np.bitwise_or.reduceat(masks, np.arange(0, len(masks), TILE))
-        return TILE * int(np.bitwise_count(tiles).sum()) / self.pairs
+        return TILE * int(np.unpackbits(tiles.view(np.uint8)).sum()) / self.pairs
 
 
 def samples(waymo: Path | None, max_points: int | None) -> tuple[list[Sample], Sample]:
