@@ -142,33 +142,33 @@ def _run_section(
     if section == "layers":
         cases = layer_cases(scenes, args.quick, on_gpu)
         title = "one layer, ms; fwd and fwd+bwd with the kernel map cached, map+ with it built anew"
-        measure(section, title, LAYER_HEADER, cases, measure=meter.layer)
+        measure(section, title, LAYER_HEADER, cases, metric=meter.layer)
     elif section == "small":
         cases = small_cases(scenes, args.quick, on_gpu)
         title = "one layer on few voxels, kernel map cached, ms"
-        measure(section, title, LAYER_HEADER, cases, measure=meter.layer)
+        measure(section, title, LAYER_HEADER, cases, metric=meter.layer)
     elif section == "networks":
         cases = network_cases(scenes, peers, on_gpu)
         title = "wall time, ms; new kernel maps at every call"
-        measure(section, title, NETWORK_HEADER, cases, measure=meter.wall)
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.wall)
     elif section == "cold":
         dtype = "float16" if on_gpu else "float32"
         measure_cold(scenes["kitti"], peers, report, dtype, args.quick)
     elif section == "maps":
         title = "kernel maps, wall time, ms"
-        measure(section, title, MAP_HEADER, map_cases(scenes, "wall"), measure=meter.wall)
+        measure(section, title, MAP_HEADER, map_cases(scenes, "wall"), metric=meter.wall)
         if on_gpu:
             title = "kernel maps, sum of the kernels' durations, ms"
             cases = map_cases(scenes, "device")
-            measure(section, title, MAP_HEADER, cases, measure=meter.device_time, checked=False)
+            measure(section, title, MAP_HEADER, cases, metric=meter.device_time, checked=False)
     elif not on_gpu:
         print(f"\n{section}: needs a GPU", flush=True)
     else:
         title = "peak memory that a call adds, MiB; kernel maps included"
         cases = memory_cases(scenes, args.quick, on_gpu)
-        measure(section, title, LAYER_HEADER, cases, measure=meter.peak, checked=False)
+        measure(section, title, LAYER_HEADER, cases, metric=meter.peak, checked=False)
         cases = network_cases(scenes, peers, on_gpu)
-        measure(section, title, NETWORK_HEADER, cases, measure=meter.peak, checked=False)
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
 
 
 def _about(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench_peers import Peer, first_line
 from bench_report import Cell, Report
-from bench_timing import Measurement, Meter, Run
+from bench_timing import Measurement, Meter, Metric, Run
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def measure_cases(
     peers: Sequence[Peer],
     meter: Meter,
     report: Report,
-    measure: Callable[[Run], Measurement],
+    metric: Metric,
     *,
     checked: bool = True,
 ) -> None:
-    """Check and measure every case with every library, and print each as it is done.
+    """Check every case with every library, then measure them in turn; print each as it is done.
 
     Args:
         name: Of the section.
@@ -69,7 +69,7 @@ def measure_cases(
         peers: The libraries.
         meter: Of the device.
         report: Takes the rows.
-        measure: Measures one run.
+        metric: What is measured.
         checked: Run the check first; wrong results get no time.
 
     Raises:
@@ -78,7 +78,7 @@ def measure_cases(
     labels = [(*case.labels, passed) for case in cases for passed in case.passes]
     report.begin(name, title, header, labels)
     for case in cases:
-        results = {peer.name: _run_case(case, peer, meter, measure, checked) for peer in peers}
+        results = _run_case(case, peers, meter, metric, checked)
         for passed in case.passes:
             cells = {peer: cells[passed] for peer, cells in results.items()}
             report.add((*case.labels, passed), cells)
@@ -88,33 +88,82 @@ def measure_cases(
 
 
 def _run_case(
-    case: Case, peer: Peer, meter: Meter, measure: Callable[[Run], Measurement], checked: bool
-) -> dict[str, Cell]:
-    """Return a cell for each pass."""
-    cells: dict[str, Cell] = {}
-    errors: dict[str, float] = {}
-    try:
-        with peer.tf32(case.tf32):
-            trial = case.prepare(peer)
+    case: Case, peers: Sequence[Peer], meter: Meter, metric: Metric, checked: bool
+) -> dict[str, dict[str, Cell]]:
+    """Return by library a cell for each pass."""
+    entries = [_Entry(case, peer, meter) for peer in peers]
+    for entry in entries:
+        entry.make_ready(checked)
+    for passed in case.passes:
+        for _ in range(metric.rounds):
+            for entry in entries:
+                entry.measure(passed, metric)
+    return {
+        entry.peer.name: {passed: entry.cell(passed, metric.unit) for passed in case.passes}
+        for entry in entries
+    }
+
+
+class _Entry:
+    """A library in a case, from its trial to its cells."""
+
+    def __init__(self, case: Case, peer: Peer, meter: Meter) -> None:
+        self.case, self.peer, self.meter = case, peer, meter
+        self._trial: Trial | None = None
+        self._errors: dict[str, float] = {}
+        self._failed: dict[str, Cell] = {}
+        self._values: dict[str, list[float]] = {passed: [] for passed in case.passes}
+
+    def make_ready(self, checked: bool) -> None:
+        """Prepare the trial; without the right results there is none."""
+
+        def work() -> None:
+            trial = self.case.prepare(self.peer)
             if checked:
-                errors = trial.check()
-                wrong = _exceeding(errors, case.limits)
-                if wrong:
-                    return dict.fromkeys(case.passes, Cell("FAIL", None, errors, wrong))
-            for passed in case.passes:
-                run = trial.runs.get(passed)
-                cells[passed] = Cell("n/a") if run is None else Cell("ok", measure(run), errors)
-    except Exception as error:  # a library may raise anything; the others go on
-        cell = Cell("error", None, errors, first_line(error))
-        cells = {passed: cells.get(passed, cell) for passed in case.passes}
-    # What is left of a failed case can hold gigabytes.
-    gc.collect()
-    try:
-        meter.synchronize()
-    except RuntimeError as error:
-        lost = Cell("error", None, errors, f"device lost: {first_line(error)}")
-        return dict.fromkeys(case.passes, lost)
-    return cells
+                self._errors = trial.check()
+            self._trial = trial
+
+        failed = self._attempt(work)
+        wrong = _exceeding(self._errors, self.case.limits)
+        if failed is None and wrong:
+            failed = Cell("FAIL", None, self._errors, wrong)
+        if failed is not None:
+            self._trial = None
+            self._failed = dict.fromkeys(self.case.passes, failed)
+
+    def measure(self, passed: str, metric: Metric) -> None:
+        """Measure a pass for one round, where there is one and it works."""
+        run = None if self._trial is None else self._trial.runs.get(passed)
+        if run is None or passed in self._failed:
+            return
+        failed = self._attempt(lambda: self._values[passed].extend(metric.once(run)))
+        if failed is not None:
+            self._failed[passed] = failed
+
+    def cell(self, passed: str, unit: str) -> Cell:
+        """Return the result of a pass."""
+        if passed in self._failed:
+            return self._failed[passed]
+        values = self._values[passed]
+        if not values:
+            return Cell("n/a")
+        return Cell("ok", Measurement.of(values, unit), self._errors)
+
+    def _attempt(self, work: Callable[[], None]) -> Cell | None:
+        """Do something with the library; return what went wrong, if anything."""
+        message = ""
+        try:
+            with self.peer.tf32(self.case.tf32):
+                work()
+        except Exception as error:  # a library may raise anything; the others go on
+            message = first_line(error)
+            # What is left of it can hold gigabytes.
+            gc.collect()
+        try:
+            self.meter.synchronize()
+        except RuntimeError as error:
+            message = f"device lost: {first_line(error)}"
+        return Cell("error", None, self._errors, message) if message else None
 
 
 def _exceeding(errors: dict[str, float], limits: dict[str, float]) -> str:

@@ -40,6 +40,28 @@ class Measurement:
         return cls(statistics.median(ordered), low, high, len(ordered), unit)
 
 
+@dataclass(frozen=True)
+class Metric:
+    """What is measured of a run, in several rounds.
+
+    Libraries take turns round by round, so that a host or a card that grows faster or slower
+    meanwhile does so for all of them.
+
+    Attributes:
+        once: Returns the values of one round.
+        unit: Of the values.
+        rounds: How many there are.
+    """
+
+    once: Callable[[Run], list[float]]
+    unit: str
+    rounds: int = 1
+
+
+# A third of the repetitions each.
+_ROUNDS = 3
+
+
 class Meter:
     """Measures on one device.
 
@@ -62,23 +84,39 @@ class Meter:
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
-    def layer(self, run: Run) -> Measurement:
-        """Time one layer by events, the L2 cache cleared before each run; wall time on a CPU."""
-        if not self.on_gpu:
-            return self.wall(run)
+    @property
+    def layer(self) -> Metric:
+        """Time of one layer by events, the L2 cache cleared before each run; by wall on a CPU."""
+        return Metric(self._layer if self.on_gpu else self._wall, "ms", _ROUNDS)
+
+    @property
+    def wall(self) -> Metric:
+        """Time by the host's clock, the device synchronised before and after each run."""
+        return Metric(self._wall, "ms", _ROUNDS)
+
+    @property
+    def device_time(self) -> Metric:
+        """Durations of a run's kernels and copies, added up, gaps left out; GPU only."""
+        return Metric(self._device_time, "ms")
+
+    @property
+    def peak(self) -> Metric:
+        """What a run adds to the memory that torch has allocated, at its peak; GPU only."""
+        return Metric(self._peak, "MiB")
+
+    def _layer(self, run: Run) -> list[float]:
         from triton.testing import do_bench
 
         for _ in range(3):
             run()
-        warmup, rep = (10, 50) if self.quick else (25, 200)
-        return Measurement.of(do_bench(run, warmup=warmup, rep=rep, return_mode="all"), "ms")
+        warmup, rep = (10, 17) if self.quick else (10, 67)
+        return do_bench(run, warmup=warmup, rep=rep, return_mode="all")
 
-    def wall(self, run: Run) -> Measurement:
-        """Time by the host's clock, the device synchronised before and after each run."""
+    def _wall(self, run: Run) -> list[float]:
         if self.on_gpu:
-            warmup, repeat = (4, 12) if self.quick else (8, 30)
+            warmup, repeat = (2, 4) if self.quick else (3, 10)
         else:
-            warmup, repeat = (1, 2) if self.quick else (2, 20)
+            warmup, repeat = (1, 1) if self.quick else (1, 7)
         for _ in range(warmup):
             run()
         times = []
@@ -88,10 +126,9 @@ class Meter:
             run()
             self.synchronize()
             times.append(1e3 * (time.perf_counter() - start))
-        return Measurement.of(times, "ms")
+        return times
 
-    def device_time(self, run: Run) -> Measurement:
-        """Add up the durations of the kernels and copies of a run, gaps left out; GPU only."""
+    def _device_time(self, run: Run) -> list[float]:
         if not self.on_gpu:
             raise RuntimeError("device time needs a GPU")
         from torch.autograd import DeviceType
@@ -111,11 +148,9 @@ class Meter:
         )
         if not microseconds:
             raise RuntimeError("the profiler recorded no kernels")
-        mean = 1e-3 * microseconds / repeat
-        return Measurement(mean, mean, mean, repeat, "ms")
+        return [1e-3 * microseconds / repeat]
 
-    def peak(self, run: Run) -> Measurement:
-        """Return what a run adds to the memory that torch has allocated, at its peak; GPU only."""
+    def _peak(self, run: Run) -> list[float]:
         if not self.on_gpu:
             raise RuntimeError("peak memory needs a GPU")
         for _ in range(2):
@@ -126,5 +161,4 @@ class Meter:
         torch.cuda.reset_peak_memory_stats(self.device)
         run()
         self.synchronize()
-        added = (torch.cuda.max_memory_allocated(self.device) - held) / 2**20
-        return Measurement(added, added, added, 1, "MiB")
+        return [(torch.cuda.max_memory_allocated(self.device) - held) / 2**20]
