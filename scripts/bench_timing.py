@@ -57,6 +57,11 @@ class Metric:
     unit: str
     rounds: int = 1
 
+    def alone(self, run: Run) -> Measurement:
+        """Measure one run in all rounds, with nothing between them."""
+        values = [value for _ in range(self.rounds) for value in self.once(run)]
+        return Measurement.of(values, self.unit)
+
 
 # A third of the repetitions each.
 _ROUNDS = 3

@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import math
 import shlex
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,9 +143,7 @@ def _time(task: Task, tile: GemmConfig, expected: Tensor, meter: Meter) -> float
         return math.inf
     if not relative_error(out, expected) <= task.tolerance:
         return math.inf
-    metric = meter.layer
-    times = [t for _ in range(metric.rounds) for t in metric.once(lambda: task.run(tile))]
-    return statistics.median(times)
+    return meter.layer.alone(lambda: task.run(tile)).median
 
 
 def _tasks(

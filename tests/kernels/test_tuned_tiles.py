@@ -130,7 +130,7 @@ def test_the_search_finds_the_fastest_tile_that_is_right(tune, capsys):
         call()
         return SimpleNamespace(median=0.1 if ran[-1] == wrong else 1.0 + steps_from_best(ran[-1]))
 
-    meter = SimpleNamespace(layer=layer, synchronize=lambda: None)
+    meter = SimpleNamespace(layer=SimpleNamespace(alone=layer), synchronize=lambda: None)
     fixed = GemmConfig(128, 128, 32, 4, 5)
     task = tune.Task(PROBLEM, 10, fixed, 1e-3, run)
     assert tune.search(task, meter) == (best, 1.0, 1.0 + steps_from_best(fixed))
