@@ -79,6 +79,7 @@ def measure_cases(
     report.begin(name, title, header, labels)
     for case in cases:
         results = _run_case(case, peers, meter, metric, checked)
+        gc.collect()  # networks go in cycles
         for passed in case.passes:
             cells = {peer: cells[passed] for peer, cells in results.items()}
             report.add((*case.labels, passed), cells)
@@ -157,7 +158,8 @@ class _Entry:
                 work()
         except Exception as error:  # a library may raise anything; the others go on
             message = first_line(error)
-            # What is left of it can hold gigabytes.
+        if message:
+            # What is left of it can hold gigabytes, as long as the error does.
             gc.collect()
         try:
             self.meter.synchronize()
