@@ -28,10 +28,10 @@ from bench_scenes import SceneStore
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map
 from tritonspconv.kernel_map import output_sites
 from tritonspconv.kernels.eager.invert_table import mask_words
-from tritonspconv.kernels.triton._column_order import CUBE_GROUPS, box_mask
+from tritonspconv.kernels.triton._column_order import AXIS_RANGES, CUBE_GROUPS, box_mask
 
-TILE, BITS = 128, 16
-RANGES = ("-", "0", "+", "-0", "0+", "*")
+TILE, BITS = 128, len(CUBE_GROUPS)
+RANGES = tuple(AXIS_RANGES)
 SUBMANIFOLD = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 HALF = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
 STRIDED = ConvGeometry((3,) * 3, (2,) * 3, (1,) * 3, (1,) * 3)

@@ -91,15 +91,15 @@ def _build(
         )
         return _CacheEntry(relation, None)
     is_scattered = scatters(sites.device) and geometry.max_outputs_per_input == 1
-    made_sites = in_index = out_index = repeats = None
+    # Before the sites, with whose number the host then reads whether rows repeat.
+    in_index = None if is_scattered else sites.index
+    made_sites = out_index = repeats = None
     if geometry.sites == "same" and out_sites is None:
         out_sites = sites
     elif out_sites is None:
-        # Before the sites, with whose number the host then reads whether rows repeat.
-        in_index = None if is_scattered else sites.index
         out_sites, out_index = _made_sites(sites, geometry, out_grid)
         made_sites = out_sites
-    if is_scattered:
+    if in_index is None:
         kernels = map_kernels_for("scatter_table", sites.device, sites.ndim)
         table, repeats = kernels.scatter_table(
             sites.coords,
@@ -117,7 +117,7 @@ def _build(
             geometry.offsets,
             geometry.stride,
             not geometry.transposed,
-            sites.index if in_index is None else in_index,
+            in_index,
             sites.grid,
             out_sites.grid,
             out_sites.index if made_sites is None and out_sites.may_repeat else None,

@@ -33,7 +33,7 @@ CUBE_GROUPS = (
     ("-", "0", "0"),
     ("+", "0", "0"),
 )
-_RANGES = {"-": (0,), "0": (1,), "+": (2,), "-0": (0, 1), "0+": (1, 2), "*": (0, 1, 2)}
+AXIS_RANGES = {"-": (0,), "0": (1,), "+": (2,), "-0": (0, 1), "0+": (1, 2), "*": (0, 1, 2)}
 # Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
 MIN_ROWS_TO_ORDER = 131072
 
@@ -58,7 +58,7 @@ def sort_key(mask, groups_ptr):
 
 def box_mask(box: tuple[str, str, str]) -> int:
     """Return the mask of the taps of a 3x3x3 window that lie in one of ``CUBE_GROUPS``."""
-    taps = itertools.product(*(_RANGES[axis] for axis in box))
+    taps = itertools.product(*(AXIS_RANGES[axis] for axis in box))
     return sum(1 << (9 * slow + 3 * middle + fast) for slow, middle, fast in taps)
 
 

@@ -153,9 +153,12 @@ def is_narrow(grid: CellGrid, offsets: Offsets, stride: IntTuple) -> bool:
     return grid.num_cells < _NARROW_CELLS and fine < _NARROW_EXTENT and _is_small(offsets)
 
 
-def index_args(index: SiteIndex) -> tuple[Tensor | int | None, ...]:
+def index_args(index: SiteIndex, unused: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return an index as kernel arguments: its table, its rows, and its size.
 
-    The size is log2 of a block's keys, or the number of sorted keys.
+    The size is log2 of a block's keys, or the number of sorted keys. ``unused`` stands for rows
+    that a kind of index does not have: for another kind of argument Triton 3.6 may have a C
+    compiler make another launcher, which takes as long as a kernel.
     """
-    return index.table, index.rows, index.shift if index.kind == "blocks" else index.table.shape[0]
+    rows = unused if index.rows is None else index.rows
+    return index.table, rows, index.shift if index.kind == "blocks" else index.table.shape[0]

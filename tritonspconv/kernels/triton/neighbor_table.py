@@ -180,12 +180,9 @@ def _lookup(
     if n == 0:
         return rows, rows.new_empty(words, 0), None
     own_kind = None if own_index is None else own_index.kind
-    # Arguments that a kind of index does not use are tensors all the same: for other arguments
-    # Triton 3.6 has a C compiler make another launcher, which takes as long as a kernel.
-    table, index_rows, size = index_args(index)
-    index_rows = coords if index_rows is None else index_rows
-    own = (table, index_rows, 0) if own_index is None else index_args(own_index)
-    inputs = coords, table, index_rows, size, *own
+    looked_at = index_args(index, coords)
+    own = looked_at if own_index is None else index_args(own_index, coords)
+    inputs = coords, *looked_at, *own
     blocks = (num_blocks(n, _BLOCK_N),)
     bound = functools.partial(
         _bind_lookup, offsets, stride, divide, center, index.kind, own_kind, grid, own_grid

@@ -105,11 +105,9 @@ def scatter_table(
     repeats = torch.zeros(1, dtype=torch.int32, device=device)
     if n and n_out:
         run, boxes = _bind_scatter(offsets, stride, divide, out_index.kind, out_grid, in_grid)
-        table, index_rows, size = index_args(out_index)
-        index_rows = in_coords if index_rows is None else index_rows
         run(
             (num_blocks(n, _BLOCK_N),), device,
-            in_coords, table, index_rows, size, scratch, repeats, n, *boxes,
+            in_coords, *index_args(out_index, in_coords), scratch, repeats, n, *boxes,
         )  # fmt: skip
     return table_of(scratch, offsets), repeats
 
