@@ -122,6 +122,18 @@ def test_more_cells_than_one_block_of_words(triton_device):
 def test_index_holds_the_lowest_row_of_each_site(triton_device, n, shift, monkeypatch):
     repeats, outside = n // 4, n // 8
     sites = random_sites(n, 3, extent=7, repeats=repeats, outside=outside, device=triton_device)
+    check_index_of_blocks(sites, shift, repeats > 0, monkeypatch)
+
+
+def test_index_of_more_blocks_than_one_program_counts(triton_device, monkeypatch):
+    """32 blocks a word, 2048 words a program: blocks of several programs share no slot."""
+    sites = random_sites(200, 2, extent=(700, 800), batch_size=2, device=triton_device)
+    assert sites.grid.num_cells > 16 * 32 * 2048
+    check_index_of_blocks(sites, 0, False, monkeypatch)
+    check_index_of_blocks(sites, 3, False, monkeypatch)
+
+
+def check_index_of_blocks(sites, shift, repeats, monkeypatch):
     monkeypatch.setattr(kernels, "_choose_shift", lambda n, cells: shift)
     index = kernels.build_index(sites.coords, sites.grid)
     assert (index.kind, index.shift) == ("blocks", shift)
@@ -130,19 +142,18 @@ def test_index_holds_the_lowest_row_of_each_site(triton_device, n, shift, monkey
         if key >= 0:
             expected.setdefault(key, row)
     *_, repeated = index.table.tolist()
-    assert bool(repeated) == (repeats > 0)
-    blocks = sorted({key >> shift for key in expected})
+    assert bool(repeated) == repeats
     words = index.table.tolist()[: -(-sites.grid.num_cells // (32 << shift))]
-    ranked = {
-        32 * w + bit: w for w, word in enumerate(words) for bit in range(32) if word >> bit & 1
+    slots = {
+        32 * w + bit: (word >> 32) + (word & (1 << bit) - 1).bit_count()
+        for w, word in enumerate(words)
+        for bit in range(32)
+        if word >> bit & 1
     }
-    assert list(ranked) == blocks
-    for slot, block in enumerate(blocks):
-        below = words[ranked[block]] & (1 << block % 32) - 1
-        assert (words[ranked[block]] >> 32) + below.bit_count() == slot
-    held = {
-        (blocks.index(key >> shift) << shift) + key % 2**shift: row for key, row in expected.items()
-    }
+    assert set(slots) == {key >> shift for key in expected}
+    # In any order.
+    assert sorted(slots.values()) == list(range(len(slots)))
+    held = {(slots[key >> shift] << shift) + key % 2**shift: row for key, row in expected.items()}
     stored = index.rows.tolist()
     assert {at: 2**31 - 1 - value for at, value in enumerate(stored) if value} == held
 

@@ -38,12 +38,12 @@ class SiteIndex(NamedTuple):
 
     Attributes:
         kind: ``"sorted"`` (any device): keys in ascending order, and their rows. ``"blocks"``
-            (Triton, given sites): ``2**shift`` consecutive keys are a block; the rank of an
-            occupied one's bit is its slot of rows. ``"bitmap"`` (Triton, generated sites, whose
-            rows ascend by key): a site's row is the rank of its bit.
+            (Triton, given sites): ``2**shift`` consecutive keys are a block, and an occupied one
+            has a slot of rows. ``"bitmap"`` (Triton, generated sites, whose rows ascend by key): a
+            site's row is the rank of its bit.
         table: sorted: int64 [N] keys. blocks, bitmap: int64 words, the lower half 32 bits of blocks
-            or cells, the upper half the rank of the first one; counters behind them; for blocks
-            last, whether rows repeat a site.
+            or cells, the upper half the slot or row of the first one that is set; counters behind
+            them; for blocks last, whether rows repeat a site.
         rows: sorted: int64 [N]. blocks: int32 [slots * 2**shift], ``2**31 - 1 - row`` of each cell
             of a slot, 0 where there is no site. bitmap: None.
         shift: blocks: log2 of the keys in a block.

@@ -36,7 +36,7 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 _BLOCK_N = 128
 _BLOCK_WORDS = 2048
 _FLAG_BIT: tl.constexpr = tl.constexpr(62)
-_RANK = {"BLOCK": _BLOCK_WORDS, "num_warps": 8}
+_COUNT = {"BLOCK": _BLOCK_WORDS, "num_warps": 8}
 # What an index may take: this, and as much a row as a table of 64 taps.
 _MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
 
@@ -131,6 +131,22 @@ def mark_kernel(
         word = tl.atomic_or(words_ptr + (keys[v] >> 5), bit, mask=unset[v], sem="relaxed")
         firsts |= (unset[v] & ((word & bit) == 0)).to(tl.int32) << v
     tl.store(firsts_ptr + rows, firsts, mask=rows < n)
+
+
+@triton.jit(do_not_specialize=["n_words"])
+def allot_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
+    """Write the number of each word's first slot to its upper half.
+
+    Behind the words stands how many slots are taken. Blocks of words take theirs as they come: no
+    result depends on which, so that none waits for the blocks before it, as ranks must.
+    """
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
+    count = popcount(word.to(tl.uint32))
+    own = tl.sum(count, axis=0).to(tl.int64)
+    first = tl.atomic_add(words_ptr + n_words, own, sem="relaxed")
+    slot = first + (tl.cumsum(count, axis=0) - count)
+    tl.store(words_ptr + offs, word | (slot << 32), mask=count > 0)
 
 
 @triton.jit(do_not_specialize=["n_words"])
@@ -230,9 +246,9 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     if shift is None:
         return eager_sites.build_index(coords, grid)
     n_words = num_blocks(grid.num_cells, 32 << shift)
-    word_blocks = num_blocks(n_words, _BLOCK_WORDS)
-    # Behind the words what ranks them, and whether rows repeat. Slots start aligned to 16 bytes.
-    n_table = 2 * num_blocks(n_words + word_blocks + 3, 2)
+    # Behind the words how many slots are taken, and last whether rows repeat. Slots start aligned
+    # to 16 bytes.
+    n_table = 2 * num_blocks(n_words + 2, 2)
     memory = torch.zeros(2 * n_table + (n << shift), dtype=torch.int32, device=device)
     table, slots = memory[: 2 * n_table].view(torch.int64), memory[2 * n_table :]
     if n and n_words:
@@ -240,7 +256,8 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
         kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
         mark = bind(mark_blocks_kernel, **kind)
         mark(blocks, device, coords, table, n, grid.batch_size, *box, shift)
-        bind(rank_kernel, **_RANK)((word_blocks,), device, table, None, n_words)
+        word_blocks = num_blocks(n_words, _BLOCK_WORDS)
+        bind(allot_kernel, **_COUNT)((word_blocks,), device, table, n_words)
         insert = bind(insert_kernel, **kind)
         insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, *box, shift)
     return SiteIndex("blocks", table, slots, shift)
@@ -316,7 +333,7 @@ def reached_sites(
     blocks = (num_blocks(n, _BLOCK_N),)
     for run, first in zip(mark, firsts, strict=True):
         run(blocks, device, coords, words, first, n, *boxes)
-    bind(rank_kernel, **_RANK)((word_blocks,), device, words, flag, n_words)
+    bind(rank_kernel, **_COUNT)((word_blocks,), device, words, flag, n_words)
     total = int(words[-1])
     is_set = None if flag is None else bool(total >> _FLAG_BIT.value)
     n_out = total & ((1 << _FLAG_BIT.value) - 1)
