@@ -68,9 +68,9 @@ def map_triples(kmap: KernelMap) -> list[Triple]:
     return expected_triples(kmap.in_sites, kmap.out_sites, kmap.geometry)
 
 
-def table_triples(table) -> list[Triple]:
+def table_triples(table, volume: int | None = None) -> list[Triple]:
     """Decode a neighbour table into ``(entry, row, tap)``; check that masks and order agree."""
-    rows = table.rows.cpu()
+    rows = (table.rows if volume is None else table.entries(volume)).cpu()
     mask = mask_words(rows) if table.mask is None else table.mask.cpu()
     volume, n = rows.shape
     assert rows.dtype == mask.dtype == torch.int32

@@ -56,13 +56,13 @@ def fits(sites: ActiveSites, geometry: ConvGeometry) -> bool:
 def check_forms(kmap: KernelMap) -> None:
     """Every form of the map holds the expected triples, each exactly once."""
     expected = sorted(map_triples(kmap))
-    assert sorted(table_triples(kmap.out_table)) == expected
-    assert sorted(swapped(table_triples(kmap.in_table))) == expected
+    assert sorted(table_triples(kmap.out_table, kmap.kernel_volume)) == expected
+    assert sorted(swapped(table_triples(kmap.in_table, kmap.kernel_volume))) == expected
     assert sorted(pair_triples(*kmap.pairs())) == expected
     assert kmap.num_pairs() == len(expected)
     assert sorted(kernel_pair_triples(kmap)) == expected
-    assert kmap.out_table.rows.shape == (kmap.kernel_volume, kmap.n_out)
-    assert kmap.in_table.rows.shape == (kmap.kernel_volume, kmap.n_in)
+    assert kmap.out_table.entries(kmap.kernel_volume).shape == (kmap.kernel_volume, kmap.n_out)
+    assert kmap.in_table.entries(kmap.kernel_volume).shape == (kmap.kernel_volume, kmap.n_in)
     assert (kmap.n_in, kmap.n_out) == (kmap.in_sites.num_rows, kmap.out_sites.num_rows)
 
 
@@ -165,7 +165,7 @@ def test_a_window_of_taps_is_a_part_of_the_box_that_holds_them(device, data):
         assert paired <= center_pairs
         expected += [(r, r, center) for r in range(sites.num_rows) if r not in center_pairs]
     assert sorted(table_triples(kmap.out_table)) == sorted(expected)
-    assert sorted(swapped(table_triples(kmap.in_table))) == sorted(expected)
+    assert sorted(swapped(table_triples(kmap.in_table, kmap.kernel_volume))) == sorted(expected)
     assert sorted(kernel_pair_triples(kmap)) == sorted(expected)
 
 
@@ -280,7 +280,7 @@ def test_given_sites_under_a_submanifold_geometry(device):
         kmap = kernel_map(sites, SUBM3, out_sites=out_sites)
         expected = sorted(expected_triples(sites, out_sites, SUBM3))
         assert sorted(table_triples(kmap.out_table)) == expected
-        assert sorted(swapped(table_triples(kmap.in_table))) == expected
+        assert sorted(swapped(table_triples(kmap.in_table, kmap.kernel_volume))) == expected
         assert sorted(kernel_pair_triples(kmap)) == expected
 
 
@@ -416,8 +416,10 @@ def test_tables_do_not_follow_coordinates_that_are_edited(
     for side in edited:
         written = sites if side == "in" else kmap.out_sites
         written.coords[:, 1:] *= 2
-    assert sorted(swapped(table_triples(kmap.in_table))) == expected
-    assert sorted(table_triples(kmap.inverse().out_table)) == sorted(swapped(expected))
+    assert sorted(swapped(table_triples(kmap.in_table, kmap.kernel_volume))) == expected
+    assert sorted(table_triples(kmap.inverse().out_table, kmap.kernel_volume)) == sorted(
+        swapped(expected)
+    )
     assert sorted(kernel_pair_triples(kmap)) == expected
 
 

@@ -137,15 +137,19 @@ def _gather_gemm_case(
     precision: str = "ieee",
     fused: bool = False,
     norm: ChannelNorm | None = None,
+    one_row: bool = False,
 ) -> None:
+    rows, mask, order = _table(volume, n, ordered=n >= MANY or one_row)
     weight = torch.zeros(c_out, volume, c_in, dtype=dtype).permute(1, 2, 0)
     feats = torch.zeros(n, c_out if dgrad else c_in, dtype=dtype)
     gather_gemm.gather_gemm(
         feats,
         weight.transpose(1, 2) if dgrad else weight,
         None if dgrad else torch.zeros(c_out, dtype=dtype),
-        *_table(volume, n, ordered=n >= MANY),
-        mirrored=dgrad,
+        rows[:1] if one_row else rows,
+        mask,
+        order,
+        mirrored=dgrad and not one_row,
         precision=precision,
         norm=norm,
         residual=torch.zeros(n, c_out, dtype=dtype) if fused else None,
@@ -237,6 +241,8 @@ def _gemm_cases() -> list[tuple[str, Case]]:
         ("norm-256", (50_000, 256, 256, bfloat, 27, False, "ieee", False, _norm(256, bfloat))),
         ("norm-f32", (MANY, 64, 64, single, 27, False, "ieee", False, _norm(64, single, False))),
         ("norm-f64", (FEW, 20, 40, double, 27, False, "ieee", True, _norm(40, double))),
+        ("one-row", (MANY, 64, 64, half, 8, True, "ieee", False, None, True)),
+        ("one-row-64-taps", (FEW, 16, 33, single, 64, False, "ieee", True, None, True)),
     ]
     return [(f"gather_gemm-{name}", partial(_gather_gemm_case, *args)) for name, args in shapes]
 
@@ -283,6 +289,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("pairs-few", lambda: pairs.pair_lists(*_table(27, FEW, False), 14, 14 * FEW)),
     ("pairs-many", lambda: pairs.pair_lists(*_table(27, MANY, True), 27, 27 * MANY)),
     ("pairs-125-taps", lambda: pairs.pair_lists(*_table(125, FEW, False), 63, 63 * FEW)),
+    ("list-inputs-few", lambda: pairs.list_inputs(*_table(8, FEW, False), 4 * FEW)),
+    ("list-inputs-many", lambda: pairs.list_inputs(*_table(8, MANY, True), 2 * MANY)),
+    ("list-inputs-64-taps", lambda: pairs.list_inputs(*_table(64, FEW, False), 4 * FEW)),
     *_gemm_cases(),
     *_weight_grad_cases(),
     ("parts-2-64", partial(_parts_cases, 64, 64, True)),

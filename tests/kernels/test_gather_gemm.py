@@ -9,6 +9,7 @@ from tritonspconv import reference
 from tritonspconv.kernel_map import NeighborTable
 from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager import gather_gemm as eager
+from tritonspconv.kernels.eager.invert_table import mask_words
 from tritonspconv.testing import assert_close
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -108,6 +109,25 @@ def test_no_input_rows(triton_device):
 def test_no_channels(triton_device, c_in, c_out):
     table = random_table(9, 20, 10, triton_device)
     check(*operands(9, 10, c_in, c_out, torch.float32, triton_device), table)
+
+
+@every_dtype
+@pytest.mark.parametrize("mirrored", [False, True], ids=["forwards", "mirrored"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
+@pytest.mark.parametrize("volume", [1, 2, 8, 32, 64])
+@pytest.mark.parametrize("n_out", [0, 1, 70])
+def test_entries_in_one_row(triton_device, volume, n_out, ordered, mirrored, dtype):
+    """The tap of a column's one entry is told by its mask; some columns have none."""
+    rows, tap = torch.randint(-1, 20, (n_out,)).int(), torch.randint(volume, (n_out,))
+    full = torch.where(torch.arange(volume)[:, None] == tap, rows, -1)
+    order = torch.randperm(n_out).int().to(triton_device) if ordered else None
+    table = NeighborTable(full.to(triton_device), mask_words(full).to(triton_device), order)
+    of_one_row = table._replace(rows=rows[None].to(triton_device))
+    feats, weight, bias = operands(volume, 20, 10, 9, dtype, triton_device)
+    check(feats, weight, bias, table, mirrored, config=FIXED)
+    expected = launch(kernels, feats, weight, bias, table, mirrored, config=FIXED)
+    out = launch(kernels, feats, weight, bias, of_one_row, mirrored, config=FIXED)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("mirrored", [False, True], ids=["forwards", "mirrored"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests._oracle import pair_triples, table_triples
+from tests._oracle import pair_triples, swapped, table_triples
 from tritonspconv.kernel_map import NeighborTable
 from tritonspconv.kernels.eager import pairs as eager
 from tritonspconv.kernels.eager.invert_table import mask_words
@@ -49,6 +49,35 @@ def test_pair_lists(triton_device, volume, n, share, ordered):
             assert pair_triples(*pairs, tap_ptr) == expected
         pairs, tap_ptr = eager.pair_lists(rows, None, order, taps, 0)
         assert pair_triples(*pairs, tap_ptr) == expected
+
+
+@pytest.mark.usefixtures("_places")
+@pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
+@pytest.mark.parametrize(
+    ("n_in", "share"), [(0, 0.0), (1, 1.0), (63, 0.5), (1030, 1.0), (3000, 0.6)]
+)
+@pytest.mark.parametrize(
+    ("volume", "n"), [(1, 0), (8, 0), (1, 3000), (8, 500), (32, 200), (70, 90)]
+)
+def test_list_inputs(triton_device, volume, n, n_in, share, ordered):
+    """Pairs as they are listed without the table, and the table of the inputs by brute force."""
+    named = torch.randperm(n_in)[: min(round(share * n_in), volume * n)].int()
+    rows = torch.full((volume, n), -1, dtype=torch.int32)
+    rows.view(-1)[torch.randperm(volume * n)[: len(named)]] = named
+    order = torch.randperm(n).int() if ordered else None
+    table = rows, mask_words(rows), order
+    on_device = [None if part is None else part.to(triton_device) for part in table]
+    pairs, tap_ptr, of_inputs = kernels.list_inputs(*on_device, n_in)
+    expected, _ = eager.pair_lists(rows, None, order, volume, 0)
+    assert torch.equal(pairs[:, : len(named)].cpu(), expected)
+    assert pair_triples(*pairs, tap_ptr) == sorted(
+        table_triples(NeighborTable(*table)), key=lambda triple: triple[2]
+    )
+    own = NeighborTable(*of_inputs)
+    assert own.rows.shape == (1, n_in)
+    assert torch.equal(own.rows[0, : len(named)].cpu(), expected[1])
+    assert own.rows[0, len(named) :].tolist() == [-1] * (n_in - len(named))
+    assert sorted(swapped(table_triples(own, volume))) == sorted(pair_triples(*pairs, tap_ptr))
 
 
 def test_decoding_agrees_with_the_table():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tritonspconv.coords import ActiveSites
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernels import kernels_for, map_kernels_for
+from tritonspconv.kernels import has_triton, kernels_for, map_kernels_for
 from tritonspconv.kernels.eager.pairs import PairBlocks
 
 
@@ -17,7 +17,8 @@ class NeighborTable(NamedTuple):
     """For each row on one side, the row it meets on the other side through each tap.
 
     Attributes:
-        rows: int32 [V, n], a row of the other side or -1.
+        rows: int32 [V, n], a row of the other side or -1; or [1, n] where no row meets two, and
+            ``mask`` says through which tap.
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
             None on a CPU, whose kernels have no need of it.
         order: int32 [n], the row that each column stands for; None: column c is row c.
@@ -31,6 +32,14 @@ class NeighborTable(NamedTuple):
     order: Tensor | None
     blocks: PairBlocks | None = None
     mirrored: bool = False
+
+    def entries(self, volume: int) -> Tensor:
+        """Return rows int32 [V, n] of ``volume`` taps, however they are stored."""
+        if self.mask is None or self.rows.shape[0] == volume:
+            return self.rows
+        tap = torch.arange(volume, device=self.rows.device)
+        is_present = (self.mask[tap // 32] >> (tap % 32)[:, None]) & 1 != 0
+        return torch.where(is_present, self.rows, -1)
 
 
 class PairList(NamedTuple):
@@ -90,8 +99,32 @@ class Relation:
         The sites are arguments because a relation, which sites own, holds no reference to them.
         """
         if self._in_table is None:
-            self._in_table = self._make_in_table(in_sites, out_sites)
+            if self._lists_inputs:
+                self._in_table, self._pairs = self._list_inputs()
+            else:
+                self._in_table = self._make_in_table(in_sites, out_sites)
         return self._in_table
+
+    @property
+    def _lists_inputs(self) -> bool:
+        """Whether the pairs, input by input, are the table of the inputs."""
+        return (
+            self._feeds_one
+            and not self.listed
+            and not self.mirrored
+            and has_triton(self.out_table.rows.device)
+        )
+
+    @property
+    def _feeds_one(self) -> bool:
+        """Whether an input meets one output at most."""
+        return self.geometry.max_outputs_per_input == 1
+
+    def _list_inputs(self) -> tuple[NeighborTable, PairList]:
+        rows, mask, order, *_ = self.out_table
+        kernels = kernels_for("pairs", rows.device)
+        pairs, tap_ptr, table = kernels.list_inputs(rows, mask, order, self.n_in)
+        return NeighborTable(*table), PairList(pairs, tap_ptr, False)
 
     def _make_in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         table, geometry = self.out_table, self.geometry
@@ -100,8 +133,7 @@ class Relation:
         device = table.rows.device
         # Coordinates that users wrote to since no longer say where the sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
-        is_sparse = geometry.max_outputs_per_input == 1  # a column has one entry
-        if self.listed or geometry.sites == "same" or edited or is_sparse:
+        if self.listed or geometry.sites == "same" or edited or self._feeds_one:
             invert_table = map_kernels_for("invert_table", device, geometry.ndim).invert_table
             return NeighborTable(
                 *invert_table(table.rows, table.order, self.n_in, geometry.offsets)
@@ -133,15 +165,21 @@ class Relation:
     def pairs(self) -> PairList:
         """The pairs, listed on first use."""
         if self._pairs is None:
-            table, volume = self.out_table, self.geometry.kernel_volume
-            taps = (volume + 1) // 2 if self.mirrored else volume
-            capacity = min(
-                taps * self.n_out, taps * self.n_in, self.geometry.max_outputs_per_input * self.n_in
-            )
-            kernels = kernels_for("pairs", table.rows.device)
-            pairs, tap_ptr = kernels.pair_lists(table.rows, table.mask, table.order, taps, capacity)
-            self._pairs = PairList(pairs, tap_ptr, self.mirrored)
+            if self._lists_inputs:
+                self._in_table, self._pairs = self._list_inputs()
+            else:
+                self._pairs = self._list_pairs()
         return self._pairs
+
+    def _list_pairs(self) -> PairList:
+        table, volume = self.out_table, self.geometry.kernel_volume
+        taps = (volume + 1) // 2 if self.mirrored else volume
+        capacity = min(
+            taps * self.n_out, taps * self.n_in, self.geometry.max_outputs_per_input * self.n_in
+        )
+        kernels = kernels_for("pairs", table.rows.device)
+        pairs, tap_ptr = kernels.pair_lists(table.rows, table.mask, table.order, taps, capacity)
+        return PairList(pairs, tap_ptr, self.mirrored)
 
 
 class KernelMap:

@@ -75,6 +75,7 @@ def gather_gemm_kernel(
     RELU: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     MIRRORED: tl.constexpr,
+    ONE_ROW: tl.constexpr,
     PARTS: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -87,6 +88,7 @@ def gather_gemm_kernel(
 
     The sum is then normalised, added to the residual and clamped, as the flags say.
 
+    ONE_ROW: a column has one entry at most, all stand in one row, and masks tell through which tap.
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are. WIDE: operands or
     table have 2**31 entries and more; 32-bit offsets save a tenth at 256 channels.
     """
@@ -115,8 +117,11 @@ def gather_gemm_kernel(
         for step in range(popcount32(taps) * CHUNKS):
             chunk = step % CHUNKS
             v = word * 32 + popcount32((taps & -taps) - 1)
-            # The index is loaded in the loop so that the pipeliner can run the gather ahead.
-            row = tl.load(rows_ptr + v.to(OFFSET) * n_out + offs_m, mask=mask_m, other=-1)
+            if ONE_ROW:
+                row = tl.load(rows_ptr + offs_m, mask=((masks >> (v % 32)) & 1) != 0, other=-1)
+            else:
+                # Loaded in the loop so that the pipeliner can run the gather ahead.
+                row = tl.load(rows_ptr + v.to(OFFSET) * n_out + offs_m, mask=mask_m, other=-1)
             channel = chunk * BLOCK_K + offs_k
             # [BLOCK_M, BLOCK_K]
             a_mask = (row >= 0)[:, None]
@@ -205,7 +210,8 @@ def gather_gemm(
         feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
         weight: [V, c_in, c_out], any strides, same dtype; parts if ``feats`` are.
         bias: [c_out], any stride; or None.
-        rows: int32 [V, n_out], row of ``feats`` or -1.
+        rows: int32 [V, n_out], row of ``feats`` or -1; or [1, n_out] where no column has two, and
+            ``mask`` tells through which tap.
         mask: int32 [ceil(V/32), n_out], which taps are present.
         order: int32 [n_out] output row of each column, or None.
         mirrored: Table tap v multiplies ``weight[V-1-v]``.
@@ -250,6 +256,7 @@ def gather_gemm(
         relu,
         order is not None,
         mirrored,
+        rows.shape[0] < volume,
         max(feats.numel(), weight.numel(), rows.numel()) >= 2**31,
         config,
     )
@@ -279,6 +286,7 @@ def _bind(
     relu: bool,
     has_order: bool,
     mirrored: bool,
+    one_row: bool,
     wide: bool,
     config: GemmConfig | None,
 ) -> tuple[BoundKernel, int, int]:
@@ -298,7 +306,7 @@ def _bind(
         HAS_BIAS=has_bias, HAS_NORM=norm is not None, HAS_NORM_WEIGHT=has_norm_weight,
         HAS_NORM_BIAS=has_norm_bias, EPS=eps,
         HAS_RESIDUAL=has_residual, RELU=relu, HAS_ORDER=has_order,
-        MIRRORED=mirrored, PARTS=parts, WIDE=wide,
+        MIRRORED=mirrored, ONE_ROW=one_row, PARTS=parts, WIDE=wide,
         PRECISION=dot_precision(precision, device_type, dtype, card),
         ACC_TYPE=tl.float64 if dtype == torch.float64 else tl.float32,
         BLOCK_M=cfg.block_m, BLOCK_N=cfg.block_n, BLOCK_K=cfg.block_k,

@@ -20,6 +20,8 @@ _MAX_COUNTED = 32_768
 _COUNTED_BLOCK_N = 2048
 _BLOCK_COUNTS = 4096
 
+Table = tuple[Tensor, Tensor, Tensor]
+
 
 @triton.jit(do_not_specialize=["n"])
 def count_pairs_kernel(rows_ptr, counts_ptr, n, BLOCK_N: tl.constexpr):
@@ -54,7 +56,7 @@ def pairs_before(mask_ptr, n, v, column, BLOCK_N: tl.constexpr):
     return tl.sum(count, axis=0)
 
 
-@triton.jit(do_not_specialize=["n", "capacity"])
+@triton.jit(do_not_specialize=["n", "capacity", "n_in"])
 def write_pairs_kernel(
     rows_ptr,
     mask_ptr,
@@ -62,15 +64,20 @@ def write_pairs_kernel(
     ends_ptr,
     pairs_ptr,
     tap_ptr_ptr,
+    seen_ptr,
+    in_mask_ptr,
     n,
     capacity,
+    n_in,
     HAS_ORDER: tl.constexpr,
     HAS_ENDS: tl.constexpr,
+    WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Write the pairs of each block at its place, and where each tap's pairs begin.
 
     HAS_ENDS: the running sum of the counts of blocks is given; else masks of one word tell.
+    WORDS: mask words of a table of the inputs, which is to be written too; see ``list_inputs``.
     """
     v = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_N
@@ -87,10 +94,46 @@ def write_pairs_kernel(
     out = tl.load(order_ptr + offs_n, mask=mask_n, other=0) if HAS_ORDER else offs_n
     tl.store(pairs_ptr + place, rows, mask=rows >= 0)
     tl.store(pairs_ptr + capacity + place, out, mask=rows >= 0)
+    if WORDS > 0:
+        tl.store(seen_ptr + rows, present, mask=rows >= 0)
+        for word in tl.static_range(WORDS):
+            bit = tl.where(v // 32 == word, 1 << (v % 32), 0) + tl.zeros_like(rows)
+            tl.store(in_mask_ptr + word * n_in.to(tl.int64) + place, bit, mask=rows >= 0)
     if tl.program_id(0) == 0:
         tl.store(tap_ptr_ptr + v, start)
     if (tl.program_id(0) == tl.num_programs(0) - 1) & (v == tl.num_programs(1) - 1):
         tl.store(tap_ptr_ptr + tl.num_programs(1), start + count)
+
+
+@triton.jit(do_not_specialize=["capacity", "n_in"])
+def append_unpaired_kernel(
+    seen_ptr,
+    tap_ptr_ptr,
+    pairs_ptr,
+    in_mask_ptr,
+    capacity,
+    n_in,
+    V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Put the inputs that no pair names behind the pairs: without an output, without a tap.
+
+    Blocks take places as they come: all these inputs fare alike, so that none shows in a result.
+    """
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    seen = tl.load(seen_ptr + rows, mask=rows < n_in, other=1)
+    unpaired = seen == 0
+    count = unpaired.to(tl.int32)
+    total = tl.sum(count, axis=0)
+    if total > 0:
+        first = tl.load(tap_ptr_ptr + V) + tl.atomic_add(seen_ptr + n_in, total, sem="relaxed")
+        place = first + tl.cumsum(count, axis=0) - count
+        absent = tl.zeros_like(rows) - 1
+        tl.store(pairs_ptr + place, rows, mask=unpaired)
+        tl.store(pairs_ptr + capacity + place, absent, mask=unpaired)
+        for word in tl.static_range((V + 31) // 32):
+            no_tap = in_mask_ptr + word * n_in.to(tl.int64) + place
+            tl.store(no_tap, tl.zeros_like(rows), mask=unpaired)
 
 
 def pair_lists(
@@ -109,24 +152,72 @@ def pair_lists(
         pairs int32 [2, capacity] (input rows, output rows), of which the first ``tap_ptr[-1]``
         columns are written, and tap_ptr int64 [taps + 1]. No wait for the device.
     """
-    n = rows.shape[1]
     device = rows.device
+    pairs = torch.empty(2, capacity, dtype=torch.int32, device=device)
+    return pairs, _write(rows, mask, order, taps, pairs, 0, None, None)
+
+
+def list_inputs(
+    rows: Tensor, mask: Tensor, order: Tensor | None, n_in: int
+) -> tuple[Tensor, Tensor, Table]:
+    """List the pairs of a table that names no input twice, and with them the table of the inputs.
+
+    Inputs by tap are both. The table needs one row of entries, since its columns have one at most.
+
+    Args:
+        rows: int32 [V, n_out], input row or -1.
+        mask: int32 [ceil(V/32), n_out], which taps are present.
+        order: int32 [n_out] output row of each column, or None.
+        n_in: Number of inputs.
+
+    Returns:
+        pairs int32 [2, capacity] and tap_ptr int64 [V + 1], as of :func:`pair_lists`; and the table
+        of the inputs: rows int32 [1, n_in], output row or -1, mask int32 [ceil(V/32), n_in] and
+        order int32 [n_in]. Inputs without an output are its last columns. Rows and order lie in
+        ``pairs``. No wait for the device.
+    """
+    volume, device = rows.shape[0], rows.device
+    words = num_blocks(volume, 32)
+    # Both rows aligned to 16 bytes, whatever the number of inputs.
+    pairs = torch.empty(2, 4 * num_blocks(n_in, 4), dtype=torch.int32, device=device)
+    in_mask = torch.empty(words, n_in, dtype=torch.int32, device=device)
+    # Behind the flags how many inputs without an output have a place.
+    seen = torch.zeros(n_in + 1, dtype=torch.int32, device=device)
+    tap_ptr = _write(rows, mask, order, volume, pairs, words, seen, in_mask)
+    if n_in:
+        append = bind(append_unpaired_kernel, V=volume, BLOCK_N=_BLOCK_N)
+        append(
+            (num_blocks(n_in, _BLOCK_N),), device,
+            seen, tap_ptr, pairs, in_mask, pairs.shape[1], n_in,
+        )  # fmt: skip
+    return pairs, tap_ptr, (pairs[1:, :n_in], in_mask, pairs[0, :n_in])
+
+
+def _write(
+    rows: Tensor,
+    mask: Tensor,
+    order: Tensor | None,
+    taps: int,
+    pairs: Tensor,
+    words: int,
+    seen: Tensor | None,
+    in_mask: Tensor | None,
+) -> Tensor:
+    """Write the pairs, and of a table of the inputs what they tell; return ``tap_ptr``."""
+    n, device = rows.shape[1], rows.device
     if n == 0:
-        return (
-            torch.empty(2, 0, dtype=torch.int32, device=device),
-            torch.zeros(taps + 1, dtype=torch.int64, device=device),
-        )
+        return torch.zeros(taps + 1, dtype=torch.int64, device=device)
     ends = None
     if n > _MAX_COUNTED or taps > 32:
         ends = _block_ends(rows, taps)
-    pairs = torch.empty(2, capacity, dtype=torch.int32, device=device)
     tap_ptr = torch.empty(taps + 1, dtype=torch.int64, device=device)
-    write, block_n = _bind_write(order is not None, ends is not None)
+    write, block_n = _bind_write(order is not None, ends is not None, words)
+    n_in = 0 if in_mask is None else in_mask.shape[1]
     write(
-            (num_blocks(n, block_n), taps), device,
-        rows, mask, order, ends, pairs, tap_ptr, n, capacity,
+        (num_blocks(n, block_n), taps), device,
+        rows, mask, order, ends, pairs, tap_ptr, seen, in_mask, n, pairs.shape[1], n_in,
     )  # fmt: skip
-    return pairs, tap_ptr
+    return tap_ptr
 
 
 def _block_ends(rows: Tensor, taps: int) -> Tensor:
@@ -143,10 +234,12 @@ def _block_ends(rows: Tensor, taps: int) -> Tensor:
     return ends
 
 
-@functools.lru_cache(maxsize=4)
-def _bind_write(has_order: bool, has_ends: bool) -> tuple[BoundKernel, int]:
+@functools.lru_cache(maxsize=64)
+def _bind_write(has_order: bool, has_ends: bool, words: int) -> tuple[BoundKernel, int]:
     """Return the writing kernel and how many columns a program takes."""
     block_n = _BLOCK_N if has_ends else _COUNTED_BLOCK_N
-    return bind(
-        write_pairs_kernel, HAS_ORDER=has_order, HAS_ENDS=has_ends, BLOCK_N=block_n
-    ), block_n
+    kernel = bind(
+        write_pairs_kernel,
+        HAS_ORDER=has_order, HAS_ENDS=has_ends, WORDS=words, BLOCK_N=block_n,
+    )  # fmt: skip
+    return kernel, block_n
