@@ -34,9 +34,8 @@ from tritonspconv.kernels.triton._index import (
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 128
-_BLOCK_WORDS = 2048
+_BLOCK_WORDS, _BLOCK_ALLOTTED = 2048, 1024
 _FLAG_BIT: tl.constexpr = tl.constexpr(62)
-_COUNT = {"BLOCK": _BLOCK_WORDS, "num_warps": 8}
 # What an index may take: this, and as much a row as a table of 64 taps.
 _MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
 
@@ -256,8 +255,8 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
         kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
         mark = bind(mark_blocks_kernel, **kind)
         mark(blocks, device, coords, table, n, grid.batch_size, *box, shift)
-        word_blocks = num_blocks(n_words, _BLOCK_WORDS)
-        bind(allot_kernel, **_COUNT)((word_blocks,), device, table, n_words)
+        allot = bind(allot_kernel, BLOCK=_BLOCK_ALLOTTED, num_warps=4)
+        allot((num_blocks(n_words, _BLOCK_ALLOTTED),), device, table, n_words)
         insert = bind(insert_kernel, **kind)
         insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, *box, shift)
     return SiteIndex("blocks", table, slots, shift)
@@ -333,7 +332,8 @@ def reached_sites(
     blocks = (num_blocks(n, _BLOCK_N),)
     for run, first in zip(mark, firsts, strict=True):
         run(blocks, device, coords, words, first, n, *boxes)
-    bind(rank_kernel, **_COUNT)((word_blocks,), device, words, flag, n_words)
+    rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
+    rank((word_blocks,), device, words, flag, n_words)
     total = int(words[-1])
     is_set = None if flag is None else bool(total >> _FLAG_BIT.value)
     n_out = total & ((1 << _FLAG_BIT.value) - 1)
