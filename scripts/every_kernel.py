@@ -19,7 +19,7 @@ import torch
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map, ops
 from tritonspconv.kernel_map import map_from_pairs
 from tritonspconv.kernels import triton as kernels
-from tritonspconv.kernels.triton import _column_order, _launch, half_parts, sites
+from tritonspconv.kernels.triton import _column_order, _launch, half_parts, order_columns, sites
 
 DEVICE = torch.device("cuda")
 SHAPE, BATCH = (21, 33, 40), 2
@@ -61,6 +61,7 @@ def run_all() -> None:
             mock.patch.object(sites, "_choose_shift", return_value=shift),
             mock.patch.object(sites, "_is_affordable", return_value=shift is not None),
             mock.patch.object(_column_order, "MIN_ROWS_TO_ORDER", least_ordered_rows),
+            mock.patch.object(order_columns, "_MIN_WORK", 0),
         ):
             for name, geometry in GEOMETRIES.items():
                 run_layers(name, geometry)

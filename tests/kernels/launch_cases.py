@@ -20,6 +20,7 @@ from tritonspconv.kernels.triton import (
     half_parts,
     invert_table,
     neighbor_table,
+    order_columns,
     pairs,
     pool,
     scatter_table,
@@ -285,6 +286,10 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     (
         "invert",
         lambda: invert_table.invert_table(*_table(27, MANY, True)[::2], MANY, DOWN.offsets),
+    ),
+    (
+        "order_columns",
+        lambda: order_columns.order_columns(*_table(27, FEW, False)[:2], CUBE.offsets),
     ),
     ("pairs-few", lambda: pairs.pair_lists(*_table(27, FEW, False), 14, 14 * FEW)),
     ("pairs-many", lambda: pairs.pair_lists(*_table(27, MANY, True), 27, 27 * MANY)),

@@ -154,6 +154,25 @@ class Relation:
             )
         )
 
+    def order_columns(self, of_inputs: bool) -> None:
+        """Put the columns of a table in order; the one that there was is dropped.
+
+        No sum of a convolution changes; a weight gradient may add its pairs in another order.
+        """
+        if of_inputs and not self.mirrored:
+            assert self._in_table is not None
+            self._in_table = self._in_order(self._in_table)
+        else:
+            self.out_table = self._in_order(self.out_table)
+            if self.mirrored:
+                self._in_table = None
+
+    def _in_order(self, table: NeighborTable) -> NeighborTable:
+        assert table.mask is not None
+        kernels = kernels_for("order_columns", table.rows.device)
+        rows, mask, order = kernels.order_columns(table.rows, table.mask, self.geometry.offsets)
+        return table._replace(rows=rows, mask=mask, order=order)
+
     def has_repeats(self, in_sites: ActiveSites) -> bool:
         """Return whether inputs that take part share a cell. Waits for the device, once."""
         if self._repeats is None:
@@ -185,8 +204,8 @@ class Relation:
 class KernelMap:
     """Every (input row, output row, tap) of one geometry between two sets of sites.
 
-    Made by :func:`tritonspconv.kernel_map.kernel_map`. Immutable; derived forms are made on first
-    use and kept.
+    Made by :func:`tritonspconv.kernel_map.kernel_map`. Its pairs never change; derived forms are
+    made on first use and kept, and columns may be put in another order.
 
     Attributes:
         geometry: The geometry the map was built from.
@@ -228,6 +247,26 @@ class KernelMap:
     def in_table(self) -> NeighborTable:
         """Per input row, the output row of each tap."""
         return self._relation.out_table if self.is_inverse else self._seen_from_inputs()
+
+    def out_table_for(self, c_in: int, c_out: int) -> NeighborTable:
+        """Return ``out_table`` as a layer of such channels multiplies it fastest."""
+        return self._in_order_for(self.out_table, self.is_inverse, c_in, c_out)
+
+    def in_table_for(self, c_in: int, c_out: int) -> NeighborTable:
+        """Return ``in_table`` as the gradient of a layer of such channels multiplies it fastest."""
+        return self._in_order_for(self.in_table, not self.is_inverse, c_in, c_out)
+
+    def _in_order_for(
+        self, table: NeighborTable, of_inputs: bool, c_in: int, c_out: int
+    ) -> NeighborTable:
+        device = table.rows.device
+        if table.order is not None or not has_triton(device):
+            return table
+        n, kernels = table.rows.shape[1], kernels_for("order_columns", device)
+        if not kernels.pays_to_order(n, self.kernel_volume, c_in, c_out):
+            return table
+        self._relation.order_columns(of_inputs)
+        return self._seen_from_inputs() if of_inputs else self._relation.out_table
 
     def _seen_from_inputs(self) -> NeighborTable:
         sites = (

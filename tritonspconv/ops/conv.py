@@ -214,7 +214,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             matrices = weight.transpose(1, 2)
             if in_parts:
                 matrices = _operand(matrices, weight, kernel_map, precision)
-            grad_feats = _gather_gemm(operand, matrices, None, kernel_map.in_table, precision)
+            table = kernel_map.in_table_for(*weight.shape[1:])
+            grad_feats = _gather_gemm(operand, matrices, None, table, precision)
             grad_feats = _cast(grad_feats, feats_dtype)
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
@@ -266,7 +267,7 @@ def _convolve(
         _operand(feats, weight, kernel_map, precision),
         _operand(weight, weight, kernel_map, precision),
         bias,
-        kernel_map.out_table,
+        kernel_map.out_table_for(*weight.shape[1:]),
         precision,
         norm,
         residual,
