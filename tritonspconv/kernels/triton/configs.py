@@ -80,7 +80,13 @@ def _fitted(config: GemmConfig, bytes_per_entry: int, card: Card) -> GemmConfig:
 
 
 def gather_gemm_config(
-    card: Card, log2_rows: int, c_in: int, c_out: int, dtype: torch.dtype, parts: int = 0
+    card: Card,
+    log2_rows: int,
+    c_in: int,
+    c_out: int,
+    dtype: torch.dtype,
+    parts: int = 0,
+    one_row: bool = False,
 ) -> GemmConfig:
     """Choose the tile of :func:`gather_gemm`.
 
@@ -91,8 +97,12 @@ def gather_gemm_config(
         c_out: Output channels.
         dtype: Of the operands.
         parts: float16 parts of each operand, or 0.
+        one_row: Whether a column of the table has one entry at most.
     """
     config = _gather_gemm_tile(card, log2_rows, c_in, c_out, dtype.itemsize, parts)
+    if one_row and dtype.itemsize == 2 and not parts and c_in <= 2 * config.block_k:
+        # Two steps at most, and nothing to run ahead of: more programs at a time instead.
+        config = config._replace(num_stages=min(config.num_stages, 3))
     return _fitted(config, dtype.itemsize * max(parts, 1), card)
 
 

@@ -294,7 +294,7 @@ def _bind(
     cfg = (
         config
         or tuned_tile(problem("gather_gemm", dtype, parts, c_in, c_out), log2_rows, card)
-        or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts)
+        or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts, one_row)
     )
     # The epsilon is a constant of the kernel: networks have one, and a run-time argument would be
     # rounded to float32.
