@@ -126,9 +126,9 @@ def test_index_holds_the_lowest_row_of_each_site(triton_device, n, shift, monkey
 
 
 def test_index_of_more_blocks_than_one_program_counts(triton_device, monkeypatch):
-    """32 blocks a word, 2048 words a program: blocks of several programs share no slot."""
+    """32 blocks a word, 1024 words a program: blocks of several programs share no slot."""
     sites = random_sites(200, 2, extent=(700, 800), batch_size=2, device=triton_device)
-    assert sites.grid.num_cells > 16 * 32 * 2048
+    assert sites.grid.num_cells > 32 * 32 * 1024
     check_index_of_blocks(sites, 0, False, monkeypatch)
     check_index_of_blocks(sites, 3, False, monkeypatch)
 
