@@ -98,11 +98,10 @@ class Relation:
 
         The sites are arguments because a relation, which sites own, holds no reference to them.
         """
+        if self._in_table is None and self._lists_inputs:
+            self._in_table, self._pairs = self._list_inputs()
         if self._in_table is None:
-            if self._lists_inputs:
-                self._in_table, self._pairs = self._list_inputs()
-            else:
-                self._in_table = self._make_in_table(in_sites, out_sites)
+            self._in_table = self._make_in_table(in_sites, out_sites)
         return self._in_table
 
     @property
@@ -183,11 +182,10 @@ class Relation:
     @property
     def pairs(self) -> PairList:
         """The pairs, listed on first use."""
+        if self._pairs is None and self._lists_inputs:
+            self._in_table, self._pairs = self._list_inputs()
         if self._pairs is None:
-            if self._lists_inputs:
-                self._in_table, self._pairs = self._list_inputs()
-            else:
-                self._pairs = self._list_pairs()
+            self._pairs = self._list_pairs()
         return self._pairs
 
     def _list_pairs(self) -> PairList:
