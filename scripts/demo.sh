@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the demonstration on a fresh machine: scripts/demo.sh [scan] [options of demo.py].
+# Runs the demonstration on a fresh machine: scripts/demo.sh [scan] [options].
 # Makes a virtual environment in .venv, with $PYTHON (default: python3), and installs the project
 # with its demo extra.
 set -euo pipefail
@@ -31,4 +31,4 @@ if [[ ! "$stamp" -nt "$root/pyproject.toml" ]]; then
   touch "$stamp"
 fi
 
-exec "$venv/bin/python" "$root/scripts/demo.py" "$@"
+exec "$venv/bin/python" -m tritonspconv.demo "$@"

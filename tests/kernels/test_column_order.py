@@ -64,8 +64,8 @@ def test_other_windows_are_grouped_by_lines(geometry):
 
 
 def test_the_search_prints_boxes_and_what_they_do():
-    script = ROOT / "scripts" / "search_column_groups.py"
-    lines = run(script, "--max-points", 2000, "--seconds", 0.2, cwd=ROOT).stdout.splitlines()
+    command = ("-m", "scripts.tools.search_column_groups", "--max-points", 2000, "--seconds", 0.2)
+    lines = run(*command, cwd=ROOT).stdout.splitlines()
     boxes = [ast.literal_eval(line.strip().rstrip(",")) for line in lines[:16]]
     assert all(0 < box_mask(box) < 2**27 - 1 for box in boxes)
     scenes = [line.split(":")[0] for line in lines[16:]]

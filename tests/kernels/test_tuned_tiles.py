@@ -1,4 +1,4 @@
-"""Files of tiles: how `scripts/tune.py` makes them, and how launches use them."""
+"""Files of tiles: how `scripts/tools/tune.py` makes them, and how launches use them."""
 
 import importlib
 import json
@@ -67,7 +67,9 @@ def test_without_a_file_or_an_entry_the_fixed_choice_stands(use, monkeypatch):
 
 def test_a_file_of_another_card_is_refused(use):
     use(entry(10, NARROW), card=CARD._replace(shared_bytes=4096))
-    with pytest.raises(RuntimeError, match=r"holds tiles for a card .*Run scripts/tune.py here"):
+    with pytest.raises(
+        RuntimeError, match=r"holds tiles for a card .*Run scripts/tools/tune.py here"
+    ):
         tuned_tiles.tuned_tile(PROBLEM, 10, CARD)
 
 
@@ -75,7 +77,7 @@ def test_a_file_of_another_card_is_refused(use):
 def test_what_is_no_file_of_tiles_is_refused(use, tmp_path, text):
     use()
     (tmp_path / "tiles.json").write_text(text)
-    with pytest.raises(ValueError, match=r"must be a file that scripts/tune.py wrote"):
+    with pytest.raises(ValueError, match=r"must be a file that scripts/tools/tune.py wrote"):
         tuned_tiles.tuned_tile(PROBLEM, 10, CARD)
 
 
@@ -107,10 +109,9 @@ def test_launches_run_the_tiles_of_the_file(use, triton_device, monkeypatch):
 
 
 @pytest.fixture
-def tune(monkeypatch):
+def tune():
     """The script as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module("tune")
+    return importlib.import_module("scripts.tools.tune")
 
 
 def test_the_search_finds_the_fastest_tile_that_is_right(tune, capsys):
@@ -144,7 +145,7 @@ def test_the_script_writes_a_file_that_launches_can_use(tmp_path, triton_device)
     # Two runs: the second keeps what the first one found.
     for channels in ("3:5", "2:2"):
         result = run(
-            "scripts/tune.py", path, "--channels", channels, "--dtypes", "float32",
+            "-m", "scripts.tools.tune", path, "--channels", channels, "--dtypes", "float32",
             "--ops", "gather_gemm", "--max-points", "300", "--rows", "20",
             "--device", triton_device, cwd=ROOT, TRITON_INTERPRET=interpret,
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Run cases on one library, in this process or in one of its own, and keep what they record.
 
-``python -m tests.parity.side`` is the process that `scripts/parity.py` starts for each library: it
-runs the jobs listed in a file and writes one recording each, so that a crash loses one job only.
+``python -m tests.parity.side`` is the process that `scripts/tools/parity.py` starts for each
+library: it runs the jobs listed in a file and writes one recording each, so that a crash loses one
+job only.
 """
 
 from __future__ import annotations

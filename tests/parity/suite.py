@@ -58,7 +58,7 @@ def against_golden(original: Original, cases: Sequence[Case], processes: int = 1
             if (case.name, precision) not in recorded:
                 raise RuntimeError(
                     f"the golden file of {original.name} lacks {case.name} in {precision}: record "
-                    "it anew with scripts/make_golden.py."
+                    "it anew with scripts/tools/make_golden.py."
                 )
             done[roles["original"]] = recorded[case.name, precision]
     jobs = [job for job in _jobs(plan for _, plan in plans) if not job.original]

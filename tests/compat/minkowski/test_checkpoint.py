@@ -7,7 +7,7 @@ from torch import nn
 import compat.minkowski as ME
 import compat.spconv.pytorch as spconv
 from compat.minkowski.checkpoint import from_spconv, to_spconv
-from scripts import convert_checkpoint
+from scripts.tools import convert_checkpoint
 
 CONV = ME.MinkowskiConvolution
 TRANSPOSED = ME.MinkowskiConvolutionTranspose

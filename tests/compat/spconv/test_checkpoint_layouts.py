@@ -16,7 +16,7 @@ from compat.spconv.checkpoint import (
     load_state_dict,
     read_checkpoint,
 )
-from scripts import convert_checkpoint
+from scripts.tools import convert_checkpoint
 from tritonspconv import reference
 
 SHAPE, BATCH = (6, 5, 7), 2

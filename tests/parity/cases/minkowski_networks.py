@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.networks_minkowski import mink_unet
 from tests.parity.case import GRAD, Case, Run, canonical
 from tests.parity.cases.minkowski_run import EXACT, case, record
+from tritonspconv.models.minkowski import mink_unet
 from tritonspconv.testing.lidar import simulate_sweep
 
 NUDGES = 2

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.networks import second_encoder, sparse_unet
 from tests.parity.case import Case, Run, canonical
 from tests.parity.cases.spconv_run import native
+from tritonspconv.models.lidar import second_encoder, sparse_unet
 
 TRAINED = {"cpu": ("float64", "float32"), "cuda": ("float32", "amp-float16")}
 

@@ -14,7 +14,7 @@ from tritonspconv.kernels.triton._grid import Offsets
 
 _KEY_BITS: tl.constexpr = tl.constexpr(16)
 # The groups of 3x3x3 windows, from the key's highest bit on: boxes, that is a range of the taps on
-# each axis, from the slowest axis of the tap index on. Of `scripts/search_column_groups.py`.
+# each axis, from the slowest axis of the tap index on. Of `scripts/tools/search_column_groups.py`.
 CUBE_GROUPS = (
     ("+", "*", "*"),
     ("*", "-", "0"),

@@ -1,10 +1,10 @@
 """Convert a checkpoint to spconv 2.2 and later, whose weights are KRSC = [out, *kernel, in].
 
-  python scripts/convert_checkpoint.py old.pth new.pth --model mynet:build
-  python scripts/convert_checkpoint.py old.pth new.pth --layout RSCK     # spconv 1.x, mmcv
-  python scripts/convert_checkpoint.py old.pth --dry-run
-  python scripts/convert_checkpoint.py me.pth new.pth --from-minkowski --model mynet:build
-  python scripts/convert_checkpoint.py sp.pth new.pth --to-minkowski --model mynet:build
+  python -m scripts.tools.convert_checkpoint old.pth new.pth --model mynet:build
+  python -m scripts.tools.convert_checkpoint old.pth new.pth --layout RSCK     # spconv 1.x, mmcv
+  python -m scripts.tools.convert_checkpoint old.pth --dry-run
+  python -m scripts.tools.convert_checkpoint me.pth new.pth --from-minkowski --model mynet:build
+  python -m scripts.tools.convert_checkpoint sp.pth new.pth --to-minkowski --model mynet:build
 
 SRC is a state dict, or a dict that holds one under state_dict, model, model_state or
 model_state_dict. All else in it is kept as it is; an optimizer's state too, so do not resume from a

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from point_clouds import VoxelGrid, load_points
 from torch import Tensor, nn
 
 from compat.spconv.pytorch.utils import PointToVoxel
+from tritonspconv.points import VoxelGrid, load_points
 from tritonspconv.testing.lidar import simulate_sweep
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -6,10 +6,10 @@ coordinates. How far apart they may be is derived, not chosen: see ``tests/parit
 Verdicts: equal (all bits), within tolerance, explained (by a line of the adapter's QUIRKS.md, which
 is named), or DIFFERENT. The exit status is 1 if anything is DIFFERENT.
 
-  python scripts/parity.py --original spconv --device cpu
-  python scripts/parity.py --original spconv --device cuda --markdown parity.md --json parity.json
-  python scripts/parity.py --original spconv --device cuda --golden --only subm
-  python scripts/parity.py --original MinkowskiEngine --device cpu --original-python FILE
+  python -m scripts.tools.parity --original spconv --device cpu
+  python -m scripts.tools.parity --original spconv --device cuda --markdown out.md --json out.json
+  python -m scripts.tools.parity --original spconv --device cuda --golden --only subm
+  python -m scripts.tools.parity --original MinkowskiEngine --device cpu --original-python FILE
 
 On a CPU, spconv has its Native algorithm only; on a GPU its default algorithms are compared.
 """
@@ -21,8 +21,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.parity import report, suite
 from tests.parity.case import Case
@@ -50,7 +48,7 @@ def main() -> int:
         print(f"parity.py: {error}", file=sys.stderr)
         return 2
     print(report.text(results))
-    command = f"python scripts/parity.py --original {original.name} --device {args.device}"
+    command = f"python -m scripts.tools.parity --original {original.name} --device {args.device}"
     title = f"{original.adapter} beside {original.name} ({args.device})"
     if args.golden:
         command += " --golden"

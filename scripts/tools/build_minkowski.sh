@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build MinkowskiEngine 0.5.4, CPU only, from its published source package: a wheel to compare with.
 #
-#   scripts/build_minkowski.sh [FOLDER]     the wheel goes to FOLDER (default: dist)
+#   scripts/tools/build_minkowski.sh [FOLDER]     the wheel goes to FOLDER (default: dist)
 #
 # The build runs in an environment of its own, .venv-minkowski, because its setup.py uninstalls any
 # MinkowskiEngine where it runs. The wheel fits the Python and the torch that it was built with.
@@ -31,5 +31,5 @@ wheel=$(ls "$folder"/[Mm]inkowski[Ee]ngine-0.5.4-*.whl)
 cat <<EOF
 Built $wheel. To compare with it:
   $venv/bin/python -m pip install --no-deps $wheel
-  python scripts/parity.py --original MinkowskiEngine --device cpu --original-python $venv/bin/python
+  python -m scripts.tools.parity --original MinkowskiEngine --device cpu --original-python $venv/bin/python
 EOF

@@ -5,11 +5,12 @@ is recorded from the original alone: outputs, coordinates and gradients, with ve
 the errors of cases that it cannot run. Inputs are not stored: they follow from the name of the case
 by integer arithmetic (`tests/parity/case.py`).
 
-  python scripts/make_golden.py --original spconv                  # into tests/parity/golden
-  python scripts/make_golden.py --original spconv --output spconv-cuda.npz
-  python scripts/make_golden.py --original MinkowskiEngine --original-python FILE
+  python -m scripts.tools.make_golden --original spconv                  # into tests/parity/golden
+  python -m scripts.tools.make_golden --original spconv --output spconv-cuda.npz
+  python -m scripts.tools.make_golden --original MinkowskiEngine --original-python FILE
 
-``python scripts/parity.py --original spconv --device cuda --golden`` then compares with the file.
+``python -m scripts.tools.parity --original spconv --device cuda --golden`` then compares with
+the file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 

@@ -41,20 +41,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layer_capture import StepRecorder
-from layer_float64 import (
-    ROUNDED,
-    SUMMED,
-    CpuMaps,
-    LayerResult,
-    check_layer,
-    relative_error,
-    worst,
-)
-from layer_profile import print_columns
-from networks import second_encoder, sparse_unet
-from point_clouds import VoxelGrid, voxel_range
-from scenes import (
+from torch import Tensor, nn
+
+import compat.spconv.pytorch as spconv
+from tritonspconv.demo.layer_profile import print_columns
+from tritonspconv.demo.scenes import (
     DTYPES,
     autocast,
     choose_device,
@@ -64,9 +55,18 @@ from scenes import (
     unet_shape,
     voxelize,
 )
-from torch import Tensor, nn
-
-import compat.spconv.pytorch as spconv
+from tritonspconv.models.lidar import second_encoder, sparse_unet
+from tritonspconv.points import VoxelGrid, voxel_range
+from tritonspconv.verify.layer_capture import StepRecorder
+from tritonspconv.verify.layer_float64 import (
+    ROUNDED,
+    SUMMED,
+    CpuMaps,
+    LayerResult,
+    check_layer,
+    relative_error,
+    worst,
+)
 
 ROTATION, SHIFT = 0.7, (0.31, -0.17)
 NETWORKS: dict[str, tuple[str, Callable[..., nn.Module], Callable[[VoxelGrid], list[int]]]] = {
@@ -112,7 +112,7 @@ def main() -> int:
         device = choose_device(args.device)
         scans = _copies(read_scans(args.scan, args.seed, 1)[0], args.batch_size)
     except (FileNotFoundError, ImportError, ValueError) as error:
-        print(f"verify.py: {error}", file=sys.stderr)
+        print(f"tritonspconv.verify: {error}", file=sys.stderr)
         return 2
     print(f"tritonspconv on {describe(device)}, torch {torch.__version__}, against float64")
     grid = voxel_range(torch.cat(scans))

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from layer_capture import LayerCapture, MapSource
 from torch import Tensor
 
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.verify.layer_capture import LayerCapture, MapSource
 
 # Results with a row per voxel, in the dtype of the products; and sums over all voxels.
 ROUNDED = ("output", "grad input")
@@ -126,7 +126,7 @@ def _exact(module: Any, tensors: dict[str, Tensor], found: KernelMap | None) -> 
 
 
 def _limits(dtype: torch.dtype, pointwise: bool) -> dict[str, float]:
-    """Return the tolerance of each result; ``verify.py --help`` gives the reasons."""
+    """Return the tolerance of each result; the help of the command gives the reasons."""
     if dtype == torch.float32:
         summed = dict.fromkeys(SUMMED, 2e-6)
         return {"output": 1e-6, "grad input": 2e-6, "worst row": 1e-5, **summed}

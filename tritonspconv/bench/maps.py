@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench_cases import Case, Trial
-from bench_peers import OURS, Peer
-from bench_reference import Window, count_pairs, keys_of, reached_keys
-from bench_scenes import Scene, SceneStore
 from torch import Tensor
 
+from tritonspconv.bench.cases import Case, Trial
+from tritonspconv.bench.peers import OURS, Peer
+from tritonspconv.bench.reference import Window, count_pairs, keys_of, reached_keys
+from tritonspconv.bench.scenes import Scene, SceneStore
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import kernel_map

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench_peers import OURS
-from bench_timing import Measurement
+from tritonspconv.bench.peers import OURS
+from tritonspconv.bench.timing import Measurement
 
 COLUMN_WIDTH = 13
 

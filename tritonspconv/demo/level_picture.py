@@ -5,26 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.patches import Circle
-from point_clouds import VoxelGrid
 from torch import Tensor
+
+from tritonspconv.points import VoxelGrid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
 
 BACKGROUND = "#0b0e14"
 FAINT = "#2a3140"
 TEXT = "#d7dce5"
-HEIGHTS = LinearSegmentedColormap.from_list(
-    "heights", ["#27408b", "#1f7a8c", "#3fb68b", "#f2c14e", "#f2784b", "#f25f8a", "#ffd6e2"]
-)
+HEIGHT_COLORS = ("#27408b", "#1f7a8c", "#3fb68b", "#f2c14e", "#f2784b", "#f25f8a", "#ffd6e2")
 PANEL_INCHES = 7.6
 DPI = 150
 
@@ -55,27 +50,30 @@ def draw_levels(path: Path, grid: VoxelGrid, levels: list[Level], title: str) ->
         levels: The levels; of each, the first sample of the batch is drawn.
         title: A line over the panels.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.figure import Figure
+
+    colormap = LinearSegmentedColormap.from_list("heights", HEIGHT_COLORS)
     places = [_centres(grid, level) for level in levels]
     view = _view(places[0])
     columns = min(2, len(levels))
     rows = math.ceil(len(levels) / columns)
     ratio = (view[3] - view[2]) / (view[1] - view[0])
-    figure, axes = plt.subplots(
-        rows,
-        columns,
+    figure = Figure(
         figsize=(columns * PANEL_INCHES, rows * (PANEL_INCHES * ratio + 0.42) + 1.15),
         facecolor=BACKGROUND,
-        squeeze=False,
         layout="constrained",
     )
+    axes = figure.subplots(rows, columns, squeeze=False)
     heights = places[0][:, 2]
     norm = Normalize(float(_at(heights, 0.02)), float(_at(heights, 0.985)))
     for ax in axes.flat[len(levels) :]:
         ax.set_visible(False)
     for ax, level, place in zip(axes.flat, levels, places, strict=False):
-        _draw_panel(ax, grid, level, place, view, norm)
+        _draw_panel(ax, grid, level, place, view, norm, colormap)
     colors = figure.colorbar(
-        ScalarMappable(norm, HEIGHTS),
+        ScalarMappable(norm, colormap),
         ax=axes,
         location="bottom",
         shrink=0.4,
@@ -88,7 +86,6 @@ def draw_levels(path: Path, grid: VoxelGrid, levels: list[Level], title: str) ->
     figure.suptitle(title, color=TEXT, fontsize=17)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor=BACKGROUND)
-    plt.close(figure)
 
 
 def _draw_panel(
@@ -98,13 +95,14 @@ def _draw_panel(
     place: Tensor,
     view: tuple[float, float, float, float],
     norm: Normalize,
+    colormap: Colormap,
 ) -> None:
     place = place[place[:, 2].argsort()]
     x, y, z = place.T.tolist()
     side = grid.voxel_size[0] * level.stride[2]
     points = 72 * PANEL_INCHES * 0.95 * side / (view[1] - view[0])
     _draw_rings(ax, view)
-    style = {"c": z, "cmap": HEIGHTS, "norm": norm, "linewidths": 0, "marker": "s", "snap": False}
+    style = {"c": z, "cmap": colormap, "norm": norm, "linewidths": 0, "marker": "s", "snap": False}
     ax.scatter(x, y, s=(points + 2.4) ** 2, alpha=0.06, **style)
     ax.scatter(x, y, s=max(0.92 * points, 0.85) ** 2, **style)
     ax.set(xlim=view[:2], ylim=view[2:], xticks=[], yticks=[], facecolor=BACKGROUND)
@@ -125,6 +123,8 @@ def _draw_rings(ax: Axes, view: tuple[float, float, float, float]) -> None:
     """Draw the sensor and circles around it, where the sensor is in view."""
     if not (view[0] < 0 < view[1] and view[2] < 0 < view[3]):
         return
+    from matplotlib.patches import Circle
+
     farthest = max(abs(bound) for bound in view)
     step = 20.0 if farthest > 30 else 2.0
     for number in range(1, int(1.5 * farthest / step) + 1):

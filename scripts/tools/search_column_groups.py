@@ -1,6 +1,6 @@
 """Search the groups of taps by which the columns of 3x3x3 kernel maps are ordered. Needs no GPU.
 
-  python scripts/search_column_groups.py --waymo scan.npz --seconds 600
+  python -m scripts.tools.search_column_groups --waymo scan.npz --seconds 600
 
 A tile of the forward kernel runs every tap that any of its 128 columns has. Columns are sorted by a
 key of 16 bits, each of which says whether a tap of one group is present; here a group is a box of
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_scenes import SceneStore
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map
+from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.kernel_map import output_sites
 from tritonspconv.kernels.eager.invert_table import mask_words
 from tritonspconv.kernels.triton._column_order import AXIS_RANGES, CUBE_GROUPS, box_mask

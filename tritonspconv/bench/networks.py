@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from bench_cases import Case, Trial
-from bench_peers import OURS, Peer, first_line
-from bench_reference import keys_of, relative_error
-from bench_scenes import Scene, SceneStore
-from networks import second_encoder, sparse_unet
 from torch import Tensor, nn
 
 from tritonspconv import fuse
+from tritonspconv.bench.cases import Case, Trial
+from tritonspconv.bench.peers import OURS, Peer, first_line
+from tritonspconv.bench.reference import keys_of, relative_error
+from tritonspconv.bench.scenes import Scene, SceneStore
+from tritonspconv.models.lidar import second_encoder, sparse_unet
 
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
 # Inference only: ours after tritonspconv.fuse, the others as they are.

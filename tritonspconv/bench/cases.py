@@ -6,9 +6,9 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench_peers import Peer, first_line
-from bench_report import Cell, Report
-from bench_timing import Measurement, Meter, Metric, Run
+from tritonspconv.bench.peers import Peer, first_line
+from tritonspconv.bench.report import Cell, Report
+from tritonspconv.bench.timing import Measurement, Meter, Metric, Run
 
 
 @dataclass(frozen=True)

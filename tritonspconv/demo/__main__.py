@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layer_check import CheckResult, check_layers
-from layer_profile import LayerProfiler, print_columns, print_table
-from level_picture import Level, draw_levels
-from networks import second_encoder, sparse_unet
-from point_clouds import VoxelGrid, voxel_range
-from scenes import (
+from torch import Tensor, nn
+
+import compat.spconv.pytorch as spconv
+from tritonspconv.demo.layer_check import CheckResult, check_layers
+from tritonspconv.demo.layer_profile import LayerProfiler, print_columns, print_table
+from tritonspconv.demo.level_picture import Level, draw_levels
+from tritonspconv.demo.scenes import (
     DTYPES,
     autocast,
     choose_device,
@@ -27,9 +28,8 @@ from scenes import (
     unet_shape,
     voxelize,
 )
-from torch import Tensor, nn
-
-import compat.spconv.pytorch as spconv
+from tritonspconv.models.lidar import second_encoder, sparse_unet
+from tritonspconv.points import VoxelGrid, voxel_range
 
 # Levels of the SECOND encoder: stride, and the input voxel (z, y, x) that voxel 0 is centred on.
 SECOND_LEVELS = {
@@ -49,7 +49,7 @@ def main() -> int:
         _say(f"tritonspconv demo on {describe(device)}, {args.dtype}, torch {torch.__version__}")
         scans = read_scans(args.scan, args.seed, args.batch_size)
     except (FileNotFoundError, ImportError, ValueError) as error:
-        print(f"demo.py: {error}", file=sys.stderr)
+        print(f"tritonspconv.demo: {error}", file=sys.stderr)
         return 2
 
     grid = voxel_range(scans[0])

@@ -1,6 +1,6 @@
 """Search faster tiles for the matrix kernels on this GPU, and keep them in a file.
 
-  python scripts/tune.py tiles.json --channels 16:16 32:64 --dtypes float16 float32
+  python -m scripts.tools.tune tiles.json --channels 16:16 32:64 --dtypes float16 float32
   TRITONSPCONV_TILES=tiles.json python train.py
 
 For each pair of channels the forward kernel is tuned in both directions, the second being that of
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from bench_reference import LAYER_TOLERANCE, relative_error
-from bench_scenes import Scene, SceneStore, normal
-from bench_timing import Meter
 from torch import Tensor
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, KernelMap, kernel_map
+from tritonspconv.bench.reference import LAYER_TOLERANCE, relative_error
+from tritonspconv.bench.scenes import Scene, SceneStore, normal
+from tritonspconv.bench.timing import Meter
 from tritonspconv.kernels.eager.invert_table import mask_words
 from tritonspconv.kernels.triton import gather_gemm, half_parts, weight_grad
 from tritonspconv.kernels.triton.configs import (

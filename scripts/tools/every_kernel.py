@@ -1,8 +1,9 @@
 """Run every kernel once on small inputs, for a memory checker.
 
-python scripts/every_kernel.py      # compiles; then, without torch's own memory pool:
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python scripts/every_kernel.py
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python scripts/every_kernel.py
+python -m scripts.tools.every_kernel      # compiles; then, without torch's own memory pool:
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+compute-sanitizer --tool memcheck python -m scripts.tools.every_kernel
+compute-sanitizer --tool racecheck python -m scripts.tools.every_kernel
 """
 
 from __future__ import annotations

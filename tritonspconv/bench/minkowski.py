@@ -5,8 +5,8 @@ another library with the same weights. Wrong results print FAIL instead of a tim
 status is 1. Libraries that cannot be imported are left out. spconv's networks have the same layers,
 with weights converted by compat.minkowski.checkpoint.
 
-  python scripts/bench_minkowski.py                                  # a GPU: MinkUNet34, 5 cm
-  OMP_NUM_THREADS=1 python scripts/bench_minkowski.py --device cpu --max-points 20000
+  python -m tritonspconv.bench.minkowski                                  # a GPU: MinkUNet34, 5 cm
+  OMP_NUM_THREADS=1 python -m tritonspconv.bench.minkowski --device cpu --max-points 20000
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from bench_cases import Case, Trial, measure_cases
-from bench_peers import OURS, first_line
-from bench_reference import relative_error
-from bench_report import Report
-from bench_scenes import Scene, SceneStore
-from bench_timing import Meter
-from networks_minkowski import mink_unet, mink_unet_of_spconv
 from torch import Tensor, nn
 
 import tritonspconv
+from tritonspconv.bench.cases import Case, Trial, measure_cases
+from tritonspconv.bench.peers import OURS, first_line
+from tritonspconv.bench.reference import relative_error
+from tritonspconv.bench.report import Report
+from tritonspconv.bench.scenes import Scene, SceneStore
+from tritonspconv.bench.timing import Meter
+from tritonspconv.models.minkowski import mink_unet, mink_unet_of_spconv
 
 MODULES = {
     OURS: "compat.minkowski",

@@ -152,10 +152,10 @@ def _read_npz(path: Path) -> np.ndarray:
 
 def _read_pcd(path: Path) -> np.ndarray:
     try:
-        import pypcd4
+        from pypcd4.pypcd4 import PointCloud
     except ImportError as error:
         raise _missing("pypcd4", ".pcd") from error
-    cloud = pypcd4.PointCloud.from_path(path)
+    cloud = PointCloud.from_path(path)
     return cloud.numpy(_columns(path, cloud.fields))
 
 

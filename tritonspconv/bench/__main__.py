@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_cases import Case, DeviceLostError, measure_cases
-from bench_cold import measure_cold
-from bench_layers import HEADER as LAYER_HEADER
-from bench_layers import layer_cases, memory_cases, small_cases
-from bench_maps import HEADER as MAP_HEADER
-from bench_maps import map_cases
-from bench_networks import HEADER as NETWORK_HEADER
-from bench_networks import network_cases
-from bench_peers import MODULES, Peer, find_peers
-from bench_report import Report
-from bench_scenes import SceneStore
-from bench_timing import Meter
+
+from tritonspconv.bench.cases import Case, DeviceLostError, measure_cases
+from tritonspconv.bench.cold import measure_cold
+from tritonspconv.bench.layers import HEADER as LAYER_HEADER
+from tritonspconv.bench.layers import layer_cases, memory_cases, small_cases
+from tritonspconv.bench.maps import HEADER as MAP_HEADER
+from tritonspconv.bench.maps import map_cases
+from tritonspconv.bench.networks import HEADER as NETWORK_HEADER
+from tritonspconv.bench.networks import network_cases
+from tritonspconv.bench.peers import MODULES, Peer, find_peers
+from tritonspconv.bench.report import Report
+from tritonspconv.bench.scenes import SceneStore
+from tritonspconv.bench.timing import Meter
 
 # The profiler that `maps` uses can slow down what follows it, so that comes last.
 SECTIONS = ("layers", "small", "networks", "memory", "cold", "maps")
@@ -44,7 +45,7 @@ def main() -> int:
     args = _parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print(f"bench.py: --device {args.device}: torch finds no GPU", file=sys.stderr)
+        print(f"tritonspconv.bench: --device {args.device}: torch finds no GPU", file=sys.stderr)
         return 2
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
@@ -53,7 +54,7 @@ def main() -> int:
     for name, reason in missing.items():
         print(f"without {name}: {reason}", flush=True)
     if not peers:
-        print("bench.py: no library to measure", file=sys.stderr)
+        print("tritonspconv.bench: no library to measure", file=sys.stderr)
         return 2
 
     report = Report([peer.name for peer in peers], _about(args, device, peers, missing))
@@ -68,7 +69,7 @@ def main() -> int:
                 print(f"  ({section} took {time.perf_counter() - start:.0f} s)", flush=True)
                 _save(args, report)
     except DeviceLostError as error:
-        print(f"bench.py: stopped: {error}", file=sys.stderr)
+        print(f"tritonspconv.bench: stopped: {error}", file=sys.stderr)
         status = 1
     finally:
         _save(args, report)

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_cases import Case, Trial
-from bench_peers import OURS, Peer
-from bench_reference import (
+from torch import Tensor
+
+from tritonspconv.bench.cases import Case, Trial
+from tritonspconv.bench.peers import OURS, Peer
+from tritonspconv.bench.reference import (
     GRADIENT_SLACK,
     LAYER_TOLERANCE,
     Window,
@@ -19,9 +21,8 @@ from bench_reference import (
     reached_keys,
     relative_error,
 )
-from bench_scenes import Scene, SceneStore, normal
-from bench_timing import Run
-from torch import Tensor
+from tritonspconv.bench.scenes import Scene, SceneStore, normal
+from tritonspconv.bench.timing import Run
 
 HEADER = ("scene", "voxels", "layer", "channels", "dtype", "pass")
 CACHED = ("fwd", "fwd+bwd")

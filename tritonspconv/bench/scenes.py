@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from point_clouds import FINE, FRONT_CROP, SURROUND, VoxelGrid, load_points
 from torch import Tensor
 
+from tritonspconv.points import FINE, FRONT_CROP, SURROUND, VoxelGrid, load_points
 from tritonspconv.testing import surface_sites
 from tritonspconv.testing.lidar import simulate_sweep
 

@@ -1,6 +1,6 @@
 """Time to the first result in a new process, with an empty and with a filled cache of kernels.
 
-Run as a script, it is that process: ``bench_cold.py PEER SCENE.pt DEVICE``.
+``python -m tritonspconv.bench.cold PEER SCENE.pt DEVICE DTYPE`` is that process.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_networks import NetworkBench
-from bench_peers import Peer, first_line, load_peer
-from bench_report import Cell, Report
-from bench_scenes import Scene
-from bench_timing import Measurement
+
+from tritonspconv.bench.networks import NetworkBench
+from tritonspconv.bench.peers import Peer, first_line, load_peer
+from tritonspconv.bench.report import Cell, Report
+from tritonspconv.bench.scenes import Scene
+from tritonspconv.bench.timing import Measurement
 
 HEADER = ("network", "scene", "dtype", "Triton cache")
 TIMEOUT_S = 300
@@ -57,7 +58,7 @@ def measure_cold(
 def _ask(peer: str, scene: Path, device: torch.device, dtype: str, folder: Path) -> Cell:
     """Return the answer of a new process, which keeps its kernels in ``folder``."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / f"triton-{peer}")}
-    command = [sys.executable, __file__, peer, str(scene), str(device), dtype]
+    command = [sys.executable, "-m", __spec__.name, peer, str(scene), str(device), dtype]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -1,0 +1,1 @@
+"""Timings beside the libraries that tritonspconv replaces; every result is checked first."""

@@ -1,0 +1,1 @@
+"""Two LiDAR networks on one scan: a table of layers, a check and a picture."""

@@ -1,0 +1,1 @@
+"""Networks that the demonstration, the timings and the tests run."""

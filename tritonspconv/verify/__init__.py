@@ -1,0 +1,1 @@
+"""Every layer of two LiDAR networks beside float64."""
