@@ -5,6 +5,7 @@ from tritonspconv.ops.channelwise import sparse_channelwise_conv
 from tritonspconv.ops.conv import sparse_conv
 from tritonspconv.ops.dense import from_dense, to_dense
 from tritonspconv.ops.global_pool import global_broadcast, global_pool
+from tritonspconv.ops.pointwise import pointwise_conv
 from tritonspconv.ops.pool import sparse_pool
 from tritonspconv.ops.voxelize import Voxels, voxelize
 from tritonspconv.ops.weighted import gather_weighted, scatter_weighted
@@ -17,6 +18,7 @@ __all__ = [
     "gather_weighted",
     "global_broadcast",
     "global_pool",
+    "pointwise_conv",
     "scatter_weighted",
     "sparse_channelwise_conv",
     "sparse_conv",

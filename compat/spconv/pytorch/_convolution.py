@@ -266,20 +266,18 @@ class SparseConvolution(CountsVoxels):
             feats = ops.sparse_conv(
                 repeats.add_up(features), matrices, kernel_map, precision=precision
             )
-        for addend in (self.bias, residual):
-            if addend is not None:
-                feats = feats + addend.to(feats.dtype)
+        if self.bias is not None:
+            # Expanded before it is rounded, so that its gradient is summed in its own dtype.
+            feats = feats + self.bias.expand_as(feats).to(feats.dtype)
+        if residual is not None:
+            feats = feats + residual.to(feats.dtype)
         return normalise(feats, norm, relu)
 
     def _pointwise(
         self, features: Tensor, weight: Tensor, add_input: SparseConvTensor | None
     ) -> Tensor:
         """Convolve row by row, without a kernel map."""
-        matrix = self._matrices(weight)[0]
-        if self.bias is None:
-            feats = features.mm(matrix)
-        else:
-            feats = torch.addmm(self.bias, features, matrix)
+        feats = ops.pointwise_conv(features, self._matrices(weight)[0], self.bias)
         if add_input is not None:
             feats = feats + add_input.features
         return feats.relu() if self.act_type is Activation.ReLU else feats

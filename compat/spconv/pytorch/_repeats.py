@@ -69,7 +69,7 @@ class RepeatedSites:
         later, earlier = (torch.where(half, matrices, 0) for half in (taps > centre, taps < centre))
         to_all = ops.sparse_conv(features[self.first], later, found, precision=precision)
         to_first = ops.sparse_conv(self._sums(features), earlier, found, precision=precision)
-        out = features.mm(matrices[centre]) + self._to_rows(to_all)
+        out = ops.pointwise_conv(features, matrices[centre]) + self._to_rows(to_all)
         return out.index_put((self.first,), to_first, accumulate=True)
 
     def _sums(self, features: Tensor) -> Tensor:

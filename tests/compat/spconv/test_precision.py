@@ -79,3 +79,72 @@ def test_gradcheck_in_double(make, device):
         return torch.func.functional_call(layer, values, (tensor,)).features
 
     assert torch.autograd.gradcheck(run, (x.features, layer.weight))
+
+
+@pytest.mark.parametrize("kind", ["1x1", "shared voxels", "strided", "inverse"])
+def test_weight_gradients_beyond_half_precision_are_finite(device, kind):
+    """The sum of 19,600 products of 2 and 2 is 78,400; float16 ends at 65,504."""
+    rows = 19_600
+    cells = torch.arange(rows, device=device)
+    if kind == "shared voxels":
+        cells[1] = 0
+    indices = torch.stack((cells * 0, cells * 2, cells * 0, cells * 0), 1).int()
+    x = spconv.SparseConvTensor(
+        torch.full((rows, 2), 2.0, device=device), indices, [2 * rows, 1, 1], 1
+    )
+    layers = {
+        "1x1": lambda: spconv.SubMConv3d(2, 2, 1),
+        "shared voxels": lambda: spconv.SubMConv3d(2, 2, 3),
+        "strided": lambda: spconv.SparseConv3d(2, 2, 1, 2, indice_key="k"),
+        "inverse": lambda: spconv.SparseInverseConv3d(2, 2, 1, indice_key="k"),
+    }
+    layer = layers[kind]().to(device)
+    with torch.autocast(device.type, dtype=torch.float16):
+        if kind == "inverse":
+            x = layers["strided"]().to(device)(x)
+            x = x.replace_feature(torch.full((rows, 2), 2.0, device=device))
+        y = layer(x).features
+    assert y.dtype == torch.float16
+    y.backward(torch.full_like(y, 2.0))
+    centre = layer.weight.grad[(slice(None), *(n // 2 for n in layer.kernel_size))]
+    assert layer.weight.grad.dtype == torch.float32
+    assert centre.tolist() == [[78_400.0] * 2] * 2
+    assert layer.bias.grad.tolist() == [39_200.0] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["subm", "strided", "inverse"])
+def test_weight_gradients_over_shared_voxels_are_not_rounded(make, device, kind, dtype):
+    """Sums of small whole numbers, which bfloat16 holds up to 256: exact before they are summed."""
+    n = 1500
+    x = make(n=n, shape=(12, 12, 12))
+    indices = torch.cat([x.indices, x.indices[: n // 3]])
+    layers = {
+        "subm": [spconv.SubMConv3d(4, 4, 3)],
+        "strided": [spconv.SparseConv3d(4, 4, 3, 2, 1)],
+        "inverse": [
+            spconv.SparseConv3d(4, 4, 2, 2, indice_key="k"),
+            spconv.SparseInverseConv3d(4, 4, 2, indice_key="k"),
+        ],
+    }[kind]
+
+    def whole(rows, like):
+        return torch.randint(0, 10, (rows, 4), device=device).to(like)
+
+    found = []
+    for exact in (False, True):
+        torch.manual_seed(0)
+        wide = torch.float64 if exact else torch.float32
+        y = spconv.SparseConvTensor(whole(len(indices), wide), indices, [12, 12, 12], 2)
+        for layer in layers:
+            y = y.replace_feature(whole(len(y.features), wide))
+            with torch.autocast(device.type, dtype=dtype, enabled=not exact):
+                y = layer.to(device, wide)(y)
+        parameters = [layers[-1].weight, layers[-1].bias]
+        found.append(
+            torch.autograd.grad(y.features, parameters, whole(len(y.features), y.features))
+        )
+    assert found[1][0].abs().max() > 2048, "more than either type holds exactly"
+    for got, expected in zip(*found, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got.double(), expected)

@@ -1,0 +1,85 @@
+"""Convolution of a window of one cell: every row times one matrix, without a kernel map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tritonspconv.kernels import acc_dtype, kernels_for
+from tritonspconv.ops.conv import compute_dtype
+
+
+def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply every row of features by one matrix: ``feats @ weight + bias``.
+
+    Torch multiplies. Under autocast torch would also round the gradients of a float32 weight and
+    bias to half precision, where sums over many rows overflow; here both are summed in float32 and
+    keep float32.
+
+    Args:
+        feats: [N, c_in], float32, float64, float16 or bfloat16.
+        weight: [c_in, c_out].
+        bias: [c_out]. Default: none.
+
+    Returns:
+        [N, c_out] in the dtype that :func:`tritonspconv.ops.sparse_conv` would return.
+
+    Raises:
+        RuntimeError: The shapes do not fit (torch's message).
+
+    Deterministic. Differentiable in ``feats``, ``weight`` and ``bias``; each gradient has its
+    tensor's dtype. The host never waits.
+    """
+    dtype = compute_dtype(feats, weight)
+    if dtype == weight.dtype or not torch.is_grad_enabled():
+        return _product(feats, weight, bias)
+    return _RoundedOperands.apply(feats, weight, bias, dtype)
+
+
+def _product(feats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return feats.mm(weight) if bias is None else torch.addmm(bias, feats, weight)
+
+
+class _RoundedOperands(torch.autograd.Function):
+    """The product of operands that are rounded to ``dtype`` first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
+        feats, weight = feats.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(feats, weight)
+        return _product(feats, weight, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        feats, weight = ctx.saved_tensors
+        feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
+        needs_feats, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad = grad.to(feats.dtype).contiguous()
+        grad_feats = grad.mm(weight.t()).to(feats_dtype) if needs_feats else None
+        grad_weight = _weight_grad(feats, grad, weight_dtype) if needs_weight else None
+        grad_bias = None
+        if needs_bias:
+            grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
+        return grad_feats, grad_weight, grad_bias, None
+
+
+def _weight_grad(feats: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``feats.T @ grad`` in ``dtype``, summed like the weight gradient of any layer."""
+    rows = feats.shape[0]
+    out = feats.new_empty(1, feats.shape[1], grad.shape[1], dtype=dtype)
+    if rows == 0:
+        return out.zero_()[0]
+    # One tap, in which each input row meets the output row of the same number.
+    pairs = torch.arange(rows, dtype=torch.int32, device=feats.device).repeat(2, 1)
+    tap_ptr = torch.arange(0, rows + 1, rows, device=feats.device)
+    kernels_for("weight_grad", feats.device).weight_grad(
+        feats.contiguous(), grad, pairs, tap_ptr, out, mirrored=False
+    )
+    return out[0]
