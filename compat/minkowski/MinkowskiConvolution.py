@@ -19,12 +19,16 @@ from compat.minkowski.MinkowskiSparseTensor import (
     _get_coordinate_map_key,
 )
 from tritonspconv import ops
+from tritonspconv.nn.chain import convolve, normalise
+from tritonspconv.nn.fusable import LayerFamily, Norm
 
 
 class MinkowskiConvolutionBase(MinkowskiModuleBase):
     """The parameters and the call of all convolutions; see :class:`MinkowskiConvolution`."""
 
     bias: nn.Parameter | None
+    # Set by tritonspconv.fuse: the layer clamps its output at zero.
+    _relu = False
 
     def __init__(
         self,
@@ -99,11 +103,22 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         Raises:
             MinkowskiError: The input is no sparse tensor of this layer's dimension and channels.
         """
+        return self._run(input, coordinates)
+
+    def _run(
+        self,
+        input: SparseTensor,
+        coordinates: Coordinates | None,
+        norm: Norm | None = None,
+        relu: bool = False,
+        residual: Tensor | None = None,
+    ) -> SparseTensor:
+        """Convolve, normalise, add, clamp."""
         self._check(input)
+        relu = relu or self._relu
         if self.use_mm:
-            return SparseTensor._on(
-                self._multiply(input._F), input.coordinate_map_key, input._manager
-            )
+            features = normalise(self._multiply(input._F), norm, relu, residual)
+            return SparseTensor._on(features, input.coordinate_map_key, input._manager)
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key
         if coordinates is None:
@@ -112,8 +127,38 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
             out_key = _get_coordinate_map_key(input, coordinates, self._out_stride(input))
         kernel_map = manager._kernel_map(in_key, out_key, generator._window, self.is_transpose)
         bias = None if self.bias is None else self.bias.view(-1)
-        features = ops.sparse_conv(input._F, self.kernel, kernel_map, bias)
+        features = convolve(
+            input._F, self.kernel, kernel_map, bias, "ieee", norm, relu, residual=residual
+        )
         return SparseTensor._on(features, out_key, manager)
+
+    def layer_family(self) -> LayerFamily:
+        """Return the layers that this convolution may be fused with."""
+        from compat.minkowski._layer_family import LAYER_FAMILY
+
+        return LAYER_FAMILY
+
+    def forward_fused(
+        self, input: SparseTensor, norm: Norm | None, relu: bool, residual: Tensor | None = None
+    ) -> SparseTensor:
+        """Convolve, normalise, add ``residual`` [M, out_channels] and clamp, in that order."""
+        return self._run(input, None, norm, relu, residual)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether no activation was folded into the layer."""
+        return not self._relu
+
+    def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
+        """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
+        kernel = self.kernel.detach()
+        bias = 0 if self.bias is None else self.bias.detach().view(-1) * scale
+        self.kernel = nn.Parameter((kernel * scale).to(kernel.dtype))
+        self.bias = nn.Parameter((bias + shift).to(kernel.dtype).view(1, -1))
+
+    def fold_relu(self) -> None:
+        """Make the output ``relu(output)``; see :func:`tritonspconv.fuse`."""
+        self._relu = True
 
     def _check(self, input: SparseTensor) -> None:
         name = type(self).__name__
@@ -151,7 +196,8 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
             window = f"kernel_size={generator.kernel_size}"
         return (
             f"{type(self).__name__}(in={self.in_channels}, out={self.out_channels}, {window}, "
-            f"stride={generator.kernel_stride}, dilation={generator.kernel_dilation})"
+            f"stride={generator.kernel_stride}, dilation={generator.kernel_dilation}"
+            f"{', relu=True' if self._relu else ''})"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tritonspconv as ts
-from tests._fused import record_fused, settle
+from tests._fused import UNLIKE, record_fused, settle
 from tritonspconv import nn as tsnn
 from tritonspconv.nn import chain
 from tritonspconv.nn.conv import _Conv
@@ -105,6 +105,19 @@ def test_what_is_not_fused(device, fused):
         for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert torch.equal(copied(x).feats, y)
     assert fused == [(True, True)] * 3
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_modules_that_run_other_code_run_it(fused, kind, training):
+    net, x = UNLIKE[kind][0]().train(training), tensor("cpu")
+    results = []
+    for fuse_layers in (True, False):
+        net.fuse_layers = fuse_layers
+        with torch.set_grad_enabled(training):
+            results.append(net(x).feats)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_dtypes_that_torch_refuses_are_refused(device):

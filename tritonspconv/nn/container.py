@@ -7,33 +7,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from tritonspconv.nn._module import SparseModule
-from tritonspconv.nn.chain import FusedChain, fuses_now
+from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.conv import SparseConvNd, SparseConvTransposeNd, SubMConvNd
+from tritonspconv.nn.fusable import LayerFamily, fuses_now
 from tritonspconv.nn.norm import BatchNorm, SyncBatchNorm
 from tritonspconv.nn.pointwise import ReLU
 from tritonspconv.sparse_tensor import SparseTensor
-
-_run_fused = FusedChain(
-    SparseTensor,
-    "feats",
-    # An inverse layer needs a second tensor, which no container has.
-    convs=(SubMConvNd.forward, SparseConvNd.forward, SparseConvTransposeNd.forward),
-    norms=(nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm, SyncBatchNorm),
-    relus=(nn.ReLU, ReLU),
-)
 
 
 class Sequential(SparseModule, nn.Sequential):
     """Apply modules in turn, sparse ones and plain torch ones alike.
 
     A :class:`SparseModule` gets the running value as it is. Any other module gets the features of a
-    sparse tensor and its result replaces them: it must keep the rows. What is no sparse tensor, as
-    after :class:`ToDense`, goes to any module unchanged.
+    sparse tensor and its result replaces them: it must keep the rows. A value that is no sparse
+    tensor, as after :class:`ToDense`, goes to any module unchanged.
 
     On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
-    them has hooks or is the user's own class. While gradients are off and the norm is in evaluation
+    them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
     mode, the features between them are not rounded: float16 and bfloat16 results are nearer to
-    those of float32. A norm in training is equal to torch's but for rounding.
+    those of float32. A norm in training gives torch's result up to rounding.
 
     Attributes:
         fuse_layers: False: apply every module by itself. May be set on the class, a derived
@@ -45,7 +37,7 @@ class Sequential(SparseModule, nn.Sequential):
     def forward(self, input: Any) -> Any:
         """Apply the modules in turn."""
         if self.fuse_layers and fuses_now():
-            return _run_fused(tuple(self), input, _apply)
+            return run_chain(LAYER_FAMILY, tuple(self), input, _apply)
         for module in self:
             input = _apply(module, input)
         return input
@@ -75,3 +67,14 @@ class ToDense(SparseModule):
     def extra_repr(self) -> str:
         """Return the layout."""
         return f"channels_first={self.channels_first}"
+
+
+# An inverse layer takes a second tensor, which a container cannot give it.
+LAYER_FAMILY = LayerFamily(
+    SparseTensor,
+    "feats",
+    convs=(SubMConvNd, SparseConvNd, SparseConvTransposeNd),
+    norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm, SyncBatchNorm)),
+    relus=dict.fromkeys((nn.ReLU, ReLU)),
+    containers=(nn.Sequential, Sequential),
+)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
 from tritonspconv.kernel_map import KernelMap, kernel_map, recorded_maps
 from tritonspconv.nn._module import SparseModule
-from tritonspconv.nn.chain import Norm, convolve
+from tritonspconv.nn.chain import convolve
+from tritonspconv.nn.fusable import LayerFamily, Norm
 from tritonspconv.ops.conv import Precision
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -66,15 +67,26 @@ class _Conv(SparseModule):
         like: SparseTensor | None = None,
         norm: Norm | None = None,
         relu: bool = False,
+        residual: Tensor | None = None,
     ) -> SparseTensor:
         kmap = self._map(x, like)
-        relu = relu or self.relu
-        feats = convolve(x.feats, self.weight, kmap, self.bias, self.precision, norm, relu)
+        feats = convolve(
+            x.feats, self.weight, kmap, self.bias, self.precision, norm, relu or self.relu,
+            residual=residual,
+        )  # fmt: skip
         return SparseTensor(feats, kmap.out_sites)
 
-    def forward_fused(self, input: SparseTensor, norm: Norm | None, relu: bool) -> SparseTensor:
-        """Convolve, normalise and clamp; see :class:`tritonspconv.nn.Sequential`."""
-        return self._convolve(input, None, norm, relu)
+    def layer_family(self) -> LayerFamily:
+        """Return the layers that this convolution may be fused with."""
+        from tritonspconv.nn.container import LAYER_FAMILY
+
+        return LAYER_FAMILY
+
+    def forward_fused(
+        self, input: SparseTensor, norm: Norm | None, relu: bool, residual: Tensor | None = None
+    ) -> SparseTensor:
+        """Convolve, normalise, add ``residual`` [n_out, c_out] and clamp, in that order."""
+        return self._convolve(input, None, norm, relu, residual)
 
     @property
     def is_linear(self) -> bool:

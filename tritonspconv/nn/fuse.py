@@ -1,43 +1,35 @@
-"""Folding of normalisation and activation into the convolutions before them, for inference."""
+"""Folding of batch norm and ReLU into the weights of the convolutions before them."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from tritonspconv.nn.fusable import FusableConv, family_of, owns_its_weight, scale_and_shift
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@runtime_checkable
-class FusableConv(Protocol):
-    """A convolution that others can be folded into."""
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the output is affine in the input, so that a norm can be folded."""
-        ...
-
-    def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
-        """Make the output ``scale * output + shift``, both ``[c_out]``."""
-
-    def fold_relu(self) -> None:
-        """Make the output ``relu(output)``."""
-
-
 def fuse(model: Model, *, inplace: bool = False) -> Model:
-    """Fold BatchNorm and ReLU into the sparse convolutions that they follow, for inference.
+    """Fold batch norm and ReLU into the weights of the convolutions that they follow.
 
-    In every ``Sequential`` (torch's, ours, spconv's ``SparseSequential``), at any depth, a sparse
-    convolution followed by batch norm, ReLU or both becomes one layer; the folded children are
-    removed. Everything else stays as it is. A network whose ``forward`` calls its norms by hand can
-    put ``conv, norm, relu`` into a ``Sequential`` to have them folded.
+    In every container that runs its children in order (torch's ``Sequential``, ours, spconv's
+    ``SparseSequential``), at any depth, a sparse convolution followed by batch norm, ReLU or both
+    becomes one layer; the folded children are removed. Layers of :mod:`tritonspconv.nn`,
+    ``compat.spconv`` and ``compat.minkowski`` are folded. Everything else stays as it is, above all
+    modules that run code of yours: classes that override ``forward``, modules with hooks, with a
+    ``forward`` of their own or with a parametrised weight (``weight_norm``), layers that are used
+    in two places, batch norms without running statistics or in training mode.
+
+    To speed up a network whose ``forward`` calls its norms by hand, use
+    :func:`tritonspconv.optimize`, which also keeps parameters and training.
 
     Args:
-        model: A network in evaluation mode, its batch norms with running statistics.
+        model: A network in evaluation mode. Its containers must be called as a whole: code that
+            runs single children of a container by index finds other children after folding.
         inplace: Change ``model`` itself instead of a copy.
 
     Returns:
@@ -52,58 +44,56 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
             "folded; call model.eval() first."
         )
     model = model if inplace else copy.deepcopy(model)
-    # A layer that is used twice cannot take up what follows one of its uses.
-    # Not by ``children()``, which names a layer once however often a chain holds it.
-    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
-    shared = {key for key, count in uses.items() if count > 1}
+    shared = _used_twice(model)
     for module in list(model.modules()):
-        if isinstance(module, nn.Sequential) or getattr(module, "runs_in_order", False):
-            _fuse_chain(module, shared)
+        _fold_children(module, shared)
     return model
 
 
-def _fuse_chain(chain: nn.Module, shared: set[int]) -> None:
-    conv, folded = None, False
-    for name, module in list(chain._modules.items()):
-        if module is None or _is_watched(module):
-            conv = None
+def _used_twice(model: nn.Module) -> set[int]:
+    """Return the ids of modules that are children in more than one place."""
+    # ``children()`` would name a module once however often a container holds it.
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    return {key for key, count in uses.items() if count > 1}
+
+
+def _fold_children(container: nn.Module, shared: set[int]) -> None:
+    """In a container, fold what follows each convolution into it, and remove what was folded."""
+    conv: FusableConv | None = None
+    for name, module in list(container._modules.items()):
+        if module is None:
             continue
-        if conv is not None and not folded and _has_statistics(module):
-            conv.fold_scale_shift(*_scale_shift(module))
-        elif conv is not None and isinstance(module, nn.ReLU):
-            conv.fold_relu()
-            folded = True
+        if conv is not None and _fold(module, conv):
+            delattr(container, name)
         else:
-            conv, folded = (module if _can_take_up(module, shared) else None), False
-            continue
-        delattr(chain, name)
+            conv = _folding_conv(module, container, shared)
 
 
-def _can_take_up(module: nn.Module, shared: set[int]) -> TypeGuard[FusableConv]:
-    return isinstance(module, FusableConv) and module.is_linear and id(module) not in shared
+def _folding_conv(module: nn.Module, container: nn.Module, shared: set[int]) -> FusableConv | None:
+    """Return ``module`` if it is a convolution that its followers can be folded into, or None."""
+    family = family_of(module)
+    if (
+        family is None
+        or id(module) in shared
+        or not family.is_container(container)
+        or not owns_its_weight(module)
+    ):
+        return None
+    return family.conv(module)
 
 
-def _has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
-    return (
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and not module.training
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Return whether hooks look at what the module takes or gives."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _scale_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return a batch norm as ``scale * x + shift``, in float32 or better."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
-    with torch.no_grad():
-        scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-        if norm.affine:
-            scale = scale * norm.weight
-        shift = -norm.running_mean * scale
-        return scale, shift + norm.bias if norm.affine else shift
+def _fold(module: nn.Module, conv: FusableConv) -> bool:
+    """Fold a batch norm or a ReLU into ``conv``; return whether that was possible."""
+    # After a ReLU the layer is no longer linear: nothing else can be folded.
+    if not conv.is_linear:
+        return False
+    family = conv.layer_family()
+    if family.is_relu(module):
+        conv.fold_relu()
+        return True
+    norm = family.batch_norm(module)
+    numbers = None if norm is None else scale_and_shift(norm, conv.out_channels)
+    if numbers is None:
+        return False
+    conv.fold_scale_shift(*numbers)
+    return True

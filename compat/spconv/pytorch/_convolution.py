@@ -18,10 +18,16 @@ from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from compat.spconv.pytorch.modules import SparseBatchNorm, SparseReLU, SparseSyncBatchNorm
+from compat.spconv.pytorch.modules import (
+    SparseBatchNorm,
+    SparseReLU,
+    SparseSequential,
+    SparseSyncBatchNorm,
+)
 from tritonspconv import ops
 from tritonspconv.kernel_map import KernelMap
-from tritonspconv.nn.chain import FusedChain, Norm, convolve, normalise
+from tritonspconv.nn.chain import convolve, normalise
+from tritonspconv.nn.fusable import LayerFamily, Norm
 
 IntOrInts = int | Sequence[int]
 
@@ -168,27 +174,39 @@ class SparseConvolution(CountsVoxels):
             input: Features ``[N, in_channels]`` at active sites.
             add_input: Added to the output row by row, before the activation.
         """
-        return self._run(input, add_input)
+        return self._run(input, None if add_input is None else add_input._features)
+
+    def layer_family(self) -> LayerFamily:
+        """Return the layers that this convolution may be fused with."""
+        return LAYER_FAMILY
 
     def forward_fused(
-        self, input: SparseConvTensor, norm: Norm | None, relu: bool
+        self,
+        input: SparseConvTensor,
+        norm: Norm | None,
+        relu: bool,
+        residual: Tensor | None = None,
     ) -> SparseConvTensor:
-        """Convolve, normalise and clamp; see ``SparseSequential``."""
-        return self._run(input, None, norm, relu)
+        """Convolve, normalise, add ``residual`` [N, out_channels] and clamp, in that order."""
+        return self._run(input, residual, norm, relu)
 
     def _run(
         self,
         input: SparseConvTensor,
-        add_input: SparseConvTensor | None,
+        residual: Tensor | None,
         norm: Norm | None = None,
         relu: bool = False,
     ) -> SparseConvTensor:
-        """Convolve; ``norm`` and ``relu`` come last, and only where there is no activation."""
+        """Convolve, normalise, add, clamp; ``norm`` and ``relu`` need a layer without activation.
+
+        An activation of the layer comes last.
+        """
         features, weight = self._operands(input)
         located = None
         if self.conv1x1 and not (self.inverse and self.indice_key in input.indice_dict):
             indice_dict = input.indice_dict
-            feats = normalise(self._pointwise(features, weight, add_input), norm, relu)
+            relu = relu or self.act_type is Activation.ReLU
+            feats = normalise(self._pointwise(features, weight), norm, relu, residual)
         else:
             if self.subm:
                 kernel_map, indice_dict, repeats = submanifold_map(self, input)
@@ -197,7 +215,7 @@ class SparseConvolution(CountsVoxels):
                 indice_dict, repeats = IndiceDict(input.indice_dict), located.repeats_in(kernel_map)
             else:
                 kernel_map, indice_dict, located, repeats = strided_map(self, input)
-            feats = self._convolve(features, weight, kernel_map, repeats, add_input, norm, relu)
+            feats = self._convolve(features, weight, kernel_map, repeats, residual, norm, relu)
         if self.act_type not in (Activation.None_, Activation.ReLU):
             feats = activate(feats, self.act_type, self.act_alpha)
         if self.record_voxel_count:
@@ -238,13 +256,12 @@ class SparseConvolution(CountsVoxels):
         weight: Tensor,
         kernel_map: KernelMap,
         repeats: RepeatedSites | None,
-        add_input: SparseConvTensor | None,
+        residual: Tensor | None,
         norm: Norm | None,
         relu: bool,
     ) -> Tensor:
         """Convolve along a kernel map, or over rows that share sites."""
         precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
-        residual = None if add_input is None else add_input._features
         relu = relu or self.act_type is Activation.ReLU
         if repeats is None:
             if self.conv1x1:
@@ -269,18 +286,11 @@ class SparseConvolution(CountsVoxels):
         if self.bias is not None:
             # Expanded before it is rounded, so that its gradient is summed in its own dtype.
             feats = feats + self.bias.expand_as(feats).to(feats.dtype)
-        if residual is not None:
-            feats = feats + residual.to(feats.dtype)
-        return normalise(feats, norm, relu)
+        return normalise(feats, norm, relu, residual)
 
-    def _pointwise(
-        self, features: Tensor, weight: Tensor, add_input: SparseConvTensor | None
-    ) -> Tensor:
+    def _pointwise(self, features: Tensor, weight: Tensor) -> Tensor:
         """Convolve row by row, without a kernel map."""
-        feats = ops.pointwise_conv(features, self._matrices(weight)[0], self.bias)
-        if add_input is not None:
-            feats = feats + add_input.features
-        return feats.relu() if self.act_type is Activation.ReLU else feats
+        return ops.pointwise_conv(features, self._matrices(weight)[0], self.bias)
 
     @property
     def is_linear(self) -> bool:
@@ -312,11 +322,11 @@ class SparseConvolution(CountsVoxels):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-# What SparseSequential asks. Functions as they are now: one that is replaced later will be called.
-run_fused = FusedChain(
+LAYER_FAMILY = LayerFamily(
     SparseConvTensor,
     "_features",
-    convs=(SparseConvolution.forward,),
-    norms=(nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm),
-    relus=(nn.ReLU, SparseReLU),
+    convs=(SparseConvolution,),
+    norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm)),
+    relus=dict.fromkeys((nn.ReLU, SparseReLU)),
+    containers=(nn.Sequential, SparseSequential),
 )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from compat.spconv import constants
 from compat.spconv.pytorch.core import SparseConvTensor
-from tritonspconv.nn.chain import FusedChain, fuses_now
+from tritonspconv.nn.chain import run_chain
+from tritonspconv.nn.fusable import LayerFamily, fuses_now
 
 
 class SparseModule(nn.Module):
@@ -116,9 +117,9 @@ class SparseSequential(SparseModule):
     features. Once a module returned a plain tensor, the rest of the chain works on that.
 
     On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
-    them has hooks or is the user's own class. While gradients are off and the norm is in evaluation
+    them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
     mode, the features between them are not rounded: float16 and bfloat16 results are nearer to
-    those of float32. A norm in training is equal to torch's but for rounding.
+    those of float32. A norm in training gives torch's result up to rounding.
 
     Args:
         *args: The modules, named by position, or one OrderedDict of them.
@@ -131,9 +132,6 @@ class SparseSequential(SparseModule):
     Raises:
         ValueError: A keyword repeats a name.
     """
-
-    # What tritonspconv.fuse asks of a container.
-    runs_in_order = True
 
     fuse_layers: bool = True
 
@@ -167,7 +165,7 @@ class SparseSequential(SparseModule):
         """Run the chain."""
         modules: Any = self._modules.values()
         if self.fuse_layers and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
-            return _fused_chain()(tuple(modules), input, _apply)
+            return run_chain(_layer_family(), tuple(modules), input, _apply)
         for module in modules:
             input = _apply(module, input)
         return input
@@ -180,7 +178,7 @@ def _apply(module: nn.Module, input: Any) -> Any:
 
 
 @functools.cache
-def _fused_chain() -> FusedChain:
-    from compat.spconv.pytorch._convolution import run_fused
+def _layer_family() -> LayerFamily:
+    from compat.spconv.pytorch._convolution import LAYER_FAMILY
 
-    return run_fused
+    return LAYER_FAMILY

@@ -1,0 +1,25 @@
+"""The layers that convolutions of this library may be fused with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from compat.minkowski.MinkowskiConvolution import MinkowskiConvolutionBase
+from compat.minkowski.MinkowskiNonlinearity import MinkowskiReLU
+from compat.minkowski.MinkowskiNormalization import MinkowskiBatchNorm, MinkowskiSyncBatchNorm
+from compat.minkowski.MinkowskiSparseTensor import SparseTensor
+from tritonspconv.nn.fusable import LayerFamily
+
+LAYER_FAMILY = LayerFamily(
+    SparseTensor,
+    "_F",
+    convs=(MinkowskiConvolutionBase,),
+    norms={
+        nn.BatchNorm1d: None,
+        nn.SyncBatchNorm: None,
+        MinkowskiBatchNorm: "bn",
+        MinkowskiSyncBatchNorm: "bn",
+    },
+    relus={nn.ReLU: None, MinkowskiReLU: "module"},
+    containers=(nn.Sequential,),
+)
