@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tritonspconv.points import FINE, FRONT_CROP, SURROUND, VoxelGrid, load_points
+from tritonspconv.points import FINE, FRONT_CROP, SURROUND, VoxelGrid, read_scan
 from tritonspconv.testing import surface_sites
 from tritonspconv.testing.lidar import simulate_sweep
 
@@ -110,7 +110,7 @@ class SceneStore:
         return self._scene(name, copies, FRONT_CROP, extra_z=1)
 
     def _points(self, path: Path | None, seed: int) -> Tensor:
-        points = simulate_sweep(seed).points if path is None else load_points(path)
+        points = simulate_sweep(seed).points if path is None else read_scan(path).points
         if self.max_points is not None and len(points) > self.max_points:
             # A run of neighbours, so that the voxels keep their density; a simulated sweep looks
             # ahead in its middle.

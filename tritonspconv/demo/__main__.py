@@ -20,6 +20,7 @@ from tritonspconv.demo.layer_profile import LayerProfiler, print_columns, print_
 from tritonspconv.demo.level_picture import Level, draw_levels
 from tritonspconv.demo.scenes import (
     DTYPES,
+    add_scan_arguments,
     autocast,
     choose_device,
     describe,
@@ -31,6 +32,8 @@ from tritonspconv.demo.scenes import (
 from tritonspconv.models.lidar import second_encoder, sparse_unet
 from tritonspconv.points import VoxelGrid, voxel_range
 
+# Of a scan with fewer voxels, a level of a network may hold a single one.
+FEW_VOXELS = 1000
 # Levels of the SECOND encoder: stride, and the input voxel (z, y, x) that voxel 0 is centred on.
 SECOND_LEVELS = {
     "conv1": (1, (0, 0, 0)),
@@ -47,7 +50,7 @@ def main() -> int:
     try:
         device = choose_device(args.device)
         _say(f"tritonspconv demo on {describe(device)}, {args.dtype}, torch {torch.__version__}")
-        scans = read_scans(args.scan, args.seed, args.batch_size)
+        scans = read_scans(args, args.batch_size)
     except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"tritonspconv.demo: {error}", file=sys.stderr)
         return 2
@@ -81,10 +84,7 @@ def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "scan", nargs="?", type=Path, help=".bin, .npy, .npz, .pcd or .ply; simulated if left out"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the simulated street (default 0)")
+    add_scan_arguments(parser)
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
     parser.add_argument(
@@ -136,6 +136,8 @@ def _run(
     weights = sum(parameter.numel() for parameter in network.parameters())
     _say(f"\n{title}: {weights / 1e6:.1f} M weights; forward and backward")
     on_gpu = feats.device.type == "cuda"
+    if len(feats) < FEW_VOXELS:
+        normalise_lone_voxels(network)
     profiler = LayerProfiler(spconv, network, feats.device)
     stages: dict[str, Any] = {}
     # On a GPU the first pass compiles the kernels; the median of three more is shown.
@@ -143,7 +145,8 @@ def _run(
         start = time.perf_counter()
         with autocast(feats.device, dtype):
             out, stages = network(spconv.SparseConvTensor(feats, indices, shape, batch_size))
-            loss = out.features.float().square().mean()
+            # No voxel reaches the output of a network for a scan of a few points.
+            loss = out.features.float().square().sum() / max(1, out.features.numel())
         network.zero_grad()
         loss.backward()
         value = loss.item()
@@ -155,6 +158,20 @@ def _run(
     print_table(profiler.records)
     _say("  (the first layer on a set of voxels also builds the kernel map that the others reuse)")
     return stages
+
+
+def normalise_lone_voxels(network: nn.Module) -> None:
+    """Let batch norms use their running statistics where fewer than two voxels reach them.
+
+    One value has no variance: torch refuses to normalise one row in training.
+    """
+
+    def choose_statistics(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        module.train(len(inputs[0]) > 1)
+
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.register_forward_pre_hook(choose_statistics)
 
 
 def _report(results: list[CheckResult]) -> bool:

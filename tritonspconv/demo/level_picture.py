@@ -47,7 +47,8 @@ def draw_levels(path: Path, grid: VoxelGrid, levels: list[Level], title: str) ->
     Args:
         path: The file; its folder is made.
         grid: The voxel grid of the first level.
-        levels: The levels; of each, the first sample of the batch is drawn.
+        levels: The levels; of each, the first sample of the batch is drawn. The first level has
+            voxels in that sample.
         title: A line over the panels.
     """
     from matplotlib.cm import ScalarMappable
@@ -56,7 +57,7 @@ def draw_levels(path: Path, grid: VoxelGrid, levels: list[Level], title: str) ->
 
     colormap = LinearSegmentedColormap.from_list("heights", HEIGHT_COLORS)
     places = [_centres(grid, level) for level in levels]
-    view = _view(places[0])
+    view = _view(places[0], 8 * max(grid.voxel_size[:2]))
     columns = min(2, len(levels))
     rows = math.ceil(len(levels) / columns)
     ratio = (view[3] - view[2]) / (view[1] - view[0])
@@ -67,7 +68,8 @@ def draw_levels(path: Path, grid: VoxelGrid, levels: list[Level], title: str) ->
     )
     axes = figure.subplots(rows, columns, squeeze=False)
     heights = places[0][:, 2]
-    norm = Normalize(float(_at(heights, 0.02)), float(_at(heights, 0.985)))
+    low, high = float(_at(heights, 0.02)), float(_at(heights, 0.985))
+    norm = Normalize(low, max(high, low + grid.voxel_size[2]))
     for ax in axes.flat[len(levels) :]:
         ax.set_visible(False)
     for ax, level, place in zip(axes.flat, levels, places, strict=False):
@@ -153,9 +155,13 @@ def _centres(grid: VoxelGrid, level: Level) -> Tensor:
     return origin + (cells * stride + centre) * size
 
 
-def _view(place: Tensor) -> tuple[float, float, float, float]:
-    """Return x and y limits that hold nearly all voxels, no panel longer than 2 to 1."""
-    margin = 0.02 * float(place[:, 0].max() - place[:, 0].min())
+def _view(place: Tensor, least: float) -> tuple[float, float, float, float]:
+    """Return x and y limits that hold nearly all voxels.
+
+    No panel is longer than 2 to 1, and no side is shorter than ``least`` metres.
+    """
+    extent = (place.amax(dim=0) - place.amin(dim=0))[:2].amax()
+    margin = max(0.02 * float(extent), 0.5 * least)
     low = [float(_at(place[:, axis], 0.005)) - margin for axis in (0, 1)]
     high = [float(_at(place[:, axis], 0.995)) + margin for axis in (0, 1)]
     if 0 < low[0] < 0.2 * high[0]:

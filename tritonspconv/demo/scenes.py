@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compat.spconv.pytorch.utils import PointToVoxel
-from tritonspconv.points import VoxelGrid, load_points
+from tritonspconv.points import Scan, VoxelGrid, parse_columns, read_scan
 from tritonspconv.testing.lidar import simulate_sweep
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,27 +40,53 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def read_scans(path: Path | None, seed: int, batch_size: int) -> list[Tensor]:
+def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a scan and say how to read it."""
+    parser.add_argument(
+        "scan",
+        nargs="?",
+        type=Path,
+        help=".bin .npy .npz .pcd .ply .las .laz .e57 .txt .xyz .csv; simulated if left out",
+    )
+    parser.add_argument(
+        "--columns",
+        type=parse_columns,
+        metavar="x,y,z,...",
+        help="the columns of the file; _ skips one (default: as the file names them, or assumed)",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="metres in a unit of the file (default 1)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the simulated street and of weights (default 0)"
+    )
+
+
+def read_scans(args: argparse.Namespace, batch_size: int) -> list[Tensor]:
     """Return the point clouds of a batch, each float32 ``[N, 4]``: x, y, z, intensity.
 
     Args:
-        path: A file of one scan, which is repeated; None: streets are simulated.
-        seed: Of the first street.
+        args: Parsed arguments of `add_scan_arguments`. A scan is repeated; without one, streets are
+            simulated.
         batch_size: Number of clouds.
     """
     start = time.perf_counter()
-    if path is None:
-        scans = [simulate_sweep(seed + number).points for number in range(batch_size)]
-        origin = "simulated"
-    else:
-        points = load_points(path)[:, :4]
-        if points.shape[1] < 4:
-            points = torch.cat([points, torch.zeros(len(points), 1)], dim=1)
-        scans = [points] * batch_size
-        origin = f"read {path}:"
-    count = sum(map(len, scans))
-    print(f"{origin} {count:,} points in {time.perf_counter() - start:.2f} s", flush=True)
-    return scans
+    if args.scan is None:
+        scans = [simulate_sweep(args.seed + number).points for number in range(batch_size)]
+        count = sum(map(len, scans))
+        print(f"simulated {count:,} points in {time.perf_counter() - start:.2f} s", flush=True)
+        return scans
+    scan = read_scan(args.scan, args.columns, scale=args.scale)
+    print(*scan.describe(), sep="\n", flush=True)
+    return [with_intensity(scan)] * batch_size
+
+
+def with_intensity(scan: Scan) -> Tensor:
+    """Return x, y, z and the intensity, or zeros where the scan has none; float32 ``[N, 4]``."""
+    if "intensity" in scan.columns:
+        number = scan.columns.index("intensity")
+        return scan.points[:, [0, 1, 2, number]]
+    return torch.nn.functional.pad(scan.points[:, :3], (0, 1))
 
 
 def voxelize(scans: list[Tensor], grid: VoxelGrid, device: torch.device) -> tuple[Tensor, Tensor]:

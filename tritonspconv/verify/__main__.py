@@ -47,6 +47,7 @@ import compat.spconv.pytorch as spconv
 from tritonspconv.demo.layer_profile import print_columns
 from tritonspconv.demo.scenes import (
     DTYPES,
+    add_scan_arguments,
     autocast,
     choose_device,
     describe,
@@ -110,7 +111,7 @@ def main() -> int:
     args = _parse_args()
     try:
         device = choose_device(args.device)
-        scans = _copies(read_scans(args.scan, args.seed, 1)[0], args.batch_size)
+        scans = _copies(read_scans(args, 1)[0], args.batch_size)
     except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"tritonspconv.verify: {error}", file=sys.stderr)
         return 2
@@ -144,9 +145,7 @@ def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "scan", nargs="?", type=Path, help=".bin, .npy, .npz, .pcd or .ply; simulated if left out"
-    )
+    add_scan_arguments(parser)
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -169,9 +168,6 @@ def _parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda", help="what to verify (default cuda)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE too")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of scan, weights, gradient (default 0)"
-    )
     parser.add_argument(
         "--end-to-end",
         action="store_true",
