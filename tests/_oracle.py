@@ -1,10 +1,8 @@
 """What the engine should do, by the brute-force reference, and what it did, as plain triples."""
 
-import math
 from collections.abc import Sequence
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tritonspconv import reference
@@ -13,9 +11,6 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels.eager.invert_table import mask_words
 from tritonspconv.reference import Box, Triple
-
-# Brute force takes time in proportion to rows times taps.
-MAX_VOLUME = 250
 
 
 def box_of(grid: Grid) -> Box:
@@ -35,6 +30,16 @@ def expected_out_coords(sites: ActiveSites, geometry: ConvGeometry) -> Tensor:
     out_box = None
     if grid.bounded:
         out_box = Box((0,) * grid.ndim, geometry.output_shape(grid.shape), grid.batch_size)
+    if geometry.taps:
+        # One tap at a time: those of the box around them reach further.
+        ones = (1,) * grid.ndim
+        reached = [
+            reference.output_sites(
+                sites.coords, ones, geometry.stride, padding, ones, transposed=geometry.transposed
+            )
+            for padding in _paddings(geometry)
+        ]
+        return torch.cat(reached).unique(dim=0)
     return reference.output_sites(
         sites.coords,
         *fields(geometry),
@@ -49,16 +54,37 @@ def expected_triples(
     in_sites: ActiveSites, out_sites: ActiveSites, geometry: ConvGeometry
 ) -> list[Triple]:
     """Every triple of a map from ``in_sites`` to ``out_sites``."""
-    return reference.relation(
+    size, stride, padding, dilation = fields(geometry)
+    if geometry.taps:
+        first = [min(axis) for axis in zip(*geometry.taps, strict=True)]
+        padding = [-d * f for d, f in zip(dilation, first, strict=True)]
+    triples = reference.relation(
         in_sites.coords,
         out_sites.coords,
-        *fields(geometry),
+        size,
+        stride,
+        padding,
+        dilation,
         transposed=geometry.transposed,
         tap_order=geometry.tap_order,
         submanifold=geometry.sites == "same",
         in_box=box_of(in_sites.grid),
         out_box=box_of(out_sites.grid),
     )
+    if not geometry.taps:
+        return triples
+    # Those of the box around the taps, without the taps that the window lacks.
+    box = reference.taps(size, geometry.tap_order)
+    place = {
+        box.index(tuple(x - f for x, f in zip(tap, first, strict=True))): number
+        for number, tap in enumerate(geometry.taps)
+    }
+    return [(i, o, place[tap]) for i, o, tap in triples if tap in place]
+
+
+def _paddings(geometry: ConvGeometry) -> list[list[int]]:
+    """Return for each of a list of taps the padding of a window of that tap alone."""
+    return [[-d * x for d, x in zip(geometry.dilation, tap, strict=True)] for tap in geometry.taps]
 
 
 def map_triples(kmap: KernelMap) -> list[Triple]:
@@ -106,53 +132,3 @@ def pair_triples(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor) -> list[Tri
 def swapped(triples: list[Triple]) -> list[Triple]:
     """The same triples seen from the other side."""
     return [(out_row, in_row, tap) for in_row, out_row, tap in triples]
-
-
-@st.composite
-def geometries(draw, ndim: int | None = None, rules=("same", "reached", "cells")) -> ConvGeometry:
-    """Draw a geometry of 1 to 5 axes, with at most `MAX_VOLUME` taps."""
-    ndim = ndim or draw(st.integers(1, 5))
-    per_axis = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * ndim))  # noqa: E731
-    rule = draw(st.sampled_from(rules))
-    kernel_size = per_axis(1, {1: 7, 2: 5, 3: 4}.get(ndim, 3))
-    while math.prod(kernel_size) > MAX_VOLUME:
-        kernel_size = tuple(max(k - 1, 1) for k in kernel_size)
-    dilation = per_axis(1, 3)
-    tap_order = draw(st.sampled_from(["last_axis_fastest", "first_axis_fastest"]))
-    if rule == "same":
-        centred = ConvGeometry.submanifold(kernel_size, dilation, tap_order)
-        if draw(st.booleans()):
-            return centred
-        padding = tuple(
-            p if k % 2 else 0 for k, p in zip(kernel_size, centred.padding, strict=True)
-        )
-        return ConvGeometry(
-            kernel_size, (1,) * ndim, padding, dilation, sites="same", tap_order=tap_order
-        )
-    transposed = rule == "reached" and draw(st.booleans())
-    return ConvGeometry(
-        kernel_size,
-        per_axis(1, 4),
-        per_axis(-1, 4),
-        dilation,
-        transposed=transposed,
-        sites=rule,
-        tap_order=tap_order,
-        output_padding=per_axis(0, 1) if transposed else (),
-    )
-
-
-@st.composite
-def site_sets(draw, ndim: int, bounded: bool | None = None, device="cpu") -> ActiveSites:
-    """Draw up to 24 rows: repeated, negative, outside the grid where there is one, none at all."""
-    bounded = draw(st.booleans()) if bounded is None else bounded
-    cell = st.integers(-1, 8) if bounded else st.integers(-9, 9)
-    batch = st.integers(-1, 2) if bounded else st.integers(0, 2)
-    rows = draw(st.lists(st.tuples(batch, *[cell] * ndim), max_size=24))
-    coords = torch.tensor(rows, dtype=torch.int32).reshape(len(rows), 1 + ndim)
-    if bounded:
-        shape = draw(st.tuples(*[st.integers(1, 8)] * ndim))
-        grid = Grid((0,) * ndim, shape, draw(st.integers(1, 3)))
-    else:
-        grid = Grid.around(coords)
-    return ActiveSites(coords.to(device), grid)

@@ -3,6 +3,7 @@
 import math
 import os
 import zlib
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,29 @@ class _TorchRandom:
 _TORCH_RANDOM = _TorchRandom()  # hypothesis holds a weak reference
 register_random(_TORCH_RANDOM)
 settings.register_profile("default", deadline=None, max_examples=40)
-settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("ci", deadline=None, max_examples=40, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+SEED_OF_THE_DAY = "TRITONSPCONV_TEST_SEED"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """In CI, draw other examples of properties each day, by a seed that is printed.
+
+    The seed goes to the processes of pytest-xdist by the environment, which may start after
+    midnight.
+    """
+    if os.environ.get("CI") and config.option.hypothesis_seed is None:
+        today = datetime.now(timezone.utc).strftime("%Y%m%d")
+        config.option.hypothesis_seed = os.environ.setdefault(SEED_OF_THE_DAY, today)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say how to draw the same examples again."""
+    seed = config.option.hypothesis_seed
+    if seed is None:
+        return "examples of properties: at random"
+    return f"examples of properties: --hypothesis-seed={seed}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests._oracle import expected_out_coords, fields, geometries, site_sets
+from tests._oracle import expected_out_coords, fields
+from tests._strategies import geometries, site_sets
 from tritonspconv import reference
 from tritonspconv.geometry import ConvGeometry, to_ntuple
 
@@ -72,7 +73,7 @@ def test_bounds_of_the_axes_multiply():
 def test_output_range_is_tight(data):
     """Each end is reached by a full box of inputs, and nothing lies beyond."""
     ndim = data.draw(st.integers(1, 2))
-    geometry = data.draw(geometries(ndim, rules=("reached", "cells", "same")))
+    geometry = data.draw(geometries(ndim))
     lower = data.draw(st.tuples(*[st.integers(-7, 7)] * ndim))
     upper = tuple(lo + data.draw(st.integers(0, 9)) for lo in lower)
     low, high = geometry.output_range(lower, upper)
@@ -98,7 +99,7 @@ def test_output_range_is_tight(data):
 
 @given(st.data())
 def test_generated_sites_lie_in_the_output_range(data):
-    geometry = data.draw(geometries(rules=("reached", "cells")))
+    geometry = data.draw(geometries(kinds=("reached", "transposed", "cells")))
     sites = data.draw(site_sets(geometry.ndim, bounded=False))
     assume(sites.num_rows)
     low, high = geometry.output_range(sites.grid.lower, sites.grid.upper)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests._oracle import box_of, site_sets
+from tests._oracle import box_of
+from tests._strategies import site_sets
 from tritonspconv.coords import Grid
 from tritonspconv.testing import block_sites
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests._oracle import site_sets
+from tests._strategies import site_sets
 from tritonspconv.coords import (
     ActiveSites,
     Grid,

@@ -7,27 +7,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests._oracle import (
     expected_out_coords,
     expected_triples,
-    geometries,
     map_triples,
     pair_triples,
-    site_sets,
     swapped,
     table_triples,
 )
-from tritonspconv import reference
+from tests._strategies import KINDS, Share, problems, site_sets
 from tritonspconv.coords import ActiveSites, Grid, active_sites
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, build, kernel_map, output_sites
 from tritonspconv.testing import random_sites, surface_sites
 
-# The device is one and the same for all examples of a test.
-per_device = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Each kind of window has its own examples, so that none is left out by the draw.
+every_kind = pytest.mark.parametrize("kind", KINDS)
+a_few = settings(max_examples=30)
 
 SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 DOWN2 = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
@@ -46,11 +45,6 @@ LARGE_WINDOWS = [
         ConvGeometry((5,) * 3, (2,) * 3, (2,) * 3, (1,) * 3, transposed=True), id="transposed-5x5x5"
     ),
 ]
-
-
-def fits(sites: ActiveSites, geometry: ConvGeometry) -> bool:
-    """A bounded grid too small for the window is an error of its own."""
-    return not sites.grid.bounded or min(geometry.output_shape(sites.grid.shape)) > 0
 
 
 def check_forms(kmap: KernelMap) -> None:
@@ -76,28 +70,72 @@ def kernel_pair_triples(kmap: KernelMap):
     return swapped(triples) if kmap.is_inverse else triples
 
 
-@per_device
-@given(data=st.data())
-def test_map_is_the_relation(device, data):
-    geometry = data.draw(geometries())
-    sites = data.draw(site_sets(geometry.ndim, device=device))
-    assume(fits(sites, geometry))
-    kmap = kernel_map(sites, geometry)
-    out_coords = expected_out_coords(sites, geometry)
-    assert kmap.out_sites.coords.cpu().tolist() == out_coords.tolist()
-    assert kmap.out_sites.grid.contains(out_coords).all() or geometry.sites == "same"
-    check_forms(kmap)
+def counted_pairs(kmap: KernelMap) -> tuple[list, bool]:
+    """Return what `Share.note` takes: the triples, and whether rows see themselves."""
+    return map_triples(kmap), kmap.in_sites is kmap.out_sites
 
 
-@per_device
-@given(data=st.data())
-def test_map_to_given_sites_is_the_relation(device, data):
-    geometry = data.draw(geometries(rules=("reached",)))
-    sites = data.draw(site_sets(geometry.ndim, device=device))
-    out_sites = data.draw(site_sets(geometry.ndim, device=device))
-    kmap = kernel_map(sites, geometry, out_sites=out_sites)
-    assert kmap.out_sites is out_sites
-    check_forms(kmap)
+@every_kind
+def test_map_is_the_relation(device, kind):
+    share = Share()
+
+    @a_few
+    @given(problems((kind,), device))
+    def has_the_rows_and_pairs_of_brute_force(problem):
+        sites, geometry = problem
+        kmap = kernel_map(sites, geometry)
+        out_coords = expected_out_coords(sites, geometry)
+        assert kmap.out_sites.coords.cpu().tolist() == out_coords.tolist()
+        assert kmap.out_sites.grid.contains(out_coords).all() or geometry.sites == "same"
+        check_forms(kmap)
+        share.note(*counted_pairs(kmap))
+
+    has_the_rows_and_pairs_of_brute_force()
+    share.check()
+
+
+@pytest.mark.parametrize("kind", ["reached", "transposed", "reached, taps", "transposed, taps"])
+def test_map_to_given_sites_is_the_relation(device, kind):
+    share = Share()
+
+    @a_few
+    @given(data=st.data())
+    def has_the_pairs_of_brute_force(data):
+        sites, geometry = data.draw(problems((kind,), device))
+        reached = expected_out_coords(sites, geometry).to(device)
+        meets = len(reached) > 0 and data.draw(st.integers(0, 3)) > 0
+        out_sites = data.draw(site_sets(geometry.ndim, not meets, device))
+        if meets:
+            some = data.draw(st.lists(st.integers(0, len(reached) - 1), min_size=1, max_size=9))
+            coords = torch.cat([reached[some], out_sites.coords])
+            out_sites = ActiveSites(coords, Grid.around(coords))
+        kmap = kernel_map(sites, geometry, out_sites=out_sites)
+        assert kmap.out_sites is out_sites
+        check_forms(kmap)
+        share.note(map_triples(kmap))
+
+    has_the_pairs_of_brute_force()
+    share.check()
+
+
+@every_kind
+def test_inverse_map_swaps_the_roles(device, kind):
+    share = Share()
+
+    @a_few
+    @given(problems((kind,), device))
+    def has_the_pairs_swapped(problem):
+        kmap = kernel_map(*problem)
+        inverse = kmap.inverse()
+        assert inverse.in_sites is kmap.out_sites
+        assert inverse.out_sites is kmap.in_sites
+        assert inverse.geometry == kmap.geometry
+        check_forms(inverse)
+        check_forms(inverse.inverse())
+        share.note(*counted_pairs(kmap))
+
+    has_the_pairs_swapped()
+    share.check()
 
 
 @pytest.mark.parametrize("rule", ["cells", "reached"])
@@ -108,65 +146,6 @@ def test_output_sites_are_those_of_the_map(device, rule):
     kmap = kernel_map(sites, geometry)
     assert made.grid == kmap.out_sites.grid
     assert made.coords.tolist() == kmap.out_sites.coords.tolist()
-
-
-@per_device
-@given(data=st.data())
-def test_inverse_map_swaps_the_roles(device, data):
-    geometry = data.draw(geometries())
-    sites = data.draw(site_sets(geometry.ndim, device=device))
-    assume(fits(sites, geometry))
-    kmap = kernel_map(sites, geometry)
-    inverse = kmap.inverse()
-    assert inverse.in_sites is kmap.out_sites
-    assert inverse.out_sites is kmap.in_sites
-    assert inverse.geometry == kmap.geometry
-    check_forms(inverse)
-    check_forms(inverse.inverse())
-
-
-@per_device
-@given(data=st.data())
-def test_a_window_of_taps_is_a_part_of_the_box_that_holds_them(device, data):
-    ndim = data.draw(st.integers(1, 3))
-    positions = data.draw(
-        st.lists(st.tuples(*[st.integers(-2, 2)] * ndim), min_size=1, max_size=9, unique=True)
-    )
-    per_axis = st.tuples(*[st.integers(1, 3)] * ndim)
-    rule = data.draw(st.sampled_from(["same", "reached", "transposed"]))
-    stride = (1,) * ndim if rule == "same" else data.draw(per_axis)
-    dilation = data.draw(per_axis)
-    options = {"transposed": rule == "transposed", "sites": "same" if rule == "same" else "reached"}
-    geometry = ConvGeometry.of_taps(positions, stride, dilation, **options)
-    sites = data.draw(site_sets(ndim, bounded=False, device=device))
-    kmap = kernel_map(sites, geometry)
-
-    padding = tuple(2 * d for d in dilation)
-    box = ConvGeometry((5,) * ndim, stride, padding, dilation, options["transposed"])
-    tap_of = [reference.taps(box.kernel_size).index(tuple(x + 2 for x in p)) for p in positions]
-    if rule != "same":
-        # One tap at a time: those of the box reach further.
-        reached = [
-            reference.output_sites(
-                sites.coords, (1,) * ndim, stride, [-x for x in offset], (1,) * ndim,
-                transposed=box.transposed,
-            )
-            for offset in geometry.offsets
-        ]  # fmt: skip
-        assert kmap.out_sites.coords.tolist() == torch.cat(reached).unique(dim=0).tolist()
-    expected = [
-        (i, o, tap_of.index(tap))
-        for i, o, tap in expected_triples(sites, kmap.out_sites, box)
-        if tap in tap_of
-    ]
-    if rule == "same" and geometry.has_center:
-        center, paired = geometry.offsets.index((0,) * ndim), {o for _, o, _ in expected}
-        center_pairs = {o for _, o, tap in expected if tap == center}
-        assert paired <= center_pairs
-        expected += [(r, r, center) for r in range(sites.num_rows) if r not in center_pairs]
-    assert sorted(table_triples(kmap.out_table)) == sorted(expected)
-    assert sorted(swapped(table_triples(kmap.in_table, kmap.kernel_volume))) == sorted(expected)
-    assert sorted(kernel_pair_triples(kmap)) == sorted(expected)
 
 
 @pytest.mark.parametrize("geometry", LARGE_WINDOWS)

@@ -5,11 +5,13 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests._oracle import geometries, map_triples, site_sets
+from tests._oracle import map_triples
+from tests._strategies import KINDS as WINDOWS
+from tests._strategies import Share, problems, site_sets
 from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
@@ -17,7 +19,7 @@ from tritonspconv.kernel_map import KernelMap, kernel_map
 from tritonspconv.ops import ChannelNorm, TrainingNorm, sparse_conv
 from tritonspconv.testing import assert_close, block_sites, random_sites, surface_sites
 
-per_device = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+every_window = pytest.mark.parametrize("window", WINDOWS)
 
 SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 SUBM_EVEN = ConvGeometry.submanifold((2, 4, 3), (1, 1, 2))
@@ -87,43 +89,50 @@ def check(kmap: KernelMap, leaves: list[Tensor | None], dtype: torch.dtype | Non
     return ours
 
 
-@per_device
-@given(data=st.data())
-def test_any_map(device, data):
-    geometry = data.draw(geometries())
-    sites = data.draw(site_sets(geometry.ndim, device=device))
-    assume(not sites.grid.bounded or min(geometry.output_shape(sites.grid.shape)) > 0)
-    kmap = kernel_map(sites, geometry)
-    if data.draw(st.booleans()):
-        kmap = kmap.inverse()
-    channels = st.integers(1, 5)
-    leaves = operands(kmap, data.draw(channels), data.draw(channels), bias=data.draw(st.booleans()))
-    check(kmap, leaves)
+@every_window
+def test_any_map(device, window):
+    share = Share()
+
+    @settings(max_examples=20)
+    @given(data=st.data())
+    def is_brute_force(data):
+        kmap = kernel_map(*data.draw(problems((window,), device)))
+        share.note(map_triples(kmap), kmap.in_sites is kmap.out_sites)
+        if data.draw(st.booleans()):
+            kmap = kmap.inverse()
+        channels = st.integers(1, 5)
+        with_bias = data.draw(st.booleans())
+        check(kmap, operands(kmap, data.draw(channels), data.draw(channels), bias=with_bias))
+
+    is_brute_force()
+    share.check()
 
 
-@per_device
-@given(data=st.data())
-def test_any_map_is_adjoint(device, data):
+@every_window
+def test_any_map_is_adjoint(device, window):
     """``<A x, y> == <x, A' y>``: the gradient in the features is the exact transpose."""
-    geometry = data.draw(geometries())
-    sites = data.draw(site_sets(geometry.ndim, device=device))
-    out_sites = data.draw(st.none() | site_sets(geometry.ndim, device=device))
-    assume(
-        out_sites is not None
-        or not sites.grid.bounded
-        or min(geometry.output_shape(sites.grid.shape)) > 0
-    )
-    if out_sites is not None and geometry.sites == "same":
+    share = Share()
+
+    @settings(max_examples=20)
+    @given(data=st.data())
+    def is_adjoint(data):
+        sites, geometry = data.draw(problems((window,), device))
         out_sites = None
-    kmap = kernel_map(sites, geometry, out_sites=out_sites)
-    x, weight, _ = operands(kmap, 3, 2)
-    y = torch.randn(kmap.n_out, 2, dtype=torch.float64, device=device)
-    out = sparse_conv(x, weight, kmap)
-    (adjoint,) = torch.autograd.grad(out, x, y)
-    torch.testing.assert_close((out * y).sum(), (x * adjoint).sum())
-    # The inverse map with transposed matrices is the adjoint as well.
-    back = sparse_conv(y, weight.transpose(1, 2), kmap.inverse())
-    torch.testing.assert_close(back, adjoint)
+        if geometry.sites != "same" and data.draw(st.integers(0, 3)) == 0:
+            out_sites = data.draw(site_sets(geometry.ndim, device=device))
+        kmap = kernel_map(sites, geometry, out_sites=out_sites)
+        share.note(map_triples(kmap), kmap.in_sites is kmap.out_sites)
+        x, weight, _ = operands(kmap, 3, 2)
+        y = torch.randn(kmap.n_out, 2, dtype=torch.float64, device=device)
+        out = sparse_conv(x, weight, kmap)
+        (adjoint,) = torch.autograd.grad(out, x, y)
+        torch.testing.assert_close((out * y).sum(), (x * adjoint).sum())
+        # The inverse map with transposed matrices is the adjoint as well.
+        back = sparse_conv(y, weight.transpose(1, 2), kmap.inverse())
+        torch.testing.assert_close(back, adjoint)
+
+    is_adjoint()
+    share.check()
 
 
 @every_dtype

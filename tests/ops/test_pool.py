@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests._oracle import geometries, map_triples, site_sets
+from tests._oracle import map_triples
+from tests._strategies import Share, problems
 from tritonspconv import reference
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import kernel_map
@@ -64,12 +65,19 @@ def test_dtypes(how, dtype, device):
     check(kernel_map(random_sites(90, extent=6, device=device), DOWN), 17, how, dtype, device)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), how=st.sampled_from(list(MODES.values())))
-def test_any_geometry(data, how, device):
-    geometry = data.draw(geometries(rules=("reached", "cells")))
-    sites = data.draw(site_sets(geometry.ndim, bounded=False, device=device))
-    check(kernel_map(sites, geometry), 2, how, device=device)
+@pytest.mark.parametrize("kind", ["reached", "transposed", "cells", "reached, taps"])
+def test_any_geometry(kind, device):
+    share = Share()
+
+    @settings(max_examples=20)
+    @given(problem=problems((kind,), device), how=st.sampled_from(list(MODES.values())))
+    def is_brute_force(problem, how):
+        kmap = kernel_map(*problem)
+        check(kmap, 2, how, device=device)
+        share.note(map_triples(kmap))
+
+    is_brute_force()
+    share.check()
 
 
 @every_mode
