@@ -48,10 +48,11 @@ import MinkowskiEngine' || "$1" -m pip uninstall --quiet --yes MinkowskiEngine
     done
 }
 
-# Run pytest; keep its last line for the end. Given arguments of the caller's own may select nothing in
-# one of several runs (exit status 5), which is no failure.
+# Run pytest; keep its last line for the end. A selection of the caller's may match no test in one of
+# several runs (exit status 5); it is a mistake where it matches none in any.
 summaries=()
 selecting=$#
+selected=
 run_pytest() {
     local title=$1 log status=0
     shift
@@ -60,6 +61,7 @@ run_pytest() {
     "$python" -m pytest "${workers[@]}" "$@" 2>&1 | tee "$log" || status=$?
     summaries+=("$title: $(tail -n 1 "$log")")
     rm -f "$log"
+    if ((status != 5)); then selected=yes; fi
     if ((status == 5 && selecting > 0)); then status=0; fi
     return "$status"
 }
@@ -89,5 +91,9 @@ else
     run_pytest "pytest, the rest on the CPU" tests -m "not interpreter and not gpu" "$@"
 fi
 
+if [[ -z $selected ]]; then
+    heading "no test was run: none is selected by $*"
+    exit 5
+fi
 heading "all checks passed"
 printf '%s\n' "${summaries[@]}"

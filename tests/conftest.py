@@ -11,6 +11,8 @@ import torch
 from hypothesis import register_random, settings
 from torch.utils._device import _device_constructors
 
+from tests import _skips
+
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 NO_GPU = "no GPU: torch.cuda.is_available() is False"
@@ -43,12 +45,20 @@ SEED_OF_THE_DAY = "TRITONSPCONV_TEST_SEED"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """In CI, draw other examples of properties each day, by a seed that is printed.
+    """In CI, stop where packages are missing, and draw other examples of properties each day.
 
-    The seed goes to the processes of pytest-xdist by the environment, which may start after
-    midnight.
+    The seed is the date. It goes to the processes of pytest-xdist, which may start after midnight,
+    by the environment.
     """
-    if os.environ.get("CI") and config.option.hypothesis_seed is None:
+    if not os.environ.get("CI"):
+        return
+    if absent := _skips.missing():
+        lines = "\n  ".join(absent)
+        raise pytest.UsageError(
+            f"CI needs packages that are not there:\n  {lines}\n"
+            "Install the extras that scripts/test.sh installs, or unset CI to skip their tests."
+        )
+    if config.option.hypothesis_seed is None:
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
         config.option.hypothesis_seed = os.environ.setdefault(SEED_OF_THE_DAY, today)
 
@@ -59,6 +69,18 @@ def pytest_report_header(config: pytest.Config) -> str:
     if seed is None:
         return "examples of properties: at random"
     return f"examples of properties: --hypothesis-seed={seed}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, fail the run where tests are skipped for a reason that is not allowed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    reasons = [_skips.reason_of(report) for report in reporter.stats.get("skipped", [])]
+    if over := _skips.over_budget(reasons):
+        reporter.section("skips beyond the budget of tests/_skips.py", red=True)
+        reporter.write("\n".join([*over, ""]))
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
