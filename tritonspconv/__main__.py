@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, __version__, kernel_map, ops, reference
-from tritonspconv.kernels import kernels_for
+from tritonspconv.kernels import has_triton
 from tritonspconv.testing import assert_matches, random_sites
 
 _DESCRIPTION = """\
@@ -73,12 +73,11 @@ def _versions() -> list[tuple[str, str]]:
 
 def _describe(device: torch.device) -> str:
     """Return the device's name, and which kernels run on it."""
-    back_end = kernels_for("gather_gemm", device).__name__.split(".")[-2]
     if device.type == "cpu":
         return f"{platform.machine()}, {torch.get_num_threads()} threads, vectorised torch"
     properties = torch.cuda.get_device_properties(device)
     arch = getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}")
-    if back_end == "eager":
+    if not has_triton(device):
         kernels = "vectorised torch: Triton kernels need sm_80 or newer"
     else:
         from tritonspconv.kernels.triton._launch import hands_values

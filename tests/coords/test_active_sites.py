@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests._back_end import use, use_triton
 from tritonspconv.coords import ActiveSites, Grid, active_sites
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.testing import random_sites
@@ -107,7 +108,7 @@ def test_has_repeats_finds_rows_far_apart_and_leaves_out_what_lies_outside(devic
 
 
 def test_has_repeats_by_the_index_of_a_gpu(triton_device, monkeypatch):
-    monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
+    use_triton(monkeypatch, "sites")
     sites = random_sites(60, extent=8, outside=9, device=triton_device)
     assert sites.index.kind == "blocks"
     assert sites.may_repeat
@@ -119,7 +120,7 @@ def test_has_repeats_by_the_index_of_a_gpu(triton_device, monkeypatch):
 
 
 def test_a_large_index_of_a_gpu_is_not_kept(triton_device, monkeypatch):
-    monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
+    use_triton(monkeypatch, "sites")
     small, large = (random_sites(60, extent=8, device=triton_device) for _ in range(2))
     size = small.index.num_bytes
     assert size > 4 * small.num_rows
@@ -133,15 +134,13 @@ def test_a_large_index_of_a_gpu_is_not_kept(triton_device, monkeypatch):
 
 def test_a_look_for_repeats_leaves_a_large_index_to_one_map(triton_device, monkeypatch):
     built = []
+    kernels = importlib.import_module("tritonspconv.kernels.triton.sites")
 
     def build_index(coords, grid):
-        built.append(triton_kernels("sites", None, 3).build_index(coords, grid))
+        built.append(kernels.build_index(coords, grid))
         return built[-1]
 
-    def kernels(op, device, ndim):
-        return SimpleNamespace(build_index=build_index)
-
-    monkeypatch.setattr(active_sites, "map_kernels_for", kernels)
+    use(monkeypatch, "sites", SimpleNamespace(build_index=build_index))
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 0)
     sites = random_sites(60, extent=8, device=triton_device)
     assert not sites.has_repeats()
@@ -154,11 +153,11 @@ def test_a_look_for_repeats_leaves_a_large_index_to_one_map(triton_device, monke
 def test_whether_rows_repeat_is_known_when_a_large_index_is_gone(
     triton_device, monkeypatch, repeats
 ):
-    monkeypatch.setattr(active_sites, "map_kernels_for", triton_kernels)
+    use_triton(monkeypatch, "sites")
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 0)
     sites = random_sites(60, extent=8, repeats=repeats, device=triton_device)
     assert sites.index is not sites.index
-    monkeypatch.setattr(active_sites, "map_kernels_for", None)
+    use(monkeypatch, "sites", None)
     assert sites.has_repeats() == sites.may_repeat == bool(repeats)
     assert sites.has_repeats() == bool(repeats)
 
@@ -181,8 +180,3 @@ def test_sorted_keys_are_kept_whatever_their_size(monkeypatch):
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 0)
     sites = random_sites(10)
     assert sites.index is sites.index
-
-
-def triton_kernels(op, device, ndim):
-    """The launchers that a GPU uses, wherever the tests run them."""
-    return importlib.import_module(f"tritonspconv.kernels.triton.{op}")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests._back_end import use, use_triton
 from tests._oracle import (
     expected_out_coords,
     expected_triples,
@@ -32,6 +33,7 @@ SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 DOWN2 = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
 HALVE = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 UP2 = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), transposed=True)
+MAP_KERNELS = "sites", "neighbor_table", "scatter_table", "invert_table"
 
 # Windows that need more than one word of mask bits, and one that fills its word.
 LARGE_WINDOWS = [
@@ -384,9 +386,7 @@ def test_tables_do_not_follow_coordinates_that_are_edited(
     triton_device, geometry, edited, limit, monkeypatch
 ):
     """The backward pass builds the table of the inputs, after users had hold of the coordinates."""
-    for name in ("kernel_map.build", "kernel_map.kernel_map", "coords.active_sites"):
-        module = importlib.import_module(f"tritonspconv.{name}")
-        monkeypatch.setattr(module, "map_kernels_for", triton_kernels)
+    use_triton(monkeypatch, *MAP_KERNELS)
     monkeypatch.setattr(build, "scatters", lambda device: True)
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", limit)
     sites = random_sites(60, extent=8, device=triton_device)
@@ -409,30 +409,19 @@ def test_a_strided_map_on_a_large_scene_makes_one_index(
 ):
     """The host reads with the number of sites whether rows repeat; where they do, twice."""
     built = []
-
-    def counted(op, device, ndim):
-        module = triton_kernels(op, device, ndim)
-        if op != "sites":
-            return module
-        return SimpleNamespace(
-            reached_sites=module.reached_sites,
-            build_index=lambda *call: built.append(1) or module.build_index(*call),
-        )
-
-    for name in ("kernel_map.build", "kernel_map.kernel_map", "coords.active_sites"):
-        module = importlib.import_module(f"tritonspconv.{name}")
-        monkeypatch.setattr(module, "map_kernels_for", counted)
+    use_triton(monkeypatch, *MAP_KERNELS)
+    module = importlib.import_module("tritonspconv.kernels.triton.sites")
+    counted = SimpleNamespace(
+        reached_sites=module.reached_sites,
+        build_index=lambda *call: built.append(1) or module.build_index(*call),
+    )
+    use(monkeypatch, "sites", counted)
     monkeypatch.setattr(build, "scatters", lambda device: True)
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", 2**8)
     sites = random_sites(60, extent=12, repeats=repeats, device=triton_device)
     kmap = kernel_map(sites, geometry)
     check_forms(kmap)
     assert len(built) == (0 if geometry is HALVE else 2 if repeats else 1)
-
-
-def triton_kernels(op, device, ndim):
-    """The launchers that a GPU uses, wherever the tests run them."""
-    return importlib.import_module(f"tritonspconv.kernels.triton.{op}")
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from tests.kernels.test_pair_blocks import random_rows
 from tritonspconv import reference
 from tritonspconv.kernel_map import NeighborTable
 from tritonspconv.kernels.eager import pairs
-from tritonspconv.kernels.eager.conv_grads import conv_grads
+from tritonspconv.kernels.eager.conv_grads import both_grads
 from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs
 from tritonspconv.testing import assert_close
 
@@ -34,7 +34,7 @@ def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=
         return torch.autograd.grad(made, (x, w), grad.to(of_dtype), materialize_grads=True)
 
     out = torch.full_like(weight, torch.nan)
-    of_feats = conv_grads(feats, grad, weight, out, rows, mirrored=mirrored, blocks=blocks)
+    of_feats = both_grads(feats, grad, weight, out, rows, mirrored=mirrored, blocks=blocks)
     assert of_feats.dtype == dtype
     results = zip((of_feats, out), oracle(torch.float64), oracle(dtype), strict=True)
     for result, truth, plain in results:
@@ -74,7 +74,7 @@ def test_gradient_of_another_dtype_and_layout():
     feats, grad = torch.randn(60, 3).half(), torch.randn(50, 5).half()
     weight = torch.randn(8, 3, 5).half()
     expected = torch.empty(8, 3, 5, dtype=torch.float64)
-    conv_grads(feats.double(), grad.double(), weight.double(), expected, rows, mirrored=False)
+    both_grads(feats.double(), grad.double(), weight.double(), expected, rows, mirrored=False)
     stored = torch.empty(5, 8, 3)
-    conv_grads(feats, grad, weight, stored.permute(1, 2, 0), rows, mirrored=False)
+    both_grads(feats, grad, weight, stored.permute(1, 2, 0), rows, mirrored=False)
     torch.testing.assert_close(stored.permute(1, 2, 0).double(), expected, rtol=1e-5, atol=1e-5)

@@ -132,7 +132,7 @@ def test_cells_beyond_a_billion_are_found(triton_device):
     in_sites = ActiveSites(fine, Grid((0,), (1_800_000_000,), 1))
     out_sites = ActiveSites(coarse, Grid((0,), (900_000_000,), 1))
     indices = [build_index(side.coords, side.grid) for side in (in_sites, out_sites)]
-    rows, _, _ = neighbor_table.reverse_table(
+    rows, *_ = neighbor_table.reverse_table(
         torch.empty(2, 2, device=triton_device), fine, geometry.offsets, geometry.stride, True,
         *indices, in_sites.grid, out_sites.grid,
     )  # fmt: skip

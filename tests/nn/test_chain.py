@@ -13,6 +13,7 @@ from torch import nn
 import tritonspconv as ts
 from tests._fused import UNLIKE, record_fused, settle
 from tritonspconv import nn as tsnn
+from tritonspconv.kernels import gather_gemm
 from tritonspconv.nn import chain
 from tritonspconv.nn.conv import _Conv
 from tritonspconv.testing import random_sites
@@ -131,7 +132,7 @@ def test_dtypes_that_torch_refuses_are_refused(device):
 
 
 def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(device, fused, monkeypatch):
-    monkeypatch.setattr(chain, "fuses_on", chain.has_triton)
+    monkeypatch.setattr(chain, "fuses_on", gather_gemm.fuses_epilogue)
     net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(tsnn.BatchNorm(6))).to(device)
     check(net, tensor(device))
     assert bool(fused) == (device.type == "cuda")

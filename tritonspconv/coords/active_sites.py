@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords.grid import Grid
-from tritonspconv.kernels import map_kernels_for
-from tritonspconv.kernels.eager.sites import build_index, find_rows
 from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
 
 _MAX_ROWS = 2**31 - 1
 # A larger index of a GPU is made again for each map, in some 0.05 ms: all layers of a network would
@@ -129,8 +128,7 @@ class ActiveSites:
     def _take_index(self) -> SiteIndex:
         index, self._index = self._index, None
         if index is None:
-            kernels = map_kernels_for("sites", self.device, self.ndim)
-            index = kernels.build_index(self.coords, self.grid)
+            index = build_index(self.coords, self.grid)
         return index
 
     def rows_of(self, coords: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ class ActiveSites:
         """
         index = self._sorted_index or self._index
         if index is None or index.kind != "sorted":
-            index = build_index(self.coords, self.grid)
+            index = sorted_index(self.coords, self.grid)
         self._sorted_index = index
         return find_rows(index, self.grid.keys(coords))
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.sites import coord_keys, key_coords
+from tritonspconv.kernels.keys import coord_keys, key_coords
 
 _MAX_CELLS = 2**62
 

@@ -2,7 +2,8 @@
 
 from tritonspconv.kernel_map.build import kernel_map, output_sites, recorded_maps
 from tritonspconv.kernel_map.from_pairs import map_from_pairs
-from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, PairList
+from tritonspconv.kernel_map.kernel_map import KernelMap
+from tritonspconv.kernels.table import NeighborTable, PairList
 
 __all__ = [
     "KernelMap",

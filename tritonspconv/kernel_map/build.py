@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import weakref
 
-import torch
-
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, Relation
-from tritonspconv.kernels import map_kernels_for
+from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.neighbor_table import lookup_table, reach_table
+from tritonspconv.kernels.scatter_table import scatter_table, scatters
+from tritonspconv.kernels.sites import reached_sites
 
 
 def kernel_map(
@@ -80,15 +80,12 @@ def _build(
     out_sites: ActiveSites | None,
     out_grid: Grid | None,
 ) -> _CacheEntry:
-    tables = map_kernels_for("neighbor_table", sites.device, sites.ndim)
     n_in = sites.num_rows
     if geometry.sites == "same" and out_sites is None and geometry.has_center:
-        table = tables.lookup_table(
+        table = lookup_table(
             sites.coords, geometry.offsets, sites.index, sites.grid, distinct=not sites.may_repeat
         )
-        relation = Relation(
-            geometry, n_in, n_in, NeighborTable(*table), mirrored=geometry.is_mirrored
-        )
+        relation = Relation(geometry, n_in, n_in, table, mirrored=geometry.is_mirrored)
         return _CacheEntry(relation, None)
     is_scattered = scatters(sites.device) and geometry.max_outputs_per_input == 1
     # Before the sites, with whose number the host then reads whether rows repeat.
@@ -100,8 +97,7 @@ def _build(
         out_sites, out_index = _made_sites(sites, geometry, out_grid)
         made_sites = out_sites
     if in_index is None:
-        kernels = map_kernels_for("scatter_table", sites.device, sites.ndim)
-        table, repeats = kernels.scatter_table(
+        table, repeats = scatter_table(
             sites.coords,
             geometry.offsets,
             geometry.stride,
@@ -112,7 +108,7 @@ def _build(
             out_sites.num_rows,
         )
     else:
-        table = tables.reach_table(
+        table = reach_table(
             out_sites.coords,
             geometry.offsets,
             geometry.stride,
@@ -127,19 +123,11 @@ def _build(
         geometry,
         n_in,
         out_sites.num_rows,
-        NeighborTable(*table),
+        table,
         versions=versions,
         repeats=repeats,
     )
     return _CacheEntry(relation, made_sites)
-
-
-def scatters(device: torch.device) -> bool:
-    """Return whether inputs that feed one output at most write themselves into the table.
-
-    On a CPU outputs look inputs up: a search there finds a run of taps.
-    """
-    return device.type != "cpu"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -181,13 +169,12 @@ def _made_sites(
 ) -> tuple[ActiveSites, SiteIndex]:
     """Return what :func:`output_sites` does, and the index that came with it, large or not."""
     grid = out_grid or output_grid(sites.grid, geometry)
-    kernels = map_kernels_for("sites", sites.device, sites.ndim)
     offsets, stride = geometry.offsets, geometry.stride
     if geometry.sites == "cells":
         # What a window of one stride reaches is the cell a site lies in.
         offsets = ConvGeometry(stride, stride, (0,) * sites.ndim, (1,) * sites.ndim).offsets
     unread = sites.unread_repeats
-    out_coords, index, repeats = kernels.reached_sites(
+    out_coords, index, repeats = reached_sites(
         sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid, unread
     )
     if repeats is not None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map.kernel_map import KernelMap, NeighborTable, Relation
-from tritonspconv.kernels import map_kernels_for
+from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
+from tritonspconv.kernels.invert_table import invert_table
 
 
 def map_from_pairs(
@@ -39,8 +39,7 @@ def map_from_pairs(
     reached = torch.full((volume, n_in), -1, dtype=torch.int32, device=device)
     reached[taps, in_rows.long()] = out_rows.int()
     geometry = ConvGeometry((volume,), (1,), (0,), (1,))
-    kernels = map_kernels_for("invert_table", device, geometry.ndim)
-    table = NeighborTable(*kernels.invert_table(reached, None, n_out, geometry.offsets))
+    table = invert_table(reached, None, n_out, geometry.offsets)
     # A row that repeats within a tap overwrites another entry on its own side.
     if int((table.rows >= 0).sum()) != in_rows.shape[0]:
         raise ValueError(

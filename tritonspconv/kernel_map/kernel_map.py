@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from tritonspconv.coords import ActiveSites
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernels import has_triton, kernels_for, map_kernels_for
-from tritonspconv.kernels.eager.pairs import PairBlocks
-
-
-class NeighborTable(NamedTuple):
-    """For each row on one side, the row it meets on the other side through each tap.
-
-    Attributes:
-        rows: int32 [V, n], a row of the other side or -1; or [1, n] where no row meets two, and
-            ``mask`` says through which tap.
-        mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
-            None on a CPU, whose kernels have no need of it.
-        order: int32 [n], the row that each column stands for; None: column c is row c.
-        blocks: The pairs in the form that the torch kernels multiply, listed on first use; None: a
-            table of the Triton kernels, which have no need of it.
-        mirrored: True: the table's tap v is the weight's tap V-1-v.
-    """
-
-    rows: Tensor
-    mask: Tensor | None
-    order: Tensor | None
-    blocks: PairBlocks | None = None
-    mirrored: bool = False
-
-    def entries(self, volume: int) -> Tensor:
-        """Return rows int32 [V, n] of ``volume`` taps, however they are stored."""
-        if self.mask is None or self.rows.shape[0] == volume:
-            return self.rows
-        tap = torch.arange(volume, device=self.rows.device)
-        is_present = (self.mask[tap // 32] >> (tap % 32)[:, None]) & 1 != 0
-        return torch.where(is_present, self.rows, -1)
-
-
-class PairList(NamedTuple):
-    """All pairs, tap by tap.
-
-    Attributes:
-        pairs: int32 [2, capacity]: input rows, output rows.
-        tap_ptr: int64 [taps + 1], where each tap's pairs begin; on the device.
-        mirrored: True: only the first ceil(V/2) taps are listed, and tap V-1-v has the pairs of
-            tap v with input and output swapped.
-    """
-
-    pairs: Tensor
-    tap_ptr: Tensor
-    mirrored: bool
+from tritonspconv.kernels.invert_table import invert_table
+from tritonspconv.kernels.neighbor_table import reverse_table
+from tritonspconv.kernels.order_columns import order_columns, pays_to_order
+from tritonspconv.kernels.pairs import list_inputs, pair_lists
+from tritonspconv.kernels.table import NeighborTable, PairList
 
 
 class Relation:
@@ -67,8 +24,8 @@ class Relation:
     """
 
     __slots__ = (
-        "_in_table", "_pairs", "_repeats", "_versions", "geometry", "listed", "mirrored", "n_in",
-        "n_out", "out_table",
+        "_in_table", "_ordered", "_pairs", "_repeats", "_versions", "geometry", "listed",
+        "mirrored", "n_in", "n_out", "out_table",
     )  # fmt: skip
 
     def __init__(
@@ -92,85 +49,68 @@ class Relation:
         self._repeats: Tensor | bool | None = repeats
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
+        # The tables of the outputs and of the inputs with columns in order.
+        self._ordered: list[NeighborTable | None] = [None, None]
 
     def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         """Return the table seen from the inputs, made on first use, between the relation's sites.
 
         The sites are arguments because a relation, which sites own, holds no reference to them.
         """
-        if self._in_table is None and self._lists_inputs:
-            self._in_table, self._pairs = self._list_inputs()
+        if self._in_table is None:
+            self._list_inputs()
         if self._in_table is None:
             self._in_table = self._make_in_table(in_sites, out_sites)
         return self._in_table
 
-    @property
-    def _lists_inputs(self) -> bool:
-        """Whether the pairs, input by input, are the table of the inputs."""
-        return (
-            self._feeds_one
-            and not self.listed
-            and not self.mirrored
-            and has_triton(self.out_table.rows.device)
-        )
+    def _list_inputs(self) -> None:
+        """Keep pairs and table of the inputs, where the pairs, input by input, are that table."""
+        if not self._feeds_one or self.listed or self.mirrored:
+            return
+        found = list_inputs(self.out_table, self.n_in)
+        if found is not None:
+            self._pairs, self._in_table = found
 
     @property
     def _feeds_one(self) -> bool:
         """Whether an input meets one output at most."""
         return self.geometry.max_outputs_per_input == 1
 
-    def _list_inputs(self) -> tuple[NeighborTable, PairList]:
-        rows, mask, order, *_ = self.out_table
-        kernels = kernels_for("pairs", rows.device)
-        pairs, tap_ptr, table = kernels.list_inputs(rows, mask, order, self.n_in)
-        return NeighborTable(*table), PairList(pairs, tap_ptr, False)
-
     def _make_in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         table, geometry = self.out_table, self.geometry
         if self.mirrored:
             return table._replace(mirrored=True)
-        device = table.rows.device
         # Coordinates that users wrote to since no longer say where the sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
         if self.listed or geometry.sites == "same" or edited or self._feeds_one:
-            invert_table = map_kernels_for("invert_table", device, geometry.ndim).invert_table
-            return NeighborTable(
-                *invert_table(table.rows, table.order, self.n_in, geometry.offsets)
-            )
-        kernels = map_kernels_for("neighbor_table", device, geometry.ndim)
-        return NeighborTable(
-            *kernels.reverse_table(
-                table.rows,
-                in_sites.coords,
-                geometry.offsets,
-                geometry.stride,
-                not geometry.transposed,
-                in_sites.index if in_sites.may_repeat else None,
-                out_sites.index,
-                in_sites.grid,
-                out_sites.grid,
-                table.order,
-            )
+            return invert_table(table.rows, table.order, self.n_in, geometry.offsets)
+        return reverse_table(
+            table.rows,
+            in_sites.coords,
+            geometry.offsets,
+            geometry.stride,
+            not geometry.transposed,
+            in_sites.index if in_sites.may_repeat else None,
+            out_sites.index,
+            in_sites.grid,
+            out_sites.grid,
+            table.order,
         )
 
-    def order_columns(self, of_inputs: bool) -> None:
-        """Put the columns of a table in order; the one that there was is dropped.
+    def ordered(self, table: NeighborTable) -> NeighborTable:
+        """Return one of the relation's two tables with its columns in order; made once and kept.
 
-        No sum of a convolution changes; a weight gradient may add its pairs in another order.
+        Pairs are listed from the table as it was made, so this changes no other result.
         """
-        if of_inputs and not self.mirrored:
-            assert self._in_table is not None
-            self._in_table = self._in_order(self._in_table)
-        else:
-            self.out_table = self._in_order(self.out_table)
-            if self.mirrored:
-                self._in_table = None
-
-    def _in_order(self, table: NeighborTable) -> NeighborTable:
-        assert table.mask is not None
-        kernels = kernels_for("order_columns", table.rows.device)
-        rows, mask, order = kernels.order_columns(table.rows, table.mask, self.geometry.offsets)
-        return table._replace(rows=rows, mask=mask, order=order)
+        place = int(table is not self.out_table)
+        found = self._ordered[place]
+        if found is None:
+            if table.mirrored:
+                found = self.ordered(self.out_table)._replace(mirrored=True)
+            else:
+                found = order_columns(table, self.geometry.offsets)
+            self._ordered[place] = found
+        return found
 
     def has_repeats(self, in_sites: ActiveSites) -> bool:
         """Return whether inputs that take part share a cell. Waits for the device, once."""
@@ -182,8 +122,8 @@ class Relation:
     @property
     def pairs(self) -> PairList:
         """The pairs, listed on first use."""
-        if self._pairs is None and self._lists_inputs:
-            self._in_table, self._pairs = self._list_inputs()
+        if self._pairs is None:
+            self._list_inputs()
         if self._pairs is None:
             self._pairs = self._list_pairs()
         return self._pairs
@@ -194,16 +134,14 @@ class Relation:
         capacity = min(
             taps * self.n_out, taps * self.n_in, self.geometry.max_outputs_per_input * self.n_in
         )
-        kernels = kernels_for("pairs", table.rows.device)
-        pairs, tap_ptr = kernels.pair_lists(table.rows, table.mask, table.order, taps, capacity)
-        return PairList(pairs, tap_ptr, self.mirrored)
+        return pair_lists(table, taps, capacity, self.mirrored)
 
 
 class KernelMap:
     """Every (input row, output row, tap) of one geometry between two sets of sites.
 
-    Made by :func:`tritonspconv.kernel_map.kernel_map`. Its pairs never change; derived forms are
-    made on first use and kept, and columns may be put in another order.
+    Made by :func:`tritonspconv.kernel_map.kernel_map`. Its pairs and tables never change; derived
+    forms are made on first use and kept.
 
     Attributes:
         geometry: The geometry the map was built from.
@@ -248,23 +186,16 @@ class KernelMap:
 
     def out_table_for(self, c_in: int, c_out: int) -> NeighborTable:
         """Return ``out_table`` as a layer of such channels multiplies it fastest."""
-        return self._in_order_for(self.out_table, self.is_inverse, c_in, c_out)
+        return self._ordered_for(self.out_table, c_in, c_out)
 
     def in_table_for(self, c_in: int, c_out: int) -> NeighborTable:
         """Return ``in_table`` as the gradient of a layer of such channels multiplies it fastest."""
-        return self._in_order_for(self.in_table, not self.is_inverse, c_in, c_out)
+        return self._ordered_for(self.in_table, c_in, c_out)
 
-    def _in_order_for(
-        self, table: NeighborTable, of_inputs: bool, c_in: int, c_out: int
-    ) -> NeighborTable:
-        device = table.rows.device
-        if table.order is not None or not has_triton(device):
-            return table
-        n, kernels = table.rows.shape[1], kernels_for("order_columns", device)
-        if not kernels.pays_to_order(n, self.kernel_volume, c_in, c_out):
-            return table
-        self._relation.order_columns(of_inputs)
-        return self._seen_from_inputs() if of_inputs else self._relation.out_table
+    def _ordered_for(self, table: NeighborTable, c_in: int, c_out: int) -> NeighborTable:
+        if pays_to_order(table, self.kernel_volume, c_in, c_out):
+            return self._relation.ordered(table)
+        return table
 
     def _seen_from_inputs(self) -> NeighborTable:
         sites = (

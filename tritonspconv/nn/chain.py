@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tritonspconv.kernel_map import KernelMap
-from tritonspconv.kernels import acc_dtype, has_triton
+from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import TrainingNorm
+from tritonspconv.kernels.gather_gemm import fuses_epilogue
 from tritonspconv.nn.fusable import LayerFamily, Norm, norm_numbers
 from tritonspconv.ops.conv import Precision, WeightLayout, compute_dtype, sparse_conv
 
@@ -28,7 +29,7 @@ def fuses_on(device: torch.device) -> bool:
 
     On a CPU the convolution takes most of the time, and results keep the bits of single modules.
     """
-    return has_triton(device)
+    return fuses_epilogue(device)
 
 
 def run_chain(

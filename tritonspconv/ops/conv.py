@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tritonspconv.kernel_map import KernelMap, NeighborTable
-from tritonspconv.kernels import acc_dtype, has_triton, kernels_for
+from tritonspconv.kernel_map import KernelMap
+from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
 from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
-from tritonspconv.kernels.eager.conv_grads import conv_grads
+from tritonspconv.kernels.conv_grads import conv_grads
+from tritonspconv.kernels.gather_gemm import gather_gemm
+from tritonspconv.kernels.half_parts import as_operand
 
 Precision = Literal["ieee", "tf32"]
 WeightLayout = Literal["VIO", "OVI"]
@@ -78,10 +81,8 @@ def sparse_conv(
         _check_residual(residual, matrices, kernel_map)
     if isinstance(norm, TrainingNorm):
         _check_training_norm(norm, matrices, kernel_map, dtype)
-        out: Tensor = _SparseConv.apply(
-            feats, weight, view, bias, kernel_map, dtype, precision,
-            norm.weight, norm.bias, norm, relu and residual is None,
-        )  # fmt: skip
+        call = _Call(view, kernel_map, dtype, precision, norm, relu and residual is None)
+        out: Tensor = _SparseConv.apply(feats, weight, bias, norm.weight, norm.bias, call)
         if residual is None:
             return out
         out = out + residual.to(dtype)
@@ -89,7 +90,8 @@ def sparse_conv(
     if norm is not None:
         _check_norm(norm, matrices)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
-        out = _SparseConv.apply(feats, weight, view, bias, kernel_map, dtype, precision)
+        call = _Call(view, kernel_map, dtype, precision)
+        out = _SparseConv.apply(feats, weight, bias, None, None, call)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
@@ -133,11 +135,32 @@ def _normalise(out: Tensor, norm: ChannelNorm) -> Tensor:
     return F.batch_norm(out, mean, variance, weight, bias, eps=eps)
 
 
-class _SparseConv(torch.autograd.Function):
-    """fwd: gather_gemm on out_table; dgrad: the same on in_table; wgrad: weight_grad on pairs.
+class _Call(NamedTuple):
+    """The arguments of :class:`_SparseConv` that have no gradient.
 
-    On a CPU both gradients come of one pass over in_table, conv_grads. Batch norm in training and
-    its ReLU belong to the node: of three nodes, host and autograd thread have three times the work.
+    Attributes:
+        view: The weight as matrices, where it has another layout; None: it is [V, c_in, c_out].
+        kernel_map: The map.
+        dtype: The dtype that products are made of.
+        precision: Products of float32.
+        norm: Batch norm in training, applied to the output.
+        relu: Clamp the normalised output at zero.
+    """
+
+    view: Tensor | None
+    kernel_map: KernelMap
+    dtype: torch.dtype
+    precision: Precision
+    norm: TrainingNorm | None = None
+    relu: bool = False
+
+
+class _SparseConv(torch.autograd.Function):
+    """Forward: gather_gemm on the table of the outputs. Backward: conv_grads.
+
+    Batch norm in training and its ReLU belong to the node: of three nodes, host and autograd thread
+    have three times the work. ``norm_weight`` and ``norm_bias`` are those of ``call.norm``, where
+    autograd sees them.
     """
 
     @staticmethod
@@ -145,18 +168,12 @@ class _SparseConv(torch.autograd.Function):
         ctx: Any,
         feats: Tensor,
         weight: Tensor,
-        view: Tensor | None,
         bias: Tensor | None,
-        kernel_map: KernelMap,
-        dtype: torch.dtype,
-        precision: Precision,
-        norm_weight: Tensor | None = None,
-        norm_bias: Tensor | None = None,
-        norm: TrainingNorm | None = None,
-        relu: bool = False,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        call: _Call,
     ) -> Tensor:
-        # ``view``: the weight as matrices, where it has another layout. ``norm_weight`` and
-        # ``norm_bias`` are those of ``norm``, where autograd sees them.
+        view, kernel_map, dtype, precision, norm, relu = call
         ctx.weight_shape = None if view is None else weight.shape
         weight_c = _cast(weight if view is None else view, dtype)
         feats_c = _cast(feats, dtype).contiguous()
@@ -166,7 +183,7 @@ class _SparseConv(torch.autograd.Function):
         if norm is None:
             ctx.save_for_backward(feats_c, weight_c)
             return out
-        normed, stats = kernels_for("batch_norm", out.device).batch_norm(out, norm, relu)
+        normed, stats = batch_norm(out, norm, relu)
         ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias)
         return normed
 
@@ -181,45 +198,27 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of the arguments of :class:`_SparseConv`."""
     feats, weight, *normed = ctx.saved_tensors
     feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
-    kernel_map, precision = ctx.kernel_map, ctx.precision
-    needs_feats, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
+    needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, _ = ctx.needs_input_grad
     grad = _cast(grad, feats.dtype).contiguous()
-    grad_norm = None, None
+    grad_feats = grad_weight = matrices = grad_bias = grad_scale = grad_shift = None
     if normed:
-        grad, grad_scale, grad_shift = kernels_for("batch_norm", grad.device).batch_norm_grad(
-            grad, *normed, ctx.relu
-        )
-        needs_scale, needs_shift = ctx.needs_input_grad[7:9]
-        grad_norm = grad_scale if needs_scale else None, grad_shift if needs_shift else None
-    grad_feats = grad_weight = filled = grad_bias = None
+        out, stats, scale, shift = normed
+        grad, grad_scale, grad_shift = batch_norm_grad(grad, out, stats, scale, shift, ctx.relu)
     if needs_weight:
-        grad_weight, filled = _new_weight_grad(weight, weight_dtype, ctx.weight_shape)
-    if needs_feats and filled is not None and not has_triton(grad.device):
-        table = kernel_map.in_table
+        grad_weight, matrices = _new_weight_grad(weight, weight_dtype, ctx.weight_shape)
+    if needs_feats or needs_weight:
         grad_feats = conv_grads(
-            feats, grad, weight, filled, table.rows, mirrored=table.mirrored, blocks=table.blocks
-        )
+            feats, grad, weight, ctx.kernel_map,
+            needs_feats=needs_feats, grad_weight=matrices, precision=ctx.precision,
+        )  # fmt: skip
+    if grad_feats is not None:
         grad_feats = _cast(grad_feats, feats_dtype)
-    elif needs_feats or needs_weight:
-        # All operands of a layer come in parts or none does.
-        operand = _operand(grad, weight, kernel_map, precision)
-        in_parts = operand is not grad
-        if filled is not None:
-            # First, so that its partial sums are gone before there is a gradient of the features.
-            _fill_weight_grad(
-                _operand(feats, weight, kernel_map, precision) if in_parts else feats,
-                operand, filled, kernel_map, precision,
-            )  # fmt: skip
-        if needs_feats:
-            matrices = weight.transpose(1, 2)
-            if in_parts:
-                matrices = _operand(matrices, weight, kernel_map, precision)
-            table = kernel_map.in_table_for(*weight.shape[1:])
-            grad_feats = _gather_gemm(operand, matrices, None, table, precision)
-            grad_feats = _cast(grad_feats, feats_dtype)
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
-    return grad_feats, grad_weight, None, grad_bias, None, None, None, *grad_norm, None, None
+    return (
+        grad_feats, grad_weight, grad_bias,
+        grad_scale if needs_scale else None, grad_shift if needs_shift else None, None,
+    )  # fmt: skip
 
 
 def _new_weight_grad(
@@ -241,17 +240,6 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _operand(x: Tensor, weight: Tensor, kernel_map: KernelMap, precision: Precision) -> Any:
-    """Return ``x`` in the form in which this device multiplies it fastest.
-
-    Forward and gradients of a layer decide alike, so that they can share operands.
-    """
-    if x.dtype != torch.float32:
-        return x
-    work = max(kernel_map.n_in, kernel_map.n_out) * weight.shape[1] * weight.shape[2]
-    return kernels_for("half_parts", x.device).as_operand(x, work, precision)
-
-
 def _convolve(
     feats: Tensor,
     weight: Tensor,
@@ -263,47 +251,15 @@ def _convolve(
     relu: bool = False,
 ) -> Tensor:
     """Return the convolution of operands of one dtype."""
-    return _gather_gemm(
-        _operand(feats, weight, kernel_map, precision),
-        _operand(weight, weight, kernel_map, precision),
-        bias,
-        kernel_map.out_table_for(*weight.shape[1:]),
-        precision,
-        norm,
-        residual,
-        relu,
+    _, c_in, c_out = weight.shape
+    table = kernel_map.out_table_for(c_in, c_out)
+    x, matrices = feats, weight
+    if feats.dtype == torch.float32:
+        work = max(kernel_map.n_in, kernel_map.n_out) * c_in * c_out
+        x, matrices = as_operand(feats, work, precision), as_operand(weight, work, precision)
+    return gather_gemm(
+        x, matrices, bias, table, precision=precision, norm=norm, residual=residual, relu=relu
     )
-
-
-def _gather_gemm(
-    feats: Any,
-    weight: Any,
-    bias: Tensor | None,
-    table: NeighborTable,
-    precision: Precision,
-    norm: ChannelNorm | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    return kernels_for("gather_gemm", table.rows.device).gather_gemm(
-        feats, weight, bias, table.rows, table.mask, table.order,
-        mirrored=table.mirrored, precision=precision, norm=norm, residual=residual, relu=relu,
-        blocks=table.blocks,
-    )  # fmt: skip
-
-
-def _fill_weight_grad(
-    feats: Any, grad: Any, out: Tensor, kernel_map: KernelMap, precision: Precision
-) -> None:
-    """Write the weight's gradient into ``out``, in its dtype and memory layout."""
-    if kernel_map.is_inverse:
-        # The list is (input, output) of the forward geometry: the inverse's outputs come first.
-        feats, grad, out = grad, feats, out.transpose(1, 2)
-    listed = kernel_map.pair_list
-    kernels_for("weight_grad", out.device).weight_grad(
-        feats, grad, listed.pairs, listed.tap_ptr, out,
-        mirrored=listed.mirrored, precision=precision,
-    )  # fmt: skip
 
 
 def compute_dtype(feats: Tensor, weight: Tensor) -> torch.dtype:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tritonspconv.kernels import kernels_for
+from tritonspconv.kernels.segment_reduce import segment_reduce
 from tritonspconv.ops.pool import PoolMode
 
 SegmentMode = Literal["sum", "mean", "max"]
@@ -155,9 +155,7 @@ class _ReduceSegments(torch.autograd.Function):
         mode: SegmentMode,
     ) -> Tensor:
         want_argmax = mode == "max" and ctx.needs_input_grad[0]
-        out, argmax = kernels_for("segment_reduce", values.device).segment_reduce(
-            values, perm, segment_start, segment_end, mode, want_argmax
-        )
+        out, argmax = segment_reduce(values, perm, segment_start, segment_end, mode, want_argmax)
         if ctx.needs_input_grad[0]:
             length = segment_end - segment_start if mode == "mean" else None
             ctx.save_for_backward(segment_of_row, argmax, length)

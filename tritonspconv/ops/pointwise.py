@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tritonspconv.kernels import acc_dtype, kernels_for
+from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.table import PairList
+from tritonspconv.kernels.weight_grad import weight_grad
 from tritonspconv.ops.conv import compute_dtype
 
 
@@ -79,7 +81,5 @@ def _weight_grad(feats: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     # One tap, in which each input row meets the output row of the same number.
     pairs = torch.arange(rows, dtype=torch.int32, device=feats.device).repeat(2, 1)
     tap_ptr = torch.arange(0, rows + 1, rows, device=feats.device)
-    kernels_for("weight_grad", feats.device).weight_grad(
-        feats.contiguous(), grad, pairs, tap_ptr, out, mirrored=False
-    )
+    weight_grad(feats.contiguous(), grad, PairList(pairs, tap_ptr, False), out)
     return out[0]

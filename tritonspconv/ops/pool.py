@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tritonspconv.kernel_map import KernelMap
-from tritonspconv.kernels import kernels_for
+from tritonspconv.kernels.pool import pool_bwd, pool_fwd
 
 PoolMode = Literal["max", "avg", "sum"]
 TieRule = Literal["first", "all"]
@@ -89,9 +89,7 @@ class _SparsePool(torch.autograd.Function):
         # Tap order decides ties; a mirrored table holds the taps from last to first.
         rows = table.rows.flip(0) if table.mirrored and mode == "max" else table.rows
         want_saved = ctx.needs_input_grad[0] and not by_value
-        out, saved = kernels_for("pool", feats.device).pool_fwd(
-            feats, rows, table.order, mode, floor, want_saved
-        )
+        out, saved = pool_fwd(feats, rows, table.order, mode, floor, want_saved)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(*((feats, out) if by_value else (saved,)))
         ctx.kernel_map = kernel_map
@@ -111,7 +109,5 @@ class _SparsePool(torch.autograd.Function):
             state = {"feats": saved[0], "out": saved[1]}
         else:
             state = {"max": {"argmax": saved[0]}, "avg": {"count": saved[0]}, "sum": {}}[ctx.mode]
-        grad_feats = kernels_for("pool", grad_out.device).pool_bwd(
-            grad_out, table.rows, table.order, ctx.mode, **state
-        )
+        grad_feats = pool_bwd(grad_out, table.rows, table.order, ctx.mode, **state)
         return grad_feats, None, None, None, None

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.sites import find_rows, key_coords, tap_keys
+from tritonspconv.kernels.eager.sites import find_rows, tap_keys
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.keys import key_coords
 
 IntTuple = tuple[int, ...]
 

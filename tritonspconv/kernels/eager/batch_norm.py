@@ -9,7 +9,7 @@ from tritonspconv.kernels.channel_norm import TrainingNorm
 
 
 def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, Tensor]:
-    """See the Triton twin."""
+    """Take the moments of all rows at once, in float32."""
     n = feats.shape[0]
     variance, mean = torch.var_mean(feats.float(), dim=0, correction=0)
     stats = torch.stack([mean, (variance + norm.eps).rsqrt()])
@@ -29,7 +29,7 @@ def batch_norm_grad(
     bias: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See the Triton twin."""
+    """Sum over all rows at once, in float32."""
     normal, out = _scaled(feats, stats, weight, bias)
     grad = grad.float()
     if relu:

@@ -6,11 +6,37 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
-from tritonspconv.kernels.eager.gather_gemm import sum_products
+from tritonspconv.kernels.eager.gather_gemm import gather_gemm, sum_products
 from tritonspconv.kernels.eager.pairs import PairBlocks, largest_tap
+from tritonspconv.kernels.eager.weight_grad import weight_grad
+from tritonspconv.kernels.table import ConvMap, in_listed_order
 
 
 def conv_grads(
+    feats: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    kernel_map: ConvMap,
+    needs_feats: bool,
+    grad_weight: Tensor | None,
+    precision: str,
+) -> Tensor | None:
+    """Take one pass over the pairs of the inputs where both gradients are needed."""
+    if not needs_feats:
+        if grad_weight is not None:
+            x, g, out = in_listed_order(kernel_map, feats, grad, grad_weight)
+            pairs, tap_ptr, mirrored = kernel_map.pair_list
+            weight_grad(x, g, pairs, tap_ptr, out, mirrored=mirrored)
+        return None
+    rows, mask, order, blocks, mirrored = kernel_map.in_table
+    if grad_weight is not None:
+        return both_grads(feats, grad, weight, grad_weight, rows, mirrored=mirrored, blocks=blocks)
+    return gather_gemm(
+        grad, weight.transpose(1, 2), None, rows, mask, order, mirrored=mirrored, blocks=blocks
+    )
+
+
+def both_grads(
     feats: Tensor,
     grad: Tensor,
     weight: Tensor,

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairBlock, PairBlocks, largest_tap
+from tritonspconv.kernels.operand import Operand
 
 # Bytes of the rows that a core gathers at a time, to find them in its cache.
 _CACHED_BYTES = 2**20
 _FEWEST_ROWS = 256
+ONLY_TENSORS = "torch multiplies float32 as it is; see eager/half_parts.py"
 
 # Called with a tap, columns that have a pair through it, and the rows that they meet [P, C].
 Use = Callable[[int, Tensor | slice, Tensor], None]
@@ -27,8 +29,8 @@ def rows_in_cache(channels: int, dtype: torch.dtype) -> int:
 
 
 def gather_gemm(
-    feats: Tensor,
-    weight: Tensor,
+    feats: Operand,
+    weight: Operand,
     bias: Tensor | None,
     rows: Tensor,
     mask: Tensor | None,
@@ -41,11 +43,9 @@ def gather_gemm(
     relu: bool = False,
     blocks: PairBlocks | None = None,
 ) -> Tensor:
-    """Multiply gathered rows with the taps' matrices, then sum them by column, block by block.
-
-    See :func:`tritonspconv.kernels.triton.gather_gemm.gather_gemm`; ``mask`` and ``precision`` are
-    not needed here. ``blocks`` are the pairs of ``rows``; None: list them.
-    """
+    """Multiply block by block of columns, then sum by column; None for ``blocks`` lists them."""
+    assert isinstance(feats, Tensor), ONLY_TENSORS
+    assert isinstance(weight, Tensor), ONLY_TENSORS
     dtype = acc_dtype(feats.dtype)
     matrices = weight.to(dtype).unbind()
     out = sum_products(

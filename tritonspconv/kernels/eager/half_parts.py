@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def as_operand(x: Tensor, work: int, precision: str) -> Tensor:
-    """Return ``x``. See :func:`tritonspconv.kernels.triton.half_parts.as_operand`."""
+    """Return ``x``."""
     return x

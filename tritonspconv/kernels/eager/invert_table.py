@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
-
-Table = tuple[Tensor, Tensor | None, Tensor | None, PairBlocks]
+from tritonspconv.kernels.table import NeighborTable
 
 
 def mask_words(rows: Tensor) -> Tensor:
@@ -20,7 +19,7 @@ def mask_words(rows: Tensor) -> Tensor:
     return mask
 
 
-def table_of(pairs: TapPairs, n: int) -> Table:
+def table_of(pairs: TapPairs, n: int) -> NeighborTable:
     """Build the table of ``n`` columns that has these pairs; columns in the order of rows.
 
     On a CPU, where no kernel reads the mask, it is None.
@@ -33,16 +32,13 @@ def table_of(pairs: TapPairs, n: int) -> Table:
     if identity is not None:
         torch.arange(n, dtype=torch.int32, device=rows.device, out=rows[identity])
     mask = None if rows.device.type == "cpu" else mask_words(rows)
-    return rows, mask, None, PairBlocks(rows, pairs)
+    return NeighborTable(rows, mask, None, PairBlocks(rows, pairs))
 
 
 def invert_table(
     rows: Tensor, order: Tensor | None, n_other: int, offsets: tuple[tuple[int, ...], ...]
-) -> Table:
-    """Build the table of the other side: rows [V, n] of entries below ``n_other`` -> [V, n_other].
-
-    ``offsets`` steer nothing here.
-    """
+) -> NeighborTable:
+    """Swap the pairs of the table; ``offsets`` steer nothing here."""
     pairs = taps_of_table(rows)
     if order is not None:
         pairs = pairs._replace(columns=order.index_select(0, pairs.columns))

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels.eager._row_search import found_rows, sites_of
-from tritonspconv.kernels.eager.invert_table import Table, invert_table, table_of
+from tritonspconv.kernels.eager.invert_table import invert_table, table_of
 from tritonspconv.kernels.eager.pairs import TapPairs
-from tritonspconv.kernels.eager.sites import build_index, key_coords
+from tritonspconv.kernels.eager.sites import build_index
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.keys import key_coords
+from tritonspconv.kernels.table import NeighborTable
 
 
 def lookup_table(
@@ -19,11 +21,8 @@ def lookup_table(
     grid: CellGrid,
     *,
     distinct: bool = False,
-) -> Table:
-    """Build the table of a submanifold geometry: every row looks its own neighbours up.
-
-    See :func:`tritonspconv.kernels.triton.neighbor_table.lookup_table` for the arguments.
-    """
+) -> NeighborTable:
+    """Search half of the taps: the other half are the same pairs, swapped."""
     n, volume, ndim = coords.shape[0], len(offsets), coords.shape[1] - 1
     zero = (0,) * ndim
     # Of opposite taps one is searched: who finds whom through the other is known then.
@@ -62,11 +61,8 @@ def reach_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     out_index: SiteIndex | None = None,
-) -> Table:
-    """Build the table of any geometry: every output looks up the inputs that reach it.
-
-    See :func:`tritonspconv.kernels.triton.neighbor_table.reach_table` for the arguments.
-    """
+) -> NeighborTable:
+    """Search from the coarse side, whichever side it is."""
     out_index = out_index or build_index(out_coords, out_grid)
     out_sites, in_sites = sites_of(out_index, out_grid), sites_of(in_index, in_grid)
     assert out_sites.rows is not None, "a sorted index has rows"
@@ -96,9 +92,6 @@ def reverse_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     order: Tensor | None = None,
-) -> Table:
-    """Build the table of a map's inputs; from that of the outputs, without looking up.
-
-    See :func:`tritonspconv.kernels.triton.neighbor_table.reverse_table` for the arguments.
-    """
+) -> NeighborTable:
+    """Invert the table of the outputs, without looking up."""
     return invert_table(rows, order, in_coords.shape[0], offsets)

@@ -21,10 +21,7 @@ _FEWEST_TAPS = 16
 def pair_lists(
     rows: Tensor, mask: Tensor | None, order: Tensor | None, taps: int, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """List the pairs of the first ``taps`` taps of a table; exactly sized, from ``rows`` alone.
-
-    See :func:`tritonspconv.kernels.triton.pairs.pair_lists`.
-    """
+    """List the pairs from ``rows`` alone, in memory of exactly their number."""
     n = rows.shape[1]
     flat = rows[:taps].reshape(-1)
     entry = torch.nonzero(flat >= 0).squeeze(1)
@@ -35,6 +32,10 @@ def pair_lists(
     tap_ptr = torch.zeros(taps + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum((rows[:taps] >= 0).sum(1), dim=0, out=tap_ptr[1:])
     return pairs, tap_ptr
+
+
+def list_inputs(rows: Tensor, mask: Tensor | None, order: Tensor | None, n_in: int) -> None:
+    """Return None: the torch kernels multiply ``PairBlocks``, not a table of one row."""
 
 
 class TapPairs(NamedTuple):

@@ -18,24 +18,7 @@ def pool_fwd(
     floor: float | None = None,
     want_saved: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Pool the input rows that a neighbour table names for every output row.
-
-    Args:
-        feats: Input rows [n_in, C].
-        rows: int32 [V, n_out], input row or -1.
-        order: int32 [n_out], column ``c`` is output row ``order[c]``; None where they agree.
-        mode: ``"max"``, ``"avg"`` (over the present inputs) or ``"sum"``.
-        floor: Lower bound of a maximum; None for a true maximum.
-        want_saved: Return what the backward pass needs.
-
-    Returns:
-        Output rows [n_out, C] in ``feats.dtype``; a row without inputs is ``floor``, else 0. The
-        second item is None unless it is wanted. Maximum: the winning input rows, int32 [n_out, C];
-        -1 where all inputs lie below ``floor`` or there are none; the lowest tap wins a tie; NaN
-        wins over numbers. Average: the number of inputs, int32 [n_out].
-
-    Accumulates in float32 (float64 for float64 input), in tap order.
-    """
+    """Pool tap by tap over the columns that are present."""
     n_out, channels = rows.shape[1], feats.shape[1]
     start = 0.0 if mode != "max" else float("-inf") if floor is None else floor
     acc = torch.full((n_out, channels), start, dtype=acc_dtype(feats.dtype), device=feats.device)
@@ -81,23 +64,7 @@ def pool_bwd(
     out: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Gather the gradient of every input row from the outputs that it fed.
-
-    Args:
-        grad_out: Gradient of the output rows [n_out, C].
-        rows: int32 [V, n_in], the table seen from the inputs: output row or -1. The order of the
-            taps does not matter.
-        order: int32 [n_in], column ``c`` is input row ``order[c]``; None where they agree.
-        mode: ``"max"``, ``"avg"`` or ``"sum"``.
-        argmax: For ``"max"``: int32 [n_out, C]; the gradient goes to that row.
-        feats: For ``"max"`` without ``argmax``: the input rows [n_in, C]; the gradient goes to
-            every input that equals its output.
-        out: With ``feats``: the output rows [n_out, C].
-        count: For ``"avg"``: int32 [n_out], inputs of every output row.
-
-    Returns:
-        Gradient of the input rows [n_in, C] in ``grad_out.dtype``.
-    """
+    """Add the gradient tap by tap over the columns that are present."""
     n_in, channels = rows.shape[1], grad_out.shape[1]
     acc = torch.zeros(n_in, channels, dtype=acc_dtype(grad_out.dtype), device=grad_out.device)
     me = torch.arange(n_in, device=rows.device) if order is None else order.long()

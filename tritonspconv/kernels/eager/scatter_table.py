@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.invert_table import Table, table_of
+from tritonspconv.kernels.eager.invert_table import table_of
 from tritonspconv.kernels.eager.pairs import taps_of_table
 from tritonspconv.kernels.eager.sites import find_rows, tap_keys, without_outsiders
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.table import NeighborTable
 
 _ABSENT = 2**31 - 1
 
@@ -22,11 +23,8 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
-) -> tuple[Table, Tensor]:
-    """Build the table of a geometry whose inputs feed one output at most, such as 2x2x2 / 2.
-
-    See :func:`tritonspconv.kernels.triton.scatter_table.scatter_table` for the arguments.
-    """
+) -> tuple[NeighborTable, Tensor]:
+    """Write the lowest row of each output and tap, tap by tap."""
     coords, device = without_outsiders(in_coords, in_grid), in_coords.device
     rows = torch.full((len(offsets), n_out), _ABSENT, dtype=torch.int32, device=device)
     reaching = 0

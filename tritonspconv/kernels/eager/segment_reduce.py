@@ -18,24 +18,7 @@ def segment_reduce(
     mode: str,
     want_argmax: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Reduce ``values[perm[segment_start[s]:segment_end[s]]]`` for every segment ``s``.
-
-    Segments may lie in any order and leave positions out, but must not overlap.
-
-    Args:
-        values: Rows [P, C].
-        perm: int64 [P], the row at every position; None where they agree.
-        segment_start: int64 [S], first position.
-        segment_end: int64 [S], one past the last position; at least ``segment_start``.
-        mode: ``"sum"``, ``"mean"`` or ``"max"``.
-        want_argmax: Return which row won. Only for ``"max"``.
-
-    Returns:
-        [S, C] in ``values.dtype``; an empty segment is 0. And the winning rows, int32 [S, C], or
-        None: -1 in an empty segment. The lowest row wins a tie. NaN wins over numbers.
-
-    Accumulates in float32 (float64 for float64 input).
-    """
+    """Reduce the entries of all segments by index."""
     n_segments, channels = segment_start.shape[0], values.shape[1]
     dtype = acc_dtype(values.dtype)
     length = segment_end - segment_start

@@ -7,44 +7,10 @@ from torch import Tensor
 
 from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.keys import cell_keys, coord_keys, key_coords
 from tritonspconv.kernels.window import reach_steps
 
 _INT32_LAST, _SORTED_LAST = 2**31 - 1, 2**63 - 1
-
-
-def cell_keys(batch: Tensor, cells: list[Tensor], grid: CellGrid) -> Tensor:
-    """Return int64 keys of (batch, spatial coordinates), ascending with them; -1 outside the grid.
-
-    Args:
-        batch: int [N].
-        cells: int [N] for each spatial axis.
-        grid: The grid.
-    """
-    valid = (batch >= 0) & (batch < grid.batch_size)
-    key = batch.long()
-    for cell, lower, extent in zip(cells, grid.lower, grid.shape, strict=True):
-        inside = cell.long() - lower
-        valid &= (inside >= 0) & (inside < extent)
-        key = key * extent + inside
-    return torch.where(valid, key, -1)
-
-
-def key_coords(keys: Tensor, grid: CellGrid) -> Tensor:
-    """Return int32 coordinates [N, 1 + D] of ``keys`` [N]; the inverse of :func:`cell_keys`."""
-    ndim = len(grid.shape)
-    coords = torch.empty(keys.shape[0], 1 + ndim, dtype=torch.int32, device=keys.device)
-    for axis in range(ndim, 0, -1):
-        extent = max(grid.shape[axis - 1], 1)
-        quotient = torch.div(keys, extent, rounding_mode="floor")
-        coords[:, axis] = keys - quotient * extent + grid.lower[axis - 1]
-        keys = quotient
-    coords[:, 0] = keys
-    return coords
-
-
-def coord_keys(coords: Tensor, grid: CellGrid) -> Tensor:
-    """Return int64 keys [N] of ``coords`` [N, 1 + D]; -1 outside the grid."""
-    return cell_keys(coords[:, 0], list(coords[:, 1:].unbind(1)), grid)
 
 
 def without_outsiders(coords: Tensor, grid: CellGrid) -> Tensor:
@@ -119,10 +85,7 @@ def reached_sites(
     own_grid: CellGrid,
     flag: Tensor | None = None,
 ) -> tuple[Tensor, SiteIndex, bool | None]:
-    """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
-
-    See :func:`tritonspconv.kernels.triton.sites.reached_sites` for the arguments.
-    """
+    """Sort the keys of all that is reached."""
     batch, *cells = _insiders(coords, own_grid).long().unbind(1)
     # Steps share what they need of an axis: the keys and which of them exist.
     axes: list[dict[tuple[int, int], tuple[Tensor, Tensor]]] = [{} for _ in cells]

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
-from tritonspconv.kernels.eager.gather_gemm import rows_in_cache
+from tritonspconv.kernels.eager.gather_gemm import ONLY_TENSORS, rows_in_cache
+from tritonspconv.kernels.operand import Operand
 
 
 def weight_grad(
-    feats: Tensor,
-    grad: Tensor,
+    feats: Operand,
+    grad: Operand,
     pairs: Tensor,
     tap_ptr: Tensor,
     out: Tensor,
@@ -19,10 +20,9 @@ def weight_grad(
     mirrored: bool,
     precision: str = "ieee",
 ) -> Tensor:
-    """Fill ``out[v] = sum over pairs (i, o) of tap v of feats[i]^T grad[o]``.
-
-    See :func:`tritonspconv.kernels.triton.weight_grad.weight_grad`.
-    """
+    """Multiply the pairs of one tap after the other."""
+    assert isinstance(feats, Tensor), ONLY_TENSORS
+    assert isinstance(grad, Tensor), ONLY_TENSORS
     dtype = acc_dtype(feats.dtype)
     feats, grad = feats.to(dtype), grad.to(dtype)
     volume, c_in, c_out = out.shape

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import Offsets
@@ -16,8 +17,6 @@ from tritonspconv.kernels.triton._launch import launch
 SCRATCH_ABSENT: tl.constexpr = tl.constexpr(2**31 - 1)
 # Rows times taps of a block.
 _BLOCK = 1024
-
-Table = tuple[Tensor, Tensor, Tensor | None]
 
 
 @triton.jit
@@ -86,7 +85,7 @@ def new_scratch(n: int, volume: int, device: torch.device) -> Tensor:
     return torch.full((n, volume), SCRATCH_ABSENT.value, dtype=torch.int32, device=device)
 
 
-def table_of(scratch: Tensor, offsets: Offsets) -> Table:
+def table_of(scratch: Tensor, offsets: Offsets) -> NeighborTable:
     """Turn a scratch [n, V] into rows [V, n], mask [W, n] and order [n] (None: not reordered)."""
     n, volume = scratch.shape
     device = scratch.device
@@ -97,7 +96,7 @@ def table_of(scratch: Tensor, offsets: Offsets) -> Table:
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
     if n == 0:
-        return rows, mask, None
+        return NeighborTable(rows, mask, None)
     order = permutation = None
     if has_order(n, volume):
         keys = torch.empty(n, dtype=torch.int16, device=device)
@@ -113,4 +112,4 @@ def table_of(scratch: Tensor, offsets: Offsets) -> Table:
         scratch, permutation, rows, mask, order, n,
         HAS_ORDER=order is not None, V=volume, **sizes,
     )  # fmt: skip
-    return rows, mask, order
+    return NeighborTable(rows, mask, order)

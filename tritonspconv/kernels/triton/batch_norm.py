@@ -309,16 +309,7 @@ def _bind(
 
 
 def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, Tensor]:
-    """Normalise channels by their statistics over all rows, scale and shift, and clamp.
-
-    Args:
-        feats: [n, c], contiguous; float16, bfloat16 or float32; ``n >= 2``, ``c >= 1``.
-        norm: Of c channels; its running statistics move.
-        relu: Clamp the result at zero.
-
-    Returns:
-        [n, c] in the dtype of ``feats``, and float32 [2, c]: mean and ``1 / sqrt(var + eps)``.
-    """
+    """Launch twice: moments of parts of the rows, then rows changed by their sum."""
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
     moments, normalise, *_ = _bind(plan.block_n, plan.block_c, relu)
@@ -343,16 +334,7 @@ def batch_norm_grad(
     bias: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``feats``, ``weight`` and ``bias`` of :func:`batch_norm`.
-
-    Args:
-        grad: [n, c], the gradient of the output, contiguous, in the dtype of ``feats``.
-        feats: As it was given.
-        stats: As they were returned.
-        weight: The norm's.
-        bias: The norm's.
-        relu: As it was given.
-    """
+    """Launch twice: sums over parts of the rows, then gradients by their sum."""
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
     *_, sums, gradient = _bind(plan.block_n, plan.block_c, relu)

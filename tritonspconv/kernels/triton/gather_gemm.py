@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairBlocks
+from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
@@ -20,7 +21,6 @@ from tritonspconv.kernels.triton.configs import (
     gather_gemm_config,
 )
 from tritonspconv.kernels.triton.half_parts import (
-    HalfParts,
     join_parts,
     leading_part,
 )
@@ -189,11 +189,11 @@ def dot_precision(precision: str, device_type: str, dtype: torch.dtype, card: Ca
 
 
 def gather_gemm(
-    feats: Tensor | HalfParts,
-    weight: Tensor | HalfParts,
+    feats: Operand,
+    weight: Operand,
     bias: Tensor | None,
     rows: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     order: Tensor | None,
     *,
     mirrored: bool,
@@ -204,28 +204,7 @@ def gather_gemm(
     blocks: PairBlocks | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
-    """Multiply gathered rows with the taps' matrices and sum over taps.
-
-    Args:
-        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
-        weight: [V, c_in, c_out], any strides, same dtype; parts if ``feats`` are.
-        bias: [c_out], any stride; or None.
-        rows: int32 [V, n_out], row of ``feats`` or -1; or [1, n_out] where no column has two, and
-            ``mask`` tells through which tap.
-        mask: int32 [ceil(V/32), n_out], which taps are present.
-        order: int32 [n_out] output row of each column, or None.
-        mirrored: Table tap v multiplies ``weight[V-1-v]``.
-        precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        norm: Normalises the sum with its bias, in the type of the sum; any strides.
-        residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
-        relu: Clamp the sum at zero.
-        blocks: Not needed here.
-        config: Tile to use; None: the tuned one, if any, else the fixed choice for these sizes.
-
-    Returns:
-        [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
-        float64).
-    """
+    """Multiply a tile of columns and channels in each program; ``config`` chooses the tile."""
     parts, feats, feats_low, feats_largest = leading_part(feats)
     _, weight, weight_low, weight_largest = leading_part(weight)
     volume, c_in, c_out = weight.shape

@@ -9,13 +9,12 @@ lose bits one by one. After arXiv:2203.03341.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.operand import HalfParts, Operand
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import launch
 from tritonspconv.kernels.triton.configs import card_of
@@ -24,21 +23,6 @@ _BLOCK = 4096
 _MAXIMA = 512
 # Rows x c_in x c_out from which the faster product is worth two more launches per operand.
 _MIN_WORK = 2**30
-
-
-class HalfParts(NamedTuple):
-    """One or two float16 tensors that stand for a float32 one.
-
-    Attributes:
-        high: The leading bits, in the shape and strides of the tensor.
-        low: The next 11 bits, times 2**11; None where tf32's accuracy is enough.
-        largest: float32 [], the largest finite magnitude, from which kernels derive the power of
-            two.
-    """
-
-    high: Tensor
-    low: Tensor | None
-    largest: Tensor
 
 
 @triton.jit
@@ -114,14 +98,8 @@ def split_kernel(
         tl.store(largest_ptr, largest)
 
 
-def as_operand(x: Tensor, work: int, precision: str) -> Tensor | HalfParts:
-    """Return ``x`` in the form in which the matrix kernels multiply it fastest on this device.
-
-    Args:
-        x: An operand of :func:`gather_gemm` or :func:`weight_grad`.
-        work: Rows x c_in x c_out of the product; both operands must be given the same.
-        precision: ``"ieee"`` or ``"tf32"`` products for float32.
-    """
+def as_operand(x: Tensor, work: int, precision: str) -> Operand:
+    """Split large float32 operands of an NVIDIA GPU; return others as they are."""
     if x.dtype != torch.float32 or work < _MIN_WORK or x.device.type != "cuda":
         return x
     if card_of(x.device).is_amd:
@@ -164,7 +142,7 @@ def split_half(x: Tensor, *, with_low: bool) -> HalfParts:
 
 
 def leading_part(
-    operand: Tensor | HalfParts,
+    operand: Operand,
 ) -> tuple[int, Tensor, Tensor | None, Tensor | None]:
     """Return the number of parts (0: none, the operand as it is), high, low and largest."""
     if isinstance(operand, Tensor):

@@ -6,10 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
-from tritonspconv.kernels.triton._scratch_table import Table, new_scratch, table_of
+from tritonspconv.kernels.triton._scratch_table import new_scratch, table_of
 
 _BLOCK_N = 256
 
@@ -33,11 +34,10 @@ def invert_kernel(
     tl.atomic_min(scratch_ptr + other.to(tl.int64) * V + v, row, mask=other >= 0, sem="relaxed")
 
 
-def invert_table(rows: Tensor, order: Tensor | None, n_other: int, offsets: Offsets) -> Table:
-    """Build the table of the other side: rows [V, n] of entries below ``n_other`` -> [V, n_other].
-
-    ``offsets`` only steer the order of columns.
-    """
+def invert_table(
+    rows: Tensor, order: Tensor | None, n_other: int, offsets: Offsets
+) -> NeighborTable:
+    """Write columns into a scratch [n_other, V], then make the table of it."""
     volume, n = rows.shape
     scratch = new_scratch(n_other, volume, rows.device)
     if n and n_other:

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
+from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import (
@@ -37,8 +38,6 @@ from tritonspconv.kernels.triton._index import (
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 128
-
-Table = tuple[Tensor, Tensor, Tensor | None]
 
 
 @triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
@@ -167,7 +166,7 @@ def _lookup(
     own_grid: CellGrid,
     own_index: SiteIndex | None,
     center: int,
-) -> Table:
+) -> NeighborTable:
     """Build the table whose columns are the rows of ``coords``, out of the other side's ``index``.
 
     Where columns are to be ordered the kernel runs twice. Stage "masks" writes masks in row order
@@ -195,7 +194,7 @@ def _lookup(
                 blocks, device,
                 *inputs, None, None, None, rows, mask, None, None, n, first, *boxes,
             )  # fmt: skip
-        return rows, mask, None
+        return NeighborTable(rows, mask, None)
     found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
     groups = tap_groups(offsets, device)
@@ -205,7 +204,7 @@ def _lookup(
     order = torch.empty(n, dtype=torch.int32, device=device)
     ((fill, _),), _ = bound("ordered")
     fill(blocks, device, *inputs, permutation, found, None, rows, mask, order, None, n, 0, *boxes)
-    return rows, mask, order
+    return NeighborTable(rows, mask, order)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -260,19 +259,8 @@ def _place(tap: int, taps: Taps) -> int:
 
 def lookup_table(
     coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellGrid, *, distinct: bool = False
-) -> Table:
-    """Build the table of a submanifold geometry: every row looks its own neighbours up.
-
-    Args:
-        coords: int32 [n, 1 + D], the sites.
-        offsets: V tap offsets, one of them zero.
-        index: Index of the sites.
-        grid: Their grid.
-        distinct: No row repeats another; else those that do are left out.
-
-    Returns:
-        rows int32 [V, n], mask int32 [ceil(V/32), n], order int32 [n] or None.
-    """
+) -> NeighborTable:
+    """Look up the neighbours of a block of rows in each program."""
     ndim = coords.shape[1] - 1
     center = offsets.index((0,) * ndim)
     own_index = None if distinct else index
@@ -288,22 +276,8 @@ def reach_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     out_index: SiteIndex | None = None,
-) -> Table:
-    """Build the table of any geometry: every output looks up the inputs that reach it.
-
-    Args:
-        out_coords: int32 [n_out, 1 + D].
-        offsets: V tap offsets.
-        stride: Fine sites per coarse site.
-        divide: True when inputs are fine.
-        in_index: Index of the input sites.
-        in_grid: Grid of the input sites.
-        out_grid: Grid of the output sites; rows outside it are reached by nothing.
-        out_index: Index of the output sites, to leave repeated rows out; None: none repeats.
-
-    Returns:
-        rows int32 [V, n_out], mask int32 [ceil(V/32), n_out], order int32 [n_out] or None.
-    """
+) -> NeighborTable:
+    """Look up the inputs of a block of output rows in each program."""
     return _lookup(
         out_coords, offsets, stride, not divide, in_index, in_grid, out_grid, out_index, -1
     )  # fmt: skip
@@ -320,22 +294,6 @@ def reverse_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     order: Tensor | None = None,
-) -> Table:
-    """Build the table of a map's inputs: every input looks up the outputs that it reaches.
-
-    Args:
-        rows: int32 [V, n_out], the table of the outputs; not needed to look up.
-        in_coords: int32 [n_in, 1 + D].
-        offsets: V tap offsets.
-        stride: Fine sites per coarse site.
-        divide: True when inputs are fine.
-        in_index: Index of the input sites, to leave repeated rows out; None: none repeats.
-        out_index: Index of the output sites.
-        in_grid: Grid of the input sites; rows outside it reach nothing.
-        out_grid: Grid of the output sites.
-        order: Order of the columns of ``rows``, or None.
-
-    Returns:
-        rows int32 [V, n_in], mask int32 [ceil(V/32), n_in], order int32 [n_in] or None.
-    """
+) -> NeighborTable:
+    """Look up the outputs of a block of input rows in each program."""
     return _lookup(in_coords, offsets, stride, divide, out_index, out_grid, in_grid, in_index, -1)

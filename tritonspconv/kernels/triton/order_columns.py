@@ -17,8 +17,6 @@ _BLOCK_N = 512
 # proportion to the last: few channels reach a lower rate. From here on a layer saves some 20 us.
 _MIN_WORK = 2**30
 
-Table = tuple[Tensor, Tensor, Tensor]
-
 
 @triton.jit(do_not_specialize=["n"])
 def column_key_kernel(mask_ptr, groups_ptr, key_ptr, n, BLOCK_N: tl.constexpr):
@@ -58,17 +56,8 @@ def pays_to_order(n: int, volume: int, c_in: int, c_out: int) -> bool:
     return 1 < volume <= 32 and n * volume * (c_in * c_out) ** 0.75 >= _MIN_WORK
 
 
-def order_columns(rows: Tensor, mask: Tensor, offsets: Offsets) -> Table:
-    """Put columns with like masks side by side.
-
-    Args:
-        rows: int32 [V, n] of at most 32 taps.
-        mask: int32 [1, n], which taps are present.
-        offsets: V tap offsets, which steer the order.
-
-    Returns:
-        rows int32 [V, n], mask int32 [1, n] and order int32 [n]: the column that each one was.
-    """
+def order_columns(rows: Tensor, mask: Tensor, offsets: Offsets) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the columns by a key of their masks; return rows, mask and order."""
     (volume, n), device = rows.shape, rows.device
     keys = torch.empty(n, dtype=torch.int16, device=device)
     blocks = num_blocks(n, _BLOCK_N)

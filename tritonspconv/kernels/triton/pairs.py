@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.gather_gemm import popcount32
@@ -19,8 +20,6 @@ _BLOCK_N = 1024
 _MAX_COUNTED = 32_768
 _COUNTED_BLOCK_N = 2048
 _BLOCK_COUNTS = 4096
-
-Table = tuple[Tensor, Tensor, Tensor]
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -137,45 +136,18 @@ def append_unpaired_kernel(
 
 
 def pair_lists(
-    rows: Tensor, mask: Tensor, order: Tensor | None, taps: int, capacity: int
+    rows: Tensor, mask: Tensor | None, order: Tensor | None, taps: int, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """List the pairs of the first ``taps`` taps of a table.
-
-    Args:
-        rows: int32 [V, n_out], input row or -1.
-        mask: int32 [ceil(V/32), n_out], which taps are present.
-        order: int32 [n_out] output row of each column, or None.
-        taps: Taps to list.
-        capacity: An upper bound of the number of pairs.
-
-    Returns:
-        pairs int32 [2, capacity] (input rows, output rows), of which the first ``tap_ptr[-1]``
-        columns are written, and tap_ptr int64 [taps + 1]. No wait for the device.
-    """
+    """Count the pairs before each program's own, then write them."""
     device = rows.device
     pairs = torch.empty(2, capacity, dtype=torch.int32, device=device)
     return pairs, _write(rows, mask, order, taps, pairs, 0, None, None)
 
 
 def list_inputs(
-    rows: Tensor, mask: Tensor, order: Tensor | None, n_in: int
-) -> tuple[Tensor, Tensor, Table]:
-    """List the pairs of a table that names no input twice, and with them the table of the inputs.
-
-    Inputs by tap are both. The table needs one row of entries, since its columns have one at most.
-
-    Args:
-        rows: int32 [V, n_out], input row or -1.
-        mask: int32 [ceil(V/32), n_out], which taps are present.
-        order: int32 [n_out] output row of each column, or None.
-        n_in: Number of inputs.
-
-    Returns:
-        pairs int32 [2, capacity] and tap_ptr int64 [V + 1], as of :func:`pair_lists`; and the table
-        of the inputs: rows int32 [1, n_in], output row or -1, mask int32 [ceil(V/32), n_in] and
-        order int32 [n_in]. Inputs without an output are its last columns. Rows and order lie in
-        ``pairs``. No wait for the device.
-    """
+    rows: Tensor, mask: Tensor | None, order: Tensor | None, n_in: int
+) -> tuple[Tensor, Tensor, NeighborTable]:
+    """List all pairs, then append the inputs that have none."""
     volume, device = rows.shape[0], rows.device
     words = num_blocks(volume, 32)
     # Both rows aligned to 16 bytes, whatever the number of inputs.
@@ -190,12 +162,12 @@ def list_inputs(
             (num_blocks(n_in, _BLOCK_N),), device,
             seen, tap_ptr, pairs, in_mask, pairs.shape[1], n_in,
         )  # fmt: skip
-    return pairs, tap_ptr, (pairs[1:, :n_in], in_mask, pairs[0, :n_in])
+    return pairs, tap_ptr, NeighborTable(pairs[1:, :n_in], in_mask, pairs[0, :n_in])
 
 
 def _write(
     rows: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     order: Tensor | None,
     taps: int,
     pairs: Tensor,

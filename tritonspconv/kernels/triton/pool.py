@@ -143,7 +143,7 @@ def pool_fwd(
     floor: float | None = None,
     want_saved: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Pool the input rows that a neighbour table names; see the eager twin for the contract."""
+    """Pool a block of columns and channels in each program."""
     volume, n_out = rows.shape
     c = feats.shape[1]
     out = torch.empty(n_out, c, dtype=feats.dtype, device=feats.device)
@@ -174,7 +174,7 @@ def pool_bwd(
     out: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Gather the gradient of the input rows; see the eager twin for the contract."""
+    """Gather the gradient of a block of columns and channels in each program."""
     volume, n_in = rows.shape
     c = grad_out.shape[1]
     grad_feats = torch.empty(n_in, c, dtype=grad_out.dtype, device=grad_out.device)

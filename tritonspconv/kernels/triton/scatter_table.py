@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
+from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
     Offsets,
@@ -21,7 +22,7 @@ from tritonspconv.kernels.triton._grid import (
 )
 from tritonspconv.kernels.triton._index import find_rows, row_keys, row_starts, tap_keys
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
-from tritonspconv.kernels.triton._scratch_table import SCRATCH_ABSENT, Table, new_scratch, table_of
+from tritonspconv.kernels.triton._scratch_table import SCRATCH_ABSENT, new_scratch, table_of
 from tritonspconv.kernels.window import tap_steps
 
 _BLOCK_N = 128
@@ -81,25 +82,8 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
-) -> tuple[Table, Tensor]:
-    """Build the table of a geometry whose inputs feed one output at most, such as 2x2x2 / 2.
-
-    No index of the inputs is needed, and every input is looked up once, not once for every tap.
-
-    Args:
-        in_coords: int32 [n_in, 1 + D].
-        offsets: V tap offsets of a window without gaps, no wider than the stride; or one.
-        stride: Fine sites per coarse site.
-        divide: True when inputs are fine.
-        out_index: Index of the output sites.
-        in_grid: Grid of the input sites; rows outside it, and such that repeat one, reach nothing.
-        out_grid: Grid of the output sites.
-        n_out: Number of output rows.
-
-    Returns:
-        rows int32 [V, n_out], mask int32 [ceil(V/32), n_out], order int32 [n_out] or None; and
-        int32 [1], not zero where inputs that reach an output repeat one another.
-    """
+) -> tuple[NeighborTable, Tensor]:
+    """Write inputs into a scratch [n_out, V], then make the table of it."""
     n, device = in_coords.shape[0], in_coords.device
     scratch = new_scratch(n_out, len(offsets), device)
     repeats = torch.zeros(1, dtype=torch.int32, device=device)

@@ -105,7 +105,7 @@ def segment_reduce(
     mode: str,
     want_argmax: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Reduce rows over segments of positions; see the eager twin for the contract.
+    """Walk a block of segments in each program.
 
     Launches once, and once more for every factor of 64 by which the mean segment is longer than
     256 positions. A single long segment among many short ones is walked by one lane.

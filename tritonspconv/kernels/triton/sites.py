@@ -302,21 +302,7 @@ def reached_sites(
     own_grid: CellGrid,
     flag: Tensor | None = None,
 ) -> tuple[Tensor, SiteIndex, bool | None]:
-    """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
-
-    Args:
-        coords: int32 [N, 1 + D].
-        offsets: V tap offsets, ``fine - stride * coarse``.
-        stride: Fine sites per coarse site.
-        divide: True when ``coords`` are fine and the target is coarse.
-        grid: The target grid.
-        own_grid: The grid of ``coords``; rows outside it reach nothing.
-        flag: int64 [], to be read together with the number of sites; or None.
-
-    Returns:
-        int32 coordinates [M, 1 + D] in ascending key order, their index, and whether the flag is
-        not zero, None without one. Waits for the device once, for M.
-    """
+    """Mark what is reached in a bitmap, rank it, and write each site once."""
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
     if n == 0 or cells == 0:
         return coords[:0], build_index(coords[:0], grid), None if flag is None else bool(flag)

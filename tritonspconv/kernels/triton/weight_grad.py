@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
@@ -21,7 +22,6 @@ from tritonspconv.kernels.triton.configs import (
 )
 from tritonspconv.kernels.triton.gather_gemm import dot_precision
 from tritonspconv.kernels.triton.half_parts import (
-    HalfParts,
     join_parts,
     leading_part,
 )
@@ -187,8 +187,8 @@ def sum_shares_kernel(
 
 
 def weight_grad(
-    feats: Tensor | HalfParts,
-    grad: Tensor | HalfParts,
+    feats: Operand,
+    grad: Operand,
     pairs: Tensor,
     tap_ptr: Tensor,
     out: Tensor,
@@ -197,21 +197,7 @@ def weight_grad(
     precision: str = "ieee",
     config: GemmConfig | None = None,
 ) -> Tensor:
-    """Fill ``out[v] = sum over pairs (i, o) of tap v of feats[i]^T grad[o]``.
-
-    Args:
-        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
-        grad: [n_out, c_out], contiguous rows, same dtype; parts if ``feats`` are.
-        pairs: int32 [2, capacity], input and output rows by tap.
-        tap_ptr: int64 [taps + 1], where each tap's pairs begin.
-        out: [V, c_in, c_out], any strides, any float dtype; every element is written.
-        mirrored: ``pairs`` list the first ceil(V/2) taps; tap V-1-v has tap v's, swapped.
-        precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        config: Tile to use; None: the tuned one, if any, else the fixed choice for these channels.
-
-    Returns:
-        ``out``. Sums in float32 (float64 for float64) in a fixed order.
-    """
+    """Sum each share of the pairs in a program, then the shares; ``config`` chooses the tile."""
     parts, feats, feats_low, feats_largest = leading_part(feats)
     _, grad, grad_low, grad_largest = leading_part(grad)
     volume, c_in, c_out = out.shape

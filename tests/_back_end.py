@@ -1,0 +1,18 @@
+"""Run the Triton launchers behind the faces of ``tritonspconv.kernels``, on any device."""
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+
+def use_triton(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
+    """Have the faces of ``ops`` call Triton, whatever the device of their tensors."""
+    for op in ops:
+        use(monkeypatch, op, importlib.import_module(f"tritonspconv.kernels.triton.{op}"))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, op: str, back_end: ModuleType | object) -> None:
+    """Have the face of ``op`` call ``back_end``, whatever the device of its tensors."""
+    face = importlib.import_module(f"tritonspconv.kernels.{op}")
+    monkeypatch.setattr(face, "_back_end", lambda *device_and_ndim: back_end)

@@ -1,0 +1,71 @@
+"""Gather rows, multiply them with the taps' matrices, sum: forward and input gradient."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tritonspconv.kernels import has_triton
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from tritonspconv.kernels.channel_norm import ChannelNorm
+    from tritonspconv.kernels.operand import HalfParts
+    from tritonspconv.kernels.table import NeighborTable
+
+
+def gather_gemm(
+    feats: Float[Tensor, "n_in c_in"] | HalfParts,
+    weight: Float[Tensor, "V c_in c_out"] | HalfParts,
+    bias: Float[Tensor, "c_out"] | None,
+    table: NeighborTable,
+    *,
+    precision: str = "ieee",
+    norm: ChannelNorm | None = None,
+    residual: Float[Tensor, "n_out c_out"] | None = None,
+    relu: bool = False,
+) -> Float[Tensor, "n_out c_out"]:
+    """Multiply gathered rows with the taps' matrices and sum over taps.
+
+    ``out[table.order[c]] = bias + sum over v of feats[table.rows[v, c]] @ weight[v]``.
+
+    Args:
+        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
+        weight: [V, c_in, c_out], any strides, same dtype; parts if ``feats`` are.
+        bias: [c_out], any stride; or None.
+        table: For each of n_out rows, the rows of ``feats``; of the back end of this device.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32; torch's are always IEEE.
+        norm: Normalises the sum with its bias, in the type of the sum; any strides.
+        residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
+        relu: Clamp the sum at zero.
+
+    Returns:
+        [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
+        float64).
+    """
+    rows, mask, order, blocks, mirrored = table
+    return _back_end(rows.device).gather_gemm(
+        feats, weight, bias, rows, mask, order, mirrored=mirrored, precision=precision,
+        norm=norm, residual=residual, relu=relu, blocks=blocks,
+    )  # fmt: skip
+
+
+def fuses_epilogue(device: torch.device) -> bool:
+    """Return whether norm, residual and ReLU cost nothing here: they are part of the kernel.
+
+    In torch the products are most of the time, and single modules keep their own bits.
+    """
+    return has_triton(device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _back_end(device: torch.device):
+    if has_triton(device):
+        from tritonspconv.kernels.triton import gather_gemm as back_end
+    else:
+        from tritonspconv.kernels.eager import gather_gemm as back_end
+    return back_end

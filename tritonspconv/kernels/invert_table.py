@@ -1,0 +1,43 @@
+"""A table seen from its other side, made of the table alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tritonspconv.kernels import has_triton_maps
+
+if TYPE_CHECKING:
+    from jaxtyping import Int32
+
+    from tritonspconv.kernels.table import NeighborTable
+    from tritonspconv.kernels.window import IntTuple
+
+
+def invert_table(
+    rows: Int32[Tensor, "V n"],
+    order: Int32[Tensor, "n"] | None,
+    n_other: int,
+    offsets: tuple[IntTuple, ...],
+) -> NeighborTable:
+    """Build the table of the other side.
+
+    Args:
+        rows: int32 [V, n], entries below ``n_other`` or -1.
+        order: int32 [n], the row that each column stands for; None: column c is row c.
+        n_other: Rows of the other side.
+        offsets: V tap offsets, which only steer the order of columns.
+    """
+    return _back_end(rows.device, len(offsets[0])).invert_table(rows, order, n_other, offsets)
+
+
+@functools.lru_cache(maxsize=1024)
+def _back_end(device: torch.device, ndim: int):
+    if has_triton_maps(device, ndim):
+        from tritonspconv.kernels.triton import invert_table as back_end
+    else:
+        from tritonspconv.kernels.eager import invert_table as back_end
+    return back_end

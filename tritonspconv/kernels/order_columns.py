@@ -1,0 +1,51 @@
+"""The columns of a table put in order: rows with like masks side by side."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from tritonspconv.kernels import has_triton
+
+if TYPE_CHECKING:
+    from tritonspconv.kernels.table import NeighborTable
+    from tritonspconv.kernels.window import IntTuple
+
+
+def pays_to_order(table: NeighborTable, volume: int, c_in: int, c_out: int) -> bool:
+    """Return whether a layer saves more than it takes to order the columns of its table.
+
+    Args:
+        table: The table. One that has an order stays as it is, and so does one of the torch
+            kernels, which skip no taps.
+        volume: V, the window's taps.
+        c_in: Input channels of the layer.
+        c_out: Output channels of the layer.
+    """
+    if table.order is not None or table.blocks is not None:
+        return False
+    rows = table.rows
+    return _back_end(rows.device).pays_to_order(rows.shape[1], volume, c_in, c_out)
+
+
+def order_columns(table: NeighborTable, offsets: tuple[IntTuple, ...]) -> NeighborTable:
+    """Return ``table`` with columns of like masks side by side.
+
+    Args:
+        table: A table without an order, of at most 32 taps.
+        offsets: V tap offsets, which steer the order.
+    """
+    assert table.mask is not None, "the Triton kernels make a mask with every table"
+    rows, mask, order = _back_end(table.rows.device).order_columns(table.rows, table.mask, offsets)
+    return table._replace(rows=rows, mask=mask, order=order)
+
+
+@functools.lru_cache(maxsize=1024)
+def _back_end(device: torch.device):
+    if has_triton(device):
+        from tritonspconv.kernels.triton import order_columns as back_end
+    else:
+        from tritonspconv.kernels.eager import order_columns as back_end
+    return back_end

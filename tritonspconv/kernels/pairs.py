@@ -1,0 +1,58 @@
+"""Pair lists: the (input row, output row) pairs of a table, tap by tap."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from tritonspconv.kernels import has_triton
+from tritonspconv.kernels.table import NeighborTable, PairList
+
+
+def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -> PairList:
+    """List the pairs of the first ``taps`` taps of a table.
+
+    Args:
+        table: The table of the outputs.
+        taps: Taps to list: V, or ceil(V/2) of a mirrored map.
+        capacity: An upper bound of the number of pairs.
+        mirrored: Whether the list stands for the other taps too; see :class:`PairList`.
+
+    Returns:
+        The list, of which the first ``tap_ptr[-1]`` columns are written. No wait for a GPU.
+    """
+    rows, mask, order, *_ = table
+    pairs, tap_ptr = _back_end(rows.device).pair_lists(rows, mask, order, taps, capacity)
+    return PairList(pairs, tap_ptr, mirrored)
+
+
+def list_inputs(table: NeighborTable, n_in: int) -> tuple[PairList, NeighborTable] | None:
+    """List the pairs of a table that names no input twice, and with them the table of the inputs.
+
+    Inputs by tap are both. The table needs one row of entries, since its columns have one at most.
+
+    Args:
+        table: The table of the outputs.
+        n_in: Number of inputs.
+
+    Returns:
+        The pairs; and the table of the inputs, of rows [1, n_in], whose last columns are inputs
+        without an output. Rows and order lie in the pairs' memory. No wait for the device. None on
+        the torch back end, whose kernels read no such table.
+    """
+    rows, mask, order, *_ = table
+    found = _back_end(rows.device).list_inputs(rows, mask, order, n_in)
+    if found is None:
+        return None
+    pairs, tap_ptr, in_table = found
+    return PairList(pairs, tap_ptr, False), in_table
+
+
+@functools.lru_cache(maxsize=1024)
+def _back_end(device: torch.device):
+    if has_triton(device):
+        from tritonspconv.kernels.triton import pairs as back_end
+    else:
+        from tritonspconv.kernels.eager import pairs as back_end
+    return back_end
