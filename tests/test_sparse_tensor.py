@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from tritonspconv import ConvGeometry, kernel_map, ops
 from tritonspconv.coords import ActiveSites
 from tritonspconv.sparse_tensor import SparseTensor
 from tritonspconv.testing import random_sites
@@ -19,7 +20,7 @@ def make(**how) -> SparseTensor:
 
 def test_metadata():
     x = make(spatial_shape=(4, 5))
-    assert x.coords.data_ptr() == COORDS.data_ptr()
+    assert torch.equal(x.coords, COORDS)
     assert x.batch_index.tolist() == [0, 1, 0]
     assert (x.spatial_shape, x.batch_size, x.ndim, x.num_rows, x.channels) == ((4, 5), 2, 2, 3, 2)
     assert (x.device, x.dtype) == (torch.device("cpu"), torch.float32)
@@ -27,6 +28,26 @@ def test_metadata():
     assert repr(x) == (
         "SparseTensor(feats=[3, 2] torch.float32 on cpu, batch_size=2, spatial_shape=(s0=4, s1=5))"
     )
+
+
+@pytest.mark.parametrize("shape", [None, (4, 5)], ids=str)
+def test_coordinates_are_a_copy(shape):
+    """What the caller writes to its tensor, by whatever way, changes nothing here."""
+    coords = COORDS.clone()
+    x = SparseTensor(torch.ones(3, 2), coords, spatial_shape=shape)
+    weight = torch.randn(9, 2, 2)
+
+    def convolve(dilation):
+        found = kernel_map(x.sites, ConvGeometry.submanifold((3, 3), (dilation,) * 2))
+        return ops.sparse_conv(x.feats, weight, found)
+
+    expected = convolve(1)
+    coords[:, 1:] = 0
+    coords.numpy()[:] = 0
+    assert torch.equal(x.coords, COORDS)
+    assert torch.equal(convolve(1), expected)
+    # A map that is made afterwards: none of the sites is another's neighbour.
+    assert torch.equal(convolve(5), x.feats @ weight[4])
 
 
 def test_batch_size_may_exceed_what_is_seen():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.debug import checks_coords
 from tritonspconv.ops.dense import from_dense, to_dense
 
 CheckLevel = Literal["off", "full"]
@@ -19,7 +20,8 @@ class SparseTensor:
     """Features [N, C] at the active sites of a grid.
 
     Immutable: operations return new tensors. Those that keep the rows share the ``sites``, and with
-    them the index and the kernel maps made so far.
+    them the index and the kernel maps made so far. The tensor has its own copy of ``coords``: you
+    may edit what you passed, but do not write to the tensor's own ``coords``.
 
     Args:
         feats: [N, C], any dtype.
@@ -30,7 +32,8 @@ class SparseTensor:
         batch_size: Number of samples. None: one more than the largest batch index, for which the
             host waits for the device once.
         check: ``"full"``: also check the values of ``coords``: inside the grid, no repeats. Waits
-            for the device.
+            for the device. Inside :func:`tritonspconv.debug.check_coords` every new tensor checks
+            that its ``coords`` lie in the grid.
 
     Raises:
         TypeError: ``coords`` is not int32.
@@ -73,6 +76,8 @@ class SparseTensor:
             )
         if check == "full":
             sites.validate()
+        elif not isinstance(coords, ActiveSites) and checks_coords():
+            sites.validate_bounds()
         self._feats = feats
         self._sites = sites
 
@@ -100,7 +105,7 @@ class SparseTensor:
 
     @property
     def coords(self) -> Tensor:
-        """Coordinates, int32 [N, 1 + D], batch index first."""
+        """Coordinates, int32 [N, 1 + D], batch index first. Do not write to them."""
         return self.sites.coords
 
     @property
@@ -190,7 +195,7 @@ class SparseTensor:
 def _sites(
     coords: Tensor, spatial_shape: Sequence[int] | None, batch_size: int | None
 ) -> ActiveSites:
-    """Return the sites of ``coords`` in the grid that the arguments describe."""
+    """Return the sites of a copy of ``coords`` in the grid that the arguments describe."""
     if coords.dtype != torch.int32:
         raise TypeError(
             f"SparseTensor: coords must be int32; got {coords.dtype}. Convert with .int(), after "
@@ -201,6 +206,7 @@ def _sites(
             "SparseTensor: coords must have shape [N, 1 + D], batch index first; got "
             f"{list(coords.shape)}."
         )
+    coords = coords.clone(memory_format=torch.contiguous_format)
     if spatial_shape is None:
         grid = Grid.around(coords)
         if batch_size is not None:

@@ -143,13 +143,13 @@ class ActiveSites:
         self._sorted_index = index
         return find_rows(index, self.grid.keys(coords))
 
-    def validate(self) -> None:
-        """Check that every row is inside the grid and that no coordinate repeats.
+    def validate_bounds(self) -> Tensor:
+        """Check that every row is inside the grid, and return its key, int64 [N].
 
-        Waits for the device. Kernels are safe without it: such rows take no part in any map.
+        Waits for the device.
 
         Raises:
-            ValueError: Names the first offending rows.
+            ValueError: Names the first row outside.
         """
         keys = self.grid.keys(self.coords)
         outside = torch.nonzero(keys < 0).squeeze(1)
@@ -161,6 +161,17 @@ class ActiveSites:
                 f"{self.grid.shape}); the first is row {row}: {self.coords[row].tolist()}. "
                 "Is the axis order that of spatial_shape?"
             )
+        return keys
+
+    def validate(self) -> None:
+        """Check that every row is inside the grid and that no coordinate repeats.
+
+        Waits for the device. Kernels are safe without it: such rows take no part in any map.
+
+        Raises:
+            ValueError: Names the first offending rows.
+        """
+        keys = self.validate_bounds()
         ordered, rows = torch.sort(keys, stable=True)
         repeated = torch.nonzero(ordered[1:] == ordered[:-1]).squeeze(1)
         if repeated.numel():

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
-from compat.spconv.pytorch._maps import inverse_map, strided_map, submanifold_map
-from compat.spconv.pytorch._pair_ops import activate
-from compat.spconv.pytorch._repeats import RepeatedSites
-from compat.spconv.pytorch._sites import IndiceDict
+from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
 from compat.spconv.pytorch._voxel_count import CountsVoxels
-from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from compat.spconv.pytorch.modules import (
-    SparseBatchNorm,
-    SparseReLU,
-    SparseSequential,
-    SparseSyncBatchNorm,
-)
-from tritonspconv import ops
-from tritonspconv.kernel_map import KernelMap
-from tritonspconv.nn.chain import convolve, normalise
+from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.nn.fusable import LayerFamily, Norm
 
-IntOrInts = int | Sequence[int]
 
-
-class SparseConvolution(CountsVoxels):
+class SparseConvolution(SparseConvolutionBase, CountsVoxels):
     """Base of all sparse convolutions.
 
     Args:
@@ -48,8 +32,8 @@ class SparseConvolution(CountsVoxels):
         indice_key: Name under which the kernel map travels downstream in ``indice_dict``.
         algo: Label that layers of one key must share; no result depends on it. Default: spconv's.
         fp32_accum: Accepted; products are always accumulated in float32.
-        record_voxel_count: Keep the largest number of output sites of a training step in the buffer
-            ``max_num_voxels_during_training``.
+        record_voxel_count: Keep the largest number of output sites in the buffer
+            ``max_num_voxels_during_training``; not of submanifold and inverse layers.
         act_type, act_alpha, act_beta: Activation of the output; ``act_alpha`` is LeakyReLU's slope.
         large_kernel_fast_algo: Moves the kernel volume where spconv's default ``algo`` changes.
         name: Kept as an attribute.
@@ -88,67 +72,58 @@ class SparseConvolution(CountsVoxels):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(name=name)
-        if groups != 1:
-            raise SpconvError(f"groups must be 1; got {groups}. Grouped layers do not exist yet.")
-        self.ndim = ndim
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = expand_nd(ndim, kernel_size)
-        self.stride = expand_nd(ndim, stride)
-        self.padding = expand_nd(ndim, padding)
-        self.dilation = expand_nd(ndim, dilation)
-        self.output_padding = expand_nd(ndim, output_padding)
-        self.groups = groups
-        self.subm = subm
-        self.transposed = transposed
-        self.inverse = inverse
-        self.indice_key = indice_key
-        self.fp32_accum = fp32_accum
-        self.record_voxel_count = record_voxel_count
-        self.act_type = act_type
-        self.act_alpha = act_alpha
-        self.act_beta = act_beta
-        self.scale = 1.0
-        self.zero_point = 0
-        self.conv1x1 = self._is_pointwise()
-        self.algo = self._default_algo(large_kernel_fast_algo) if algo is None else algo
-        self.weight_shape = [out_channels, *self.kernel_size, in_channels]
+        CountsVoxels.__init__(self, name=name)
+        SparseConvolutionBase.__init__(
+            self, ndim, in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+            bias, subm, output_padding, transposed, inverse, indice_key, algo, fp32_accum,
+            record_voxel_count, act_type, act_alpha, act_beta, large_kernel_fast_algo,
+        )  # fmt: skip
         self.weight = nn.Parameter(torch.empty(self.weight_shape, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
-        self._init_voxel_count(device)
+        if not subm and not inverse:
+            self._init_voxel_count(device)
         self.reset_parameters()
 
-    def _is_pointwise(self) -> bool:
-        """Return whether the layer works row by row.
-
-        Raises:
-            SpconvError: Such a layer, not submanifold, has padding.
-        """
-        if math.prod(self.kernel_size) != 1 or (not self.subm and math.prod(self.stride) != 1):
-            return False
-        if not self.subm and any(self.padding):
-            raise SpconvError(
-                f"a 1x1 convolution of stride 1 takes no padding; got padding={self.padding}. "
-                "Pass padding=0."
-            )
-        return True
-
-    def _default_algo(self, large_kernel_fast_algo: bool) -> ConvAlgo:
-        limit = 128 if large_kernel_fast_algo else 32
-        small = math.prod(self.kernel_size) <= limit
-        return ConvAlgo.MaskImplicitGemm if small else ConvAlgo.Native
+    __constants__: ClassVar[list[str]] = [
+        "stride", "padding", "dilation", "groups", "bias", "subm", "inverse", "transposed",
+        "output_padding",
+    ]  # fmt: skip
 
     def reset_parameters(self) -> None:
         """Draw weight and bias uniformly from ``+-1 / sqrt(in_channels * kernel volume)``."""
-        fan_in = self.in_channels * math.prod(self.kernel_size)
-        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
-        nn.init.uniform_(self.weight, -bound, bound)
+        self._custom_kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
+            fan_in, _ = self._calculate_fan_in_and_fan_out()
+            bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
             nn.init.uniform_(self.bias, -bound, bound)
+
+    def _calculate_fan_in_and_fan_out(self) -> tuple[int, int]:
+        """Return how many inputs an output has, and how many outputs an input."""
+        volume = math.prod(self.kernel_size)
+        return self.in_channels * volume, self.out_channels * volume
+
+    def _calculate_correct_fan(self, mode: str) -> int:
+        """Return the fan that ``mode``, ``"fan_in"`` or ``"fan_out"``, names."""
+        if mode.lower() not in ("fan_in", "fan_out"):
+            raise ValueError(f"mode must be 'fan_in' or 'fan_out'; got {mode!r}.")
+        fan_in, fan_out = self._calculate_fan_in_and_fan_out()
+        return fan_in if mode.lower() == "fan_in" else fan_out
+
+    def _custom_kaiming_uniform_(
+        self,
+        tensor: Tensor,
+        a: float = 0,
+        mode: str = "fan_in",
+        nonlinearity: str = "leaky_relu",
+    ) -> Tensor:
+        """Do as ``nn.init.kaiming_uniform_``, with the fans of this layer."""
+        fan = self._calculate_correct_fan(mode)
+        gain = nn.init.calculate_gain(nonlinearity, a)  # pyright: ignore[reportArgumentType]
+        bound = math.sqrt(3.0) * gain / math.sqrt(fan) if fan else 0.0
+        return nn.init.uniform_(tensor, -bound, bound)
 
     def extra_repr(self) -> str:
         """Return the arguments as spconv prints them."""
@@ -161,10 +136,6 @@ class SparseConvolution(CountsVoxels):
             text += ", bias=False"
         return f"{text}, algo={self.algo}"
 
-    def is_inverseable(self) -> bool:
-        """Return whether an inverse convolution can undo this layer."""
-        return self.indice_key is not None and not self.subm
-
     def forward(
         self, input: SparseConvTensor, add_input: SparseConvTensor | None = None
     ) -> SparseConvTensor:
@@ -174,10 +145,17 @@ class SparseConvolution(CountsVoxels):
             input: Features ``[N, in_channels]`` at active sites.
             add_input: Added to the output row by row, before the activation.
         """
-        return self._run(input, None if add_input is None else add_input._features)
+        return self._conv_forward(
+            self.training, input, self.weight, self.bias, add_input,
+            name=self.name, sparse_unique_name=self._sparse_unique_name,
+            act_type=self.act_type, act_alpha=self.act_alpha, act_beta=self.act_beta,
+        )  # fmt: skip
 
     def layer_family(self) -> LayerFamily:
         """Return the layers that this convolution may be fused with."""
+        # The family names the containers too, and they import this module.
+        from compat.spconv.pytorch.modules import LAYER_FAMILY
+
         return LAYER_FAMILY
 
     def forward_fused(
@@ -188,114 +166,21 @@ class SparseConvolution(CountsVoxels):
         residual: Tensor | None = None,
     ) -> SparseConvTensor:
         """Convolve, normalise, add ``residual`` [N, out_channels] and clamp, in that order."""
-        return self._run(input, residual, norm, relu)
-
-    def _run(
-        self,
-        input: SparseConvTensor,
-        residual: Tensor | None,
-        norm: Norm | None = None,
-        relu: bool = False,
-    ) -> SparseConvTensor:
-        """Convolve, normalise, add, clamp; ``norm`` and ``relu`` need a layer without activation.
-
-        An activation of the layer comes last.
-        """
-        features, weight = self._operands(input)
-        located = None
-        if self.conv1x1 and not (self.inverse and self.indice_key in input.indice_dict):
-            indice_dict = input.indice_dict
-            relu = relu or self.act_type is Activation.ReLU
-            feats = normalise(self._pointwise(features, weight), norm, relu, residual)
-        else:
-            if self.subm:
-                kernel_map, indice_dict, repeats = submanifold_map(self, input)
-            elif self.inverse:
-                kernel_map, located = inverse_map(self, input)
-                indice_dict, repeats = IndiceDict(input.indice_dict), located.repeats_in(kernel_map)
-            else:
-                kernel_map, indice_dict, located, repeats = strided_map(self, input)
-            feats = self._convolve(features, weight, kernel_map, repeats, residual, norm, relu)
-        if self.act_type not in (Activation.None_, Activation.ReLU):
-            feats = activate(feats, self.act_type, self.act_alpha)
-        if self.record_voxel_count:
-            self._count_voxels(feats)
-        return input._derive(feats, indice_dict, located)
-
-    def _operands(self, input: SparseConvTensor) -> tuple[Tensor, Tensor]:
-        """Return features and weight of one dtype."""
-        if not isinstance(input, SparseConvTensor):
-            raise TypeError(
-                f"{type(self).__name__} takes a SparseConvTensor; got {type(input).__name__}. "
-                "Inside nn.Sequential, follow sparse layers by sparse modules only."
-            )
-        features, weight = input._features, self.weight
-        if features.shape[-1] != self.in_channels:
-            raise SpconvError(
-                f"channel size mismatch: {type(self).__name__} has in_channels="
-                f"{self.in_channels}; got features {tuple(features.shape)}."
-            )
-        if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
-            features = features.to(weight.dtype)
-        return features, weight
-
-    def _matrices(self, weight: Tensor) -> Tensor:
-        """Return the matrix of each tap, a view ``[V, in, out]``.
-
-        The memory of a 1x1 layer's weight is read as ``[in, out]``, as in spconv. If ``in != out``,
-        that is a reinterpretation, not a transpose, of ``[out, 1, .., 1, in]``; published
-        checkpoints were trained with it.
-        """
-        if self.conv1x1:
-            return weight.reshape(1, self.in_channels, self.out_channels)
-        return weight.flatten(1, -2).permute(1, 2, 0)
-
-    def _convolve(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        kernel_map: KernelMap,
-        repeats: RepeatedSites | None,
-        residual: Tensor | None,
-        norm: Norm | None,
-        relu: bool,
-    ) -> Tensor:
-        """Convolve along a kernel map, or over rows that share sites."""
-        precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
-        relu = relu or self.act_type is Activation.ReLU
-        if repeats is None:
-            if self.conv1x1:
-                weight, layout = self._matrices(weight), "VIO"
-            else:
-                layout = "OVI"
-            return convolve(
-                features, weight, kernel_map, self.bias, precision, norm, relu,
-                weight_layout=layout, residual=residual,
-            )  # fmt: skip
-        matrices = self._matrices(weight)
-        if self.subm:
-            feats = repeats.convolve_submanifold(features, matrices, kernel_map.geometry, precision)
-        elif self.inverse:
-            feats = repeats.spread(
-                ops.sparse_conv(features, matrices, kernel_map, precision=precision)
-            )
-        else:
-            feats = ops.sparse_conv(
-                repeats.add_up(features), matrices, kernel_map, precision=precision
-            )
-        if self.bias is not None:
-            # Expanded before it is rounded, so that its gradient is summed in its own dtype.
-            feats = feats + self.bias.expand_as(feats).to(feats.dtype)
-        return normalise(feats, norm, relu, residual)
-
-    def _pointwise(self, features: Tensor, weight: Tensor) -> Tensor:
-        """Convolve row by row, without a kernel map."""
-        return ops.pointwise_conv(features, self._matrices(weight)[0], self.bias)
+        return self._run(
+            input, self.weight, self.bias, residual, self.act_type, self.act_alpha, norm, relu
+        )
 
     @property
     def is_linear(self) -> bool:
-        """Whether the layer has no activation; see :func:`tritonspconv.fuse`."""
-        return self.act_type is Activation.None_
+        """Whether the output is the sum and the bias, computed here; see :func:`tritonspconv.fuse`.
+
+        A layer whose ``_conv_forward`` users replaced is left as it is.
+        """
+        return (
+            self.act_type is Activation.None_
+            and type(self)._conv_forward is _CONV_FORWARD
+            and "_conv_forward" not in vars(self)
+        )
 
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
         """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
@@ -311,22 +196,59 @@ class SparseConvolution(CountsVoxels):
         """Make the output ``relu(output)``; see :func:`tritonspconv.fuse`."""
         self.act_type = Activation.ReLU
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    def _load_weight_different_layout(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        """Load; a weight in ``SAVED_WEIGHT_LAYOUT`` is converted."""
+        """Bring a saved weight in the layout ``constants.SAVED_WEIGHT_LAYOUT`` to this layer's."""
         from_axis = {"RSCK": -1, "RSKC": -2}.get(constants.SAVED_WEIGHT_LAYOUT)
         saved = state_dict.get(prefix + "weight")
         if from_axis is not None and saved is not None:
             state_dict[prefix + "weight"] = saved.movedim(from_axis, 0).contiguous()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load, and say what to do about a weight of an older layout."""
+        args = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        self._load_weight_different_layout(state_dict, prefix, *args)
+        known = len(error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        saved = state_dict.get(prefix + "weight")
+        if len(error_msgs) > known and isinstance(saved, Tensor):
+            hint = self._layout_hint(tuple(saved.shape))
+            error_msgs[known:] = [
+                message + hint if f"{prefix}weight:" in message else message
+                for message in error_msgs[known:]
+            ]
+
+    def _layout_hint(self, saved: tuple[int, ...]) -> str:
+        """Return what to do about a weight of shape ``saved``; "" if it has no older layout."""
+        out, *kernel, inner = self.weight.shape
+        older: dict[tuple[int, ...], str] = {
+            (*kernel, inner, out): "spconv 1.x and mmcv, [*kernel, in, out]",
+            (*kernel, out, inner): "spconv 2.0 and 2.1, [*kernel, out, in]",
+        }
+        if saved not in older:
+            return ""
+        return (
+            f" The saved weight has the layout of {older[saved]}. Load the checkpoint with "
+            "compat.spconv.checkpoint.load_state_dict, or convert the file with "
+            "scripts/tools/convert_checkpoint.py."
+        )
 
 
-LAYER_FAMILY = LayerFamily(
-    SparseConvTensor,
-    "_features",
-    convs=(SparseConvolution,),
-    norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm)),
-    relus=dict.fromkeys((nn.ReLU, SparseReLU)),
-    containers=(nn.Sequential, SparseSequential),
-)
+_CONV_FORWARD = SparseConvolution._conv_forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
@@ -34,24 +34,61 @@ class WindowLayer(Protocol):
     output_padding: list[int]
     subm: bool
     transposed: bool
+    inverse: bool
     indice_key: Any
     algo: ConvAlgo
 
+    def _check_subm_reuse_valid(
+        self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
+    ) -> None: ...
 
-def submanifold_map(
-    layer: WindowLayer, input: SparseConvTensor
-) -> tuple[KernelMap, dict[Any, Any], RepeatedSites | None]:
-    """Return the map of a submanifold layer, recorded or new, and the output's ``indice_dict``.
+    def _check_inverse_reuse_valid(
+        self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
+    ) -> None: ...
 
-    Last, how rows share sites, if any do.
+
+class LayerMap(NamedTuple):
+    """A kernel map for one call of a layer, and what the layer's output needs.
+
+    Attributes:
+        kernel_map: From the rows of the input to the rows of the output.
+        indice_dict: That of the output.
+        located: The sites of the output; None: those of the input.
+        repeats: How rows of the finer side share sites; None where no two do.
     """
-    _check_ndim(layer, input)
+
+    kernel_map: KernelMap
+    indice_dict: IndiceDict
+    located: LocatedSites | None
+    repeats: RepeatedSites | None
+
+
+def map_for(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
+    """Return the kernel map of a layer: recorded under its ``indice_key``, or new.
+
+    Raises:
+        SpconvError: The layer and the input, or the layer and the layer that recorded the key, do
+            not fit.
+    """
+    if layer.inverse:
+        return _inverse_map(layer, input)
+    ndim = len(input.spatial_shape)
+    if ndim != layer.ndim:
+        raise SpconvError(
+            f"{type(layer).__name__} has {layer.ndim} spatial axes; got a tensor of spatial shape "
+            f"{list(input.spatial_shape)}. Use the {ndim}d layer."
+        )
+    return _submanifold_map(layer, input) if layer.subm else _strided_map(layer, input)
+
+
+def _submanifold_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
     key = layer.indice_key
-    record = None if key is None else input.indice_dict.get(key)
+    record = input.find_indice_pair(key)
     if record is not None:
-        _check_submanifold_reuse(layer, input, record)
+        _check_algo(layer, input, record)
+        layer._check_subm_reuse_valid(input, input.spatial_shape, record)
         repeats = None if record.located is None else record.located.repeats
-        return record.kernel_map, IndiceDict(input.indice_dict), repeats
+        return LayerMap(record.kernel_map, IndiceDict(input.indice_dict), None, repeats)
     geometry = _geometry(layer)
     if geometry is None:
         raise even_submanifold(layer.kernel_size)
@@ -59,20 +96,13 @@ def submanifold_map(
     found = kernel_map(located.sites, geometry)
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
-        indice_dict[key] = _record(layer, input, found, located, located, is_subm=True)
-    return found, indice_dict, located.repeats
+        indice_dict[key] = _record(layer, input, found, located, located)
+    return LayerMap(found, indice_dict, None, located.repeats)
 
 
-def strided_map(
-    layer: WindowLayer, input: SparseConvTensor
-) -> tuple[KernelMap, dict[Any, Any], LocatedSites, RepeatedSites | None]:
-    """Return a new map to other sites, the output's ``indice_dict`` and the output's sites.
-
-    Last, how input rows share sites, if any do.
-    """
-    _check_ndim(layer, input)
+def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
     key = layer.indice_key
-    if key is not None and key in input.indice_dict:
+    if input.find_indice_pair(key) is not None:
         raise SpconvError(
             f"indice_key {key!r} is in use: only submanifold layers may share a key. Give this "
             f"{type(layer).__name__} a key of its own."
@@ -87,14 +117,14 @@ def strided_map(
         )
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
-        indice_dict[key] = _record(layer, input, found, located, out_located, is_subm=False)
-    return found, indice_dict, out_located, located.repeats_in(found)
+        indice_dict[key] = _record(layer, input, found, located, out_located)
+    return LayerMap(found, indice_dict, out_located, located.repeats_in(found))
 
 
-def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap, LocatedSites]:
-    """Return the recorded map of the paired layer read backwards, and that layer's input sites."""
+def _inverse_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
+    """Return the recorded map of the paired layer read backwards."""
     key = layer.indice_key
-    record = None if key is None else input.indice_dict.get(key)
+    record = input.find_indice_pair(key)
     if record is None:
         raise SpconvError(
             f"no layer recorded indice_key {key!r}: an inverse convolution needs the key of a "
@@ -106,19 +136,43 @@ def inverse_map(layer: WindowLayer, input: SparseConvTensor) -> tuple[KernelMap,
             "SparseConv, SparseConvTranspose or pool only."
         )
     _check_algo(layer, input, record)
-    if record.ksize != list(layer.kernel_size):
-        _disagree("inverse convolution", key, "kernel_size", record.ksize, layer.kernel_size)
-    if record.out_spatial_shape != list(input.spatial_shape):
-        _disagree(
-            "inverse convolution", key, "spatial_shape", record.out_spatial_shape,
-            input.spatial_shape,
-        )  # fmt: skip
-    if record.kernel_map.n_out != input.indices.shape[0]:
-        _disagree(
-            "inverse convolution", key, "number of rows", record.kernel_map.n_out,
-            input.indices.shape[0],
-        )  # fmt: skip
-    return record.inverse_map, record.locate_inputs(int(input.batch_size))
+    layer._check_inverse_reuse_valid(input, input.spatial_shape, record)
+    located = record.locate_inputs(int(input.batch_size))
+    repeats = located.repeats_in(record.inverse_map)
+    return LayerMap(record.inverse_map, IndiceDict(input.indice_dict), located, repeats)
+
+
+def check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any) -> None:
+    """Check what spconv checks before a submanifold layer reuses a map; coordinates are trusted.
+
+    Raises:
+        SpconvError: The layer that made ``record`` has another window or saw another tensor.
+    """
+    what, key = "submanifold layer", layer.indice_key
+    if not record.is_subm:
+        raise SpconvError(
+            f"indice_key {key!r} belongs to a layer that is not submanifold: only submanifold "
+            "layers may share a key. Give this layer a key of its own."
+        )
+    rows = record.indices.shape[0], input.indices.shape[0]
+    _compare(what, key, "kernel_size", list(record.ksize), list(layer.kernel_size))
+    _compare(what, key, "dilation", list(record.dilation), list(layer.dilation))
+    _compare(what, key, "spatial_shape", list(record.spatial_shape), list(input.spatial_shape))
+    _compare(what, key, "number of rows", *rows)
+
+
+def check_inverse_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any) -> None:
+    """Check what spconv checks before an inverse layer reads a map backwards.
+
+    Raises:
+        SpconvError: The layer that made ``record`` has another window, or its output is not
+            ``input``.
+    """
+    what, key = "inverse convolution", layer.indice_key
+    rows = record.out_indices.shape[0], input.indices.shape[0]
+    _compare(what, key, "kernel_size", list(record.ksize), list(layer.kernel_size))
+    _compare(what, key, "spatial_shape", list(record.out_spatial_shape), list(input.spatial_shape))
+    _compare(what, key, "number of rows", *rows)
 
 
 def _geometry(layer: WindowLayer) -> ConvGeometry | None:
@@ -136,8 +190,11 @@ def _strided_sites(
     assert geometry is not None
     entry = located.strided.get(geometry)
     if entry is not None:
-        if entry[1].unchanged:
-            return entry
+        found, out_located = entry
+        shared = out_located.to_share()
+        if shared is not None:
+            located.strided[geometry] = found, shared
+            return found, shared
         # The engine keeps the map with the very output coordinates that were edited.
         located = LocatedSites.of(located.indices, located.spatial_shape, located.batch_size)
         input._located = located
@@ -157,14 +214,9 @@ def _strided_sites(
         # The original leaves dilation out of the size; the engine, like torch, does not.
         out_grid = Grid((0,) * len(out_shape), tuple(out_shape), located.batch_size)
     found = kernel_map(located.sites, geometry, out_grid=out_grid)
-    out_sites = found.out_sites
-    entry = (
-        found,
-        LocatedSites(out_sites, out_sites.coords, tuple(out_shape), located.batch_size),
-    )
-    entry[1].repeats = None  # Generated sites do not repeat.
-    located.strided[geometry] = entry
-    return entry
+    out_located = LocatedSites.generated(found.out_sites, tuple(out_shape), located.batch_size)
+    located.strided[geometry] = found, out_located
+    return found, out_located
 
 
 def _record(
@@ -173,15 +225,13 @@ def _record(
     found: KernelMap,
     located: LocatedSites,
     out_located: LocatedSites,
-    *,
-    is_subm: bool,
 ) -> Record:
     algo = layer.algo if input.force_algo is None else input.force_algo
     return record_type(algo).of_map(
         found,
         located,
         out_located,
-        is_subm=is_subm,
+        is_subm=layer.subm,
         algo=algo,
         ksize=layer.kernel_size,
         stride=layer.stride,
@@ -190,43 +240,15 @@ def _record(
     )
 
 
-def _check_ndim(layer: WindowLayer, input: SparseConvTensor) -> None:
-    ndim = len(input.spatial_shape)
-    if ndim != layer.ndim:
-        raise SpconvError(
-            f"{type(layer).__name__} has {layer.ndim} spatial axes; got a tensor of spatial shape "
-            f"{list(input.spatial_shape)}. Use the {ndim}d layer."
-        )
-
-
-def _check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record: Record) -> None:
-    """Check what spconv checks before a submanifold layer reuses a map; coordinates are trusted."""
-    key = layer.indice_key
-    if not record.is_subm:
-        raise SpconvError(
-            f"indice_key {key!r} belongs to a layer that is not submanifold: only submanifold "
-            "layers may share a key. Give this layer a key of its own."
-        )
-    _check_algo(layer, input, record)
-    if record.ksize != list(layer.kernel_size):
-        _disagree("submanifold layer", key, "kernel_size", record.ksize, layer.kernel_size)
-    if record.dilation != list(layer.dilation):
-        _disagree("submanifold layer", key, "dilation", record.dilation, layer.dilation)
-    if record.spatial_shape != list(input.spatial_shape):
-        _disagree(
-            "submanifold layer", key, "spatial_shape", record.spatial_shape, input.spatial_shape
-        )
-    if record.kernel_map.n_in != input.indices.shape[0]:
-        _disagree(
-            "submanifold layer", key, "number of rows", record.kernel_map.n_in,
-            input.indices.shape[0],
-        )  # fmt: skip
-
-
 def _check_algo(layer: WindowLayer, input: SparseConvTensor, record: Record) -> None:
     algo = layer.algo if input.force_algo is None else input.force_algo
     if record.algo is not algo:
         _disagree("layer", layer.indice_key, "algo", record.algo, algo)
+
+
+def _compare(what: str, key: Any, name: str, expected: Any, got: Any) -> None:
+    if expected != got:
+        _disagree(what, key, name, expected, got)
 
 
 def _disagree(what: str, key: Any, name: str, expected: Any, got: Any) -> NoReturn:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._repeats import RepeatedSites
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.debug import checks_coords
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,16 +22,25 @@ if TYPE_CHECKING:
 
 
 class LocatedSites:
-    """An ``ActiveSites`` with the ``indices`` tensor, its version and the box it was made from.
+    """An ``ActiveSites`` with the ``indices`` tensor and the box it was made from.
 
-    Downstream code edits ``indices`` in place and reassigns it, ``spatial_shape`` and
-    ``batch_size``. What the engine cached then describes other sites, so everything is compared
-    before it is used again.
+    Downstream code edits ``indices`` in place, and assigns ``indices``, ``spatial_shape`` and
+    ``batch_size``. The engine's kernel maps then describe other sites. So :meth:`still_hold`
+    compares everything before a map is used again:
+
+    - On a CPU the engine has a copy of the coordinates, and all values are compared. NumPy, another
+      process and ``.data`` can write to ``indices`` without a trace, and the comparison takes less
+      than a hundredth of a layer's time.
+    - On a GPU a comparison would wait for the device. The tensor must be the same object, with the
+      same version: torch counts what is written through the tensor itself.
+    - Inference tensors have no version. On a GPU the same object counts as unchanged. The engine
+      has a copy, so that an edit never reaches another call.
+
+    In the debug mode :func:`tritonspconv.debug.check_coords`, all devices compare values.
 
     Attributes:
         sites: The engine's coordinate set; owns the kernel maps that start from it.
         indices: int32 ``[N, 1 + ndim]``, the very tensor that users see.
-        version: ``indices._version`` at the time; None for inference tensors, which have none.
         spatial_shape: Extents of the grid.
         batch_size: Number of samples.
         strided: Maps to other sites and those sites, by geometry.
@@ -39,17 +52,36 @@ class LocatedSites:
     ) -> None:
         self.sites = sites
         self.indices = indices
-        self.version = None if indices.is_inference() else indices._version
         self.spatial_shape = spatial_shape
         self.batch_size = batch_size
         self.strided: dict[ConvGeometry, tuple[KernelMap, LocatedSites]] = {}
+        self._version = None if indices.is_inference() else indices._version
 
     @classmethod
     def of(cls, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> LocatedSites:
-        """Hand ``indices`` to the engine."""
-        shape = tuple(spatial_shape)
-        grid = Grid((0,) * len(shape), shape, batch_size)
-        return cls(ActiveSites(indices, grid), indices, shape, batch_size)
+        """Hand ``indices`` of a user to the engine.
+
+        Raises:
+            SpconvError: The grid has too many cells, or an extent is not a whole number.
+        """
+        shape = whole_numbers("spatial_shape", spatial_shape)
+        grid = _grid(shape, batch_size)
+        coords = _copy(indices) if _needs_copy(indices) else indices
+        located = cls(ActiveSites(coords, grid), indices, shape, batch_size)
+        if checks_coords():
+            located.sites.validate_bounds()
+        return located
+
+    @classmethod
+    def generated(
+        cls, sites: ActiveSites, spatial_shape: tuple[int, ...], batch_size: int
+    ) -> LocatedSites:
+        """Show the output sites of a layer to users."""
+        coords = sites.coords
+        indices = _copy(coords) if _needs_copy(coords) else coords
+        located = cls(sites, indices, spatial_shape, batch_size)
+        located.repeats = None  # Generated sites do not repeat.
+        return located
 
     @cached_property
     def repeats(self) -> RepeatedSites | None:
@@ -62,19 +94,72 @@ class LocatedSites:
         return self.repeats if known or kernel_map.has_repeats() else None
 
     def still_hold(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> bool:
-        """Return whether ``sites`` describe these values; never for inference tensors."""
+        """Return whether ``sites`` describe these values."""
         return (
             indices is self.indices
-            and self.version is not None
-            and self.version == indices._version
             and self.batch_size == batch_size
             and self.spatial_shape == tuple(spatial_shape)
+            and self._is_unchanged()
         )
 
-    @property
-    def unchanged(self) -> bool:
-        """Whether nobody wrote into ``indices`` since; False where that cannot be known."""
-        return self.version is not None and self.version == self.indices._version
+    def to_share(self) -> LocatedSites | None:
+        """Return these sites for another call that generates them; None where they are lost.
+
+        A user of an earlier call may have written to ``indices``. Where the engine has a copy, the
+        new call then shows a fresh one.
+        """
+        if self._is_unchanged() and (self._version is not None or self._compares_values()):
+            return self
+        if self.indices is self.sites.coords:
+            return None
+        return self.generated(self.sites, self.spatial_shape, self.batch_size)
+
+    def _compares_values(self) -> bool:
+        indices = self.indices
+        is_cheap = indices.device.type == "cpu" or checks_coords()
+        return is_cheap and indices is not self.sites.coords
+
+    def _is_unchanged(self) -> bool:
+        """Return whether nobody wrote to ``indices``, as far as that can be known."""
+        if self._compares_values():
+            return torch.equal(self.indices, self.sites.coords)
+        return self._version is None or self._version == self.indices._version
+
+
+def whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
+    """Return ``values`` as ints.
+
+    Args:
+        name: The argument's name in messages.
+        values: Ints, or floats and tensors that hold whole numbers.
+
+    Raises:
+        SpconvError: A value is no whole number.
+    """
+    given = [value.item() if isinstance(value, torch.Tensor) else value for value in values]
+    try:
+        found = tuple(map(int, given))
+    except (TypeError, ValueError, OverflowError):
+        found = ()
+    if list(found) != given:
+        raise SpconvError(f"{name} must be whole numbers; got {given}. Round first.")
+    return found
+
+
+def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
+    try:
+        return Grid((0,) * len(shape), shape, batch_size)
+    except ValueError as error:
+        raise SpconvError(str(error)) from error
+
+
+def _needs_copy(coords: Tensor) -> bool:
+    """Return whether users could write to ``coords`` without a trace that costs no wait."""
+    return coords.device.type == "cpu" or coords.is_inference() or checks_coords()
+
+
+def _copy(coords: Tensor) -> Tensor:
+    return coords.clone(memory_format=torch.contiguous_format)
 
 
 class IndiceDict(dict[Any, Any]):
@@ -84,7 +169,7 @@ class IndiceDict(dict[Any, Any]):
     feature-wise layer; without a key, the kernel maps would be lost each time.
 
     Attributes:
-        located: Sites to try before making new ones, or None.
+        located: Sites to try before new ones are made, or None.
     """
 
     __slots__ = ("located",)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compat.spconv.pytorch.modules import SparseModule
+from compat.spconv.pytorch._module import SparseModule
 
-_BUFFER = "max_num_voxels_during_training"
+MAX_NUM_VOXELS_DURING_TRAINING = "max_num_voxels_during_training"
 
 
 class CountsVoxels(SparseModule):
@@ -17,27 +17,33 @@ class CountsVoxels(SparseModule):
 
     Attributes:
         record_voxel_count: Whether the buffer ``max_num_voxels_during_training``, int32 ``[1]``,
-            exists and follows training steps.
+            exists. Every call counts, in training and in evaluation, as in spconv.
     """
 
     record_voxel_count: bool
 
     def _init_voxel_count(self, device: torch.device | str | None = None) -> None:
         if self.record_voxel_count:
-            self.register_buffer(_BUFFER, torch.zeros(1, dtype=torch.int32, device=device))
+            self.register_buffer(
+                MAX_NUM_VOXELS_DURING_TRAINING, torch.zeros(1, dtype=torch.int32, device=device)
+            )
 
     def get_max_num_voxels(self) -> Tensor | None:
         """Return the buffer of ``record_voxel_count``, or None."""
-        return getattr(self, _BUFFER, None)
-
-    def _count_voxels(self, feats: Tensor) -> None:
-        if self.training:
-            getattr(self, _BUFFER).clamp_(min=feats.shape[0])
+        return getattr(self, MAX_NUM_VOXELS_DURING_TRAINING, None)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Load; a count that the checkpoint lacks is kept."""
         if self.record_voxel_count:
-            state_dict.setdefault(prefix + _BUFFER, self.get_max_num_voxels())
+            name = prefix + MAX_NUM_VOXELS_DURING_TRAINING
+            state_dict.setdefault(name, self.get_max_num_voxels())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def count_voxels(layer: Any, rows: int) -> None:
+    """Raise the count of a layer to ``rows``, if it counts."""
+    count = getattr(layer, MAX_NUM_VOXELS_DURING_TRAINING, None)
+    if count is not None:
+        count.clamp_(min=rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._convolution import IntOrInts, SparseConvolution
+from compat.spconv.pytorch._convolution import SparseConvolution
+from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
+from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch.core import expand_nd
-from compat.spconv.pytorch.modules import SparseModule
 
 __all__ = [
     "DEFAULT_SPARSE_CONV_TYPES",
@@ -21,6 +22,7 @@ __all__ = [
     "SparseConvTranspose3d",
     "SparseConvTranspose4d",
     "SparseConvolution",
+    "SparseConvolutionBase",
     "SparseInverseConv1d",
     "SparseInverseConv2d",
     "SparseInverseConv3d",

@@ -12,10 +12,11 @@ from compat.spconv import constants
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
-from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
+from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, whole_numbers
 from compat.spconv.tools import CUDAKernelTimer
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
+from tritonspconv.debug import checks_coords
 
 __all__ = [
     "ConvAlgo",
@@ -33,13 +34,13 @@ def expand_nd(ndim: int, val: Any) -> list[int]:
     """Return ``val`` as ``ndim`` ints: one int for every axis, or a sequence of ``ndim`` of them.
 
     Raises:
-        SpconvError: A sequence of another length.
+        SpconvError: A sequence of another length, or a number that is not whole.
     """
-    if not hasattr(val, "__len__"):
-        return [int(val)] * ndim
+    if not hasattr(val, "__len__") or getattr(val, "ndim", 1) == 0:
+        return list(whole_numbers("an argument", [val] * ndim))
     if len(val) != ndim:
         raise SpconvError(f"expected an int or {ndim} ints, one per axis; got {list(val)}.")
-    return [int(v) for v in val]
+    return list(whole_numbers("an argument", val))
 
 
 def scatter_nd(indices: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
@@ -72,8 +73,11 @@ class _TensorMeta(torch.fx.ProxyableClassMeta):  # pyright: ignore[reportPrivate
 class SparseConvTensor(metaclass=_TensorMeta):
     """Features at the active sites of a bounded grid.
 
-    Nothing about coordinates is checked here: call ``x.validate_coords()`` for that. Every
-    attribute may be assigned, ``_features`` included; ``features`` itself is read-only.
+    Rows outside ``spatial_shape`` or ``batch_size`` change results without an error, since a look
+    for them would wait for the device. ``x.validate_coords()`` looks for them once, and the debug
+    mode :func:`tritonspconv.debug.check_coords` in every new tensor.
+
+    Every attribute may be assigned, ``_features`` included; ``features`` itself is read-only.
 
     Args:
         features: ``[N, C]``.
@@ -86,7 +90,9 @@ class SparseConvTensor(metaclass=_TensorMeta):
 
     Raises:
         TypeError: Features or indices are no tensors.
-        SpconvError: Wrong rank, dtype or length.
+        SpconvError: Wrong rank, dtype or length; numbers of rows differ; ``spatial_shape`` or
+            ``batch_size`` are not whole.
+        ValueError: In the debug mode, a row lies outside the grid or the batch.
     """
 
     def __init__(
@@ -105,6 +111,8 @@ class SparseConvTensor(metaclass=_TensorMeta):
     ) -> None:
         if not constants.SPCONV_FX_TRACE_MODE:
             _check_parts(features, indices, spatial_shape, batch_size)
+            spatial_shape = whole_numbers("SparseConvTensor: spatial_shape", spatial_shape)
+            (batch_size,) = whole_numbers("SparseConvTensor: batch_size", (batch_size,))
         self._features = features
         self.indices = indices
         self.spatial_shape = [int(extent) for extent in spatial_shape]
@@ -119,6 +127,8 @@ class SparseConvTensor(metaclass=_TensorMeta):
         self.force_algo = force_algo
         self.int8_scale = None
         self._located: LocatedSites | None = None
+        if checks_coords() and not constants.SPCONV_FX_TRACE_MODE:
+            self._locate().sites.validate_bounds()
 
     def __repr__(self) -> str:
         return f"SparseConvTensor[shape={self._features.shape}]"
@@ -192,6 +202,10 @@ class SparseConvTensor(metaclass=_TensorMeta):
         out = object.__new__(SparseConvTensor)
         fields: dict[str, Any] = vars(out)
         fields.update(vars(self))
+        if len(fields) != len(_FIELDS):
+            # As in spconv, what a user attached stays with the tensor it was attached to.
+            for name in fields.keys() - _FIELDS:
+                del fields[name]
         fields["_features"] = features
         if indice_dict is not None:
             fields["indice_dict"] = indice_dict
@@ -203,6 +217,29 @@ class SparseConvTensor(metaclass=_TensorMeta):
             fields["spatial_shape"] = list(located.spatial_shape)
             if isinstance(indice_dict, IndiceDict):
                 indice_dict.located = located
+        return out
+
+    def _successor(
+        self,
+        features: Tensor,
+        indice_dict: dict[Any, Any] | None = None,
+        located: LocatedSites | None = None,
+    ) -> SparseConvTensor:
+        """Return what a layer makes of this tensor; arguments as :meth:`_derive`.
+
+        Where users replaced ``shadow_copy`` or ``replace_feature``, in a subclass or by assignment,
+        the result comes of those, as in spconv.
+        """
+        if _copies_are_own(self):
+            return self._derive(features, indice_dict, located)
+        out = self.shadow_copy().replace_feature(features)
+        if located is not None:
+            out.indices = located.indices
+            out.spatial_shape = list(located.spatial_shape)
+        if indice_dict is not None:
+            out.indice_dict = indice_dict
+            if isinstance(indice_dict, IndiceDict):
+                indice_dict.located = self._locate() if located is None else located
         return out
 
     def validate_coords(self) -> None:
@@ -275,7 +312,13 @@ class SparseConvTensor(metaclass=_TensorMeta):
 
         Args:
             channels_first: True: ``[B, C, *spatial]``. False: ``[B, *spatial, C]``.
+
+        Raises:
+            IndexError: On a CPU: a row lies outside the grid or the batch. A GPU leaves such rows
+                out, since a look for them would wait for the device.
         """
+        if self._features.device.type == "cpu":
+            _check_dense_rows(self._sites)
         return ops.to_dense(self._features, self._sites, channels_first=channels_first)
 
     def __add__(self, other: SparseConvTensor | Tensor) -> SparseConvTensor:
@@ -293,6 +336,33 @@ class SparseConvTensor(metaclass=_TensorMeta):
     __iadd__ = __add__
 
 
+# What ``SparseConvTensor.__init__`` sets.
+_FIELDS = frozenset(
+    (
+        "_features", "indices", "spatial_shape", "batch_size", "indice_dict", "grid", "voxel_num",
+        "benchmark", "benchmark_record", "thrust_allocator", "_timer", "force_algo", "int8_scale",
+        "_located",
+    )
+)  # fmt: skip
+_SHADOW_COPY, _REPLACE_FEATURE = SparseConvTensor.shadow_copy, SparseConvTensor.replace_feature
+
+
+def _copies_are_own(tensor: SparseConvTensor) -> bool:
+    """Return whether the methods that layers of spconv call to make their output are ours."""
+    return (
+        type(tensor).shadow_copy is _SHADOW_COPY
+        and SparseConvTensor.replace_feature is _REPLACE_FEATURE
+        and "shadow_copy" not in vars(tensor)
+    )
+
+
+def _check_dense_rows(sites: ActiveSites) -> None:
+    try:
+        sites.validate_bounds()
+    except ValueError as error:
+        raise IndexError(f"dense(): {error}") from error
+
+
 def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_size: Any) -> None:
     """Check types, ranks, lengths and dtypes; reads metadata only."""
     for name, part in (("features", features), ("indices", indices)):
@@ -304,6 +374,11 @@ def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_si
     if features.ndim != 2 or indices.ndim != 2:
         raise SpconvError(
             "SparseConvTensor: expected features [N, C] and indices [N, 1 + ndim]; got shapes "
+            f"{tuple(features.shape)} and {tuple(indices.shape)}."
+        )
+    if features.shape[0] != indices.shape[0]:
+        raise SpconvError(
+            "SparseConvTensor: features and indices must have one row per site each; got shapes "
             f"{tuple(features.shape)} and {tuple(indices.shape)}."
         )
     if indices.dtype != torch.int32:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
 
 from compat.spconv import constants
+from compat.spconv.pytorch._convolution import SparseConvolution
+from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.fusable import LayerFamily, fuses_now
-
-
-class SparseModule(nn.Module):
-    """Base of everything that takes a SparseConvTensor itself when inside SparseSequential.
-
-    Args:
-        name: Kept as an attribute, without effect.
-    """
-
-    def __init__(self, name: str | None = None) -> None:
-        super().__init__()
-        self.name = name
-        self._sparse_unique_name = ""
 
 
 class SparseBatchNorm(nn.BatchNorm1d):
@@ -98,8 +86,6 @@ def is_spconv_module(module: Any) -> bool:
 
 def is_sparse_conv(module: Any) -> bool:
     """Return whether ``module`` is a sparse convolution; poolings are not."""
-    from compat.spconv.pytorch._convolution import SparseConvolution
-
     return isinstance(module, SparseConvolution)
 
 
@@ -165,7 +151,7 @@ class SparseSequential(SparseModule):
         """Run the chain."""
         modules: Any = self._modules.values()
         if self.fuse_layers and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
-            return run_chain(_layer_family(), tuple(modules), input, _apply)
+            return run_chain(LAYER_FAMILY, tuple(modules), input, _apply)
         for module in modules:
             input = _apply(module, input)
         return input
@@ -177,8 +163,11 @@ def _apply(module: nn.Module, input: Any) -> Any:
     return module(input)
 
 
-@functools.cache
-def _layer_family() -> LayerFamily:
-    from compat.spconv.pytorch._convolution import LAYER_FAMILY
-
-    return LAYER_FAMILY
+LAYER_FAMILY = LayerFamily(
+    SparseConvTensor,
+    "_features",
+    convs=(SparseConvolution,),
+    norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm)),
+    relus=dict.fromkeys((nn.ReLU, SparseReLU)),
+    containers=(nn.Sequential, SparseSequential),
+)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._maps import strided_map, submanifold_map
-from compat.spconv.pytorch._voxel_count import CountsVoxels
+from compat.spconv.pytorch._maps import check_submanifold_reuse, map_for
+from compat.spconv.pytorch._module import SparseModule
+from compat.spconv.pytorch._voxel_count import CountsVoxels, count_voxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from compat.spconv.pytorch.modules import SparseModule
 from tritonspconv import ops
 from tritonspconv.kernel_map import KernelMap
 
@@ -29,12 +29,12 @@ class _SparsePool(CountsVoxels):
         indice_key: Name under which the kernel map travels downstream, for inverse convolutions.
         subm: Outputs at the input sites; odd kernel sizes only.
         algo: Label that layers of one key must share. Default: spconv's.
-        record_voxel_count: Keep the largest number of output sites of a training step in the buffer
-            ``max_num_voxels_during_training``.
+        record_voxel_count: Keep the largest number of output sites in the buffer
+            ``max_num_voxels_during_training``; not of submanifold pools.
         name: Kept as an attribute.
     """
 
-    transposed = False
+    transposed = inverse = False
 
     def __init__(
         self,
@@ -63,7 +63,8 @@ class _SparsePool(CountsVoxels):
             volume = torch.Size(self.kernel_size).numel()
             algo = ConvAlgo.MaskImplicitGemm if volume <= 128 else ConvAlgo.Native
         self.algo = algo
-        self._init_voxel_count()
+        if not subm:
+            self._init_voxel_count()
 
     def extra_repr(self) -> str:
         """Return the arguments as spconv prints them."""
@@ -78,15 +79,21 @@ class _SparsePool(CountsVoxels):
 
     def forward(self, input: SparseConvTensor) -> SparseConvTensor:
         """Pool ``input``."""
-        located = None
-        if self.subm:
-            kernel_map, indice_dict, _ = submanifold_map(self, input)
-        else:
-            kernel_map, indice_dict, located, _ = strided_map(self, input)
-        feats = self._reduce(input.features, kernel_map)
-        if self.record_voxel_count:
-            self._count_voxels(feats)
-        return input._derive(feats, indice_dict, located)
+        found = map_for(self, input)
+        feats = self._reduce(input.features, found.kernel_map)
+        if self.record_voxel_count and not self.subm:
+            count_voxels(self, feats.shape[0])
+        return input._successor(feats, found.indice_dict, found.located)
+
+    def _check_subm_reuse_valid(
+        self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
+    ) -> None:
+        check_submanifold_reuse(self, inp, datas)
+
+    def _check_inverse_reuse_valid(
+        self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
+    ) -> None:
+        raise NotImplementedError("a pool is never an inverse layer.")
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
         raise NotImplementedError

@@ -252,3 +252,17 @@ def test_fused_scale_can_be_written_into_the_weight(make, device):
     expected = layer(x).features * 2
     layer.weight.data = (layer.weight.data.permute(4, 0, 1, 2, 3) * 2).permute(1, 2, 3, 4, 0)
     torch.testing.assert_close(layer(x).features, expected)
+
+
+@pytest.mark.parametrize(("order", "source"), [((1, 2, 3, 4, 0), "1.x"), ((1, 2, 3, 0, 4), "2.1")])
+def test_weights_of_older_layouts_name_what_converts_them(order, source):
+    net = spconv.SparseSequential(spconv.SubMConv3d(4, 6, 3))
+    state = net.state_dict()
+    state["0.weight"] = state["0.weight"].permute(*order)
+    message = rf"size mismatch for 0\.weight.*{source}.*convert_checkpoint\.py"
+    with pytest.raises(RuntimeError, match=message):
+        net.load_state_dict(state)
+    state["0.weight"] = torch.zeros(5, 5)
+    with pytest.raises(RuntimeError) as failed:
+        net.load_state_dict(state)
+    assert "convert_checkpoint" not in str(failed.value)

@@ -374,10 +374,12 @@ def test_wrong_channels_groups_and_input_types_raise(make, device):
         spconv.SubMConv3d(4, 4, [3, 3])
 
 
-def test_record_voxel_count_keeps_the_largest_training_output(make, device):
+def test_record_voxel_count_keeps_the_largest_output(make, device):
+    """In training and in evaluation; beside spconv in ``tests/parity``."""
     layer = spconv.SparseConv3d(4, 4, 3, 2, 1, record_voxel_count=True).to(device)
     assert layer.get_max_num_voxels().tolist() == [0]
     rows = [layer(make(n=n)).features.shape[0] for n in (40, 10)]
-    layer.eval()(make(n=90))
     assert layer.max_num_voxels_during_training.tolist() == [max(rows)]
+    more = layer.eval()(make(n=90)).features.shape[0]
+    assert layer.max_num_voxels_during_training.tolist() == [more]
     assert spconv.SparseConv3d(4, 4, 3).get_max_num_voxels() is None

@@ -338,6 +338,28 @@ def test_code_of_users_runs(make, device, fused, monkeypatch):
 
 
 @torch.no_grad()
+def test_convolutions_of_users_run(make, device, fused, monkeypatch):
+    """``_conv_forward``, overridden, patched on a layer and patched on the base."""
+
+    def ones(self, training, input, *args, **kwargs):
+        return input.replace_feature(torch.ones(40, 6, device=device))
+
+    x = make()
+    net = chain(device, conv=type("Conv", (spconv.SubMConv3d,), {"_conv_forward": ones})(4, 6, 3))
+    check(net, x)
+    net = chain(device)
+    net[0]._conv_forward = ones.__get__(net[0])
+    check(net, x)
+    del net[0]._conv_forward
+    with monkeypatch.context() as patch:
+        patch.setattr(SparseConvolution, "_conv_forward", ones)
+        check(net, x)
+    assert not fused
+    check(net, x)
+    assert fused == [(True, True)]
+
+
+@torch.no_grad()
 def test_classes_of_users_that_only_build_are_fused(make, device, fused):
     class Conv(spconv.SubMConv3d):
         def __init__(self):

@@ -301,17 +301,83 @@ def test_row_count_changes_between_replace_feature_and_indices(make):
     assert run(merged, spconv.SubMConv3d(4, 4, 3)).features.shape == (50, 4)
 
 
-def test_inference_mode_reuses_by_key_only(make, maps):
+def test_inference_mode_shares_maps_without_a_key(make, maps):
+    """Inference tensors have no version; the same object counts as unchanged."""
     with torch.inference_mode():
         x = make()
-        run(x, subm(), subm(), conv("s"), spconv.SubMConv3d(4, 4, 3), inverse(key="s"))
-        assert maps[0] is maps[1]
-        run(x, spconv.SubMConv3d(4, 4, 3))
-        x.indices[:, 1:] *= 2
-        x.spatial_shape = [12, 10, 14]
-        y = run(x, spconv.SubMConv3d(4, 4, 3))
-        assert maps[-1].out_table is not maps[-2].out_table
+        assert x.indices.is_inference()
+        y = run(x, spconv.SubMConv3d(4, 4, 3), spconv.SubMConv3d(4, 4, 3), conv(None), conv("s"))
+        z = run(y, spconv.SubMConv3d(4, 4, 3), spconv.SubMConv3d(4, 4, 3), inverse(key="s"))
+        run(z, spconv.SubMConv3d(4, 4, 3))
     assert y.features.is_inference()
+    assert maps[0].out_table is maps[1].out_table
+    assert maps[4].out_table is maps[5].out_table
+
+
+def test_inference_mode_keeps_edits_from_other_calls(make):
+    """What a user writes to the indices of one output is not what another call shows."""
+    with torch.inference_mode():
+        x, layer = make(), conv(None)
+        first = run(x, layer)
+        expected = first.indices.clone()
+        first.indices[:, 1:] *= 2
+        assert torch.equal(run(x, layer).indices, expected)
+        moved = x.indices.clone()
+        x.indices = moved
+        assert torch.equal(run(x, layer).indices, expected)
+
+
+def write_by_numpy(indices, values):
+    indices.numpy()[:] = values.numpy()
+
+
+def write_by_data(indices, values):
+    indices.data.copy_(values)
+
+
+def write_by_another_view(indices, values):
+    torch.from_numpy(indices.numpy()).copy_(values)
+
+
+@pytest.mark.parametrize("write", [write_by_numpy, write_by_data, write_by_another_view])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_writes_without_a_trace_are_seen_on_a_cpu(write, mode):
+    """They leave the object and its version as they were; spconv builds its pairs anew."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randperm(8**3, generator=generator)[:100]
+    columns = torch.stack(torch.unravel_index(cells, (8, 8, 8)), 1)
+    before = torch.nn.functional.pad(columns, (1, 0)).int()
+    after = before.roll(1, 1).clone()
+    after[:, 0], after[:, 1] = 0, before[:, 3]
+    feats = torch.randn(100, 4, generator=generator)
+    layers = [spconv.SubMConv3d(4, 4, 3), spconv.SparseConv3d(4, 4, 3, 2, 1)]
+    with mode():
+        x = SparseConvTensor(feats, before.clone(), [8] * 3, 1)
+        outputs = [layer(x) for layer in layers]
+        write(x.indices, after)
+        write(outputs[1].indices, outputs[1].indices + 1)
+        fresh = SparseConvTensor(feats, after.clone(), [8] * 3, 1)
+        for layer in layers:
+            got, expected = layer(x), layer(fresh)
+            assert torch.equal(got.features, expected.features)
+            assert torch.equal(got.indices, expected.indices)
+
+
+def test_writes_without_a_trace_do_not_reach_gradients():
+    """Maps list their inputs at the backward pass, from coordinates that nobody can write to."""
+    x = SparseConvTensor(
+        torch.randn(6, 2, requires_grad=True),
+        torch.tensor([[0, n, n % 2] for n in range(6)], dtype=torch.int32), [6, 2], 1,
+    )  # fmt: skip
+    layer = spconv.SparseConv2d(2, 2, 3, 2, 1)
+    (expected,) = torch.autograd.grad(layer(x).features.sum(), x.features)
+    y = layer(SparseConvTensor(x.features, x.indices.clone(), [6, 2], 1))
+    out = layer(x)
+    x.indices.numpy()[:] = 0
+    out.indices.numpy()[:] = 0
+    (got,) = torch.autograd.grad(out.features.sum(), x.features)
+    assert torch.equal(got, expected)
+    assert y.indices.any()
 
 
 def test_a_reused_key_asks_the_engine_for_nothing(make, built):

@@ -53,6 +53,12 @@ def test_construction_checks(make):
         (3, 0, "batch_size must be positive"),
         (3, None, "batch_size must be positive; got None"),
         (2, 6, "must have 3 extents.*got 6"),
+        (2, [6, 5, 7.5], r"spatial_shape must be whole numbers; got \[6, 5, 7\.5\]"),
+        (2, torch.tensor([6, 5, 7.5]), "spatial_shape must be whole numbers"),
+        (2, [6, 5, None], "spatial_shape must be whole numbers"),
+        (3, 1.5, r"batch_size must be whole numbers; got \[1\.5\]"),
+        (3, torch.tensor(1.5), "batch_size must be whole numbers"),
+        (0, x.features[:3], r"one row per site each; got shapes \(3, 4\) and \(40, 4\)"),
     ):
         parts = list(good)
         parts[place] = value
@@ -63,8 +69,42 @@ def test_construction_checks(make):
         parts[place] = parts[place].detach().cpu().numpy()
         with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor; got ndarray"):
             SparseConvTensor(*parts)
-    # Row counts are not compared.
-    SparseConvTensor(x.features[:3], x.indices, [6, 5, 7], 2)
+    for whole in ([6.0, 5.0, 7.0], np.array([6, 5, 7]), torch.tensor([6, 5, 7])):
+        y = SparseConvTensor(x.features, x.indices, whole, torch.tensor(2))
+        assert (y.spatial_shape, y.batch_size) == ([6, 5, 7], 2)
+
+
+def test_layers_name_the_rows_that_do_not_fit(make, device):
+    """``replace_feature`` takes any number of rows; ``indices`` are assigned afterwards."""
+    x = make()
+    y = x.replace_feature(x.features[:3])
+    for layer in (spconv.SubMConv3d(4, 4, 3), spconv.SparseConv3d(4, 4, 3, 2)):
+        with pytest.raises(ValueError, match=r"3 rows of features and 40 of indices.*assign"):
+            layer.to(device)(y)
+
+
+@pytest.mark.parametrize("row", [[2, 0, 0, 0], [0, 6, 0, 0], [0, 0, 0, 7], [-1, 0, 0, 0]])
+def test_dense_on_a_cpu_refuses_rows_outside(row):
+    indices = torch.tensor([[0, 1, 2, 3], row], dtype=torch.int32)
+    x = SparseConvTensor(torch.ones(2, 1), indices, [6, 5, 7], 2)
+    with pytest.raises(IndexError, match=r"1 of 2 coordinates lie outside.*row 1: \["):
+        x.dense()
+
+
+def test_fields_of_a_copy_are_those_of_the_constructor(make):
+    from compat.spconv.pytorch.core import _FIELDS
+
+    assert vars(make()).keys() == _FIELDS
+
+
+def test_a_grid_of_too_many_cells_names_the_limit(make):
+    """Spconv's submanifold layers give wrong sums there."""
+    x = make()
+    x.spatial_shape, x.batch_size = [2**21] * 3, 8
+    with pytest.raises(ValueError, match=r"at most 2\*\*62 cells.*larger voxels or crop"):
+        spconv.SubMConv3d(4, 4, 3).to(x.features.device)(x)
+    with pytest.raises(AssertionError, match="at most"):
+        x.dense()
 
 
 def test_features_are_read_only_and_underscore_features_are_not(make):
