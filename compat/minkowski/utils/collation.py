@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from compat.minkowski._arrays import is_array
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _DTYPES = (torch.int32, torch.float32)
 
@@ -95,7 +98,7 @@ def sparse_collate(
         )
     if labels is None:
         return batch, torch.cat(features)
-    tensors = [torch.from_numpy(y) if isinstance(y, np.ndarray) else y for y in labels]
+    tensors = [torch.from_numpy(y) if is_array(y) else y for y in labels]
     joined = torch.cat(tensors) if isinstance(tensors[0], Tensor) else tensors
     return batch, torch.cat(features), joined
 
@@ -179,7 +182,7 @@ def _dimension(function: str, coords: Sequence[np.ndarray | Tensor]) -> int:
 
 
 def _tensor(what: str, sample: np.ndarray | Tensor) -> Tensor:
-    if isinstance(sample, np.ndarray):
+    if is_array(sample):
         return torch.from_numpy(sample)
     if not isinstance(sample, Tensor):
         raise MinkowskiError(

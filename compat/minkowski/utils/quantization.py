@@ -5,35 +5,43 @@ Needs no GPU, no coordinate manager and no global state: worker processes may ca
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from compat.minkowski._arrays import is_array
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import check_int32, to_int32
 from compat.minkowski._unique import unique_coordinates
 from compat.minkowski.MinkowskiCommon import renamed_arguments
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+if TYPE_CHECKING:
+    import numpy as np
 
-_FNV_OFFSET = np.uint64(14695981039346656037)
-_FNV_PRIME = np.uint64(1099511628211)
+    Array = TypeVar("Array", np.ndarray, Tensor)
+
+_FNV_OFFSET = 14695981039346656037
+_FNV_PRIME = 1099511628211
 
 
 def fnv_hash_vec(arr: np.ndarray) -> np.ndarray:
     """Return the 64-bit FNV hash uint64 [N] of every row of ``arr`` [N, K], as integers."""
+    import numpy as np
+
     columns = _matrix("fnv_hash_vec", arr).astype(np.uint64).T
-    hashes = np.full(arr.shape[0], _FNV_OFFSET)
+    hashes, prime = np.full(arr.shape[0], np.uint64(_FNV_OFFSET)), np.uint64(_FNV_PRIME)
     for column in columns:
-        hashes = (hashes * _FNV_PRIME) ^ column
+        hashes = (hashes * prime) ^ column
     return hashes
 
 
 def ravel_hash_vec(arr: np.ndarray) -> np.ndarray:
     """Return row-major cell numbers uint64 [N] of ``arr`` [N, K] within its own bounding box."""
+    import numpy as np
+
     cells = _matrix("ravel_hash_vec", arr)
     cells = (cells - cells.min(0)).astype(np.uint64)
     extents = cells.max(0) + np.uint64(1)
@@ -59,6 +67,8 @@ def quantize(coords: Array) -> tuple[Array, Array]:
     _matrix("quantize", coords)
     if isinstance(coords, Tensor):
         return unique_coordinates(coords.int())
+    import numpy as np
+
     if coords.dtype != np.int32:
         raise MinkowskiError(f"quantize: a numpy array must be int32; got {coords.dtype}.")
     rows, inverse = unique_coordinates(torch.from_numpy(np.ascontiguousarray(coords)))
@@ -144,7 +154,7 @@ def unique_coordinate_map(
 
 
 def _matrix(function: str, array: Array) -> Array:
-    if not isinstance(array, (np.ndarray, Tensor)) or array.ndim != 2:
+    if not (isinstance(array, Tensor) or is_array(array)) or array.ndim != 2:
         got = getattr(array, "shape", None)
         raise MinkowskiError(
             f"{function}: a numpy array or tensor of two axes is expected; got "
@@ -174,7 +184,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _cells(coordinates: Any, size: Any) -> Tensor:
     """Return ``floor(coordinates / size)`` as int32 [N, K], divided in the caller's precision."""
-    if isinstance(size, (Sequence, np.ndarray, Tensor)) and not isinstance(size, str):
+    if _is_list(size):
         if len(size) != coordinates.shape[1]:
             raise MinkowskiError(
                 f"sparse_quantize: quantization_size must have {coordinates.shape[1]} entries, one "
@@ -185,10 +195,12 @@ def _cells(coordinates: Any, size: Any) -> Tensor:
         if isinstance(coordinates, Tensor):
             coordinates = coordinates / torch.tensor(edges, device=coordinates.device)
         else:
+            import numpy as np
+
             coordinates = coordinates / np.array(edges)
-    elif np.isscalar(size) and not isinstance(size, str):
-        _check_edges([cast("float", size)])
-        # Dividing would turn integers beyond 2**24 into floats that cannot hold them.
+    elif isinstance(size, numbers.Real):
+        _check_edges([float(size)])
+        # A division would turn integers beyond 2**24 into floats that cannot hold them.
         coordinates = coordinates if size == 1 else coordinates / size
     elif size is not None:
         raise MinkowskiError(
@@ -197,10 +209,17 @@ def _cells(coordinates: Any, size: Any) -> Tensor:
         )
     if isinstance(coordinates, Tensor):
         return to_int32(coordinates)
+    import numpy as np
+
     cells = np.floor(coordinates)
     if cells.size:
         check_int32(cells.min(), cells.max())
     return torch.from_numpy(cells.astype(np.int32))
+
+
+def _is_list(size: Any) -> bool:
+    """Return whether ``size`` holds one number for each column."""
+    return (isinstance(size, (Sequence, Tensor)) or is_array(size)) and not isinstance(size, str)
 
 
 def _check_edges(edges: Sequence[float]) -> None:
