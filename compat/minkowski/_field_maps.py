@@ -79,8 +79,8 @@ class FieldMaps(CoordinateMaps):
         return rows[known], known
 
     def get_coordinate_field(self, coords_key_or_tensor_strides: Any) -> Tensor:
-        """Return the coordinates of points, float [N, 1 + D]."""
-        return self._field(coords_key_or_tensor_strides).coordinates
+        """Return a copy of the coordinates of points, float [N, 1 + D]."""
+        return self._field(coords_key_or_tensor_strides).coordinates.clone()
 
     def origin_field(self) -> CoordinateMapKey:
         """Return the key of the origin, with a site for every sample of every field. May wait."""

@@ -16,7 +16,7 @@ class CoordinateField:
     """Points behind a key.
 
     Args:
-        coordinates: [N, 1 + D], floating point; the batch index is rounded.
+        coordinates: [N, 1 + D], floating point; copied. The batch index is rounded.
         ndim: D.
 
     Raises:
@@ -31,7 +31,8 @@ class CoordinateField:
                 f"points must have shape [N, {1 + ndim}], batch index first, for D={ndim}; got "
                 f"{list(coordinates.shape)}."
             )
-        self.coordinates = coordinates.detach()
+        # A copy: the caller may write to the points later.
+        self.coordinates = coordinates.detach().clone()
         self._batch_rows: list[Tensor] | None = None
 
     def cells(self, tensor_stride: IntTuple) -> Tensor:
