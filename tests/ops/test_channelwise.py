@@ -81,3 +81,10 @@ def test_errors():
         ops.sparse_channelwise_conv(
             torch.zeros(9, 3, device="meta"), torch.zeros(9, 3, device="meta"), kmap
         )
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(1), torch.zeros(9, 3), torch.zeros(2)], ids=len)
+def test_bias_has_one_number_per_channel(bias):
+    kmap = kernel_map(random_sites(9, 2), SUBM3)
+    with pytest.raises(ValueError, match=r"bias must be \[3\] on cpu, one number per channel; got"):
+        ops.sparse_channelwise_conv(torch.zeros(9, 3), torch.zeros(9, 3), kmap, bias)

@@ -46,6 +46,11 @@ def sparse_channelwise_conv(
             "sparse_channelwise_conv: feats, weight and kernel map must share a device; got "
             f"{feats.device}, {weight.device} and {kernel_map.in_sites.device}."
         )
+    if bias is not None and (bias.shape != weight.shape[1:] or bias.device != feats.device):
+        raise ValueError(
+            f"sparse_channelwise_conv: bias must be [{weight.shape[1]}] on {feats.device}, one "
+            f"number per channel; got {list(bias.shape)} on {bias.device}."
+        )
     out = _ChannelwiseConv.apply(feats, weight, kernel_map)
     return out if bias is None else out + bias
 
