@@ -177,7 +177,10 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
     def _multiply(self, features: Tensor) -> Tensor:
         """Convolve row by row."""
         kernel, bias = self.kernel, self.bias
-        if features.dtype != kernel.dtype and not torch.is_autocast_enabled(features.device.type):
+        if torch.is_autocast_enabled(features.device.type):
+            bias = None if bias is None else bias.view(-1)
+            return ops.pointwise_conv(features, kernel, bias)
+        if features.dtype != kernel.dtype:
             dtype = torch.promote_types(features.dtype, kernel.dtype)
             features, kernel = features.to(dtype), kernel.to(dtype)
             bias = None if bias is None else bias.to(dtype)
