@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._samples import Samples, occurring, place_of
 from compat.minkowski.enums import BroadcastMode
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
@@ -18,19 +19,40 @@ from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv import ops
 
 
-def _rows_of_samples(values: Tensor, key: CoordinateMapKey, manager: CoordinateManager) -> Tensor:
-    """Return ``values[b]`` for each row of a map, b being its batch index.
+def _rows_of_samples(
+    values: Tensor,
+    key: CoordinateMapKey,
+    manager: CoordinateManager,
+    samples: Samples | None,
+) -> Tensor:
+    """Return for each row of a map the values of its sample.
+
+    Args:
+        values: [B, C], one row per sample.
+        key: The map.
+        manager: Its manager.
+        samples: The batch index of each of the B rows; None: those of the manager.
 
     Raises:
-        MinkowskiError: There are more samples than values.
+        MinkowskiError: There are more or fewer values than samples.
+
+    Waits for the device where batch indices are missing in ``samples``.
     """
     found = manager._map(key)
-    if values.shape[0] < found.batch_size:
+    samples = manager._samples if samples is None else samples
+    if isinstance(samples, range):
+        has_all = found.batch_size <= len(samples)
+    else:
+        has_all = {*occurring(found.batch_index, found.batch_size)} <= {*samples}
+    if len(values) != len(samples) or not has_all:
+        n_samples = len(samples) if has_all else found.batch_size
+        known = "" if has_all else f" of the samples {list(samples)}"
         raise MinkowskiError(
-            f"broadcast: there must be a row for each of {found.batch_size} samples; got "
-            f"{values.shape[0]}. Pass the output of a global pool of the same batch."
+            f"broadcast: the second input must have a row for each of {n_samples} samples; got "
+            f"{len(values)}{known}. Pass the output of a global pool of the same batch."
         )
-    return ops.global_broadcast(values, found.batch_index, is_sorted=found.batch_ascends)
+    places = place_of(found.batch_index, samples)
+    return ops.global_broadcast(values, places, is_sorted=found.batch_ascends)
 
 
 @renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
@@ -42,7 +64,7 @@ class MinkowskiBroadcast(MinkowskiModuleBase):
 
         Args:
             input: [N, C]; gives the rows.
-            input_glob: [B, C'], row b for sample b, as a global pool returns it.
+            input_glob: [B, C'], one row per sample, as a global pool returns it.
 
         Raises:
             MinkowskiError: An input is no sparse tensor, or channels or samples do not fit.
@@ -53,7 +75,8 @@ class MinkowskiBroadcast(MinkowskiModuleBase):
                     f"{type(self).__name__} takes two SparseTensors; got {type(tensor).__name__}."
                 )
         manager, key = input.coordinate_manager, input.coordinate_map_key
-        values = _rows_of_samples(input_glob.F, key, manager)
+        samples = input_glob.coordinate_manager._samples_at(input_glob.coordinate_map_key)
+        values = _rows_of_samples(input_glob.F, key, manager, samples)
         return SparseTensor._on(self._combine(input.F, values), key, manager)
 
     def _combine(self, features: Tensor, values: Tensor) -> Tensor:
@@ -126,5 +149,6 @@ class MinkowskiBroadcastFunction:
         coords_manager: CoordinateManager,
     ) -> Tensor:
         """Combine rows and samples."""
-        values = _rows_of_samples(input_features_global, in_coords_key, coords_manager)
+        samples = coords_manager._samples_at(glob_coords_key)
+        values = _rows_of_samples(input_features_global, in_coords_key, coords_manager, samples)
         return _elementwise(operation_type, input_features, values)

@@ -191,3 +191,17 @@ class CoordinateManager(FieldMaps):
         """Call :meth:`kernel_map`, the method's name since 0.5."""
         warnings.warn("get_kernel_map is now kernel_map.", stacklevel=2)
         return self.kernel_map(*args, **kwargs)
+
+
+def given_manager(function: str, manager: CoordinateManager | None) -> CoordinateManager:
+    """Return a manager that the signature of a ``*Function`` lets callers leave out.
+
+    Raises:
+        MinkowskiError: It was left out.
+    """
+    if not isinstance(manager, CoordinateManager):
+        raise MinkowskiError(
+            f"{function}.apply: coordinate_manager must be a CoordinateManager; got {manager!r}. "
+            "Pass the coordinate_manager of the input tensor."
+        )
+    return manager

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._int32 import to_int32
+from compat.minkowski._samples import check_samples
 from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_sites
 
 IntTuple = tuple[int, ...]
-
-# A list of tensors this long takes gigabytes.
-_MAX_SAMPLES = 2**24
-
 
 class CoordinateMap:
     """Active sites and what they stand for: ``coordinates = unit * sites.coords``, batch apart.
@@ -139,19 +136,6 @@ class CoordinateMap:
             counts = torch.bincount(batch, minlength=self.batch_size).tolist()
             self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
         return self._batch_rows
-
-
-def check_samples(batch_size: int) -> None:
-    """Check that there can be something for each sample.
-
-    Raises:
-        MinkowskiError: There are more than ``2**24``: the first column is no batch index.
-    """
-    if batch_size > _MAX_SAMPLES:
-        raise MinkowskiError(
-            f"batch indices must be less than {_MAX_SAMPLES} to list or pool every sample; got "
-            f"{batch_size - 1}. {BATCH_INDEX_FIRST}"
-        )
 
 
 def common_unit(first: IntTuple, second: IntTuple) -> IntTuple:

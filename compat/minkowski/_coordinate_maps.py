@@ -14,11 +14,11 @@ from compat.minkowski._coordinate_map import (
     CoordinateMap,
     IntTuple,
     as_coordinates,
-    check_samples,
     common_unit,
 )
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey, KeyValue
+from compat.minkowski._samples import Samples, check_samples, joined, occurring
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
 from tritonspconv.coords import ActiveSites, Grid, union_sites
 
@@ -41,6 +41,9 @@ class CoordinateMaps:
         self._strided: dict[tuple[KeyValue, IntTuple, str], CoordinateMapKey] = {}
         self._rows_of_cells: dict[tuple[KeyValue, KeyValue], Tensor] = {}
         self._ids = itertools.count()
+        # Every map's samples are among those of the maps that were inserted.
+        self._samples: Samples = range(0)
+        self._origins: dict[CoordinateMapKey, Samples] = {}
 
     def insert_and_map(
         self, coordinates: Tensor, tensor_stride: StrideType = 1, string_id: str = ""
@@ -67,6 +70,7 @@ class CoordinateMaps:
             raise MinkowskiError(f"tensor_stride must not be negative; got {list(steps)}.")
         coordinates = as_coordinates(coordinates, self.D)
         made, rows, position = CoordinateMap.around(coordinates, steps)
+        self._samples = joined(self._samples, occurring(made.batch_index, made.batch_size))
         return self._add(made, string_id), (rows, position)
 
     def stride(
@@ -96,23 +100,34 @@ class CoordinateMaps:
         return found
 
     def origin(self) -> CoordinateMapKey:
-        """Return the key of the map with one site per sample, at 0, of tensor stride 0."""
-        return self._origin(
-            max((found.batch_size for found in self._maps.values()), default=0),
-            next((found.sites.device for found in self._maps.values()), torch.device("cpu")),
-        )
+        """Return the key of the map with one site per sample, at 0, of tensor stride 0.
 
-    def _origin(self, batch_size: int, device: torch.device) -> CoordinateMapKey:
-        value = ((0,) * self.D, "")
-        known = self._maps.get(value)
-        if known is None or known.num_rows < batch_size:
-            check_samples(batch_size)
-            coords = torch.zeros(batch_size, 1 + self.D, dtype=torch.int32, device=device)
-            coords[:, 0] = torch.arange(batch_size, device=device)
-            grid = Grid((0,) * self.D, (1,) * self.D, batch_size, bounded=False)
-            ones = (1,) * self.D
-            self._maps[value] = CoordinateMap(ActiveSites(coords, grid), value[0], ones, True)
-        return CoordinateMapKey.of(value)
+        Samples are the batch indices that occurred in the coordinates of any map. If samples join
+        the manager later, the origin with them is another map, and tensors on the first keep it.
+        """
+        device = next((found.sites.device for found in self._maps.values()), torch.device("cpu"))
+        return self._origin(self._samples, device)
+
+    def _origin(self, samples: Samples, device: torch.device) -> CoordinateMapKey:
+        """Return the key of the newest origin, with a site for each of ``samples`` at least."""
+        newest = next(reversed(self._origins), None)
+        if newest is not None:
+            samples = joined(samples, self._origins[newest])
+            if samples == self._origins[newest]:
+                return newest
+        batch_size = samples[-1] + 1 if samples else 0
+        check_samples(batch_size)
+        coords = torch.zeros(len(samples), 1 + self.D, dtype=torch.int32, device=device)
+        coords[:, 0] = torch.tensor(samples, dtype=torch.int32, device=device)
+        zeros, ones = (0,) * self.D, (1,) * self.D
+        grid = Grid(zeros, ones, batch_size, bounded=False)
+        key = self._add(CoordinateMap(ActiveSites(coords, grid), zeros, ones, True), "")
+        self._origins[key] = samples
+        return key
+
+    def _samples_at(self, origin: CoordinateMapKey) -> Samples | None:
+        """Return the batch index of each row of an origin; None: the key is of another map."""
+        return self._origins.get(origin)
 
     def size(self, coordinate_map_key: CoordinateMapKey) -> int:
         """Return the number of sites of a map."""
@@ -124,12 +139,13 @@ class CoordinateMaps:
         return self._map(key).coordinates()
 
     def number_of_unique_batch_indices(self) -> int:
-        """Return the number of samples: one more than the largest batch index."""
-        return self.size(self.origin())
+        """Return the number of samples."""
+        return len(self.get_batch_indices())
 
     def get_batch_indices(self) -> list[int]:
-        """Return the batch indices, ascending."""
-        return list(range(self.number_of_unique_batch_indices()))
+        """Return the batch indices that occur, ascending."""
+        newest = next(reversed(self._origins.values()), range(0))
+        return list(joined(self._samples, newest))
 
     def get_unique_coordinate_map_key(self, tensor_stride: StrideType) -> CoordinateMapKey:
         """Return a key of a tensor stride that no map has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from compat.minkowski._coordinate_maps import CoordinateMaps
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import CoordinateField, corners
 from compat.minkowski._keys import CoordinateMapKey, KeyValue
+from compat.minkowski._samples import joined
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
 
 
@@ -84,16 +86,22 @@ class FieldMaps(CoordinateMaps):
 
     def origin_field(self) -> CoordinateMapKey:
         """Return the key of the origin, with a site for every sample of every field. May wait."""
-        fields = self._fields.values()
-        return self._origin(
-            max((len(field.batch_rows()) for field in fields), default=0),
-            next((field.coordinates.device for field in fields), torch.device("cpu")),
-        )
+        fields = list(self._fields.values())
+        samples = functools.reduce(joined, (field.samples() for field in fields), self._samples)
+        device = fields[0].coordinates.device if fields else torch.device("cpu")
+        return self._origin(samples, device)
 
     def origin_field_map(self, key: CoordinateMapKey) -> tuple[Tensor, list[Tensor]]:
         """Return the batch indices and the points of each sample; see :meth:`origin_map`."""
         rows = self._field(key).batch_rows()
         return torch.arange(len(rows)), list(rows)
+
+    def _is_field(self, key: CoordinateMapKey, n_rows: int) -> bool:
+        """Return whether a key with so many rows of features is that of a field, not of a map."""
+        if key.value not in self._fields:
+            return False
+        found = self._maps.get(key.value)
+        return found is None or found.num_rows != n_rows
 
     def _field(self, key: CoordinateMapKey) -> CoordinateField:
         found = self._fields.get(key.value)

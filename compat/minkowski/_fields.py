@@ -7,9 +7,10 @@ import itertools
 import torch
 from torch import Tensor
 
-from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, check_samples
+from compat.minkowski._coordinate_map import CoordinateMap, IntTuple
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
+from compat.minkowski._samples import Samples, check_samples, occurring
 
 
 class CoordinateField:
@@ -23,7 +24,7 @@ class CoordinateField:
         MinkowskiError: The shape is another.
     """
 
-    __slots__ = ("_batch_rows", "coordinates")
+    __slots__ = ("_batch_rows", "_samples", "coordinates")
 
     def __init__(self, coordinates: Tensor, ndim: int) -> None:
         if coordinates.ndim != 2 or coordinates.shape[1] != 1 + ndim:
@@ -34,6 +35,7 @@ class CoordinateField:
         # A copy: the caller may write to the points later.
         self.coordinates = coordinates.detach().clone()
         self._batch_rows: list[Tensor] | None = None
+        self._samples: Samples | None = None
 
     def cells(self, tensor_stride: IntTuple) -> Tensor:
         """Return the coordinates of the cells of a stride that hold the points, int32.
@@ -54,11 +56,24 @@ class CoordinateField:
         """Sample of each point, int64 [N]."""
         return self.coordinates[:, 0].round().long()
 
+    def samples(self) -> Samples:
+        """Return the batch indices that occur. Waits for the device the first time."""
+        if self._samples is None:
+            batch_size = self._batch_size()
+            check_samples(batch_size)
+            self._samples = occurring(self.batch_index, batch_size)
+        return self._samples
+
+    def _batch_size(self) -> int:
+        """Return one more than the largest batch index. Waits for the device."""
+        batch = self.batch_index
+        return int(batch.max()) + 1 if len(batch) else 0
+
     def batch_rows(self) -> list[Tensor]:
         """Return the points of every sample, int64, ascending. Waits the first time."""
         if self._batch_rows is None:
             batch = self.batch_index
-            check_samples(int(batch.max()) + 1 if len(batch) else 0)
+            check_samples(self._batch_size())
             counts = torch.bincount(batch).tolist()
             self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
         return self._batch_rows

@@ -6,13 +6,14 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._samples import place_of
 from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
     renamed_arguments,
 )
-from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiSparseTensor import (
     Coordinates,
     SparseTensor,
@@ -33,13 +34,23 @@ def _global_mode(mode: PoolingMode) -> PoolMode:
 
 
 def _pool_samples(
-    features: Tensor, mode: PoolMode, key: CoordinateMapKey, manager: CoordinateManager
+    features: Tensor,
+    mode: PoolMode,
+    key: CoordinateMapKey,
+    manager: CoordinateManager,
+    origin: CoordinateMapKey,
+    is_field: bool,
 ) -> Tensor:
-    """Return one row for each site of the origin."""
-    found, n_samples = manager._map(key), manager.size(manager.origin())
-    return ops.global_pool(
-        features, found.batch_index, n_samples, mode, is_sorted=found.batch_ascends
-    )
+    """Return one row for each site of an origin; ``key`` is that of a map or of a field."""
+    samples = manager._samples_at(origin)
+    assert samples is not None
+    if is_field:
+        batch_index, is_sorted = manager._field(key).batch_index, False
+    else:
+        found = manager._map(key)
+        batch_index, is_sorted = found.batch_index, found.batch_ascends
+    places = place_of(batch_index, samples)
+    return ops.global_pool(features, places, len(samples), mode, is_sorted=is_sorted)
 
 
 _renamed = renamed_arguments(
@@ -53,7 +64,9 @@ _renamed = renamed_arguments(
 class MinkowskiGlobalPooling(MinkowskiModuleBase):
     """Reduce all rows of each sample to one row at the origin, of tensor stride 0.
 
-    Row ``b`` of the output is sample ``b``; a sample without rows gives 0.
+    There is a row for each batch index that occurs in the coordinates of the manager, ascending;
+    where none is missing, row ``b`` is sample ``b``. A sample that lost its rows, as by pruning,
+    gives 0.
 
     Args:
         mode: One of ``PoolingMode.GLOBAL_*``.
@@ -79,13 +92,11 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
                 f"{type(input).__name__}."
             )
         manager = input.coordinate_manager
-        if isinstance(input, TensorField):
-            key = manager.origin_field()
-            batch = manager._field(input.coordinate_key).batch_index
-            features = ops.global_pool(input.F, batch, manager.size(key), self._reduction)
-        else:
-            key = manager.origin()
-            features = _pool_samples(input.F, self._reduction, input.coordinate_key, manager)
+        is_field = isinstance(input, TensorField)
+        key = manager.origin_field() if is_field else manager.origin()
+        features = _pool_samples(
+            input.F, self._reduction, input.coordinate_key, manager, key, is_field
+        )
         if coordinates is not None and isinstance(input, SparseTensor):
             key = _get_coordinate_map_key(input, coordinates)
             if manager.size(key) != len(features):
@@ -131,13 +142,24 @@ class MinkowskiGlobalPoolingFunction:
         input_features: Tensor,
         pooling_mode: PoolingMode,
         in_coordinate_map_key: CoordinateMapKey,
-        out_coordinate_map_key: CoordinateMapKey | None,
-        coordinate_manager: CoordinateManager,
+        out_coordinate_map_key: CoordinateMapKey | None = None,
+        coordinate_manager: CoordinateManager | None = None,
     ) -> Tensor:
-        """Pool; an output key that is not set becomes the origin's."""
-        key = coordinate_manager.origin()
+        """Pool features of a map or of a field; an unset output key becomes the origin's.
+
+        Where a map and a field have one key, ``input_features`` belong to the one with as many
+        rows, and to the map where both have.
+        """
+        manager = given_manager("MinkowskiGlobalPoolingFunction", coordinate_manager)
+        is_field = manager._is_field(in_coordinate_map_key, len(input_features))
+        key = manager.origin_field() if is_field else manager.origin()
         features = _pool_samples(
-            input_features, _global_mode(pooling_mode), in_coordinate_map_key, coordinate_manager
+            input_features,
+            _global_mode(pooling_mode),
+            in_coordinate_map_key,
+            manager,
+            key,
+            is_field,
         )
         if out_coordinate_map_key is not None and not out_coordinate_map_key.is_key_set():
             out_coordinate_map_key.set_key(*key.get_key())

@@ -35,7 +35,9 @@ def make(device: torch.device) -> MakeTensor:
     ) -> ME.SparseTensor:
         coords = random_coordinates(n, ndim, reach, batch_size, seed).to(device)
         feats = torch.randn(n, channels, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-        return ME.SparseTensor(feats.to(device).requires_grad_(), coordinates=coords, **options)
+        return ME.SparseTensor(
+            feats.to(device), coordinates=coords, **{"requires_grad": True, **options}
+        )
 
     return make_tensor
 
