@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
 from tests._process import ROOT, run
 
 # Runs in a process of its own. An import hook hides every installed package but those allowed.

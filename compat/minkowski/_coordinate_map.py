@@ -14,6 +14,7 @@ from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_sites
 
 IntTuple = tuple[int, ...]
 
+
 class CoordinateMap:
     """Active sites and what they stand for: ``coordinates = unit * sites.coords``, batch apart.
 

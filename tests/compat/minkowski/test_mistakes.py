@@ -127,7 +127,7 @@ def test_layers_take_no_plain_tensors(layer):
 def test_a_broadcast_needs_a_row_for_each_sample():
     one = ME.MinkowskiGlobalPooling()(ME.SparseTensor(FEATS[:2], COORDS[:2]))
     for layer in (ME.MinkowskiBroadcast(), ME.MinkowskiBroadcastAddition()):
-        with pytest.raises(ValueError, match=r"for each of 2 samples; got 1 of the samples \[0\]\."):
+        with pytest.raises(ValueError, match=r"for each of 2 samples; got 1 of the samples"):
             layer(tensor(), one)
 
 

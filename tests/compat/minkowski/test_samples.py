@@ -125,7 +125,7 @@ def test_broadcasts_refuse_the_samples_of_another_batch(batches, own, device):
         # Sample 0 is in both. Sample 1 is in no row of x.
         torch.testing.assert_close(ME.MinkowskiBroadcast()(x, pooled).F, pooled.F[[0, 0, 0]])
     else:
-        with pytest.raises(RuntimeError, match=r"for each of 4 samples; got 2 of the samples \[0, 2\]"):
+        with pytest.raises(RuntimeError, match=r"for each of 4 samples; got 2 of the samples"):
             ME.MinkowskiBroadcast()(x, pooled)
 
 
