@@ -80,7 +80,7 @@ def _describe(device: torch.device) -> str:
     if not has_triton(device):
         kernels = "vectorised torch: Triton kernels need sm_80 or newer"
     else:
-        from tritonspconv.kernels.triton._launch import hands_values
+        from tritonspconv.kernels.triton._versions import hands_values
 
         kernels = f"Triton kernels, {'direct' if hands_values else 'ordinary'} launches"
     return f"{properties.name} ({arch}, {properties.total_memory >> 30} GiB), {kernels}"

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tritonspconv.coords import Grid
-from tritonspconv.kernels.triton import _launch, gather_gemm, neighbor_table, sites
+from tritonspconv.kernels.triton import _launch, _versions, gather_gemm, neighbor_table, sites
 
 pytestmark = pytest.mark.gpu
 
@@ -42,7 +42,7 @@ def test_many_grids_compile_few_map_kernels():
         compiled.append(len(_launch.compiled_kernels()))
     # The first grid's kernels do for all; and Triton itself compiled no more than was asked of it.
     assert compiled[-1] == compiled[0]
-    if _launch.hands_values:
+    if _versions.hands_values:
         current = torch.cuda.current_device()
         assert len(neighbor_table.lookup_kernel.device_caches[current][0]) == sum(
             kernel is neighbor_table.lookup_kernel for kernel in _launch.compiled_kernels()

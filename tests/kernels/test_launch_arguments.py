@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 
 from tests._process import ROOT, run, write
 from tests.kernels._record import record_launches
-from tritonspconv.kernels.triton import _launch
+from tritonspconv.kernels.triton import _launch, _torch_launcher, _versions
 
 pytestmark = pytest.mark.compile  # Triton's own binder, which the interpreter replaces
 
@@ -50,8 +50,8 @@ ARGUMENTS = {
 
 def hand_values_to(runner, monkeypatch):
     """Let launches on any machine take the fast way, which ends in ``runner``."""
-    monkeypatch.setattr(_launch, "hands_values", True)
-    monkeypatch.setattr(_launch, "_runner", lambda compiled, constants: runner)
+    monkeypatch.setattr(_versions, "hands_values", True)
+    monkeypatch.setattr(_versions, "runner", lambda compiled, constants: runner)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
 
 
@@ -116,10 +116,10 @@ def torch_launches(monkeypatch):
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
     )
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-    monkeypatch.setattr(_launch, "hands_values", True)
+    monkeypatch.setattr(_versions, "hands_values", True)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 99, raising=False)
     launcher = SimpleNamespace(_launch_kernel=lambda *call: launches.append(call))
-    monkeypatch.setattr(_launch, "torch_launcher", launcher)
+    monkeypatch.setattr(_torch_launcher, "torch_launcher", launcher)
     return launches
 
 
@@ -153,7 +153,7 @@ def test_triton_launches_what_torch_cannot(lack, torch_launches, monkeypatch):
     monkeypatch.setattr(
         _launch.BoundKernel, "_launch_by_triton", lambda _self, *call: by_triton.append(call)
     )
-    monkeypatch.setattr(_launch, "_runner", lambda compiled, constants: lambda *_: None)
+    monkeypatch.setattr(_versions, "runner", lambda compiled, constants: lambda *_: None)
     utils = triton.runtime.driver.active.utils
     if lack != "shared memory":
         monkeypatch.setattr(utils, "get_device_properties", lambda index: {"max_shared_mem": 2**20})
@@ -170,7 +170,7 @@ import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver
 from triton.compiler import ASTSource
-from tritonspconv.kernels.triton import _launch
+from tritonspconv.kernels.triton import _versions
 
 @triton.jit(do_not_specialize=["size"])
 def kernel(x_ptr, bias_ptr, size, box, count, FACTORS: tl.constexpr, V: tl.constexpr):
@@ -184,10 +184,10 @@ triton.runtime.driver.set_active(SimpleNamespace(utils=driver.CudaUtils()))
 launcher = driver.CudaLauncher(source, compiled.metadata)
 compiled = SimpleNamespace(run=launcher, function=4321, packed_metadata=compiled.packed_metadata)
 values = (1000, None, -11, (12, 13), 14)
-assert _launch.hands_values
-_launch._runner(compiled, ((2, 3), 7))((5, 6), 0, values)
-_launch._is_bare = lambda launcher: False
-_launch._runner(compiled, ((2, 3), 7))((8,), 0, values)
+assert _versions.hands_values
+_versions.runner(compiled, ((2, 3), 7))((5, 6), 0, values)
+_versions._is_bare = lambda launcher: False
+_versions.runner(compiled, ((2, 3), 7))((8,), 0, values)
 """
 
 

@@ -9,21 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tritonspconv.kernels.triton._bits import popcount
+
 # An index holds row r as r ^ LAST_ROW, so that zero is "none" and the lowest row is the maximum.
 LAST_ROW: tl.constexpr = tl.constexpr(2**31 - 1)
 # No key is larger.
 _LAST_KEY: tl.constexpr = tl.constexpr(2**63 - 1)
 # Beyond any fine cell of a narrow grid plus any extent of its window, and both still fit an int32.
 _FAR: tl.constexpr = tl.constexpr(3 * 2**29 - 1)
-
-
-@triton.jit
-def popcount(x):
-    """Count the set bits of uint32 values; LLVM knows this form and emits one instruction."""
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit

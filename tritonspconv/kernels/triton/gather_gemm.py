@@ -12,7 +12,9 @@ from torch import Tensor
 from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairBlocks
 from tritonspconv.kernels.operand import Operand
+from tritonspconv.kernels.triton._bits import bitwise_or, popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._dot_precision import dot_precision
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
     Card,
@@ -25,20 +27,6 @@ from tritonspconv.kernels.triton.half_parts import (
     leading_part,
 )
 from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
-
-
-@triton.jit
-def _or(a, b):
-    return a | b
-
-
-@triton.jit
-def popcount32(x):
-    """Count the set bits of an int32 in portable integer arithmetic."""
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24) & 0x3F
 
 
 @triton.jit(do_not_specialize=["n_out"])
@@ -113,10 +101,10 @@ def gather_gemm_kernel(
     acc_low = acc
     for word in tl.static_range((V + 31) // 32):
         masks = tl.load(mask_ptr + word * n_out.to(tl.int64) + offs_m, mask=mask_m, other=0)
-        taps = tl.reduce(masks, 0, _or)
-        for step in range(popcount32(taps) * CHUNKS):
+        taps = tl.reduce(masks, 0, bitwise_or)
+        for step in range(popcount_signed(taps) * CHUNKS):
             chunk = step % CHUNKS
-            v = word * 32 + popcount32((taps & -taps) - 1)
+            v = word * 32 + popcount_signed((taps & -taps) - 1)
             if ONE_ROW:
                 row = tl.load(rows_ptr + offs_m, mask=((masks >> (v % 32)) & 1) != 0, other=-1)
             else:
@@ -173,19 +161,6 @@ def gather_gemm_kernel(
 
 
 _NO_NORM = (None,) * 4
-
-
-def dot_precision(precision: str, device_type: str, dtype: torch.dtype, card: Card) -> str:
-    """Return Triton's ``input_precision`` for ``precision`` on this card.
-
-    NVIDIA has no fast IEEE float32 product; the sum of three tf32 products keeps its accuracy.
-    AMD and the interpreter multiply float32 exactly.
-    """
-    if dtype != torch.float32 or card.is_amd:
-        return "ieee"
-    if precision == "ieee" and device_type == "cuda":
-        return "tf32x3"
-    return precision
 
 
 def gather_gemm(

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.table import NeighborTable
+from tritonspconv.kernels.triton._bits import popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
-from tritonspconv.kernels.triton.gather_gemm import popcount32
 
 _BLOCK_N = 1024
 # Up to so many columns, and 32 taps, each program counts the pairs before its own from the masks:
@@ -50,7 +50,7 @@ def pairs_before(mask_ptr, n, v, column, BLOCK_N: tl.constexpr):
     count = tl.zeros((BLOCK_N,), dtype=tl.int32)
     for at in range(0, n, BLOCK_N):
         mask = tl.load(mask_ptr + at + offs_n, mask=at + offs_n < n, other=0)
-        count += popcount32(mask & ((1 << v) - 1))
+        count += popcount_signed(mask & ((1 << v) - 1))
         count += tl.where(at + offs_n < column, (mask >> v) & 1, 0)
     return tl.sum(count, axis=0)
 

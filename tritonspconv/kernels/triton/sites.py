@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.triton._bits import popcount
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
     Offsets,
@@ -23,7 +24,6 @@ from tritonspconv.kernels.triton._grid import (
 from tritonspconv.kernels.triton._index import (
     LAST_ROW,
     find_ranks,
-    popcount,
     row_keys,
     row_starts,
     slot_entries,

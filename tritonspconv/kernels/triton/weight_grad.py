@@ -12,6 +12,7 @@ from torch import Tensor
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.triton._dot_precision import dot_precision
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
     Card,
@@ -20,7 +21,6 @@ from tritonspconv.kernels.triton.configs import (
     is_in_two_levels,
     weight_grad_config,
 )
-from tritonspconv.kernels.triton.gather_gemm import dot_precision
 from tritonspconv.kernels.triton.half_parts import (
     join_parts,
     leading_part,
