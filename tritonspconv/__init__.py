@@ -4,7 +4,7 @@ from tritonspconv import nn, ops
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
-from tritonspconv.nn import fuse
+from tritonspconv.nn import fuse, optimization_report, optimize, unoptimize
 from tritonspconv.sparse_tensor import SparseTensor
 
 __version__ = "0.1.0"
@@ -20,4 +20,7 @@ __all__ = [
     "kernel_map",
     "nn",
     "ops",
+    "optimization_report",
+    "optimize",
+    "unoptimize",
 ]

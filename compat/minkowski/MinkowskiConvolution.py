@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +144,20 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
     ) -> SparseTensor:
         """Convolve, normalise, add ``residual`` [M, out_channels] and clamp, in that order."""
         return self._run(input, None, norm, relu, residual)
+
+    def residual_of(self, input: SparseTensor, other: Any) -> Tensor | None:
+        """Return the features of ``other`` if it has the coordinates of the output.
+
+        That is known beforehand of layers that keep the coordinates of ``input``.
+        """
+        if type(other) is not SparseTensor or other._manager is not input._manager:
+            return None
+        generator = self.kernel_generator
+        keeps = self.use_mm or not (
+            self.is_transpose or generator.expand_coordinates or max(generator.kernel_stride) > 1
+        )
+        same = keeps and other.coordinate_map_key == input.coordinate_map_key
+        return other._F if same else None
 
     @property
     def is_linear(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+import compat.minkowski
+from compat.minkowski import MinkowskiFunctional, MinkowskiOps
 from compat.minkowski.MinkowskiConvolution import MinkowskiConvolutionBase
 from compat.minkowski.MinkowskiNonlinearity import MinkowskiReLU
 from compat.minkowski.MinkowskiNormalization import MinkowskiBatchNorm, MinkowskiSyncBatchNorm
@@ -22,4 +24,7 @@ LAYER_FAMILY = LayerFamily(
     },
     relus={nn.ReLU: None, MinkowskiReLU: "module"},
     containers=(nn.Sequential,),
+    feature_names=("F", "features", "_F"),
+    function_modules=(MinkowskiFunctional, MinkowskiOps, compat.minkowski),
+    relu_functions=(MinkowskiFunctional.relu,),
 )

@@ -3,6 +3,12 @@
 from tritonspconv.nn._module import (
     SparseModule,
 )
+from tritonspconv.nn.blocks import (
+    OptimizationReport,
+    optimization_report,
+    optimize,
+    unoptimize,
+)
 from tritonspconv.nn.container import (
     Sequential,
     ToDense,
@@ -92,6 +98,7 @@ __all__ = [
     "MaxPool3d",
     "MaxPool4d",
     "MaxPoolNd",
+    "OptimizationReport",
     "ReLU",
     "Sequential",
     "SiLU",
@@ -126,4 +133,7 @@ __all__ = [
     "Tanh",
     "ToDense",
     "fuse",
+    "optimization_report",
+    "optimize",
+    "unoptimize",
 ]

@@ -77,4 +77,6 @@ LAYER_FAMILY = LayerFamily(
     norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm, SyncBatchNorm)),
     relus=dict.fromkeys((nn.ReLU, ReLU)),
     containers=(nn.Sequential, Sequential),
+    feature_names=("feats",),
+    replace="replace",
 )

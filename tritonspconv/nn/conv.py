@@ -88,6 +88,12 @@ class _Conv(SparseModule):
         """Convolve, normalise, add ``residual`` [n_out, c_out] and clamp, in that order."""
         return self._convolve(input, None, norm, relu, residual)
 
+    def residual_of(self, input: SparseTensor, other: object) -> Tensor | None:
+        """Return the features of ``other`` if it has the sites of a submanifold layer's output."""
+        if not isinstance(other, SparseTensor) or other.sites is not input.sites:
+            return None
+        return other.feats if isinstance(self, SubMConvNd) else None
+
     @property
     def is_linear(self) -> bool:
         """Whether no activation was folded into the layer."""

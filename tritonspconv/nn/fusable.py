@@ -9,12 +9,16 @@ This file decides that, for all three.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
@@ -23,6 +27,9 @@ from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 Norm = ChannelNorm | TrainingNorm
 
 _MODULE_CALL = nn.Module.__call__
+
+# The attribute of an optimised module's class that names the class that it had.
+ORIGINAL_CLASS = "_fusion_original_class"
 
 
 class FusableConv(Protocol):
@@ -50,6 +57,13 @@ class FusableConv(Protocol):
         """
         ...
 
+    def residual_of(self, input: Any, other: Any) -> Tensor | None:
+        """Return the features of ``other`` if ``forward(input) + other`` adds them row by row.
+
+        None stands for every other case: the two may have other sites, or ``other`` is no tensor.
+        """
+        ...
+
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
         """Make the output ``scale * output + shift``, both ``[c_out]``."""
         ...
@@ -72,6 +86,11 @@ class LayerFamily:
         relus: Classes of ReLUs, in the same way.
         containers: Classes that run their children in order. A derived class counts as long as it
             inherits ``forward``.
+        feature_names: Attributes of ``tensor`` that return the features.
+        replace: The method of ``tensor`` that returns a tensor with other features; None: there is
+            none.
+        function_modules: Modules of functions on sparse tensors that change no argument.
+        relu_functions: Those of them that are ReLUs.
 
     The family remembers each class's ``forward`` as it is now. If somebody patches ``forward`` on a
     class later, fusion leaves that class alone.
@@ -85,8 +104,25 @@ class LayerFamily:
         norms: Mapping[type[nn.Module], str | None],
         relus: Mapping[type[nn.Module], str | None],
         containers: Iterable[type[nn.Module]] = (),
+        *,
+        feature_names: Iterable[str] = (),
+        replace: str | None = None,
+        function_modules: Iterable[ModuleType] = (),
+        relu_functions: Iterable[Callable[..., Any]] = (),
     ) -> None:
         self.tensor = tensor
+        self.feature_names = frozenset(feature_names)
+        self.replace = replace
+        self.function_modules = tuple(function_modules)
+        self.functions = frozenset(
+            value
+            for module in self.function_modules
+            for name, value in vars(module).items()
+            if isinstance(value, FunctionType) and not name.startswith("_")
+        )
+        self.relu_functions: frozenset[Callable[..., Any]] = frozenset(
+            (torch.relu, torch.relu_, F.relu, F.relu_, *relu_functions)
+        )
         self.features: Callable[[Any], Tensor] = operator.attrgetter(features)
         self._convs: frozenset[Callable[..., Any]] = frozenset(kind.forward for kind in convs)
         self._norms = {kind: (kind.forward, inner) for kind, inner in norms.items()}
@@ -94,6 +130,15 @@ class LayerFamily:
         self._containers: frozenset[Callable[..., Any]] = frozenset(
             kind.forward for kind in containers
         )
+
+    @functools.cached_property
+    def tensor_names(self) -> frozenset[str]:
+        """Names of the attributes of every sparse tensor."""
+        return frozenset((*dir(self.tensor), *inspect.signature(self.tensor.__init__).parameters))
+
+    def is_conv_class(self, kind: type[nn.Module]) -> bool:
+        """Return whether modules of class ``kind`` run the ``forward`` of a known convolution."""
+        return kind.forward in self._convs
 
     def conv(self, module: nn.Module) -> FusableConv | None:
         """Return ``module`` if it is a convolution that may take up its followers, else None."""
@@ -123,12 +168,30 @@ class LayerFamily:
 
         Hooks of the container itself do not matter: they see what enters and leaves it.
         """
-        kind = type(module)
+        kind = original_class(module)
         return (
             kind.forward in self._containers
             and kind.__call__ is _MODULE_CALL
             and "forward" not in module.__dict__
         )
+
+    def starts_with_conv(self, module: nn.Module) -> bool:
+        """Return whether ``module`` is a container that begins with a convolution.
+
+        Its result is a sparse tensor, and it cannot change its input.
+        """
+        if not self.is_container(module):
+            return False
+        first = next(iter(module._modules.values()), None)
+        return first is not None and (
+            self.is_conv_class(type(first)) or self.starts_with_conv(first)
+        )
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of ``module`` before :func:`tritonspconv.optimize` changed it."""
+    kind = type(module)
+    return getattr(kind, ORIGINAL_CLASS, kind)
 
 
 def family_of(module: nn.Module) -> LayerFamily | None:

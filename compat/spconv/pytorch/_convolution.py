@@ -170,6 +170,10 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             input, self.weight, self.bias, residual, self.act_type, self.act_alpha, norm, relu
         )
 
+    def residual_of(self, input: SparseConvTensor, other: Any) -> Tensor | None:
+        """Return the features of ``other``: spconv's addition does not compare coordinates."""
+        return other._features if isinstance(other, SparseConvTensor) else None
+
     @property
     def is_linear(self) -> bool:
         """Whether the output is the sum and the bias, computed here; see :func:`tritonspconv.fuse`.

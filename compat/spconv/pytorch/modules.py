@@ -170,4 +170,6 @@ LAYER_FAMILY = LayerFamily(
     norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm)),
     relus=dict.fromkeys((nn.ReLU, SparseReLU)),
     containers=(nn.Sequential, SparseSequential),
+    feature_names=("features", "_features"),
+    replace="replace_feature",
 )

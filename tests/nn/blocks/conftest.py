@@ -1,0 +1,39 @@
+"""Fixtures of the tests of hand-written blocks."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from compat.minkowski.MinkowskiConvolution import MinkowskiConvolutionBase
+from compat.spconv.pytorch.conv import SparseConvolution
+from tritonspconv.nn.blocks import step
+from tritonspconv.nn.conv import _Conv
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one convolution took up."""
+
+    norm: str | None
+    add: bool
+    relu: bool
+
+
+@pytest.fixture
+def taken(monkeypatch) -> list[Taken]:
+    """Fuse on every device; return what each fused convolution took up, in order."""
+    found: list[Taken] = []
+
+    def recorded(forward_fused):
+        def call(self, input, norm, relu, residual=None):
+            found.append(
+                Taken(type(norm).__name__ if norm else None, residual is not None, bool(relu))
+            )
+            return forward_fused(self, input, norm, relu, residual)
+
+        return call
+
+    for kind in (_Conv, SparseConvolution, MinkowskiConvolutionBase):
+        monkeypatch.setattr(kind, "forward_fused", recorded(kind.forward_fused))
+    monkeypatch.setattr(step, "fuses_on", lambda device: True)
+    return found

@@ -1,0 +1,130 @@
+"""Optimise the modules of a model whose ``forward`` calls convolutions, norms and ReLUs by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from tritonspconv.nn.blocks.forward import Plan, family_in, install, make_plans, uninstall
+from tritonspconv.nn.blocks.record import Untraceable
+from tritonspconv.nn.fusable import original_class
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What :func:`optimize` makes of one module.
+
+    Attributes:
+        name: Its name in the model; empty: the model itself.
+        kind: The name of its class.
+        chains: The chains that run as one call each, such as ``"conv1, bn1, relu"``.
+        reason: Why it is left as it is; None: it is optimised.
+    """
+
+    name: str
+    kind: str
+    chains: tuple[str, ...]
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class OptimizationReport:
+    """What :func:`optimize` makes of a model: one entry for each module with convolutions.
+
+    ``str(report)`` is a table to read.
+    """
+
+    blocks: tuple[BlockReport, ...]
+
+    @property
+    def num_chains(self) -> int:
+        """The number of chains that run as one call."""
+        return sum(len(block.chains) for block in self.blocks)
+
+    def __str__(self) -> str:
+        lines = []
+        for block in self.blocks:
+            title = f"{block.name or '(model)'} ({block.kind})"
+            what = "; ".join(block.chains) if block.reason is None else f"left: {block.reason}"
+            lines.append(f"{title}: {what}")
+        return "\n".join(lines)
+
+
+def optimize(model: Model) -> Model:
+    """Fuse convolution, batch norm, addition and ReLU in hand-written blocks, for any later call.
+
+    The ``forward`` of each module that calls sparse convolutions is recorded once, without running
+    it. Where the code calls a convolution and behind it a batch norm, an addition (the residual of
+    a block), a ReLU, or some of them in this order, by attributes of the module or in a torch
+    ``Sequential``, the module then runs them as one: in one launch while gradients are off and the
+    norm is in evaluation mode; in training as one node of the autograd graph with as few passes
+    over the features as possible. Layers of :mod:`tritonspconv.nn`, ``compat.spconv`` and
+    ``compat.minkowski`` are fused. Results equal those of the model up to rounding.
+
+    The model stays the same object, with the same modules, parameters, buffers and names:
+    optimisers, checkpoints, DDP, ``train()`` and ``eval()`` go on working, and modules may be
+    frozen, hooked or replaced at any time, before or after. Whether a chain can be fused is decided
+    anew at every call, by the modules as they are. :func:`unoptimize` takes the change back.
+
+    A module is left as it is if its code decides by the values of tensors, sets attributes, enters
+    contexts such as ``torch.no_grad`` and ``torch.autocast``, uses ``torch.utils.checkpoint`` or
+    does anything else that cannot be recorded. :func:`optimization_report` says which modules
+    these are, and why. Values that code reads from elsewhere than its modules and its arguments,
+    such as globals, are taken as they are now.
+
+    Args:
+        model: A network. While this function runs, no other thread may use modules of torch.
+
+    Returns:
+        The model.
+    """
+    for _, module, plans in list(_optimizable(unoptimize(model))):
+        if not isinstance(plans, str) and plans:
+            install(module, plans)
+    return model
+
+
+def unoptimize(model: Model) -> Model:
+    """Take back :func:`optimize`; return the model."""
+    for module in model.modules():
+        uninstall(module)
+    return model
+
+
+def optimization_report(model: nn.Module) -> OptimizationReport:
+    """Return what :func:`optimize` makes of each module of a model, without changing the model."""
+    blocks = []
+    for name, module, plans in _optimizable(model):
+        if isinstance(plans, str):
+            chains, reason = (), plans
+        else:
+            chains = plans[0].chains if plans else ()
+            reason = (
+                None if plans else "no convolution is followed by a norm, an addition or a ReLU"
+            )
+        blocks.append(BlockReport(name, original_class(module).__name__, chains, reason))
+    return OptimizationReport(tuple(blocks))
+
+
+def _optimizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Plan, ...] | str]]:
+    """Yield name, module and plans, or why there are none, of each module with convolutions."""
+    for name, module in model.named_modules():
+        family = family_in(module)
+        kind = original_class(module)
+        if family is None or issubclass(kind, (nn.ModuleList, nn.ModuleDict)):
+            continue
+        if kind.forward is not nn.Sequential.forward and family.is_container(module):
+            # These fuse their children themselves, at every call.
+            continue
+        if "forward" in module.__dict__:
+            yield name, module, "somebody assigned a forward to it"
+            continue
+        try:
+            yield name, module, make_plans(module, family)
+        except Untraceable as reason:
+            yield name, module, f"its forward {reason}"
