@@ -1,80 +1,63 @@
-"""Both gradients in one pass on the CPU: against the reference's own."""
+"""The backward pass of a convolution as one launcher, on both back ends, against the reference."""
 
 import pytest
 import torch
 
-from tests._oracle import table_triples
-from tests.kernels.test_pair_blocks import random_rows
+from tests._back_end import use_torch, use_triton
+from tests._oracle import map_triples
 from tritonspconv import reference
-from tritonspconv.kernel_map import NeighborTable
-from tritonspconv.kernels.eager import pairs
-from tritonspconv.kernels.eager.conv_grads import both_grads
-from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs
-from tritonspconv.testing import assert_close
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import kernel_map
+from tritonspconv.kernels.conv_grads import conv_grads
+from tritonspconv.testing import assert_close, random_sites
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-
-
-@pytest.fixture(params=[False, True], ids=["one-block", "small-blocks"], autouse=True)
-def _block_size(request, monkeypatch):
-    if request.param:
-        monkeypatch.setattr(pairs, "_pairs_per_tap", lambda channels: 1)
+OPS = "sites", "neighbor_table", "scatter_table", "invert_table", "pairs", "conv_grads"
+GEOMETRIES = {
+    "subm": ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)),
+    "strided": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "halved": ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
+}
 
 
-def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=None):
-    volume, n_in = rows.shape
-    feats, grad = (torch.randn(s).to(dtype) for s in ((n_in, c_in), (n_out, c_out)))
-    weight = torch.randn(c_out, volume, c_in).to(dtype).permute(1, 2, 0)
-    table = NeighborTable(rows, None, None, mirrored=mirrored)
-    triples = [(column, row, v) for row, column, v in table_triples(table)]
-
-    def oracle(of_dtype):
-        x, w = (t.to(of_dtype).requires_grad_() for t in (feats, weight))
-        made = reference.conv(x, w, triples, n_out)
-        return torch.autograd.grad(made, (x, w), grad.to(of_dtype), materialize_grads=True)
-
-    out = torch.full_like(weight, torch.nan)
-    of_feats = both_grads(feats, grad, weight, out, rows, mirrored=mirrored, blocks=blocks)
-    assert of_feats.dtype == dtype
-    results = zip((of_feats, out), oracle(torch.float64), oracle(dtype), strict=True)
-    for result, truth, plain in results:
-        assert_close(result, truth, dtype, eager=plain)
+@pytest.fixture(params=["triton", "torch"])
+def _back_end(request, monkeypatch):
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+        use_triton(monkeypatch, *OPS)
+    else:
+        use_torch(monkeypatch, *OPS)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (3, 5), (16, 16), (17, 33), (33, 4)])
-def test_channels(c_in, c_out, dtype):
-    check(random_rows(8, 60, 50, 0.4), 50, c_in, c_out, dtype)
+@pytest.mark.parametrize("inverse", [False, True], ids=["map", "inverse"])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("needed", ["feats", "weight", "both"])
+@pytest.mark.usefixtures("_back_end")
+def test_gradients(triton_device, geometry, inverse, needed):
+    kmap = kernel_map(random_sites(60, extent=7, repeats=3, device=triton_device), geometry)
+    kmap = kmap.inverse() if inverse else kmap
+    feats = torch.randn(kmap.n_in, 5, dtype=torch.float16)
+    grad = torch.randn(kmap.n_out, 6, dtype=torch.float16)
+    # As spconv stores it, read as matrices.
+    weight = torch.randn(6, kmap.kernel_volume, 5, dtype=torch.float16).permute(1, 2, 0)
+    triples = map_triples(kmap)
 
+    def oracle(dtype):
+        x, w = (t.to(dtype).requires_grad_() for t in (feats, weight))
+        made = reference.conv(x, w, triples, kmap.n_out)
+        return torch.autograd.grad(made, (x, w), grad.to(dtype), materialize_grads=True)
 
-@pytest.mark.parametrize("mirrored", [False, True], ids=["plain", "mirrored"])
-@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (125, 30)])
-def test_pairs(volume, n, share, mirrored):
-    check(random_rows(volume, n, 40, share), 40, 5, 7, mirrored=mirrored)
-
-
-def test_no_output_rows():
-    check(random_rows(8, 30, 0, 0.0), 0, 3, 4)
-
-
-def test_a_tap_through_which_all_meet_themselves():
-    rows = random_rows(9, 50, 50, 0.4)
-    rows[4] = torch.arange(50)
-    taps = [
-        (torch.nonzero(row >= 0).squeeze(1), row[row >= 0]) if v != 4 else (row[:0], row[:0])
-        for v, row in enumerate(rows)
-    ]
-    check(rows, 50, 6, 9, blocks=PairBlocks(rows, TapPairs.joined(taps, identity=4)))
-
-
-def test_gradient_of_another_dtype_and_layout():
-    """Half operands fill a float32 gradient without a stop in half precision."""
-    rows = random_rows(8, 60, 50, 0.4)
-    feats, grad = torch.randn(60, 3).half(), torch.randn(50, 5).half()
-    weight = torch.randn(8, 3, 5).half()
-    expected = torch.empty(8, 3, 5, dtype=torch.float64)
-    both_grads(feats.double(), grad.double(), weight.double(), expected, rows, mirrored=False)
-    stored = torch.empty(5, 8, 3)
-    both_grads(feats, grad, weight, stored.permute(1, 2, 0), rows, mirrored=False)
-    torch.testing.assert_close(stored.permute(1, 2, 0).double(), expected, rtol=1e-5, atol=1e-5)
+    # Another dtype and layout than the weight's.
+    stored = torch.full((6, kmap.kernel_volume, 5), torch.nan, device=triton_device)
+    grad_weight = None if needed == "feats" else stored.permute(1, 2, 0)
+    grad_feats = conv_grads(
+        feats.to(triton_device), grad.to(triton_device), weight.to(triton_device), kmap,
+        needs_feats=needed != "weight", grad_weight=grad_weight,
+    )  # fmt: skip
+    expected, eager = oracle(torch.float64), oracle(torch.float16)
+    if needed == "weight":
+        assert grad_feats is None
+    else:
+        assert grad_feats.dtype == torch.float16
+        assert_close(grad_feats.cpu(), expected[0], torch.float16, eager=eager[0])
+    if grad_weight is not None:
+        assert_close(grad_weight.cpu(), expected[1], torch.float16, eager=eager[1])
