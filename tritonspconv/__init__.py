@@ -3,6 +3,7 @@
 from tritonspconv import nn, ops
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.graph_capture import GraphCaptureError, make_opaque
 from tritonspconv.kernel_map import KernelMap, kernel_map
 from tritonspconv.nn import fuse, optimization_report, optimize, unoptimize
 from tritonspconv.sparse_tensor import SparseTensor
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActiveSites",
     "ConvGeometry",
+    "GraphCaptureError",
     "Grid",
     "KernelMap",
     "SparseTensor",
@@ -24,3 +26,13 @@ __all__ = [
     "optimize",
     "unoptimize",
 ]
+
+make_opaque(
+    __name__,
+    traceable=(
+        "SparseTensor.replace",
+        "_check_feats",
+        "FeatureModule.forward",
+        "BatchNorm.forward",
+    ),
+)

@@ -64,16 +64,7 @@ class SparseTensor:
             sites = coords
         else:
             sites = _sites(coords, spatial_shape, batch_size)
-        if feats.ndim != 2 or feats.shape[0] != sites.num_rows:
-            raise ValueError(
-                f"SparseTensor: feats must have shape [{sites.num_rows}, C], one row per "
-                f"coordinate; got {list(feats.shape)}."
-            )
-        if feats.device != sites.device:
-            raise ValueError(
-                f"SparseTensor: feats and coords must share a device; got {feats.device} and "
-                f"{sites.device}."
-            )
+        _check_feats(feats, sites)
         if check == "full":
             sites.validate()
         elif not isinstance(coords, ActiveSites) and checks_coords():
@@ -150,7 +141,11 @@ class SparseTensor:
 
     def replace(self, feats: Tensor) -> SparseTensor:
         """Return other features [N, C'] at the same sites."""
-        return SparseTensor(feats, self.sites)
+        _check_feats(feats, self._sites)
+        made = object.__new__(SparseTensor)
+        made._feats = feats
+        made._sites = self._sites
+        return made
 
     def dense(self, *, channels_first: bool = True) -> Tensor:
         """Return ``[batch_size, C, *spatial_shape]``, zero where no site is active.
@@ -189,6 +184,20 @@ class SparseTensor:
         return (
             f"SparseTensor(feats=[{self.num_rows}, {self.channels}] {self.dtype} on {self.device}, "
             f"batch_size={self.batch_size}, spatial_shape=({axes}){bounds})"
+        )
+
+
+def _check_feats(feats: Tensor, sites: ActiveSites) -> None:
+    coords = sites.coords
+    if feats.ndim != 2 or feats.shape[0] != coords.shape[0]:
+        raise ValueError(
+            f"SparseTensor: feats must have shape [{coords.shape[0]}, C], one row per coordinate; "
+            f"got {list(feats.shape)}."
+        )
+    if feats.device != coords.device:
+        raise ValueError(
+            f"SparseTensor: feats and coords must share a device; got {feats.device} and "
+            f"{coords.device}."
         )
 
 

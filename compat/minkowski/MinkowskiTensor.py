@@ -21,6 +21,7 @@ from compat.minkowski._shared_manager import (
 from compat.minkowski.enums import SparseTensorOperationMode, SparseTensorQuantizationMode
 from compat.minkowski.MinkowskiCommon import renamed_attribute
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from tritonspconv.graph_capture import refuse_capture
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,6 +62,7 @@ def checked_inputs(
     Raises:
         MinkowskiError: Types, shapes or devices disagree.
     """
+    refuse_capture("SparseTensor")
     features = _matrix("features", "[N, C]", features, device)
     if coordinates is None:
         return features, None

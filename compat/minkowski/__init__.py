@@ -168,6 +168,7 @@ from compat.minkowski.sparse_matrix_functions import (
     MinkowskiSPMMFunction,
     spmm,
 )
+from tritonspconv.graph_capture import make_opaque
 
 __version__ = "0.5.4"
 
@@ -310,3 +311,6 @@ def __getattr__(name: str) -> NoReturn:
     if name in _NOT_IN_0_5:
         text += f": 0.5 has {_NOT_IN_0_5[name]}"
     raise AttributeError(f"{text}.")
+
+
+make_opaque(__name__)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords.grid import Grid
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
 
@@ -36,6 +37,7 @@ class ActiveSites:
     )  # fmt: skip
 
     def __init__(self, coords: Tensor, grid: Grid, index: SiteIndex | None = None) -> None:
+        refuse_capture("ActiveSites")
         if coords.dtype != torch.int32:
             raise TypeError(f"coords must be int32; got {coords.dtype}. Convert with .int().")
         if coords.ndim != 2 or coords.shape[1] != 1 + grid.ndim:

@@ -22,7 +22,7 @@ class BatchNorm(FeatureModule, nn.BatchNorm1d):
     def forward(self, input: Any) -> Any:
         """Normalise the features of a sparse tensor, or a plain tensor."""
         feats = input.feats if isinstance(input, SparseTensor) else input
-        if feats.shape[0] or not self.training:
+        if not self.training or feats.shape[0]:
             return super().forward(input)
         # Weight and bias take part in the graph, so that their gradients are zero, not None.
         empty = feats * self.weight + self.bias if self.affine else feats

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap, NeighborTable
 from tritonspconv.kernels import acc_dtype
 
@@ -35,6 +36,7 @@ def sparse_channelwise_conv(
     Deterministic. Sums in float32 (float64 for float64 input). Differentiable once in ``feats``,
     ``weight`` and ``bias``. The host never waits. Time and launches grow with V.
     """
+    refuse_capture("sparse_channelwise_conv")
     expected = [kernel_map.kernel_volume, feats.shape[-1]]
     if feats.ndim != 2 or feats.shape[0] != kernel_map.n_in or list(weight.shape) != expected:
         raise ValueError(

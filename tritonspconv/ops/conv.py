@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
@@ -73,6 +74,7 @@ def sparse_conv(
     the device. Extra memory: none forward.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
+    refuse_capture("sparse_conv")
     dtype = compute_dtype(feats, weight)
     view = None if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
     matrices = weight if view is None else view

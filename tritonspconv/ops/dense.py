@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords import ActiveSites
+from tritonspconv.graph_capture import refuse_capture
 
 
 def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) -> Tensor:
@@ -27,6 +28,7 @@ def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) 
     Deterministic; the host never waits. Differentiable in ``feats``. Extra memory: 4 bytes a cell,
     and with ``channels_first`` a second dense tensor for a moment.
     """
+    refuse_capture("to_dense")
     if feats.ndim != 2 or feats.shape[0] != sites.num_rows:
         raise ValueError(
             f"to_dense: feats must have shape [{sites.num_rows}, C] to match the sites; got "
@@ -66,6 +68,7 @@ def from_dense(x: Tensor, *, channels_first: bool = True) -> tuple[Tensor, Tenso
 
     Deterministic. Waits for the device once, for N. Differentiable in ``x``.
     """
+    refuse_capture("from_dense")
     if x.ndim < 3:
         raise ValueError(
             "from_dense: x must have a batch, a channel and at least one spatial axis; got shape "

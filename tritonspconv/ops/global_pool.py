@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.segment_reduce import segment_reduce
 from tritonspconv.ops.pool import PoolMode
 
@@ -101,6 +102,7 @@ def reduce_segments(
 
 
 def _check(op: str, feats: Tensor, batch_index: Tensor, same_rows: bool = True) -> None:
+    refuse_capture(op)
     name = "feats" if same_rows else "values"
     if not feats.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point; got {feats.dtype}.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels.pool import pool_bwd, pool_fwd
 
@@ -47,6 +48,7 @@ def sparse_pool(
     Deterministic. Accumulates in float32 (float64 for float64). Differentiable once in ``feats``.
     Extra memory while training: int32 [n_out, C] for ``ties="first"``, int32 [n_out] for averages.
     """
+    refuse_capture("sparse_pool")
     _check(feats, kernel_map, mode, ties, floor)
     return _SparsePool.apply(feats, kernel_map, mode, ties, floor)
 

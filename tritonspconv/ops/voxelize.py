@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords import Grid
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.ops.global_pool import reduce_segments
 
 VoxelReduce = Literal["mean", "sum", "max", "first", "none"]
@@ -84,6 +85,7 @@ def voxelize(
     Deterministic: by stable sorts, on every device. Waits for the device once, for the number of
     voxels, and again where samples reach ``max_voxels``. Differentiable in ``points``.
     """
+    refuse_capture("voxelize")
     _check(points, voxel_size, point_range, batch_index, reduce, max_points, max_voxels)
     _check_orders(order, row_order)
     grid, coords = _cells(points, voxel_size, point_range, batch_index, order)

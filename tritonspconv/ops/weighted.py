@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.ops.global_pool import global_pool
 
@@ -55,6 +56,7 @@ def scatter_weighted(feats: Tensor, rows: Tensor, weights: Tensor, n_out: int) -
 
 
 def _check(op: str, feats: Tensor, rows: Tensor, weights: Tensor, length: str) -> None:
+    refuse_capture(op)
     if feats.ndim != 2 or rows.ndim != 2 or weights.shape != rows.shape:
         raise ValueError(
             f"{op}: feats must be [{length}, C] and rows and weights [M, K]; got "

@@ -65,6 +65,7 @@ from compat.spconv.pytorch.tables import (
     ConcatTable,
     JoinTable,
 )
+from tritonspconv.graph_capture import make_opaque
 
 
 class ToDense(SparseModule):
@@ -148,4 +149,16 @@ __getattr__ = missing_names(
         "FocalsConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
         "quantization": "Quantised layers do not exist here; use float16 or bfloat16.",
     },
+)
+
+make_opaque(
+    __name__,
+    traceable=(
+        "SparseConvTensor._derive",
+        "SparseConvTensor.replace_feature",
+        "SparseBatchNorm.forward",
+        "SparseIdentity.forward",
+        "SparseReLU.forward",
+        "SparseSyncBatchNorm.forward",
+    ),
 )

@@ -17,6 +17,7 @@ from compat.spconv.tools import CUDAKernelTimer
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
 from tritonspconv.debug import checks_coords
+from tritonspconv.graph_capture import refuse_capture
 
 __all__ = [
     "ConvAlgo",
@@ -109,6 +110,7 @@ class SparseConvTensor(metaclass=_TensorMeta):
         enable_timer: bool = False,
         force_algo: ConvAlgo | None = None,
     ) -> None:
+        refuse_capture("SparseConvTensor")
         if not constants.SPCONV_FX_TRACE_MODE:
             _check_parts(features, indices, spatial_shape, batch_size)
             spatial_shape = whole_numbers("SparseConvTensor: spatial_shape", spatial_shape)
