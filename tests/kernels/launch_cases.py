@@ -213,12 +213,15 @@ def _segment_case(mode: str, dtype: torch.dtype, n: int) -> None:
     )
 
 
-def _batch_norm_case(n: int, c: int, dtype: torch.dtype, affine: bool, relu: bool) -> None:
+def _batch_norm_case(
+    n: int, c: int, dtype: torch.dtype, affine: bool, relu: bool, added: bool = False
+) -> None:
     feats, vector = torch.zeros(n, c, dtype=dtype), torch.zeros(c)
     factors = (vector, vector) if affine else (None, None)
     count = torch.zeros((), dtype=torch.int64) if affine else None
-    batch_norm.batch_norm(feats, TrainingNorm(vector, vector, *factors, count), relu)
-    batch_norm.batch_norm_grad(feats, feats, torch.zeros(2, c), *factors, relu)
+    other = torch.zeros_like(feats) if added else None
+    batch_norm.batch_norm(feats, TrainingNorm(vector, vector, *factors, count), relu, other)
+    batch_norm.batch_norm_grad(feats, feats, torch.zeros(2, c), *factors, relu, other)
 
 
 def _gemm_cases() -> list[tuple[str, Case]]:
@@ -310,6 +313,7 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("batch_norm-16", partial(_batch_norm_case, MANY, 16, torch.float16, True, True)),
     ("batch_norm-128", partial(_batch_norm_case, MANY, 128, torch.bfloat16, True, True)),
     ("batch_norm-odd-f32", partial(_batch_norm_case, FEW, 33, torch.float32, False, False)),
+    ("batch_norm-added", partial(_batch_norm_case, MANY, 64, torch.float16, True, True, True)),
     ("segment-sum", partial(_segment_case, "sum", torch.float16, FEW)),
     ("segment-max", partial(_segment_case, "max", torch.float32, FEW)),
     ("segment-max-split", partial(_segment_case, "max", torch.bfloat16, 70_000)),

@@ -15,8 +15,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SHAPES = [(2, 1), (3, 5), (127, 33), (256, 16), (257, 3), (700, 64), (1100, 70), (70_001, 1)]
 
 
-def assert_near(got, expected, tolerance):
-    error = (got.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+def assert_near(got, expected, tolerance, size=0.0):
+    """Compare norms; ``size`` is that of the terms that ``expected`` is the sum of."""
+    error = (got.double() - expected).norm() / expected.norm().clamp_min(max(size, 1e-30))
     assert error <= tolerance
 
 
@@ -27,38 +28,49 @@ def given(n, c, dtype, device, affine=True):
     return feats, vectors, running
 
 
-def exact(feats, vectors, running, grad, relu, momentum=0.3, eps=1e-3):
+def exact(feats, vectors, running, grad, relu, residual=None, momentum=0.3, eps=1e-3):
     """Output and gradients of torch in float64; a ReLU passes where the rounded output does."""
     x, weight, bias = (
         None if t is None else t.cpu().double().requires_grad_() for t in (feats, *vectors)
     )
     mean, var = (t.cpu().double() for t in running)
     out = F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
+    out = out if residual is None else out + residual.cpu().double()
     grad = grad.cpu().double()
     if relu:
         passed = out.detach().to(feats.dtype) > 0
         out, grad = out * passed, grad * passed
     out.backward(grad)
     grads = [None if t is None else t.grad for t in (x, weight, bias)]
-    return out.detach(), mean, var, grads
+    return out.detach(), mean, var, [*grads, grad]
 
 
+@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("n", "c"), SHAPES)
-def test_it_is_torch_in_float64(triton_device, n, c, dtype, relu):
+def test_it_is_torch_in_float64(triton_device, n, c, dtype, relu, added):
     feats, vectors, running = given(n, c, dtype, triton_device)
     grad = torch.randn(n, c).to(dtype).to(triton_device)
-    expected, mean, var, grads = exact(feats, vectors, running, grad, relu)
+    residual = torch.randn(n, c).to(dtype).to(triton_device) if added else None
+    expected, mean, var, grads = exact(feats, vectors, running, grad, relu, residual)
     count = torch.tensor(6, device=triton_device)
-    out, stats = triton.batch_norm(feats, TrainingNorm(*running, *vectors, count, 0.3, 1e-3), relu)
+    norm = TrainingNorm(*running, *vectors, count, 0.3, 1e-3)
+    out, stats = triton.batch_norm(feats, norm, relu, residual)
     assert (out.dtype, out.shape, int(count)) == (dtype, feats.shape, 7)
     tolerance = TOLERANCE[dtype]
-    assert_near(out.cpu(), expected, tolerance)
+    assert_near(out.cpu(), expected, tolerance, n**0.5 * max(float(v.norm()) for v in vectors))
     for got, wanted in zip(running, (mean, var), strict=True):
-        assert_near(got.cpu(), wanted, 2e-6)
-    got = triton.batch_norm_grad(grad, feats, stats, *vectors, relu)
+        assert_near(got.cpu(), wanted, 2e-6, float(feats.abs().max()))
+    clamped = out if relu and added else None
+    *got, grad_residual = triton.batch_norm_grad(grad, feats, stats, *vectors, relu, clamped)
     assert got[0].dtype == dtype
+    if added:
+        # The sum is rounded to where it passes or not: entries as small as a rounding may differ.
+        near = expected.abs() < 1e-5 * expected.abs().max()
+        assert torch.equal(grad_residual.cpu().double()[~near], grads.pop()[~near])
+    else:
+        grads.pop()
     # Two rows are normalised to one and minus one whatever they are: no gradient but rounding.
     if n > 2:
         assert_near(got[0].cpu(), grads[0], 2 * tolerance)
@@ -79,17 +91,21 @@ def test_without_factors_and_count(triton_device, relu):
     )
 
 
+@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_twins_agree(triton_device, dtype):
+def test_the_twins_agree(triton_device, dtype, added):
     feats, vectors, running = given(900, 20, dtype, triton_device)
     grad = torch.randn(900, 20).to(dtype).to(triton_device)
+    residual = torch.randn(900, 20).to(dtype).to(triton_device) if added else None
     results = []
     for twin in (triton, eager):
         state = [t.clone() for t in running]
         count = torch.tensor(0, device=triton_device)
-        out, stats = twin.batch_norm(feats, TrainingNorm(*state, *vectors, count), True)
-        grads = twin.batch_norm_grad(grad, feats, stats, *vectors, True)
-        results.append((out, stats, *grads, *state, count))
+        out, stats = twin.batch_norm(feats, TrainingNorm(*state, *vectors, count), True, residual)
+        grads = twin.batch_norm_grad(
+            grad, feats, stats, *vectors, True, out if added else None
+        )  # fmt: skip
+        results.append((out, stats, *grads[: 4 if added else 3], *state, count))
     for got, expected in zip(*results, strict=True):
         assert got.dtype == expected.dtype
         assert_near(got, expected.double(), TOLERANCE[dtype])

@@ -1,4 +1,4 @@
-"""Batch norm of training over the rows of a matrix, with the ReLU behind it."""
+"""Batch norm of training over the rows of a matrix, with residual and ReLU behind it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ if TYPE_CHECKING:
 
 
 def batch_norm(
-    feats: Float[Tensor, "n c"], norm: TrainingNorm, relu: bool
+    feats: Float[Tensor, "n c"],
+    norm: TrainingNorm,
+    relu: bool,
+    residual: Float[Tensor, "n c"] | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float32[Tensor, "2 c"]]:
-    """Normalise channels by their statistics over all rows, scale and shift, and clamp.
+    """Normalise channels by their statistics over all rows, scale and shift, add, and clamp.
 
     Args:
         feats: [n, c], contiguous; float16, bfloat16 or float32; ``n >= 2``, ``c >= 1``.
         norm: Of c channels; its running statistics move.
         relu: Clamp the result at zero.
+        residual: [n, c], contiguous, in the dtype of ``feats``: added before the result is clamped;
+            None: nothing.
 
     Returns:
-        [n, c] in the dtype of ``feats``, and float32 [2, c]: mean and ``1 / sqrt(var + eps)``.
+        [n, c] in the dtype of ``feats``, rounded once, and float32 [2, c]: mean and
+        ``1 / sqrt(var + eps)``.
     """
-    return _back_end(feats.device).batch_norm(feats, norm, relu)
+    return _back_end(feats.device).batch_norm(feats, norm, relu, residual)
 
 
 def batch_norm_grad(
@@ -39,8 +45,9 @@ def batch_norm_grad(
     weight: Float32[Tensor, "c"] | None,
     bias: Float32[Tensor, "c"] | None,
     relu: bool,
-) -> tuple[Float[Tensor, "n c"], Float32[Tensor, "c"], Float32[Tensor, "c"]]:
-    """Return the gradients of ``feats``, ``weight`` and ``bias`` of :func:`batch_norm`.
+    out: Float[Tensor, "n c"] | None = None,
+) -> tuple[Float[Tensor, "n c"], Float32[Tensor, "c"], Float32[Tensor, "c"], Float[Tensor, "n c"]]:
+    """Return the gradients of :func:`batch_norm`.
 
     Args:
         grad: [n, c], the gradient of the output, contiguous, in the dtype of ``feats``.
@@ -49,8 +56,14 @@ def batch_norm_grad(
         weight: The norm's.
         bias: The norm's.
         relu: The argument of :func:`batch_norm`.
+        out: The output that :func:`batch_norm` returned. Needed if it added a residual and clamped
+            the sum, else None.
+
+    Returns:
+        The gradients of ``feats``, of the norm's weight and bias, and of the residual. The last one
+        means nothing if there was no residual.
     """
-    return _back_end(grad.device).batch_norm_grad(grad, feats, stats, weight, bias, relu)
+    return _back_end(grad.device).batch_norm_grad(grad, feats, stats, weight, bias, relu, out)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -83,17 +83,13 @@ def sparse_conv(
         _check_residual(residual, matrices, kernel_map)
     if isinstance(norm, TrainingNorm):
         _check_training_norm(norm, matrices, kernel_map, dtype)
-        call = _Call(view, kernel_map, dtype, precision, norm, relu and residual is None)
-        out: Tensor = _SparseConv.apply(feats, weight, bias, norm.weight, norm.bias, call)
-        if residual is None:
-            return out
-        out = out + residual.to(dtype)
-        return out.relu() if relu else out
+        call = _Call(view, kernel_map, dtype, precision, norm, relu)
+        return _SparseConv.apply(feats, weight, bias, norm.weight, norm.bias, residual, call)
     if norm is not None:
         _check_norm(norm, matrices)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
         call = _Call(view, kernel_map, dtype, precision)
-        out = _SparseConv.apply(feats, weight, bias, None, None, call)
+        out: Tensor = _SparseConv.apply(feats, weight, bias, None, None, None, call)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
@@ -146,7 +142,7 @@ class _Call(NamedTuple):
         dtype: The dtype that products are made of.
         precision: Products of float32.
         norm: Batch norm in training, applied to the output.
-        relu: Clamp the normalised output at zero.
+        relu: Clamp the normalised output, and what is added to it, at zero.
     """
 
     view: Tensor | None
@@ -160,9 +156,9 @@ class _Call(NamedTuple):
 class _SparseConv(torch.autograd.Function):
     """Forward: gather_gemm on the table of the outputs. Backward: conv_grads.
 
-    Batch norm in training and its ReLU belong to the node: of three nodes, host and autograd thread
-    have three times the work. ``norm_weight`` and ``norm_bias`` are those of ``call.norm``, where
-    autograd sees them.
+    Batch norm in training, the addition of a residual and the ReLU belong to the node: separate
+    nodes would cost the host and the autograd thread as much again for each, and passes over the
+    features. ``norm_weight`` and ``norm_bias`` are those of ``call.norm``, for autograd to see.
     """
 
     @staticmethod
@@ -173,6 +169,7 @@ class _SparseConv(torch.autograd.Function):
         bias: Tensor | None,
         norm_weight: Tensor | None,
         norm_bias: Tensor | None,
+        residual: Tensor | None,
         call: _Call,
     ) -> Tensor:
         view, kernel_map, dtype, precision, norm, relu = call
@@ -185,8 +182,15 @@ class _SparseConv(torch.autograd.Function):
         if norm is None:
             ctx.save_for_backward(feats_c, weight_c)
             return out
-        normed, stats = batch_norm(out, norm, relu)
-        ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias)
+        if residual is None:
+            normed, stats = batch_norm(out, norm, relu)
+            ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias, None)
+            return normed
+        ctx.residual_dtype = residual.dtype
+        normed, stats = batch_norm(out, norm, relu, _cast(residual, dtype).contiguous())
+        # The next layer keeps its input, this output, anyway.
+        clamped = normed if relu else None
+        ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias, clamped)
         return normed
 
     @staticmethod
@@ -200,12 +204,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of the arguments of :class:`_SparseConv`."""
     feats, weight, *normed = ctx.saved_tensors
     feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
-    needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, _ = ctx.needs_input_grad
+    needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, needs_residual, _ = (
+        ctx.needs_input_grad
+    )
     grad = _cast(grad, feats.dtype).contiguous()
-    grad_feats = grad_weight = matrices = grad_bias = grad_scale = grad_shift = None
+    grad_feats = grad_weight = matrices = grad_bias = grad_scale = grad_shift = grad_residual = None
     if normed:
-        out, stats, scale, shift = normed
-        grad, grad_scale, grad_shift = batch_norm_grad(grad, out, stats, scale, shift, ctx.relu)
+        out, stats, scale, shift, clamped = normed
+        grad, grad_scale, grad_shift, grad_residual = batch_norm_grad(
+            grad, out, stats, scale, shift, ctx.relu, clamped
+        )
+        grad_residual = _cast(grad_residual, ctx.residual_dtype) if needs_residual else None
     if needs_weight:
         grad_weight, matrices = _new_weight_grad(weight, weight_dtype, ctx.weight_shape)
     if needs_feats or needs_weight:
@@ -219,7 +228,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
     return (
         grad_feats, grad_weight, grad_bias,
-        grad_scale if needs_scale else None, grad_shift if needs_shift else None, None,
+        grad_scale if needs_scale else None, grad_shift if needs_shift else None,
+        grad_residual, None,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Batch norm of training over the rows of a matrix, with the ReLU behind it (torch)."""
+"""Batch norm of training over the rows of a matrix, with residual and ReLU behind it (torch)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import Tensor
 from tritonspconv.kernels.channel_norm import TrainingNorm
 
 
-def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, Tensor]:
-    """Take the moments of all rows at once, in float32."""
+def batch_norm(
+    feats: Tensor, norm: TrainingNorm, relu: bool, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`tritonspconv.kernels.batch_norm.batch_norm`."""
     n = feats.shape[0]
     variance, mean = torch.var_mean(feats.float(), dim=0, correction=0)
     stats = torch.stack([mean, (variance + norm.eps).rsqrt()])
@@ -18,6 +20,7 @@ def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, T
     if norm.num_batches is not None:
         norm.num_batches.add_(1)
     _, out = _scaled(feats, stats, norm.weight, norm.bias)
+    out = out if residual is None else out + residual
     return (out.relu() if relu else out).to(feats.dtype), stats
 
 
@@ -28,22 +31,25 @@ def batch_norm_grad(
     weight: Tensor | None,
     bias: Tensor | None,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over all rows at once, in float32."""
-    normal, out = _scaled(feats, stats, weight, bias)
-    grad = grad.float()
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`tritonspconv.kernels.batch_norm.batch_norm_grad`."""
+    normal, scaled = _scaled(feats, stats, weight, bias)
+    passed = grad
     if relu:
-        grad = grad.where(~(out.to(feats.dtype) <= 0), grad.new_zeros(()))
-    grad_bias, grad_weight = grad.sum(0), (grad * normal).sum(0)
-    grad = grad - (grad_bias + normal * grad_weight) / feats.shape[0]
+        clamped = scaled.to(feats.dtype) if out is None else out
+        passed = grad.where(~(clamped <= 0), grad.new_zeros(()))
+    total = passed.float()
+    grad_bias, grad_weight = total.sum(0), (total * normal).sum(0)
+    total = total - (grad_bias + normal * grad_weight) / feats.shape[0]
     scale = stats[1] if weight is None else stats[1] * weight
-    return (grad * scale).to(feats.dtype), grad_weight, grad_bias
+    return (total * scale).to(feats.dtype), grad_weight, grad_bias, passed
 
 
 def _scaled(
     feats: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return normalised rows, and those after weight and bias."""
+    """Return normalised rows, and those rows after weight and bias."""
     normal = (feats.float() - stats[0]) * stats[1]
     out = normal if weight is None else normal * weight
     return normal, out if bias is None else out + bias

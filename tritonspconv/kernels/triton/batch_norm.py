@@ -1,8 +1,10 @@
-"""Batch norm of training over the rows of a matrix, with the ReLU behind it (Triton).
+"""Batch norm of training over the rows of a matrix, with residual and ReLU behind it (Triton).
 
-Two launches forward, two backward. The first cuts the rows into parts and sums each; the programs
-of the second each add up the parts, in one order, and then change their rows. What backward needs
-of the output, whether the ReLU passed, it computes again.
+Two launches forward, two backward. The first launch cuts the rows into parts and sums each part.
+Every program of the second launch adds up all parts, in one order, and then changes its rows.
+Backward needs to know where the ReLU passed. It computes the norm again for that; behind a
+residual it reads the output instead, and the first launch writes the gradient in front of the ReLU,
+which is the residual's gradient and the input of the second launch.
 """
 
 from __future__ import annotations
@@ -103,6 +105,7 @@ def normalise_kernel(
     running_mean_ptr,
     running_var_ptr,
     batches_ptr,
+    residual_ptr,
     stats_ptr,
     out_ptr,
     n,
@@ -116,9 +119,10 @@ def normalise_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Normalise ``tiles`` tiles of rows; the first program also writes the statistics.
+    """Normalise ``tiles`` tiles of rows, add a residual and clamp.
 
-    Those are float32 [2, c], mean and ``1 / sqrt(variance + eps)``, and the running ones.
+    The first program also writes the statistics: float32 [2, c], mean and
+    ``1 / sqrt(variance + eps)``, and the running ones.
     """
     first = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -155,6 +159,8 @@ def normalise_kernel(
         start, offs, mask = _tile(first * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
         x = _load_tile(feats_ptr + start, offs, mask)
         _normal, y = _scaled(x, mean, inverse_std, weight, bias)
+        if residual_ptr is not None:
+            y += _load_tile(residual_ptr + start, offs, mask)
         if RELU:
             y = tl.where(y < 0, 0.0, y)
         tl.store(out_ptr + start + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
@@ -164,7 +170,10 @@ def normalise_kernel(
 def _load_gradient(
     grad_ptr, feats_ptr, offs, mask, mean, inverse_std, weight, bias, RELU: tl.constexpr
 ):
-    """Return a tile's gradient in front of the ReLU, and its normalised rows."""
+    """Return a tile's gradient in front of the ReLU, and its normalised rows.
+
+    ``RELU``: the ReLU follows the norm at once.
+    """
     grad = _load_tile(grad_ptr, offs, mask)
     x = _load_tile(feats_ptr, offs, mask)
     normal, y = _scaled(x, mean, inverse_std, weight, bias)
@@ -182,7 +191,9 @@ def gradient_sums_kernel(
     stats_ptr,
     weight_ptr,
     bias_ptr,
+    out_ptr,
     parts_ptr,
+    masked_ptr,
     n,
     c,
     tiles,
@@ -190,7 +201,11 @@ def gradient_sums_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write two sums over ``tiles`` tiles: gradients, and their products with normalised rows."""
+    """Write two sums over ``tiles`` tiles: gradients, and their products with normalised rows.
+
+    If ``out_ptr`` is given, a ReLU behind the residual has made ``out``. Then also write the
+    gradient in front of that ReLU.
+    """
     part = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
@@ -205,6 +220,10 @@ def gradient_sums_kernel(
         grad, normal = _load_gradient(
             grad_ptr + start, feats_ptr + start, offs, mask, mean, inverse_std, weight, bias, RELU
         )
+        if out_ptr is not None:
+            grad = tl.where(_load_tile(out_ptr + start, offs, mask) <= 0, 0.0, grad)
+            masked = grad.to(masked_ptr.dtype.element_ty)
+            tl.store(masked_ptr + start + offs, masked, mask=mask)
         total += tl.sum(grad, axis=0)
         product += tl.sum(grad * normal, axis=0)
     at = parts_ptr + part * (2 * c) + offs_c
@@ -308,8 +327,10 @@ def _bind(
     )
 
 
-def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, Tensor]:
-    """Launch twice: moments of parts of the rows, then rows changed by their sum."""
+def batch_norm(
+    feats: Tensor, norm: TrainingNorm, relu: bool, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`tritonspconv.kernels.batch_norm.batch_norm`."""
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
     moments, normalise, *_ = _bind(plan.block_n, plan.block_c, relu)
@@ -320,7 +341,7 @@ def batch_norm(feats: Tensor, norm: TrainingNorm, relu: bool) -> tuple[Tensor, T
     normalise(
         (plan.writers, plan.channels), device,
         feats, partial, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-        norm.num_batches, stats, out, n, c, plan.tiles, plan.parts,
+        norm.num_batches, residual, stats, out, n, c, plan.tiles, plan.parts,
         plan.part_tiles * plan.block_n, float(norm.momentum), float(norm.eps),
     )  # fmt: skip
     return out, stats
@@ -333,22 +354,27 @@ def batch_norm_grad(
     weight: Tensor | None,
     bias: Tensor | None,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch twice: sums over parts of the rows, then gradients by their sum."""
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`tritonspconv.kernels.batch_norm.batch_norm_grad`."""
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
-    *_, sums, gradient = _bind(plan.block_n, plan.block_c, relu)
+    # Once the ReLU behind a residual is undone, what is left is a norm without ReLU.
+    at_once = relu and out is None
+    *_, sums, gradient = _bind(plan.block_n, plan.block_c, at_once)
     partial = torch.empty(plan.parts, 2, c, dtype=torch.float32, device=device)
+    masked = None if out is None else torch.empty_like(grad)
     sums(
         (plan.parts, plan.channels), device,
-        grad, feats, stats, weight, bias, partial, n, c, plan.part_tiles,
+        grad, feats, stats, weight, bias, out, partial, masked, n, c, plan.part_tiles,
     )  # fmt: skip
-    out = torch.empty_like(feats)
+    grad = grad if masked is None else masked
+    grad_feats = torch.empty_like(feats)
     grad_weight = torch.empty(c, dtype=torch.float32, device=device)
     grad_bias = torch.empty_like(grad_weight)
     gradient(
         (plan.writers, plan.channels), device,
-        grad, feats, stats, weight, bias, partial, grad_weight, grad_bias, out,
+        grad, feats, stats, weight, bias, partial, grad_weight, grad_bias, grad_feats,
         n, c, plan.tiles, plan.parts,
     )  # fmt: skip
-    return out, grad_weight, grad_bias
+    return grad_feats, grad_weight, grad_bias, grad
