@@ -206,6 +206,15 @@ class ConvGeometry:
             return bound
         return self.kernel_volume
 
+    @property
+    def feeds_one_output(self) -> bool:
+        """True when no input can feed two outputs, as in a window of 2x2x2 and stride 2.
+
+        Kernel maps then list a pair per input at most: the inputs write the table of the outputs,
+        and the list of the pairs is the table of the inputs.
+        """
+        return self.max_outputs_per_input == 1
+
     def output_shape(self, input_shape: IntTuple) -> IntTuple:
         """Return the output extents of a bounded grid, as the dense ``torch.nn`` layers do.
 

@@ -87,7 +87,7 @@ def _build(
         )
         relation = Relation(geometry, n_in, n_in, table, mirrored=geometry.is_mirrored)
         return _CacheEntry(relation, None)
-    is_scattered = scatters(sites.device) and geometry.max_outputs_per_input == 1
+    is_scattered = scatters(sites.device) and geometry.feeds_one_output
     # Before the sites, with whose number the host then reads whether rows repeat.
     in_index = None if is_scattered else sites.index
     made_sites = out_index = repeats = None

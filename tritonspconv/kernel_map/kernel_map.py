@@ -65,16 +65,11 @@ class Relation:
 
     def _list_inputs(self) -> None:
         """Keep pairs and table of the inputs, where the pairs, input by input, are that table."""
-        if not self._feeds_one or self.listed or self.mirrored:
+        if not self.geometry.feeds_one_output or self.listed or self.mirrored:
             return
         found = list_inputs(self.out_table, self.n_in)
         if found is not None:
             self._pairs, self._in_table = found
-
-    @property
-    def _feeds_one(self) -> bool:
-        """Whether an input meets one output at most."""
-        return self.geometry.max_outputs_per_input == 1
 
     def _make_in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         table, geometry = self.out_table, self.geometry
@@ -82,7 +77,7 @@ class Relation:
             return table._replace(mirrored=True)
         # Coordinates that users wrote to since no longer say where the sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
-        if self.listed or geometry.sites == "same" or edited or self._feeds_one:
+        if self.listed or geometry.sites == "same" or edited or self.geometry.feeds_one_output:
             return invert_table(table.rows, table.order, self.n_in, geometry.offsets)
         return reverse_table(
             table.rows,
