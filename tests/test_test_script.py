@@ -1,6 +1,7 @@
 """scripts/test.sh: what its exit status says, with a Python that only plays its part."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -50,3 +51,17 @@ def test_status(tmp_path, statuses, arguments, expected):
     assert ("all checks passed" in process.stdout) == (expected == 0)
     if arguments == ["-k", "typo"]:
         assert "no test was run: none is selected by -k typo" in process.stdout
+
+
+def test_hooks_are_the_checks_of_the_script():
+    """Pyright takes the Python that it runs in; the script may run with another one."""
+    script = (_process.ROOT / "scripts/test.sh").read_text()
+    commands = re.findall(r'^(?:PYTHONPATH=\. )?"\$(?:python"|bin/)(.*)$', script, re.MULTILINE)
+    checks = [
+        command.replace('"', "").replace(" --pythonpath $python", "").strip()
+        for command in commands
+    ]
+    hooks = (_process.ROOT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: (?:python|env PYTHONPATH=\.) (.*)$", hooks, re.MULTILINE)
+    assert len(entries) == hooks.count("- id:") == 4
+    assert entries == checks
