@@ -33,7 +33,13 @@ for package in (tritonspconv, compat):
         # CPU builds of torch bring no Triton; only these modules need it.
         if private or found.name.startswith("tritonspconv.kernels.triton"):
             continue
-        module = importlib.import_module(found.name)
+        try:
+            module = importlib.import_module(found.name)
+        except ImportError as error:
+            # Modules of an original that have no counterpart say what to use instead.
+            if "is not provided. " not in str(error):
+                raise
+            continue
         for name in getattr(module, "__all__", ()):
             getattr(module, name)
         imported.append(found.name)

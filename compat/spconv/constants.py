@@ -7,9 +7,16 @@ needed, not at import.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
+from compat.spconv._names import module_getattr
+
 PACKAGE_NAME = "spconv"
+PACKAGE_ROOT = Path(__file__).parent.resolve()
+EDITABLE_INSTALLED = False
+DISABLE_JIT = False
+BOOST_ROOT = None
 NDIM_DONT_CARE = 3
 ALL_WEIGHT_IS_KRSC = True
 FILTER_HWIO = False
@@ -33,9 +40,39 @@ SPCONV_CPP_INDICE_PAIRS = True
 SPCONV_CPP_INDICE_PAIRS_IGEMM = False
 SPCONV_INT8_DEBUG = False
 SPCONV_DEBUG_WEIGHT = False
+SPCONV_DEBUG_NVRTC_KERNELS = False
+SPCONV_DEBUG_CPP_ONLY = False
 
 # Where debug_utils.spconv_save_debug_data writes; "": nowhere.
 SPCONV_DEBUG_SAVE_PATH: str
+
+
+class AllocKeys:
+    """Names under which spconv's C++ asks for memory; kept for code that reads them."""
+
+    PairBwd = "PairBwd"
+    IndiceNumPerLoc = "IndiceNumPerLoc"
+    PairMask = "PairMask"
+    MaskArgSort = "MaskArgSort"
+    OutIndices = "OutIndices"
+    PairFwd = "PairFwd"
+    PairMaskBwd = "PairMaskBwd"
+    MaskArgSortBwd = "MaskArgSortBwd"
+    MaskOutputFwd = "MaskOutputFwd"
+    OutFeatures = "OutFeatures"
+    Features = "Features"
+    Filters = "Filters"
+    OutBp = "OutBp"
+    DIn = "DIn"
+    DFilters = "DFilters"
+    InpBuffer = "InpBuffer"
+    OutBuffer = "OutBuffer"
+    IndicePairsUniq = "IndicePairsUniq"
+    IndicePairsUniqBackup = "IndicePairsUniqBackup"
+    HashKOrKV = "HashKOrKV"
+    HashV = "HashV"
+    ThrustTemp = "ThrustTemp"
+    TightUniqueCount = "TightUniqueCount"
 
 
 def _saved_weight_layout() -> str:
@@ -52,6 +89,16 @@ def _saved_weight_layout() -> str:
     return layout
 
 
+_refuse = module_getattr(
+    __name__,
+    refused={
+        "project_is_editable project_is_installed NVRTCMode SPCONV_NVRTC_MODE": (
+            "It belongs to the build of spconv's C++; nothing is compiled here."
+        )
+    },
+)
+
+
 def __getattr__(name: str) -> Any:
     if name == "SAVED_WEIGHT_LAYOUT":
         value = _saved_weight_layout()
@@ -60,6 +107,6 @@ def __getattr__(name: str) -> Any:
     elif name == "SPCONV_DEBUG_SAVE_PATH":
         value = os.getenv(name, "")
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _refuse(name)
     globals()[name] = value
     return value

@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+from compat.spconv._names import module_getattr
+
 
 class ConvAlgo(Enum):
     """spconv's convolution algorithms.
@@ -31,3 +33,23 @@ class Activation(Enum):
     ReLU = 1
     Sigmoid = 2
     LeakyReLU = 3
+
+
+__getattr__ = module_getattr(
+    __name__,
+    elsewhere={
+        "compat.cumm.conv.bases": (
+            "NCHW NHWC ConvIterAlgo ConvLayout ConvLayoutType ConvMode ConvOpType"
+        ),
+        "compat.spconv.constants": "NDIM_DONT_CARE SPCONV_INT8_DEBUG",
+    },
+    refused={
+        "ALL_NATIVE_PARAMS ALL_IMPGEMM_PARAMS SHUFFLE_SIMT_PARAMS SHUFFLE_VOLTA_PARAMS "
+        "SHUFFLE_TURING_PARAMS SHUFFLE_AMPERE_PARAMS IMPLGEMM_SIMT_PARAMS IMPLGEMM_VOLTA_PARAMS "
+        "IMPLGEMM_AMPERE_PARAMS IMPLGEMM_TURING_PARAMS": (
+            "Tiles of spconv's kernels; scripts/tools/tune.py finds those of tritonspconv."
+        ),
+        "gen_shuffle_params gen_conv_params GemmAlgoParams GemmAlgo TensorOp kernel "
+        "ConvFwdAndBwdInput ConvBwdWeight": "It makes spconv's kernels; nothing is compiled here.",
+    },
+)

@@ -1,7 +1,22 @@
 """``spconv.cppconstants``: what spconv's C++ was compiled for."""
 
-__all__ = ["CPU_ONLY_BUILD"]
+from compat.spconv._names import module_getattr
+
+__all__ = ["COMPILED_CUDA_ARCHS", "COMPILED_CUDA_GEMM_ARCHS", "CPU_ONLY_BUILD", "HAS_BOOST"]
 
 # Layers of users' own choose what a GPU build can do where this is False; here all of it works on
 # every device.
 CPU_ONLY_BUILD = False
+
+# No box operations, and nothing that was compiled beforehand.
+HAS_BOOST = False
+COMPILED_CUDA_ARCHS: set[tuple[int, int]] = set()
+COMPILED_CUDA_GEMM_ARCHS: set[tuple[int, int]] = set()
+
+__getattr__ = module_getattr(
+    __name__,
+    refused={
+        "SpconvOps BoxOps CompileInfo": "It is spconv's C++; use spconv.pytorch.ops.",
+        "BUILD_CUMM_VERSION BUILD_PCCM_VERSION": "Nothing was compiled with cumm or pccm.",
+    },
+)

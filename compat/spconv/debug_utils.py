@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from compat.spconv import constants
+from compat.spconv._names import module_getattr
 
 __all__ = ["spconv_save_debug_data"]
+
+__getattr__ = module_getattr(
+    __name__, elsewhere={"compat.spconv.constants": "SPCONV_DEBUG_SAVE_PATH"}
+)
 
 
 def spconv_save_debug_data(data: Any) -> None:

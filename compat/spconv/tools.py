@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from compat.spconv._names import module_getattr
+
 __all__ = ["CUDAKernelTimer"]
+
+__getattr__ = module_getattr(__name__, elsewhere={"compat.spconv.cppconstants": "CPU_ONLY_BUILD"})
 
 
 class CUDAKernelTimer:

@@ -113,36 +113,6 @@ def test_every_listed_name_is_the_originals(module):
     assert absent == NOT_IN_THE_ORIGINAL.get(module, set())
 
 
-# Classes and functions of the original that the adapter leaves out; QUIRKS.md says why.
-ABSENT = {
-    "spconv.core": "",
-    "spconv.utils": "",
-    "spconv.pytorch": "",
-    "spconv.pytorch.conv": "SparseConvolutionBase",
-    "spconv.pytorch.core": "ThrustSortAllocator",
-    "spconv.pytorch.functional": f"identity_decorator {' '.join(FUNCTIONS.values())}",
-    "spconv.pytorch.hash": "main",
-    "spconv.pytorch.identity": "",
-    "spconv.pytorch.modules": "PrintTensorMeta PrintCurrentTime",
-    "spconv.pytorch.ops": "fused_indice_conv maximum_value_int_ global_pool_rearrange",
-    "spconv.pytorch.pool": "SparseGlobalMaxOrAvgPool",
-    "spconv.pytorch.spatial": "",
-    "spconv.pytorch.tables": "",
-    "spconv.pytorch.utils": "",
-}
-
-
-@pytest.mark.parametrize("module", ABSENT)
-def test_whatever_the_original_defines_is_there_or_listed(module):
-    original, adapter = (importlib.import_module(root + module) for root in ("", "compat."))
-    own = {
-        name
-        for name, value in vars(original).items()
-        if getattr(value, "__module__", None) == module and not name.startswith("_")
-    }
-    assert {name for name in own if not hasattr(adapter, name)} == set(ABSENT[module].split())
-
-
 @pytest.mark.parametrize(
     "path", [f"{module}.{name}" for module in CALLABLES for name in CALLABLES[module].split()]
 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.table import PairList
 from tritonspconv.kernels.weight_grad import weight_grad
@@ -35,6 +36,7 @@ def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     Deterministic. Differentiable in ``feats``, ``weight`` and ``bias``; each gradient has its
     tensor's dtype. The host never waits.
     """
+    refuse_capture("pointwise_conv")
     dtype = compute_dtype(feats, weight)
     if dtype == weight.dtype or not torch.is_grad_enabled():
         return _product(feats, weight, bias)

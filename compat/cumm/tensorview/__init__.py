@@ -11,7 +11,64 @@ from compat.cumm.tensorview import gemm
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Tensor", "from_numpy", "gemm"]
+__all__ = [
+    "CUDAKernelTimer",
+    "Tensor",
+    "bfloat16",
+    "bool_",
+    "div_up",
+    "float16",
+    "float32",
+    "float64",
+    "from_numpy",
+    "gemm",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "tf32",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "unknown",
+]
+
+# Types of entries, by cumm's numbers.
+unknown = -1
+float32, int32, int16, int8, float64, bool_, uint8, float16, int64, uint16, uint32, uint64 = range(
+    12
+)
+bfloat16, tf32 = 12, 13
+
+_TORCH_DTYPES = {
+    float32: torch.float32,
+    int32: torch.int32,
+    int16: torch.int16,
+    int8: torch.int8,
+    float64: torch.float64,
+    bool_: torch.bool,
+    uint8: torch.uint8,
+    float16: torch.float16,
+    int64: torch.int64,
+    uint16: torch.uint16,
+    uint32: torch.uint32,
+    uint64: torch.uint64,
+    bfloat16: torch.bfloat16,
+    tf32: torch.float32,
+}
+
+
+def torch_dtype(dtype: int) -> torch.dtype:
+    """Return torch's name of one of the types above.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if dtype not in _TORCH_DTYPES:
+        known = sorted(_TORCH_DTYPES)
+        raise ValueError(f"dtype must be a type of cumm.tensorview, one of {known}; got {dtype}.")
+    return _TORCH_DTYPES[dtype]
 
 
 class Tensor(torch.Tensor):
@@ -23,13 +80,60 @@ class Tensor(torch.Tensor):
         # torch.load reads plain tensors without being told to trust the file.
         return self.as_subclass(torch.Tensor).__reduce_ex__(proto)
 
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """Return an array with a copy of the values.
+
+        Args:
+            force: Of :meth:`torch.Tensor.numpy`.
+        """
+        return self.as_subclass(torch.Tensor).numpy(force=force).copy()
+
     def numpy_view(self) -> np.ndarray:
         """Return an array over the same memory."""
-        return self.numpy()
+        return self.as_subclass(torch.Tensor).numpy()
+
+
+class CUDAKernelTimer:
+    """Takes no times; use ``torch.profiler``.
+
+    Args:
+        enable: Kept as an attribute.
+    """
+
+    def __init__(self, enable: bool) -> None:
+        self.enable = enable
+
+    def push(self, name: str) -> None:
+        """Do nothing."""
+
+    def pop(self) -> None:
+        """Do nothing."""
+
+    def record(self, name: str, stream: int = 0, event_id: int = 0) -> str:
+        """Do nothing; return ``name``."""
+        return name
+
+    def insert_pair(self, name: str, start: str, stop: str) -> None:
+        """Do nothing."""
+
+    def has_pair(self, name: str) -> bool:
+        """Return False."""
+        return False
+
+    def sync_all_event(self) -> None:
+        """Do nothing."""
+
+    def get_all_pair_duration(self) -> dict[str, float]:
+        """Return no times."""
+        return {}
+
+    def get_pair_duration(self, name: str) -> float:
+        """Return 0.0."""
+        return 0.0
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """Return an array as a CPU tensor, whose ``.numpy()`` gives the array back.
+    """Return an array as a CPU tensor, whose ``.numpy_view()`` gives the array back.
 
     Shares memory with the array, save where torch cannot: read-only arrays and negative strides are
     copied.
@@ -50,8 +154,14 @@ def from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).as_subclass(Tensor)
 
 
+def div_up(a: int, b: int) -> int:
+    """Return ``a / b``, rounded up."""
+    return -(-a // b)
+
+
 def __getattr__(name: str) -> NoReturn:
     raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}: only from_numpy, Tensor and "
-        "gemm.Activation are provided. The voxel generators take and return torch tensors."
+        f"module {__name__!r} has no attribute {name!r}: not provided. Only from_numpy, Tensor, "
+        "gemm.Activation, CUDAKernelTimer, div_up and the types of entries are. The voxel "
+        "generators take and return torch tensors."
     )

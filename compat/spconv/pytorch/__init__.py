@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from compat.spconv import constants
+from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch import (
+    constants,
     conv,
     core,
     functional,
@@ -17,7 +18,6 @@ from compat.spconv.pytorch import (
     tables,
     utils,
 )
-from compat.spconv.pytorch._errors import missing_names
 from compat.spconv.pytorch.conv import (
     SparseConv1d,
     SparseConv2d,
@@ -142,11 +142,13 @@ __all__ = [
     "utils",
 ]
 
-__getattr__ = missing_names(
+__getattr__ = module_getattr(
     __name__,
-    {
-        "SpatialGroupConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
-        "FocalsConv3d": "It belongs to the spconv-plus fork, not to spconv 2.3.8.",
+    modules={"cppcore": "compat.spconv.pytorch.cppcore"},
+    refused={
+        "SpatialGroupConv3d FocalsConv3d": (
+            "It belongs to the spconv-plus fork, not to spconv 2.3.8."
+        ),
         "quantization": "Quantised layers do not exist here; use float16 or bfloat16.",
     },
 )

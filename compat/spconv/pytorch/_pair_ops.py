@@ -261,6 +261,11 @@ def activate(feats: Tensor, act_type: Activation, alpha: float) -> Tensor:
     return torch.nn.functional.leaky_relu(feats, alpha)
 
 
+def apply_act(x: Tensor, act_type: Activation, act_alpha: float, act_beta: float) -> Tensor:
+    """Apply an activation, as ``spconv.pytorch.conv._apply_act``; ``act_beta`` has no effect."""
+    return activate(x, act_type, act_alpha)
+
+
 def _convolve(
     features: Tensor, filters: Tensor, kernel_map: KernelMap, bias: Tensor | None
 ) -> Tensor:

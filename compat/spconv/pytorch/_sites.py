@@ -65,6 +65,7 @@ class LocatedSites:
             SpconvError: The grid has too many cells, or an extent is not a whole number.
         """
         shape = whole_numbers("spatial_shape", spatial_shape)
+        (batch_size,) = whole_numbers("batch_size", (batch_size,))
         grid = _grid(shape, batch_size)
         coords = _copy(indices) if _needs_copy(indices) else indices
         located = cls(ActiveSites(coords, grid), indices, shape, batch_size)

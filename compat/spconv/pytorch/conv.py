@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._convolution import SparseConvolution
 from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
 from compat.spconv.pytorch._module import SparseModule
+from compat.spconv.pytorch._pair_ops import apply_act as _apply_act
+from compat.spconv.pytorch._voxel_count import (
+    MAX_NUM_VOXELS_DURING_TRAINING as _MAX_NUM_VOXELS_DURING_TRAINING,
+)
 from compat.spconv.pytorch.core import expand_nd
 
 __all__ = [
     "DEFAULT_SPARSE_CONV_TYPES",
+    "FILTER_HWIO",
     "ConvAlgo",
     "SparseConv1d",
     "SparseConv2d",
@@ -34,6 +40,28 @@ __all__ = [
     "SubMConv4d",
     "expand_nd",
 ]
+
+# Names that the original's module shows; underscores are its own.
+_SHOWN = _MAX_NUM_VOXELS_DURING_TRAINING, _apply_act
+FILTER_HWIO = False
+
+__getattr__ = module_getattr(
+    __name__,
+    modules={
+        "Fsp": "compat.spconv.pytorch.functional",
+        "ops": "compat.spconv.pytorch.ops",
+        "spconv": "compat.spconv.pytorch",
+        "tv": "compat.cumm.tensorview",
+    },
+    elsewhere={
+        "compat.spconv": "SPCONV_VERSION_NUMBERS",
+        "compat.spconv.constants": "ALL_WEIGHT_IS_KRSC SAVED_WEIGHT_LAYOUT SPCONV_DEBUG_WEIGHT",
+        "compat.spconv.cppconstants": "CPU_ONLY_BUILD",
+        "compat.spconv.debug_utils": "spconv_save_debug_data",
+        "compat.spconv.pytorch.core": "ImplicitGemmIndiceData IndiceData SparseConvTensor",
+        "compat.spconv.utils": "nullcontext",
+    },
+)
 
 
 class _SparseConv(SparseConvolution):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compat.spconv import constants
+from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
@@ -23,12 +24,25 @@ __all__ = [
     "ConvAlgo",
     "ImplicitGemmIndiceData",
     "IndiceData",
+    "SpConvTensorMeta",
     "SparseConvTensor",
     "expand_nd",
     "scatter_nd",
 ]
 
 _NO_GRID = torch.Tensor()
+
+__getattr__ = module_getattr(
+    __name__,
+    elsewhere={
+        "compat.spconv.constants": "SPCONV_FX_TRACE_MODE",
+        "compat.spconv.pytorch.constants": "PYTORCH_VERSION",
+        "torch.fx": "ProxyableClassMeta",
+    },
+    refused={
+        "ThrustSortAllocator": "It holds memory for spconv's C++; torch's allocator does that here."
+    },
+)
 
 
 def expand_nd(ndim: int, val: Any) -> list[int]:
@@ -62,16 +76,17 @@ def scatter_nd(indices: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor
     return out
 
 
-class _TensorMeta(torch.fx.ProxyableClassMeta):  # pyright: ignore[reportPrivateImportUsage]
+class SpConvTensorMeta(torch.fx.ProxyableClassMeta):  # pyright: ignore[reportPrivateImportUsage]
     """Lets torch.fx record constructions from proxies, and stays out of the way otherwise."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return a new object, or a proxy of one while torch.fx traces."""
         if any(isinstance(arg, torch.fx.Proxy) for arg in (*args, *kwargs.values())):
             return super().__call__(*args, **kwargs)
         return type.__call__(cls, *args, **kwargs)
 
 
-class SparseConvTensor(metaclass=_TensorMeta):
+class SparseConvTensor(metaclass=SpConvTensorMeta):
     """Features at the active sites of a bounded grid.
 
     Rows outside ``spatial_shape`` or ``batch_size`` change results without an error, since a look

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compat.spconv._names import module_getattr
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch import ops
 from compat.spconv.pytorch._errors import SpconvError
@@ -28,6 +29,28 @@ __all__ = [
     "sparse_add",
     "sparse_add_hash_based",
 ]
+
+__getattr__ = module_getattr(
+    __name__,
+    modules={"tv": "compat.cumm.tensorview"},
+    elsewhere={
+        "compat.cumm.gemm.layout": "to_stride",
+        "compat.spconv.debug_utils": "spconv_save_debug_data",
+        "compat.spconv.pytorch.constants": "PYTORCH_VERSION",
+        "compat.spconv.tools": "CUDAKernelTimer",
+    },
+    refused={
+        "SparseConvFunction SparseInverseConvFunction SubMConvFunction": (
+            "Call indice_conv, indice_inverse_conv or indice_subm_conv of this module."
+        ),
+        "SparseImplicitGemmFunction": "Call implicit_gemm of this module.",
+        "SparseMaxPoolFunction SparseMaxPoolImplicitGemmFunction": (
+            "Call indice_maxpool or indice_maxpool_implicit_gemm of this module."
+        ),
+        "SparseAvgPoolImplicitGemmFunction": "Call indice_avgpool_implicit_gemm of this module.",
+        "identity_decorator": "It returns its argument.",
+    },
+)
 
 
 def indice_conv(

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._errors import SpconvError
 
 __all__ = ["HashTable"]
+
+__getattr__ = module_getattr(
+    __name__,
+    modules={"tv": "compat.cumm.tensorview"},
+    elsewhere={"compat.spconv.pytorch.cppcore": "get_current_stream torch_tensor_to_tv"},
+    refused={"main": "A trial of spconv's own."},
+)
 
 _KEY_DTYPES = (torch.int32, torch.int64)
 _VALUE_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)

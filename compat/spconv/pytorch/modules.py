@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compat.spconv import constants
+from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._convolution import SparseConvolution
 from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.fusable import LayerFamily, fuses_now
+
+__getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch"})
 
 
 class SparseBatchNorm(nn.BatchNorm1d):
@@ -74,6 +79,39 @@ class SparseIdentity(nn.Identity):
         if isinstance(input, SparseConvTensor):
             return input.shadow_copy()
         return super().forward(input)
+
+
+class PrintTensorMeta(nn.Module):
+    """Print the smallest value, the largest and the mean of features, and pass the input on."""
+
+    def forward(self, x: SparseConvTensor | Tensor) -> SparseConvTensor | Tensor:
+        """Return ``x``."""
+        values = x.features if isinstance(x, SparseConvTensor) else x
+        print(values.min(), values.max(), values.mean())  # noqa: T201
+        return x
+
+
+class PrintCurrentTime(nn.Module):
+    """Print the seconds since the module was made, and pass the input on; waits for the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_time = time.time()
+
+    def forward(self, x: Any, msg: str = "", reset: bool = False) -> Any:
+        """Return ``x``.
+
+        Args:
+            x: Anything.
+            msg: Printed before the seconds.
+            reset: Count from now.
+        """
+        if reset:
+            self.first_time = time.time()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        print(msg, time.time() - self.first_time)  # noqa: T201
+        return x
 
 
 _TAKES_SPARSE = (SparseModule, SparseBatchNorm, SparseReLU)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._maps import check_submanifold_reuse, map_for
 from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch._voxel_count import CountsVoxels, count_voxels
 from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from tritonspconv import ops
+from tritonspconv import ops as _ops
 from tritonspconv.kernel_map import KernelMap
 
 IntOrInts = int | Sequence[int]
@@ -108,14 +109,14 @@ class SparseMaxPool(_SparsePool):
     """
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
-        return ops.sparse_pool(features, kernel_map, mode="max", ties="all", floor=0.0)
+        return _ops.sparse_pool(features, kernel_map, mode="max", ties="all", floor=0.0)
 
 
 class SparseAvgPool(_SparsePool):
     """Mean over the active inputs of each window; arguments as :class:`SparseMaxPool`."""
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
-        return ops.sparse_pool(features, kernel_map, mode="avg")
+        return _ops.sparse_pool(features, kernel_map, mode="avg")
 
 
 class _FixedNdim(_SparsePool):
@@ -187,22 +188,62 @@ class SparseAvgPool3d(_FixedNdim, SparseAvgPool):
     _ndim = 3
 
 
-class _SparseGlobalPool(SparseModule):
-    _mode: ClassVar[Literal["max", "avg"]]
+class SparseGlobalMaxOrAvgPool(SparseModule):
+    """Maximum or mean over the active sites of each sample, all channels.
+
+    Args:
+        is_mean: The mean instead of the maximum.
+        name: Kept as an attribute.
+    """
+
+    def __init__(self, is_mean: bool, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.is_mean = is_mean
 
     def forward(self, input: SparseConvTensor) -> Tensor:
         """Return ``[batch_size, C]``; zeros for a sample without active sites."""
+        mode = "avg" if self.is_mean else "max"
         samples = input.indices[:, 0]
-        return ops.global_pool(input.features, samples, int(input.batch_size), mode=self._mode)
+        return _ops.global_pool(input.features, samples, int(input.batch_size), mode=mode)
 
 
-class SparseGlobalMaxPool(_SparseGlobalPool):
+class SparseGlobalMaxPool(SparseGlobalMaxOrAvgPool):
     """Maximum over the active sites of each sample."""
 
-    _mode = "max"
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(is_mean=False, name=name)
 
 
-class SparseGlobalAvgPool(_SparseGlobalPool):
+class SparseGlobalAvgPool(SparseGlobalMaxOrAvgPool):
     """Mean over the active sites of each sample, all channels."""
 
-    _mode = "avg"
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(is_mean=True, name=name)
+
+
+ALL_POOL_LAYERS = {
+    SparseAvgPool,
+    SparseAvgPool1d,
+    SparseAvgPool2d,
+    SparseAvgPool3d,
+    SparseMaxPool,
+    SparseMaxPool1d,
+    SparseMaxPool2d,
+    SparseMaxPool3d,
+    SparseMaxPool4d,
+}
+
+__getattr__ = module_getattr(
+    __name__,
+    modules={
+        "Fsp": "compat.spconv.pytorch.functional",
+        "ops": "compat.spconv.pytorch.ops",
+        "spconv": "compat.spconv.pytorch",
+    },
+    elsewhere={
+        "compat.spconv.cppconstants": "CPU_ONLY_BUILD",
+        "compat.spconv.pytorch.conv": "_MAX_NUM_VOXELS_DURING_TRAINING",
+        "compat.spconv.pytorch.core": "ImplicitGemmIndiceData IndiceData",
+        "compat.spconv.utils": "nullcontext",
+    },
+)

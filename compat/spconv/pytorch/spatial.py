@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from compat.spconv._names import module_getattr
 from compat.spconv.pytorch.core import SparseConvTensor
 from compat.spconv.pytorch.modules import SparseModule
 from tritonspconv.coords import Grid
 
 __all__ = ["RemoveDuplicate"]
+
+__getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch"})
 
 
 class RemoveDuplicate(SparseModule):

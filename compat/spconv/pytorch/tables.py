@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch.core import SparseConvTensor
 from compat.spconv.pytorch.functional import sparse_add
 from compat.spconv.pytorch.modules import SparseModule
+
+__getattr__ = module_getattr(__name__, modules={"F": "compat.spconv.pytorch.functional"})
 
 
 class _Join(SparseModule):
@@ -69,7 +72,7 @@ class ConcatTable(SparseModule):
 
 
 def _join(items: Sequence[SparseConvTensor], features: torch.Tensor) -> SparseConvTensor:
-    out = items[0].replace_feature(features)
+    out = items[0]._derive(features)
     last = items[min(1, len(items) - 1)]
     out.benchmark = last.benchmark
     out.benchmark_record = last.benchmark_record

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._errors import SpconvError
 from tritonspconv import ops
 
 __all__ = ["PointToVoxel", "gather_features_by_pc_voxel_id"]
+
+__getattr__ = module_getattr(
+    __name__,
+    modules={"tv": "compat.cumm.tensorview"},
+    elsewhere={"compat.spconv.pytorch.cppcore": "get_current_stream torch_tensor_to_tv"},
+    refused={"SpconvOps": "It is spconv's C++; use PointToVoxel."},
+)
 
 
 def voxel_grid(

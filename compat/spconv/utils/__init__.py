@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from compat.cumm import tensorview as tv
-from compat.spconv.pytorch._errors import SpconvError, missing_names
+from compat.spconv._names import module_getattr
+from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch.utils import PointToVoxel, voxel_grid
 
 __all__ = [
@@ -337,11 +338,11 @@ rbbox_iou_loss = _box_operation("rbbox_iou_loss", _ROTATED_IOU)
 non_max_suppression_cpu = _box_operation("non_max_suppression_cpu", _NMS)
 rotate_non_max_suppression_cpu = _box_operation("rotate_non_max_suppression_cpu", _NMS)
 
-__getattr__ = missing_names(
+__getattr__ = module_getattr(
     __name__,
-    {
+    elsewhere={"compat.spconv.cppconstants": "CPU_ONLY_BUILD"},
+    refused={
         "BoxOps": "Box operations are no part of this library; use torchvision.ops or mmcv.ops.",
-        "VoxelGenerator": "It belongs to spconv 1.x; use Point2VoxelCPU3d.",
-        "VoxelGeneratorV2": "It belongs to spconv 1.x; use Point2VoxelCPU3d.",
+        "VoxelGenerator VoxelGeneratorV2": "It belongs to spconv 1.x; use Point2VoxelCPU3d.",
     },
 )

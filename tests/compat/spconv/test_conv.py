@@ -383,3 +383,29 @@ def test_record_voxel_count_keeps_the_largest_output(make, device):
     more = layer.eval()(make(n=90)).features.shape[0]
     assert layer.max_num_voxels_during_training.tolist() == [more]
     assert spconv.SparseConv3d(4, 4, 3).get_max_num_voxels() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"dilation": 0}, "dilation must be at least 1"),
+        ({"kernel_size": 0}, "kernel_size must be at least 1"),
+        ({"stride": 1.5}, "must be whole numbers"),
+        ({"padding": [1, 0.5, 0]}, "must be whole numbers"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["SparseConv3d", "SparseConvTranspose3d", "SparseMaxPool3d"])
+def test_windows_that_cannot_be_raise_spconvs_exceptions(make, device, kind, options, text):
+    """The original divides by zero, or reads every tap from one cell."""
+    channels = () if "Pool" in kind else (4, 4)
+    for exception in (AssertionError, ValueError, RuntimeError):
+        with pytest.raises(exception, match=text):
+            getattr(spconv, kind)(*channels, **{"kernel_size": 3, **options}).to(device)(make())
+
+
+@pytest.mark.parametrize("dilation", [0, -1])
+def test_submanifold_windows_that_cannot_be(make, device, dilation):
+    with pytest.raises(AssertionError, match="dilation must be at least 1"):
+        spconv.SubMConv3d(4, 4, 3, dilation=dilation).to(device)(make())

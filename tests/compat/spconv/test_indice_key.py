@@ -221,7 +221,9 @@ def test_get_indice_pairs_of_a_submanifold_returns_its_indices(make):
     assert out is x.indices
     assert pairs.shape == (2, 27, 40)
     with pytest.raises(NotImplementedError, match="every output is kept"):
-        spconv.ops.get_indice_pairs(x.indices, 2, [6, 5, 7], Native, *window, num_out_act_bound=5)
+        spconv.ops.get_indice_pairs_implicit_gemm(
+            x.indices, 2, [6, 5, 7], Native, *window, num_out_act_bound=5
+        )
 
 
 def test_layers_without_key_share_maps_while_indices_stay(make, maps):

@@ -1,0 +1,1 @@
+"""The part of ``cumm.conv`` that code around spconv's layers imports."""
