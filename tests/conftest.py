@@ -1,5 +1,6 @@
 """Fixtures and collection rules for the whole suite."""
 
+import importlib
 import math
 import os
 import zlib
@@ -15,6 +16,7 @@ from tests import _skips
 
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+INTERPRETED_DEVICE = "interpreted"
 NO_GPU = "no GPU: torch.cuda.is_available() is False"
 
 # Torch lists the functions that `torch.device` contexts and overrides know on first use, by
@@ -105,8 +107,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device in turn; ``cuda`` is skipped where there is none."""
-    return torch.device(request.param)
+    """Each device in turn; ``cuda`` is skipped where there is none.
+
+    See `tests/_back_end.py` for the CPU whose tensors go to Triton.
+    """
+    return torch.device("cpu" if request.param == INTERPRETED_DEVICE else request.param)
+
+
+@pytest.fixture(autouse=True)
+def _back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send tensors on a CPU to Triton where the test's device asks for it."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("device") == INTERPRETED_DEVICE:
+        importlib.import_module("tests._back_end").send_cpu_to_triton(monkeypatch)
 
 
 @pytest.fixture(scope="session")

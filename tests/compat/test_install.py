@@ -356,3 +356,30 @@ def test_tensorview_errors():
         tensorview.from_numpy([1.0])  # pyright: ignore[reportArgumentType]
     with pytest.raises(AttributeError, match=r"'zeros': not provided\. Only from_numpy, Tensor"):
         tensorview.zeros  # noqa: B018
+
+
+def test_uninstall_leaves_modules_that_are_not_the_adapters(tmp_path: Path):
+    """A module that somebody put below the original's name is theirs."""
+    code = """
+import sys
+import types
+
+import compat
+
+compat.install("spconv")
+import spconv.pytorch
+
+foreign = types.ModuleType("spconv.plugin")
+sys.modules["spconv.plugin"] = foreign
+replaced = types.ModuleType("spconv.tools")
+sys.modules["spconv.tools"] = replaced
+sys.modules["spconvlike"] = foreign
+compat.uninstall("spconv")
+assert sys.modules["spconv.plugin"] is foreign
+assert sys.modules["spconv.tools"] is replaced
+assert sys.modules["spconvlike"] is foreign
+left = [name for name in sys.modules if name == "spconv" or name.startswith("spconv.")]
+assert sorted(left) == ["spconv.plugin", "spconv.tools"], left
+assert "compat.spconv.pytorch" in sys.modules
+"""
+    run(write(tmp_path, "leaves.py", code), cwd=tmp_path)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests._back_end import use, use_triton
+from tests._back_end import every_back_end, use, use_triton
 from tests._oracle import (
     expected_out_coords,
     expected_triples,
@@ -19,7 +19,7 @@ from tests._oracle import (
     swapped,
     table_triples,
 )
-from tests._strategies import KINDS, Share, problems, site_sets
+from tests._strategies import KINDS, Share, a_few, problems, site_sets
 from tritonspconv.coords import ActiveSites, Grid, active_sites
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, build, kernel_map, output_sites
@@ -27,7 +27,6 @@ from tritonspconv.testing import random_sites, surface_sites
 
 # Each kind of window has its own examples, so that none is left out by the draw.
 every_kind = pytest.mark.parametrize("kind", KINDS)
-a_few = settings(max_examples=30)
 
 SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 DOWN2 = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
@@ -77,11 +76,12 @@ def counted_pairs(kmap: KernelMap) -> tuple[list, bool]:
     return map_triples(kmap), kmap.in_sites is kmap.out_sites
 
 
+@every_back_end
 @every_kind
 def test_map_is_the_relation(device, kind):
     share = Share()
 
-    @a_few
+    @a_few(30)
     @given(problems((kind,), device))
     def has_the_rows_and_pairs_of_brute_force(problem):
         sites, geometry = problem
@@ -96,11 +96,12 @@ def test_map_is_the_relation(device, kind):
     share.check()
 
 
+@every_back_end
 @pytest.mark.parametrize("kind", ["reached", "transposed", "reached, taps", "transposed, taps"])
 def test_map_to_given_sites_is_the_relation(device, kind):
     share = Share()
 
-    @a_few
+    @a_few(30)
     @given(data=st.data())
     def has_the_pairs_of_brute_force(data):
         sites, geometry = data.draw(problems((kind,), device))
@@ -120,11 +121,47 @@ def test_map_to_given_sites_is_the_relation(device, kind):
     share.check()
 
 
+@every_back_end
+def test_output_sites_of_fewer_samples(device):
+    """Rows of samples that the output grid lacks reach nothing."""
+    sites = random_sites(60, extent=6, batch_size=3, device=device)
+    for geometry in (DOWN2, UP2):
+        grid = Grid((0, 0, 0), geometry.output_shape(sites.grid.shape), 2)
+        everywhere = expected_out_coords(sites, geometry)
+        made = output_sites(sites, geometry, grid)
+        assert made.coords.tolist() == everywhere[everywhere[:, 0] < 2].tolist()
+        assert made.grid == grid
+        assert 0 < made.num_rows < len(everywhere)
+        check_forms(kernel_map(sites, geometry, out_sites=made))
+
+
+@every_back_end
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
+@pytest.mark.parametrize("repeated", ["fine", "coarse"])
+def test_repeats_on_one_side_only(device, transposed, repeated):
+    """The lowest row of a cell takes part, whichever side repeats and whichever was looked at."""
+    geometry = ConvGeometry((3, 2), (2, 2), (1, 0), (1, 1), transposed=transposed)
+    counts = {"fine": 7 * (repeated == "fine"), "coarse": 4 * (repeated == "coarse")}
+    fine = random_sites(30, 2, extent=6, repeats=counts["fine"], device=device)
+    coarse = random_sites(12, 2, extent=4, repeats=counts["coarse"], device=device)
+    for looked_at in ((), (fine,), (coarse,), (fine, coarse)):
+        sides = [ActiveSites(side.coords, side.grid) for side in (fine, coarse)]
+        for made, side in zip(sides, (fine, coarse), strict=True):
+            if side in looked_at:
+                assert made.has_repeats() == (counts["fine" if side is fine else "coarse"] > 0)
+        sites, out_sites = sides[::-1] if transposed else sides
+        kmap = kernel_map(sites, geometry, out_sites=out_sites)
+        assert kmap.num_pairs() >= 5
+        check_forms(kmap)
+        check_forms(kmap.inverse())
+
+
+@every_back_end
 @every_kind
 def test_inverse_map_swaps_the_roles(device, kind):
     share = Share()
 
-    @a_few
+    @a_few(30)
     @given(problems((kind,), device))
     def has_the_pairs_swapped(problem):
         kmap = kernel_map(*problem)
@@ -174,6 +211,7 @@ def test_many_rows(device, geometry, monkeypatch):
         check_forms(kernel_map(given_sites, geometry))
 
 
+@every_back_end
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -192,6 +230,7 @@ def test_no_rows_and_one_row(device, n, bounded, geometry):
     check_forms(kernel_map(sites, geometry))
 
 
+@every_back_end
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2, UP2], ids=["subm", "strided", "transposed"])
 def test_only_rows_outside_the_grid(device, geometry):
     sites = random_sites(6, extent=7, outside=6, device=device)
@@ -200,6 +239,7 @@ def test_only_rows_outside_the_grid(device, geometry):
     assert kmap.num_pairs() == (6 if geometry is SUBM3 else 0)
 
 
+@every_back_end
 def test_input_rows_of_samples_beyond_their_grid(device):
     """Also where the outputs have more samples than the inputs."""
     coords = torch.tensor([[0, 1], [1, 1]], dtype=torch.int32, device=device)
@@ -254,6 +294,7 @@ def test_out_grid_cuts_the_outputs(device):
     check_forms(kmap)
 
 
+@every_back_end
 def test_given_sites_under_a_submanifold_geometry(device):
     """The rule chooses outputs; where they are given, the window alone is left of it."""
     sites = random_sites(30, extent=6, device=device)

@@ -1,5 +1,7 @@
 """Gather-GEMM: Triton against the reference and against the torch launcher."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from tritonspconv.kernels.triton import gather_gemm as kernels
 from tritonspconv.kernels.triton.configs import GemmConfig
 
 FIXED = GemmConfig(block_m=32, block_n=16, block_k=16, num_warps=2, num_stages=2)
+BIND = kernels._bind
 
 
 def random_table(volume: int, n_out: int, n_in: int, device, *, share=0.4, ordered=False):
@@ -282,3 +285,29 @@ def test_offsets_beyond_int32(triton_device):
     expected = feats[:, 0].flip(0) * twice
     assert torch.equal(out[:, 0], expected)
     assert torch.equal(out[:, -1], expected)
+
+
+@pytest.mark.parametrize("large", ["feats", "weight", "rows", None])
+def test_addresses_have_64_bits_where_any_operand_is_that_large(large, monkeypatch):
+    """Memory is shared by all entries: the operands' sizes alone choose the kernel."""
+    chosen = []
+
+    def choose(*problem):
+        chosen.append(problem)
+        raise InterruptedError
+
+    monkeypatch.setattr(kernels, "_bind", choose)
+    sizes = {"feats": (2, 16), "weight": (3, 16, 8), "rows": (3, 1)}
+    if large:
+        sizes |= {
+            "feats": {"feats": (2**27, 16)}, "weight": {"weight": (2**24, 16, 8)},
+            "rows": {"rows": (2**30 + 1, 2)},
+        }[large]  # fmt: skip
+    feats, weight, rows = (
+        torch.zeros((), dtype=torch.int32 if name == "rows" else torch.float16).expand(size)
+        for name, size in sizes.items()
+    )
+    with pytest.raises(InterruptedError):
+        kernels.gather_gemm(feats, weight, None, rows, None, None, mirrored=False)
+    wide = chosen[0][list(inspect.signature(BIND).parameters).index("wide")]
+    assert wide == (large is not None)

@@ -84,6 +84,9 @@ def test_what_is_not_finite_stays_so_and_stays_there(triton_device):
     operands_ = [split_half(tensor, with_low=True) for tensor in (x, weight)]
     out = convolve(*operands_, None, table, config=FIXED)
     assert out.isfinite().all(dim=1).tolist() == [True, False, False, True]
+    # All factors are positive: an infinite entry makes an infinite sum, not an undefined one.
+    assert (out[1] == torch.inf).all()
+    assert out[2].isnan().all()
 
 
 @pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (17, 33), (40, 3)])

@@ -1,5 +1,6 @@
 """Launching without a GPU: which launches share a compiled kernel, and what kernels are handed."""
 
+import contextlib
 import itertools
 import shutil
 import subprocess
@@ -205,3 +206,46 @@ def test_tritons_launcher_hands_the_driver_the_values_in_order(tmp_path):
     )  # fmt: skip
     arguments = "4321: 1000 -11 12 13 14"
     assert process.stdout.splitlines() == [f"5 6 1, {arguments}", f"8 1 1, {arguments}"]
+
+
+@pytest.mark.parametrize(("current", "guarded"), [(0, True), (1, False)])
+def test_tensors_of_another_device_make_it_current_for_the_launch(current, guarded, monkeypatch):
+    events = []
+
+    @contextlib.contextmanager
+    def device_guard(device):
+        events.append(f"enter {device}")
+        yield
+        events.append("leave")
+
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", device_guard)
+    monkeypatch.setattr(
+        _launch.BoundKernel, "_launch", lambda self, grid, index, args: events.append(index)
+    )
+    _launch.launch(kernel, (1,), torch.device("cuda", 1), *ARGUMENTS["usual"], BLOCK=16)
+    assert events == (["enter cuda:1", 1, "leave"] if guarded else [1])
+
+
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_profilers_see_every_launch(hook, monkeypatch):
+    """A hook at either end is Triton's to call: the fast way calls none."""
+    ran, by_triton = [], []
+    hand_values_to(lambda *call: ran.append(call), monkeypatch)
+    bound = _launch.BoundKernel(kernel, {"BLOCK": 16})
+    monkeypatch.setattr(
+        _launch.BoundKernel, "_launch_by_triton", lambda _self, *call: by_triton.append(call)
+    )
+    call = (1,), 0, ARGUMENTS["usual"]
+    bound._launch(*call)
+    bound._launch(*call)
+    assert (len(by_triton), len(ran)) == (1, 1)
+    called = triton.knobs.runtime
+    getattr(called, hook).add(print)
+    try:
+        bound._launch(*call)
+    finally:
+        getattr(called, hook).remove(print)
+    assert (len(by_triton), len(ran)) == (2, 1)
+    bound._launch(*call)
+    assert (len(by_triton), len(ran)) == (2, 2)

@@ -1,5 +1,7 @@
 """Weight gradient: Triton against the reference and against the torch launcher."""
 
+import mmap
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +13,13 @@ from tritonspconv.testing import assert_close
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import triton.language as tl
+
 from tritonspconv.kernels.triton import weight_grad as kernels
 from tritonspconv.kernels.triton.configs import GemmConfig
 
+# Private memory without a file, and Linux's MAP_NORESERVE, which Python 3.11 does not name.
+LAZY_MEMORY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 FIXED = GemmConfig(block_m=16, block_n=16, block_k=32, num_warps=2, num_stages=2)
 DTYPES = [torch.float32, torch.float16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,3 +210,37 @@ def test_the_same_bits_twice(triton_device, dtype):
     feats, grad = operands(50, 40, 17, 9, dtype, triton_device)
     one, two = (launch(kernels, feats, grad, listed, 3, dtype, config=FIXED) for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_shares_lie_beyond_int32(triton_device):
+    """The last share of a large matrix begins after 2**31 entries; untouched memory is free."""
+    c_out, shares, step = 2**27, 2**4 + 1, 16
+    if triton_device.type == "cuda":
+        partial = torch.zeros(shares * c_out, device=triton_device)
+    else:
+        memory = mmap.mmap(-1, shares * c_out * 4, flags=LAZY_MEMORY)
+        partial = torch.frombuffer(memory, dtype=torch.float32)
+    one_channel = {
+        "C_IN": 1, "C_OUT": c_out, "V": 1, "BLOCK_V": 1, "MIRRORED": False, "ACC_TYPE": tl.float32,
+    }  # fmt: skip
+    # Each share has one step of pairs. Row r of the features is r // step + 1.
+    feats = torch.arange(shares * step, device=triton_device)[:, None] // step + 1.0
+    grad = torch.zeros(1, c_out, device=triton_device)
+    grad[:, :16] = 1
+    pairs = torch.stack([torch.arange(len(feats)), torch.zeros(len(feats))]).int()
+    tap_ptr = torch.tensor([0, len(feats)], device=triton_device)
+    # One tile of the matrix, for all shares.
+    kernels.weight_grad_kernel[(1, shares)](
+        feats, None, None, grad, None, None, pairs.to(triton_device), tap_ptr, partial, len(feats),
+        shares, **one_channel, PARTS=0, PRECISION="ieee", BLOCK_M=16, BLOCK_N=16, BLOCK_K=step,
+        IN_TWO_LEVELS=False,
+    )  # fmt: skip
+    for share in (0, 7, shares - 1):
+        start = share * c_out
+        assert partial[start : start + 16].tolist() == [step * (share + 1.0)] * 16
+    out = torch.zeros(c_out, device=triton_device)
+    kernels.sum_shares_kernel[(1, 1)](
+        partial, tap_ptr, out, shares, STRIDE_V=c_out, STRIDE_K=c_out, STRIDE_N=1, **one_channel,
+        LANES=32, BLOCK=16,
+    )  # fmt: skip
+    assert out[:16].tolist() == [step * shares * (shares + 1) / 2] * 16

@@ -5,13 +5,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests._back_end import every_back_end
 from tests._oracle import map_triples
 from tests._strategies import KINDS as WINDOWS
-from tests._strategies import Share, problems, site_sets
+from tests._strategies import Share, a_few, problems, site_sets
 from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
@@ -89,11 +90,12 @@ def check(kmap: KernelMap, leaves: list[Tensor | None], dtype: torch.dtype | Non
     return ours
 
 
+@every_back_end
 @every_window
 def test_any_map(device, window):
     share = Share()
 
-    @settings(max_examples=20)
+    @a_few(20)
     @given(data=st.data())
     def is_brute_force(data):
         kmap = kernel_map(*data.draw(problems((window,), device)))
@@ -113,7 +115,7 @@ def test_any_map_is_adjoint(device, window):
     """``<A x, y> == <x, A' y>``: the gradient in the features is the exact transpose."""
     share = Share()
 
-    @settings(max_examples=20)
+    @a_few(20)
     @given(data=st.data())
     def is_adjoint(data):
         sites, geometry = data.draw(problems((window,), device))
@@ -192,6 +194,7 @@ def test_few_rows(device, geometry, n):
     assert ours[0].shape == (kmap.n_out, 6)
 
 
+@every_back_end
 def test_no_output_rows(device):
     """Outputs may be absent although inputs are there; gradients are zeros, not missing."""
     sites = random_sites(5, extent=4, device=device)
@@ -204,6 +207,7 @@ def test_no_output_rows(device):
     assert torch.equal(out, leaves[2].expand(5, 6))
 
 
+@every_back_end
 def test_a_row_without_pairs_is_the_bias(device):
     sites = random_sites(10, extent=4, device=device)
     far = torch.tensor([[0, 3, 3, 3], [1, 40, 40, 40]], dtype=torch.int32, device=device)
@@ -293,6 +297,7 @@ def test_gradcheck(device, geometry):
         )
 
 
+@every_back_end
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)), ids=str)
 def test_gradients_that_are_asked_for(device, wanted):
     kmap = kernel_map(random_sites(20, extent=4, device=device), SUBM3)
@@ -304,6 +309,57 @@ def test_gradients_that_are_asked_for(device, wanted):
     if any(wanted):
         out.sum().backward()
     assert [leaf.grad is not None for leaf in leaves] == list(wanted)
+
+
+@every_back_end
+def test_a_gradient_of_the_residual_alone(device):
+    """Nothing else asks for one, and no kernel may run that leaves the graph out."""
+    kmap = kernel_map(random_sites(20, extent=4, device=device), DOWN2)
+    feats, weight, bias = (x.detach() for x in operands(kmap, 3, 4))
+    residual = torch.randn(kmap.n_out, 4, dtype=torch.float64, device=device, requires_grad=True)
+    out = sparse_conv(feats, weight, kmap, bias, residual=residual, relu=True)
+    grad = torch.randn_like(out)
+    (found,) = torch.autograd.grad(out, residual, grad)
+    assert 0 < int((out > 0).sum()) < out.numel()
+    assert torch.equal(found, grad * (out > 0))
+
+
+@every_back_end
+@every_kind
+def test_a_weight_gradient_where_features_are_frozen(device, geometry):
+    """Also along an inverse map, whose pairs are listed the other way round."""
+    kmap = kernel_map(random_sites(40, extent=5, repeats=2, device=device), geometry)
+    for way in (kmap, kmap.inverse()):
+        feats, weight, _ = operands(way, 3, 4)
+        frozen = feats.detach()
+        grad = torch.randn(way.n_out, 4, dtype=torch.float64, device=device)
+        (alone,) = torch.autograd.grad(sparse_conv(frozen, weight, way), weight, grad)
+        exact = torch.zeros(way.kernel_volume, 3, 4, dtype=torch.float64)
+        for in_row, out_row, tap in map_triples(way):
+            exact[tap] += torch.outer(frozen[in_row].cpu(), grad[out_row].cpu())
+        torch.testing.assert_close(alone.cpu(), exact)
+        # The gradient along an inverse map is of another kind than that of the map itself.
+        both = torch.autograd.grad(sparse_conv(feats, weight, way), (feats, weight), grad)
+        torch.testing.assert_close(both[1], alone)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_a_bias_gradient_of_more_rows_than_half_precision_counts(device, dtype):
+    """70,000 ones are no number of float16, and in bfloat16 a sum of ones stops at 256."""
+    n = 70_000
+    coords = torch.zeros(n, 2, dtype=torch.int32, device=device)
+    coords[:, 1] = torch.arange(n)
+    kmap = kernel_map(
+        ActiveSites(coords, Grid((0,), (n,), 1)), ConvGeometry.submanifold((1,), (1,))
+    )
+    feats = torch.zeros(n, 1, device=device)
+    weight, bias = torch.zeros(1, 1, 1, device=device), torch.zeros(1, device=device)
+    with torch.autocast(device.type, dtype):
+        out = sparse_conv(feats, weight, kmap, bias.requires_grad_())
+    assert out.dtype == dtype
+    (found,) = torch.autograd.grad(out, bias, torch.ones_like(out))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [n]
 
 
 def strided_views(tensor: Tensor) -> dict[str, Tensor]:
@@ -331,6 +387,7 @@ def test_layouts_of_operands(device, geometry):
             assert dweight.stride() == view.stride(), "a gradient has its parameter's layout"
 
 
+@every_back_end
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2], ids=["subm", "strided"])
 def test_weight_of_another_layout(device, geometry, dtype):
@@ -357,6 +414,7 @@ def test_weight_of_another_layout(device, geometry, dtype):
             assert torch.equal(layer(feats, leaf, bias), out)
 
 
+@every_back_end
 def test_a_changed_weight_of_another_layout_is_noticed(device):
     kmap = kernel_map(random_sites(20, extent=4, device=device), SUBM3)
     weight = torch.randn(7, 3, 3, 3, 5, device=device).requires_grad_()
@@ -545,6 +603,7 @@ def test_samples_do_not_mix(device):
             )
 
 
+@every_back_end
 def test_nan_stays_where_it_is_read(device):
     sites = random_sites(40, extent=5, device=device)
     kmap = kernel_map(sites, DOWN2)
@@ -628,6 +687,7 @@ def test_errors(error, changes, message):
         error_case(**changes)()
 
 
+@every_back_end
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 def test_residual_and_relu(device, relu):
     kmap = kernel_map(random_sites(60, device=device), DOWN2)
@@ -756,6 +816,27 @@ def test_training_norm_of_halves(device, dtype):
     torch.testing.assert_close(weight_ovi.grad, wanted, rtol=0.05, atol=0.05)
 
 
+@every_back_end
+def test_a_relu_that_rounds_to_zero_passes_no_gradient(device):
+    """As torch's, which looks at its output: there, a positive number too small is zero."""
+    kmap = kernel_map(random_sites(60, extent=6, device=device), POINTWISE)
+    dtype = torch.float16
+    feats, weight, _ = operands(kmap, 4, 5, dtype)
+    norm = training_norm(5, device)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    # Outputs of the norm lie around the smallest number there is; some round to zero.
+    with torch.no_grad():
+        norm.weight.fill_(smallest / 2)
+        norm.bias.zero_()
+    out = sparse_conv(feats, weight, kmap, norm=norm, relu=True)
+    passed = out > 0
+    plain = sparse_conv(feats, weight, kmap).double()
+    positive = F.batch_norm(plain, None, None, training=True) > 0
+    assert 0 < int(passed.sum()) < int(positive.sum())
+    (found,) = torch.autograd.grad(out, norm.bias, torch.ones_like(out))
+    assert torch.equal(found, passed.sum(0).float())
+
+
 @pytest.mark.parametrize(
     ("error", "changes", "message"),
     [
@@ -808,6 +889,7 @@ def test_norm_of_another_dtype(device, dtype, vectors):
         assert_close(ours, exact, dtype, eager=exact.to(dtype), name="out")
 
 
+@every_back_end
 def test_layouts_of_vectors(device):
     kmap = kernel_map(random_sites(30, extent=5, device=device), SUBM3)
     feats, weight, bias = operands(kmap, 3, 5, torch.float32)

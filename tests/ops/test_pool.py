@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests._back_end import every_back_end
 from tests._oracle import map_triples
-from tests._strategies import Share, problems
+from tests._strategies import Share, a_few, problems
 from tritonspconv import reference
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import kernel_map
@@ -65,11 +66,12 @@ def test_dtypes(how, dtype, device):
     check(kernel_map(random_sites(90, extent=6, device=device), DOWN), 17, how, dtype, device)
 
 
+@every_back_end
 @pytest.mark.parametrize("kind", ["reached", "transposed", "cells", "reached, taps"])
 def test_any_geometry(kind, device):
     share = Share()
 
-    @settings(max_examples=20)
+    @a_few(20)
     @given(problem=problems((kind,), device), how=st.sampled_from(list(MODES.values())))
     def is_brute_force(problem, how):
         kmap = kernel_map(*problem)
@@ -80,6 +82,33 @@ def test_any_geometry(kind, device):
     share.check()
 
 
+@every_mode
+@pytest.mark.parametrize("geometry", [DOWN, SUBM], ids=["strided", "same"])
+def test_layouts_of_features_and_gradients(geometry, how, device):
+    """Rows with gaps between them, columns first, and one row for all: where all inputs tie."""
+    kmap = kernel_map(random_sites(60, extent=6, device=device), geometry)
+    feats = torch.randint(-2, 3, (60, 4)).double().to(device)
+    grad = torch.randint(-3, 4, (kmap.n_out, 4)).double().to(device)
+    gaps = torch.full((121, 9), torch.nan, dtype=torch.float64, device=device)[1::2, 1::2]
+    views = {"columns": feats.T.contiguous().T, "gaps": gaps.copy_(feats)}
+    views |= {"ties": feats[:1].expand(60, 4)}
+    for name, view in views.items():
+        expected = None
+        for x in (view.contiguous(), view):
+            leaf = x.detach().requires_grad_()
+            out = sparse_pool(leaf, kmap, **how)
+            for g in (grad, grad.T.contiguous().T):
+                (found,) = torch.autograd.grad(out, leaf, g, retain_graph=True)
+                expected = (out, found) if expected is None else expected
+                assert torch.equal(out, expected[0]), name
+                assert torch.equal(found, expected[1]), name
+        exact = reference.pool(
+            leaf.detach().cpu().requires_grad_(), map_triples(kmap), kmap.n_out, **how
+        )
+        torch.testing.assert_close(out.cpu(), exact)
+
+
+@every_back_end
 @every_mode
 @pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("c", [0, 1])

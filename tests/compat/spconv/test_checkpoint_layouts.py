@@ -304,3 +304,26 @@ def test_script_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit):
         convert_checkpoint.main(["old.pth"])
     assert "DST is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrapped", ["model", "state"])
+def test_versions_of_modules_follow_a_prefix_that_is_dropped_or_added(wrapped):
+    """Torch hands each module the version that it was saved with, under its path."""
+    source, target = random_net(), random_net()
+    outer = nn.ModuleDict({"module": source if wrapped == "state" else target})
+    saved, model = (outer, target) if wrapped == "state" else (source, outer)
+    state = saved.state_dict()
+    assert set(state._metadata) > {""}
+    for path, metadata in state._metadata.items():
+        metadata["saved as"] = path
+    seen = {}
+    for path, module in model.named_modules():
+        module._register_load_state_dict_pre_hook(
+            lambda state, prefix, metadata, *rest, path=path: seen.update({path: dict(metadata)})
+        )
+    load_state_dict(model, state)
+    for path, module in target.named_modules():
+        path_in_model = path if wrapped == "state" else f"module.{path}".rstrip(".")
+        path_in_state = f"module.{path}".rstrip(".") if wrapped == "state" else path
+        assert seen[path_in_model]["saved as"] == path_in_state
+        assert seen[path_in_model]["version"] == module._version

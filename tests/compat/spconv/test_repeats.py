@@ -61,8 +61,14 @@ def test_residual_bias_and_activation_of_rows_that_share_a_site(device):
 def test_rows_that_share_a_site_under_autocast(device, dtype):
     layer = spconv.SubMConv2d(2, 3, 3).to(device)
     x = sharing(device, 2)
-    x = x.replace_feature(x.features / 10000)
+    # Values of one size: each row of the cell, and its neighbour, show in the result.
+    x = x.replace_feature(torch.tensor([[1.0, -2.0], [3.0, 1.5], [-1.0, 2.5]], device=device))
     expected = layer(x).features
+    with torch.no_grad():
+        for row in range(3):
+            others = x.features.detach().clone()
+            others[row] = 0
+            assert (layer(x.replace_feature(others)).features - expected).abs().max() > 0.1
     with torch.autocast(device.type, dtype=dtype):
         found = layer(x).features
     assert found.dtype is dtype

@@ -44,7 +44,8 @@ def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
     ``2**-exponent`` is applied in two steps, so that neither leaves float32's range early.
     """
     if PARTS == 2:
-        acc += acc_low * 0.00048828125  # 2**-11
+        # An infinite leading product is the result: of next products, infinity times either sign.
+        acc += tl.where(tl.abs(acc) < float("inf"), acc_low * 0.00048828125, 0.0)  # 2**-11
     exponent = half_exponent(tl.load(a_largest_ptr))
     exponent += half_exponent(tl.load(b_largest_ptr))
     half = (-exponent) >> 1
@@ -100,7 +101,7 @@ def split_kernel(
 
 def as_operand(x: Tensor, work: int, precision: str) -> Operand:
     """Split large float32 operands of an NVIDIA GPU; return others as they are."""
-    if x.dtype != torch.float32 or work < _MIN_WORK or x.device.type != "cuda":
+    if x.dtype != torch.float32 or work < _MIN_WORK:
         return x
     if card_of(x.device).is_amd:
         return x

@@ -177,7 +177,7 @@ def _lookup(
     words = num_blocks(volume, 32)
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     if n == 0:
-        return rows, rows.new_empty(words, 0), None
+        return NeighborTable(rows, rows.new_empty(words, 0), None)
     own_kind = None if own_index is None else own_index.kind
     looked_at = index_args(index, coords)
     own = looked_at if own_index is None else index_args(own_index, coords)
