@@ -11,7 +11,7 @@ from tritonspconv import reference
 from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernels.eager import sites as eager
-from tritonspconv.kernels.window import reach_steps
+from tritonspconv.kernels.window import Box, reach_steps
 from tritonspconv.testing import random_sites
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -196,3 +196,24 @@ def test_steps_reach_what_taps_reach(ndim, dilation):
         assert by_step == by_tap
         if dilation == 1:
             assert len(steps) == math.ceil(size / step) ** ndim
+
+
+@pytest.mark.parametrize("stride", [(2, 3), (1, 5), (7, 1)], ids=str)
+@pytest.mark.parametrize("n", [0, 1, 150])
+def test_corners_of_a_window_reach_what_its_taps_reach(triton_device, n, stride):
+    sites = random_sites(n, 2, extent=(9, 20), lower=-7, bounded=False, device=triton_device)
+    cells = ConvGeometry(stride, stride, (0, 0), (1, 1), sites="cells")
+    corners = Box((0, 0), tuple(step - 1 for step in stride))
+    grid = unbounded_grid(sites, cells)
+    for module in (kernels, eager):
+        expected = launch(module, sites, cells, grid)[0]
+        found = module.reached_sites(sites.coords, corners, stride, True, grid, sites.grid)[0]
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("step", [2, 100, 1000, 2**30])
+def test_a_cell_is_one_step_whatever_its_extent(step):
+    corners = Box((0,) * 3, (step - 1,) * 3)
+    assert reach_steps(corners, (step,) * 3, True) == (((0, 0, 0), (step,) * 3),)
+    # Corners are no two taps, also where caches compare them.
+    assert corners != ((0,) * 3, (step - 1,) * 3)

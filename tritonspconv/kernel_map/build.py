@@ -12,6 +12,7 @@ from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.neighbor_table import lookup_table, reach_table
 from tritonspconv.kernels.scatter_table import scatter_table, scatters
 from tritonspconv.kernels.sites import reached_sites
+from tritonspconv.kernels.window import Box
 
 
 def kernel_map(
@@ -169,10 +170,12 @@ def _made_sites(
 ) -> tuple[ActiveSites, SiteIndex]:
     """Return what :func:`output_sites` does, and the index that came with it, large or not."""
     grid = out_grid or output_grid(sites.grid, geometry)
-    offsets, stride = geometry.offsets, geometry.stride
+    stride = geometry.stride
     if geometry.sites == "cells":
-        # What a window of one stride reaches is the cell a site lies in.
-        offsets = ConvGeometry(stride, stride, (0,) * sites.ndim, (1,) * sites.ndim).offsets
+        # A window as large as the stride reaches the cell that a site lies in, and no other.
+        offsets = Box((0,) * sites.ndim, tuple(step - 1 for step in stride))
+    else:
+        offsets = geometry.offsets
     unread = sites.unread_repeats
     out_coords, index, repeats = reached_sites(
         sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid, unread

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
 
     from tritonspconv.kernels.index import CellGrid, SiteIndex
-    from tritonspconv.kernels.window import IntTuple
+    from tritonspconv.kernels.window import IntTuple, Window
 
 
 def build_index(coords: Int32[Tensor, "n 1+D"], grid: CellGrid) -> SiteIndex:
@@ -52,7 +52,7 @@ def find_rows(index: SiteIndex, keys: Int64[Tensor, "m"]) -> Int64[Tensor, "m"]:
 
 def reached_sites(
     coords: Int32[Tensor, "n 1+D"],
-    offsets: tuple[IntTuple, ...],
+    offsets: Window,
     stride: IntTuple,
     divide: bool,
     grid: CellGrid,
@@ -63,7 +63,8 @@ def reached_sites(
 
     Args:
         coords: int32 [N, 1 + D].
-        offsets: V tap offsets, ``fine - stride * coarse``.
+        offsets: V tap offsets, ``fine - stride * coarse``; or the corners of the window where
+            ``divide`` is True.
         stride: Fine sites per coarse site.
         divide: True when ``coords`` are fine and the target is coarse.
         grid: The target grid.

@@ -5,13 +5,39 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 IntTuple = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Box:
+    """A window without gaps, given by two corners instead of by all its offsets.
+
+    The corners of a window of a thousand offsets an axis take no memory; the offsets would.
+
+    Attributes:
+        first: The smallest offset on every axis.
+        last: The largest offset on every axis.
+    """
+
+    first: IntTuple
+    last: IntTuple
+
+    def __iter__(self) -> Iterator[IntTuple]:
+        """Yield the two corners: minima and maxima over them are those over all offsets."""
+        yield self.first
+        yield self.last
+
+
+# The offsets of a window: all of them in the order of its taps, or its corners.
+Window = tuple[IntTuple, ...] | Box
+
+
 @functools.lru_cache(maxsize=512)
 def reach_steps(
-    offsets: tuple[IntTuple, ...], stride: IntTuple, divide: bool
+    offsets: Window, stride: IntTuple, divide: bool
 ) -> tuple[tuple[IntTuple, IntTuple], ...]:
     """Return ``(offset, limit)`` pairs that reach what all taps reach.
 
@@ -21,15 +47,16 @@ def reach_steps(
     stands for all of them. A 3x3x3 window of stride 2 then takes 8 steps, not 27.
 
     Args:
-        offsets: V tap offsets.
+        offsets: V tap offsets, or the corners of the window where ``divide`` is True.
         stride: Fine sites per coarse site.
         divide: True when the sites are fine; False: every tap is a step.
     """
     ndim = len(stride)
     spans = [(min(o[d] for o in offsets), max(o[d] for o in offsets) + 1) for d in range(ndim)]
-    has_gaps = math.prod(stop - start for start, stop in spans) != len(set(offsets))
-    if has_gaps or not divide:
-        return tuple((offset, (1,) * ndim) for offset in offsets)
+    if not isinstance(offsets, Box):
+        has_gaps = math.prod(stop - start for start, stop in spans) != len(set(offsets))
+        if has_gaps or not divide:
+            return tuple((offset, (1,) * ndim) for offset in offsets)
     axes = [
         [(start, min(step, stop - start)) for start in range(first, stop, step)]
         for (first, stop), step in zip(spans, stride, strict=True)
@@ -40,7 +67,7 @@ def reach_steps(
     )
 
 
-def window_corner(offsets: tuple[IntTuple, ...]) -> IntTuple:
+def window_corner(offsets: Window) -> IntTuple:
     """Return the smallest offset of a window on every axis."""
     return tuple(map(min, zip(*offsets, strict=True)))
 

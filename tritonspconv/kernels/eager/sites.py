@@ -8,7 +8,7 @@ from torch import Tensor
 from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.keys import cell_keys, coord_keys, key_coords
-from tritonspconv.kernels.window import reach_steps
+from tritonspconv.kernels.window import Window, reach_steps
 
 _INT32_LAST, _SORTED_LAST = 2**31 - 1, 2**63 - 1
 
@@ -78,7 +78,7 @@ def find_rows(index: SiteIndex, keys: Tensor) -> Tensor:
 
 def reached_sites(
     coords: Tensor,
-    offsets: tuple[tuple[int, ...], ...],
+    offsets: Window,
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,

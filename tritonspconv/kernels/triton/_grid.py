@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tritonspconv.kernels.index import CellGrid, SiteIndex
-from tritonspconv.kernels.window import reach_steps, window_corner
+from tritonspconv.kernels.window import Window, reach_steps, window_corner
 
 # In a narrow grid keys are int32, and fine cells and windows stay below `_index._FAR`.
 _NARROW_CELLS, _NARROW_EXTENT, _NARROW_WINDOW = 2**31, 2**30, 2**29
@@ -105,7 +105,7 @@ def window_taps(offsets: Offsets) -> list[Taps]:
     return [whole] if whole.volume <= 32 else _parts(steps, corner, in_lines=True)
 
 
-def window_steps(offsets: Offsets, stride: IntTuple, divide: bool) -> list[Taps]:
+def window_steps(offsets: Window, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
     return _parts(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
 
@@ -125,7 +125,7 @@ def seal_box(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
     return _seal(grid.lower), _seal(grid.shape)
 
 
-def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Offsets) -> tuple[Any, ...]:
+def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Window) -> tuple[Any, ...]:
     """Return the kernel arguments that say where a window lies, sealed but for the first.
 
     Batch size, the grid that its taps lead to, the grid of the rows, the window's corner.
@@ -135,16 +135,16 @@ def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Offsets) -> tuple[Any,
 
 
 @functools.lru_cache(maxsize=512)
-def _sealed_corner(offsets: Offsets) -> IntTuple:
+def _sealed_corner(offsets: Window) -> IntTuple:
     return _seal(window_corner(offsets))
 
 
 @functools.lru_cache(maxsize=512)
-def _is_small(offsets: Offsets) -> bool:
+def _is_small(offsets: Window) -> bool:
     return all(max(axis) - min(axis) < _NARROW_WINDOW for axis in zip(*offsets, strict=True))
 
 
-def is_narrow(grid: CellGrid, offsets: Offsets, stride: IntTuple) -> bool:
+def is_narrow(grid: CellGrid, offsets: Window, stride: IntTuple) -> bool:
     """Return whether int32 hold the keys of ``grid``, also while taps are added to them.
 
     ``stride`` counts, since fine cells may be looked for in a coarse grid.

@@ -15,7 +15,6 @@ from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.triton._bits import popcount
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
-    Offsets,
     box_args,
     is_narrow,
     seal_box,
@@ -32,6 +31,7 @@ from tritonspconv.kernels.triton._index import (
     unseal,
 )
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
+from tritonspconv.kernels.window import Window
 
 _BLOCK_N = 128
 _BLOCK_WORDS, _BLOCK_ALLOTTED = 2048, 1024
@@ -264,7 +264,7 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
 
 @functools.lru_cache(maxsize=1024)
 def _bind_reach(
-    offsets: Offsets,
+    offsets: Window,
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,
@@ -277,7 +277,7 @@ def _bind_reach(
 
 @functools.lru_cache(maxsize=512)
 def _reach_kernels(
-    offsets: Offsets, stride: tuple[int, ...], divide: bool, narrow: bool
+    offsets: Window, stride: tuple[int, ...], divide: bool, narrow: bool
 ) -> tuple[list[BoundKernel], list[BoundKernel]]:
     """Return the kernels that mark and that write what a window reaches, 32 steps each."""
     metas = [
@@ -295,7 +295,7 @@ def _reach_kernels(
 
 def reached_sites(
     coords: Tensor,
-    offsets: tuple[tuple[int, ...], ...],
+    offsets: Window,
     stride: tuple[int, ...],
     divide: bool,
     grid: CellGrid,
