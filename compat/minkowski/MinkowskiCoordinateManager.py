@@ -158,7 +158,8 @@ class CoordinateManager(FieldMaps):
         Args:
             in_key: Key of the input, or its tensor stride.
             out_key: Key of the output, or its tensor stride.
-            stride: With ``is_pool``, a stride equal to the kernel size means cells: one entry, 0.
+            stride: With ``is_pool``, a stride equal to the kernel size means cells: one entry, 0,
+                in the order of the rows of the finer side.
             kernel_size: Extent of the window; int or one per axis.
             dilation: Step between taps; int or one per axis.
             region_type: Shape of the window, or its integer.
@@ -177,13 +178,14 @@ class CoordinateManager(FieldMaps):
         generator = KernelGenerator(
             kernel_size, stride, dilation, False, region_type, region_offset, dimension=self.D
         )
-        in_cells = is_pool and generator.kernel_size == generator.kernel_stride
         keys = self._get_coordinate_map_key(in_key), self._get_coordinate_map_key(out_key)
-        found = self._kernel_map(*keys, generator._window, is_transpose, in_cells)
+        if is_pool and generator.kernel_size == generator.kernel_stride:
+            fine, cells = self.stride_map(*(keys[::-1] if is_transpose else keys))
+            pairs = torch.stack([cells, fine] if is_transpose else [fine, cells]).int()
+            return {0: pairs} if pairs.shape[1] else {}
+        found = self._kernel_map(*keys, generator._window, is_transpose)
         in_rows, out_rows, tap_ptr = found.pairs()
         pairs = torch.stack([in_rows.int(), out_rows.int()])
-        if in_cells:
-            return {0: pairs} if pairs.shape[1] else {}
         by_tap = enumerate(pairs.split(tap_ptr.diff().tolist(), dim=1))
         return {tap: part.contiguous() for tap, part in by_tap if part.shape[1]}
 

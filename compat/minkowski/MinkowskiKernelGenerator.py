@@ -34,10 +34,10 @@ class Window(NamedTuple):
 
     def cells(self) -> Window:
         """Return the window of the same extent that begins at its own coordinate on every axis."""
-        taps = itertools.product(*(range(size) for size in self.kernel_size))
-        return Window(
-            self.kernel_size, (1,) * len(self.kernel_size), RegionType.CUSTOM, tuple(taps)
-        )
+        taps = itertools.product(*(range(size) for size in self.kernel_size[::-1]))
+        first_axis_fastest = tuple(tap[::-1] for tap in taps)
+        ones = (1,) * len(self.kernel_size)
+        return Window(self.kernel_size, ones, RegionType.CUSTOM, first_axis_fastest)
 
     def taps(self) -> tuple[IntTuple, ...]:
         """Return the offset of every tap from the window's centre, in the order of the kernel.

@@ -46,10 +46,11 @@ def cat(*sparse_tensors: Any) -> Any:
 
     Args:
         sparse_tensors: Two or more sparse tensors, or fields, or one list of them, that share a
-            coordinate manager and key. ``+`` and ``MinkowskiUnion`` combine different coordinates.
+            coordinate manager and a key, or whose keys stand for equal rows. ``+`` and
+            ``MinkowskiUnion`` combine different coordinates.
 
     Returns:
-        A tensor of the same kind on these coordinates.
+        A tensor of the same kind on the key of the first.
 
     Raises:
         AssertionError: There are fewer than two, or they differ in kind, device, manager or key.
@@ -116,7 +117,7 @@ def _combine(
                 f"{name}: inputs must share a coordinate manager. Build the second tensor with "
                 "coordinate_manager=first.coordinate_manager."
             )
-        if getattr(tensor, key_name) != key:
+        if not first._has_rows_of(tensor):
             raise MinkowskiError(
                 f"{name}: inputs must share their coordinates; got keys {key} and "
                 f"{getattr(tensor, key_name)}. Use + or MinkowskiUnion for different coordinates."

@@ -178,6 +178,9 @@ class SparseTensor(Tensor):
     def _origin_map(self) -> list[TorchTensor]:
         return self._manager.origin_map(self.coordinate_map_key)[1]
 
+    def _has_rows_of(self, other: Tensor) -> bool:
+        return self._manager._have_equal_rows(self.coordinate_key, other.coordinate_key)
+
     def _on_union(self, other: Tensor, function: Callable[[Any, Any], TorchTensor]) -> Self:
         """Apply ``function`` where ``other`` has rows, with 0 for what this tensor lacks there.
 

@@ -276,12 +276,16 @@ class Tensor:
 
     def _is_same_key(self, other: Tensor) -> None:
         self._check_manager(other)
-        if self.coordinate_key != other.coordinate_key:
+        if not self._has_rows_of(other):
             raise MinkowskiError(
                 f"{COORDINATE_KEY_DIFFERENT_ERROR}; got {self.coordinate_key} and "
                 f"{other.coordinate_key}. Operators that make a new tensor, such as +, take the "
                 "union of different coordinates."
             )
+
+    def _has_rows_of(self, other: Tensor) -> bool:
+        """Return whether both tensors have the same coordinates in the same order."""
+        return self.coordinate_key == other.coordinate_key
 
     def _check_manager(self, other: Tensor) -> None:
         if self._manager is not other._manager:
@@ -292,7 +296,7 @@ class Tensor:
             if not isinstance(other, type(self)) and not isinstance(self, type(other)):
                 return NotImplemented
             self._check_manager(other)
-            if self.coordinate_key != other.coordinate_key:
+            if not self._has_rows_of(other):
                 return self._on_union(other, function)
             other = other._F
         elif not isinstance(other, (TorchTensor, int, float)):

@@ -9,6 +9,7 @@ from torch import Tensor as TorchTensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
+from compat.minkowski._int32 import to_int32
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski._quantization import REDUCTIONS, reduce_rows
 from compat.minkowski._shared_manager import manager_for
@@ -32,13 +33,17 @@ _MODES = (
 
 
 def create_splat_coordinates(coordinates: TorchTensor) -> TorchTensor:
-    """Return the ``2^D`` corners of each point's unit cell, int32 [N * 2^D, 1 + D]."""
+    """Return the ``2^D`` corners of each point's unit cell, int32 [N * 2^D, 1 + D].
+
+    Raises:
+        MinkowskiError: A corner is not finite or lies beyond int32.
+    """
     ndim = coordinates.shape[1] - 1
     bits = list(itertools.product((0, 1), repeat=ndim))
-    offsets = torch.tensor([(0, *bit) for bit in bits], dtype=torch.int32)
+    offsets = torch.tensor([(0, *bit) for bit in bits], device=coordinates.device)
     lower = coordinates.detach().floor()
     lower[:, 0] = coordinates[:, 0].round()
-    return (lower.int()[:, None] + offsets.to(coordinates.device)).flatten(0, 1)
+    return to_int32((to_int32(lower)[:, None] + offsets).flatten(0, 1))
 
 
 @renamed_arguments(
@@ -101,7 +106,8 @@ class TensorField(Tensor):
                 )
             if coordinate_manager is None:
                 coordinate_manager = manager_for(coordinates, allocator_type, minkowski_algorithm)
-            points = coordinates if coordinates.is_floating_point() else coordinates.float()
+            # Float64 holds every int32, float32 those up to 2**24.
+            points = coordinates if coordinates.is_floating_point() else coordinates.double()
             coordinate_field_map_key = coordinate_manager.insert_field(points, tensor_stride, "")
         if requires_grad is not None:
             features.requires_grad_(requires_grad)

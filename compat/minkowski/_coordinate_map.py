@@ -27,6 +27,9 @@ class CoordinateMap:
         tensor_stride: The stride of the map's key, 0 for an origin; an attribute.
         unit: Input units per cell, per axis; an attribute.
         ascends: Whether the batch index is known to ascend with the rows.
+
+    Raises:
+        MinkowskiError: Coordinates would not fit int32.
     """
 
     __slots__ = ("_batch_ascends", "_batch_rows", "_rescaled", "sites", "tensor_stride", "unit")
@@ -38,6 +41,8 @@ class CoordinateMap:
         unit: IntTuple,
         ascends: bool = False,
     ) -> None:
+        if sites.num_rows:
+            check_fits(sites.grid.lower, sites.grid.upper, unit)
         self.sites = sites
         self.unit = unit
         self.tensor_stride = tensor_stride
@@ -85,6 +90,11 @@ class CoordinateMap:
         return self.sites.coords[:, 0]
 
     @property
+    def batch_is_known_to_ascend(self) -> bool:
+        """Whether the batch index ascends, as far as is known without asking the device."""
+        return self._batch_ascends is True
+
+    @property
     def batch_ascends(self) -> bool:
         """Whether the batch index ascends with the rows. May wait for the device, once."""
         if self._batch_ascends is None:
@@ -124,7 +134,7 @@ class CoordinateMap:
     def select(self, rows: Tensor) -> CoordinateMap:
         """Return the map of some rows, int64 [M], in their order."""
         sites = select_sites(self.sites, rows)
-        return CoordinateMap(sites, self.tensor_stride, self.unit, self._batch_ascends is True)
+        return CoordinateMap(sites, self.tensor_stride, self.unit, self.batch_is_known_to_ascend)
 
     def batch_rows(self) -> list[Tensor]:
         """Return the rows of every sample, int64, ascending. Waits for the device the first time.
@@ -137,6 +147,26 @@ class CoordinateMap:
             counts = torch.bincount(batch, minlength=self.batch_size).tolist()
             self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
         return self._batch_rows
+
+
+def check_fits(lower: IntTuple, upper: IntTuple, unit: IntTuple) -> None:
+    """Check that the coordinates of a box of cells fit int32.
+
+    Args:
+        lower: Its smallest cell on every axis.
+        upper: Its largest cell on every axis.
+        unit: Input units per cell, per axis.
+
+    Raises:
+        MinkowskiError: They do not.
+    """
+    low = [cell * step for cell, step in zip(lower, unit, strict=True)]
+    high = [cell * step for cell, step in zip(upper, unit, strict=True)]
+    if min(low) < -(2**31) or max(high) > 2**31 - 1:
+        raise MinkowskiError(
+            f"the coordinates of this layer's output or map would reach from {low} to {high}, "
+            "which int32 cannot hold. Shift the coordinates towards 0."
+        )
 
 
 def common_unit(first: IntTuple, second: IntTuple) -> IntTuple:

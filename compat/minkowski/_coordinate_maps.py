@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Container
 from typing import Any
@@ -40,6 +41,8 @@ class CoordinateMaps:
         self._maps: dict[KeyValue, CoordinateMap] = {}
         self._strided: dict[tuple[KeyValue, IntTuple, str], CoordinateMapKey] = {}
         self._rows_of_cells: dict[tuple[KeyValue, KeyValue], Tensor] = {}
+        self._unions: dict[tuple[KeyValue, ...], tuple[CoordinateMapKey, list[Tensor]]] = {}
+        self._equal_rows: dict[frozenset[KeyValue], bool] = {}
         self._ids = itertools.count()
         # Every map's samples are among those of the maps that were inserted.
         self._samples: Samples = range(0)
@@ -215,7 +218,8 @@ class CoordinateMaps:
         """Return for each row the row of the coarser cell that it is in, int64; -1: none. Kept."""
         values = in_key.value, stride_key.value
         if values not in self._rows_of_cells:
-            coarse, coordinates = self._map(stride_key), self._map(in_key).coordinates()
+            # A floor may lie below the range of int32.
+            coarse, coordinates = self._map(stride_key), self._map(in_key).coordinates().long()
             steps = coordinates.new_tensor((1, *(max(ts, 1) for ts in coarse.tensor_stride)))
             cells = coordinates.div(steps, rounding_mode="floor") * steps
             self._rows_of_cells[values] = coarse.rows_of(cells)
@@ -224,21 +228,45 @@ class CoordinateMaps:
     def union_map(self, in_keys: list[CoordinateMapKey], out_key: CoordinateMapKey) -> list[Tensor]:
         """Set ``out_key`` to the union of maps; its tensor stride is the least of each axis.
 
+        The rows of the first map come first, then those of each next map that are new, in their
+        order. Maps that were united before, in the same order, give the same key.
+
         Returns:
             For each map, int64 [2, n]: its rows, and the union's rows of the same sites.
 
         Waits for the device.
         """
-        maps = [self._map(key) for key in in_keys]
-        unit = maps[0].unit
-        for other in maps[1:]:
-            unit = common_unit(unit, other.unit)
-        union, rows = union_sites([found.sites_in(unit) for found in maps])
-        least = tuple(map(min, zip(*(found.tensor_stride for found in maps), strict=True)))
-        value = self._fresh(self._maps, least, "merge")
-        self._maps[value] = CoordinateMap(union, least, unit, ascends=True)
-        out_key.set_key(*value)
+        values = tuple(key.value for key in in_keys)
+        if values not in self._unions:
+            self._unions[values] = self._unite([self._map(key) for key in in_keys])
+        key, rows = self._unions[values]
+        out_key.set_key(*key.get_key())
         return [torch.stack([torch.arange(len(r), device=r.device), r]) for r in rows]
+
+    def _unite(self, maps: list[CoordinateMap]) -> tuple[CoordinateMapKey, list[Tensor]]:
+        """Add the union of maps; return its key, and its row of each row of each map."""
+        unit = functools.reduce(common_unit, (found.unit for found in maps))
+        union, rows = union_sites([found.sites_in(unit) for found in maps], ascending=False)
+        least = tuple(map(min, zip(*(found.tensor_stride for found in maps), strict=True)))
+        return self._add(CoordinateMap(union, least, unit), "merge"), rows
+
+    def _have_equal_rows(self, first: CoordinateMapKey, second: CoordinateMapKey) -> bool:
+        """Return whether two keys stand for the same coordinates in the same order.
+
+        Waits for the device where the keys differ and their maps have the same tensor stride and
+        number of rows; once for each pair of maps.
+        """
+        if first == second:
+            return True
+        one, other = self._maps.get(first.value), self._maps.get(second.value)
+        if one is None or other is None:
+            return False
+        if (one.tensor_stride, one.num_rows) != (other.tensor_stride, other.num_rows):
+            return False
+        pair = frozenset((first.value, second.value))
+        if pair not in self._equal_rows:
+            self._equal_rows[pair] = torch.equal(one.coordinates(), other.coordinates())
+        return self._equal_rows[pair]
 
     def __repr__(self) -> str:
         lines = [

@@ -12,6 +12,9 @@ from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._samples import Samples, check_samples, occurring
 
+# No map has a cell this far out.
+_BEYOND = 2.0**33
+
 
 class CoordinateField:
     """Points behind a key.
@@ -49,7 +52,10 @@ class CoordinateField:
         cells = self.coordinates / steps
         cells[:, 0] = self.coordinates[:, 0].round()
         cells = to_int32(cells)
-        return cells * cells.new_tensor((1, *tensor_stride))
+        if max(tensor_stride) == 1:
+            return cells
+        # A multiple of the stride may lie below the range of int32.
+        return to_int32(cells * cells.new_tensor((1, *tensor_stride), dtype=torch.int64))
 
     @property
     def batch_index(self) -> Tensor:
@@ -101,10 +107,10 @@ def corners(found: CoordinateMap, samples: Tensor) -> tuple[Tensor, Tensor]:
     position = samples[:, 1:] / samples.new_tensor(found.tensor_stride)
     base = position.floor()
     upper = (position - base)[:, None]
-    # [M, 2^D, D]
-    cells = base.int()[:, None] + bits.int()
+    # [M, 2^D, D] in int64: corners of a point at the end of the range of int32 lie beyond it.
+    cells = base.clamp(-_BEYOND, _BEYOND).long()[:, None] + bits
     weights = torch.where(bits.bool(), upper, 1 - upper).prod(2)
-    coords = torch.empty(*cells.shape[:2], 1 + ndim, dtype=torch.int32, device=samples.device)
-    coords[..., 0] = samples[:, :1].round()
+    coords = torch.empty(*cells.shape[:2], 1 + ndim, dtype=torch.int64, device=samples.device)
+    coords[..., 0] = samples[:, :1].round().clamp(-_BEYOND, _BEYOND)
     coords[..., 1:] = cells * cells.new_tensor(found.tensor_stride)
     return found.rows_of(coords.flatten(0, 1)).reshape(cells.shape[:2]), weights

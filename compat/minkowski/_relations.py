@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, common_unit
+import torch
+from torch.nn import functional
+
+from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, check_fits, common_unit
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiKernelGenerator import Window
@@ -60,9 +63,7 @@ def strided_sites(fine: CoordinateMap, tensor_stride: IntTuple) -> CoordinateMap
     stride = tuple(new // own for new, own in zip(tensor_stride, fine.unit, strict=True))
     ones = (1,) * len(stride)
     geometry = ConvGeometry(ones, stride, (0,) * len(stride), ones, sites="cells")
-    return CoordinateMap(
-        output_sites(fine.sites, geometry), tensor_stride, tensor_stride, ascends=True
-    )
+    return _made_map(fine, geometry, tensor_stride, tensor_stride)
 
 
 def expanded_sites(fine: CoordinateMap, tensor_stride: IntTuple, window: Window) -> CoordinateMap:
@@ -72,15 +73,16 @@ def expanded_sites(fine: CoordinateMap, tensor_stride: IntTuple, window: Window)
     mirrored = [tuple(-x for x in tap) for tap in window.taps()]
     step = _step(window, fine, fine.unit)
     geometry = ConvGeometry.of_taps(mirrored, stride, step)
-    return CoordinateMap(
-        output_sites(fine.sites, geometry), tensor_stride, tensor_stride, ascends=True
-    )
+    return _made_map(fine, geometry, tensor_stride, tensor_stride)
 
 
 def generated_sites(
     coarse: CoordinateMap, tensor_stride: IntTuple, window: Window
 ) -> CoordinateMap:
-    """Return the map of all ``site + tap`` at a finer tensor stride."""
+    """Return the map of all ``site + tap`` at a finer tensor stride.
+
+    Where no two sites reach one, rows come site by site, and the taps of a site in their order.
+    """
     unit = common_unit(coarse.unit, tensor_stride)
     stride = tuple(own // new for own, new in zip(coarse.unit, unit, strict=True))
     step = tuple(
@@ -88,7 +90,41 @@ def generated_sites(
     )
     geometry = _geometry(window, stride, step, "reached")
     geometry = dataclasses.replace(geometry, transposed=True)
-    return CoordinateMap(output_sites(coarse.sites, geometry), tensor_stride, unit, ascends=True)
+    if not _reach_apart(geometry):
+        return _made_map(coarse, geometry, tensor_stride, unit)
+    grid = coarse.sites.grid
+    box = geometry.output_range(grid.lower, grid.upper)
+    if coarse.num_rows:
+        check_fits(*box, unit)
+    taps = torch.tensor(geometry.offsets, dtype=torch.int32, device=coarse.sites.device)
+    coords = coarse.sites.coords * coarse.sites.coords.new_tensor((1, *stride))
+    reached = (coords[:, None] + functional.pad(taps, (1, 0))).flatten(0, 1)
+    sites = ActiveSites(reached, grid.with_box(*box))
+    sites.note_repeats(False)
+    return CoordinateMap(sites, tensor_stride, unit, coarse.batch_is_known_to_ascend)
+
+
+def _reach_apart(geometry: ConvGeometry) -> bool:
+    """Return whether no two coarse sites reach one fine site through any taps."""
+    remainders = {
+        tuple(x % step for x, step in zip(offset, geometry.stride, strict=True))
+        for offset in geometry.offsets
+    }
+    return len(remainders) == geometry.kernel_volume
+
+
+def _made_map(
+    source: CoordinateMap, geometry: ConvGeometry, tensor_stride: IntTuple, unit: IntTuple
+) -> CoordinateMap:
+    """Return the map of the sites that a geometry's rule makes, ascending.
+
+    Raises:
+        MinkowskiError: Their coordinates would not fit int32.
+    """
+    grid = source.sites.grid
+    if source.num_rows:
+        check_fits(*geometry.output_range(grid.lower, grid.upper), unit)
+    return CoordinateMap(output_sites(source.sites, geometry), tensor_stride, unit, ascends=True)
 
 
 def _in_cells(fine: CoordinateMap, coarse: CoordinateMap) -> tuple[ActiveSites, IntTuple, IntTuple]:

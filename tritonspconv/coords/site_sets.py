@@ -72,11 +72,15 @@ def select_sites(sites: ActiveSites, rows: Tensor) -> ActiveSites:
     return ActiveSites(sites.coords[rows], sites.grid)
 
 
-def union_sites(parts: Sequence[ActiveSites]) -> tuple[ActiveSites, list[Tensor]]:
-    """Return the union of sets of sites in unbounded grids, ascending by key.
+def union_sites(
+    parts: Sequence[ActiveSites], *, ascending: bool = True
+) -> tuple[ActiveSites, list[Tensor]]:
+    """Return the union of sets of sites in unbounded grids.
 
     Args:
         parts: One set or more, on one device and of one dimension; every row in its grid.
+        ascending: True: rows of the union ascend by key. False: the rows of the first part come
+            first, then those of each next part that are new, in their order.
 
     Returns:
         The union, and for each part the row of the union at which each of its rows is, int64.
@@ -88,6 +92,10 @@ def union_sites(parts: Sequence[ActiveSites]) -> tuple[ActiveSites, list[Tensor]
     upper = tuple(map(max, zip(*(grid.upper for grid in filled), strict=True)))
     shape = tuple(hi - lo + 1 for lo, hi in zip(lower, upper, strict=True))
     grid = Grid(lower, shape, max(grid.batch_size for grid in filled), bounded=False)
+    counts = [part.num_rows for part in parts]
+    if not ascending:
+        union, _, rows = unique_sites(torch.cat([part.coords for part in parts]), grid)
+        return union, list(rows.split(counts))
     keys = torch.cat([grid.keys(part.coords) for part in parts])
-    union, rows = torch.unique(keys, return_inverse=True)
-    return ActiveSites(grid.coords(union), grid), list(rows.split([p.num_rows for p in parts]))
+    distinct, rows = torch.unique(keys, return_inverse=True)
+    return ActiveSites(grid.coords(distinct), grid), list(rows.split(counts))

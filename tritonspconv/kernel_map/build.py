@@ -136,15 +136,28 @@ def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
     """Return the grid of a geometry's outputs.
 
     Raises:
-        ValueError: A bounded output grid would have no cells along some axis.
+        ValueError: A bounded output grid would have no cells along some axis, or int32 could not
+            hold the coordinates of the outputs.
     """
     if not grid.bounded:
-        return grid.with_box(*geometry.output_range(grid.lower, grid.upper))
+        lower, upper = geometry.output_range(grid.lower, grid.upper)
+        if grid.num_cells and (min(lower) < -(2**31) or max(upper) > 2**31 - 1):
+            raise ValueError(
+                f"the outputs would have coordinates from {lower} to {upper}, which int32 cannot "
+                f"hold: inputs from {grid.lower} to {grid.upper} under {geometry}. Shift the "
+                "coordinates towards 0."
+            )
+        return grid.with_box(lower, upper)
     shape = geometry.output_shape(grid.shape)
     if min(shape) < 1:
         raise ValueError(
             f"the output would have spatial shape {shape}: input shape {grid.shape} is too small "
             f"for {geometry}."
+        )
+    if max(shape) > 2**31:
+        raise ValueError(
+            f"the output would have spatial shape {shape}, whose coordinates int32 cannot hold: "
+            f"input shape {grid.shape} is too large for {geometry}."
         )
     return Grid((0,) * grid.ndim, shape, grid.batch_size)
 

@@ -55,18 +55,18 @@ def quantize(coords: Array) -> tuple[Array, Array]:
     """Find the first row of every distinct coordinate.
 
     Args:
-        coords: [N, K]; a numpy array must be int32, a tensor is cast to it.
+        coords: [N, K]; a numpy array must be int32, a tensor is rounded down to it.
 
     Returns:
         ``unique_map`` and ``inverse_map``, in the container of ``coords`` (int32 for numpy, int64
         for torch): ``coords[unique_map][inverse_map] == coords``.
 
     Raises:
-        AssertionError: ``coords`` is no array or tensor, or its type is not int32.
+        AssertionError: ``coords`` is no array or tensor, or does not fit int32.
     """
     _matrix("quantize", coords)
     if isinstance(coords, Tensor):
-        return unique_coordinates(coords.int())
+        return unique_coordinates(to_int32(coords))
     import numpy as np
 
     if coords.dtype != np.int32:

@@ -87,9 +87,11 @@ def test_b5_4_and_5_ids_of_pruned_and_merged_maps(make):
     first, second = (ME.MinkowskiPruning()(x, mask) for _ in range(2))
     assert first.coordinate_map_key == ME.CoordinateMapKey([1, 1, 1], "pruned")
     assert second.coordinate_map_key.get_key()[1].startswith("pruned-")
-    merged = [(x + first).coordinate_map_key.get_key()[1] for _ in range(2)]
-    assert merged[0] == "merge"
-    assert merged[1].startswith("merge-")
+    merged = [(x + first).coordinate_map_key, (second + x).coordinate_map_key]
+    assert merged[0].get_key()[1] == "merge"
+    assert merged[1].get_key()[1].startswith("merge-")
+    # Maps that were united before have their union.
+    assert (x - first).coordinate_map_key == merged[0]
     key = x.coordinate_manager.stride(first.coordinate_map_key, 2)
     assert key == ME.CoordinateMapKey([2, 2, 2], "pruned")
     assert x.coordinate_manager.stride(x.coordinate_map_key, 2, "own").get_key() == ([2] * 3, "own")
@@ -221,7 +223,8 @@ def test_maps_know_whether_their_samples_ascend(make):
     assert not ascends(x)
     assert ascends(coarse)
     assert ascends(ME.MinkowskiPruning()(coarse, kept))
-    assert ascends(x + coarse)
+    assert not ascends(x + coarse)
+    assert ascends(coarse + ME.MinkowskiPruning()(coarse, kept))
     assert ascends(make(batch_size=1, coordinate_manager=manager))
     ordered = ME.SparseTensor(x.F, x.C[x.C[:, 0].argsort()], coordinate_manager=manager)
     assert ascends(ordered)
