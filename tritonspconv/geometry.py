@@ -17,31 +17,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
+
+from tritonspconv.arguments import to_ntuple, whole_numbers
+
+__all__ = ["ConvGeometry", "IntTuple", "SiteRule", "TapOrder", "to_ntuple"]
+
+# Coordinates are int32, and so are numbers of taps in the kernels.
+_MAX_REACH = 2**31 - 1
+_MAX_TAPS = 2**31 - 1
 
 TapOrder = Literal["last_axis_fastest", "first_axis_fastest"]
 SiteRule = Literal["same", "reached", "cells"]
 
 IntTuple = tuple[int, ...]
-
-
-def to_ntuple(value: int | Sequence[int], ndim: int, name: str) -> IntTuple:
-    """Expand an int to ``ndim`` entries, or check that a sequence has ``ndim`` of them.
-
-    Args:
-        value: One int for every axis, or one int per axis.
-        ndim: Number of spatial axes.
-        name: The argument's name, for the error message.
-
-    Raises:
-        ValueError: The sequence has another length than ``ndim``.
-    """
-    if isinstance(value, int):
-        return (value,) * ndim
-    values = tuple(int(v) for v in value)
-    if len(values) != ndim:
-        raise ValueError(f"{name} must be an int or have {ndim} entries; got {list(values)}.")
-    return values
 
 
 @dataclass(frozen=True)
@@ -76,10 +65,10 @@ class ConvGeometry:
         """Check lengths and ranges.
 
         Raises:
-            ValueError: A field has the wrong length or an entry out of range.
+            TypeError: An entry is no whole number.
+            ValueError: A field has the wrong length, an entry out of range or an unknown rule, or
+                the window is too large.
         """
-        if not self.output_padding:
-            object.__setattr__(self, "output_padding", (0,) * self.ndim)
         for name, least in (
             ("kernel_size", 1),
             ("stride", 1),
@@ -87,13 +76,34 @@ class ConvGeometry:
             ("padding", None),
             ("output_padding", 0),
         ):
-            values = getattr(self, name)
+            given = getattr(self, name)
+            if name == "output_padding" and not given:
+                given = (0,) * self.ndim
+            values = whole_numbers(name, given)
             if len(values) != self.ndim:
                 raise ValueError(
                     f"{name} must have {self.ndim} entries like kernel_size; got {values}."
                 )
             if least is not None and min(values) < least:
                 raise ValueError(f"{name} must be at least {least} on every axis; got {values}.")
+            object.__setattr__(self, name, values)
+        for name, rules in (("sites", SiteRule), ("tap_order", TapOrder)):
+            if getattr(self, name) not in get_args(rules):
+                raise ValueError(
+                    f"{name} must be one of {get_args(rules)}; got {getattr(self, name)!r}."
+                )
+        if self.kernel_volume > _MAX_TAPS:
+            raise ValueError(
+                f"a window must have less than 2**31 taps; got kernel_size={self.kernel_size}."
+            )
+        for size, step, shift, stride in zip(
+            self.kernel_size, self.dilation, self.padding, self.stride, strict=True
+        ):
+            if max(step * size + abs(shift), stride) > _MAX_REACH:
+                raise ValueError(
+                    "a window must reach less than 2**31 cells, as coordinates are int32; got "
+                    f"{self}."
+                )
         if self.sites == "same" and (self.transposed or max(self.stride) > 1):
             raise ValueError(f"sites='same' needs stride 1, not transposed; got {self}.")
         if self.sites == "cells" and self.transposed:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from tritonspconv.arguments import check_tensor, whole_number, whole_numbers
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.debug import checks_coords
 from tritonspconv.ops.dense import from_dense, to_dense
@@ -18,6 +19,10 @@ CheckLevel = Literal["off", "full"]
 
 class SparseTensor:
     """Features [N, C] at the active sites of a grid.
+
+    A sparse tensor can be pickled and sent to another process; the copy builds its own index and
+    kernel maps. In a worker process of a DataLoader, run layers under ``torch.no_grad()``: torch
+    does not send features that have a graph, and the loader then waits forever.
 
     Immutable: operations return new tensors. Those that keep the rows share the ``sites``, and with
     them the index and the kernel maps made so far. The tensor has its own copy of ``coords``: you
@@ -36,7 +41,8 @@ class SparseTensor:
             that its ``coords`` lie in the grid.
 
     Raises:
-        TypeError: ``coords`` is not int32.
+        TypeError: ``feats`` or ``coords`` is no tensor, ``coords`` is not int32, or a size is no
+            whole number.
         ValueError: Shapes, rows or devices disagree, or a full check fails.
     """
 
@@ -177,6 +183,10 @@ class SparseTensor:
             )
         return self.replace(self.feats + other.feats)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle features and sites; the sites leave indices and kernel maps behind."""
+        return SparseTensor, (self._feats, self._sites)
+
     def __repr__(self) -> str:
         grid = self.sites.grid
         axes = ", ".join(f"s{axis}={extent}" for axis, extent in enumerate(grid.shape))
@@ -189,7 +199,8 @@ class SparseTensor:
 
 def _check_feats(feats: Tensor, sites: ActiveSites) -> None:
     coords = sites.coords
-    if feats.ndim != 2 or feats.shape[0] != coords.shape[0]:
+    if not isinstance(feats, Tensor) or feats.ndim != 2 or feats.shape[0] != coords.shape[0]:
+        check_tensor("SparseTensor: feats", feats)
         raise ValueError(
             f"SparseTensor: feats must have shape [{coords.shape[0]}, C], one row per coordinate; "
             f"got {list(feats.shape)}."
@@ -205,6 +216,9 @@ def _sites(
     coords: Tensor, spatial_shape: Sequence[int] | None, batch_size: int | None
 ) -> ActiveSites:
     """Return the sites of a copy of ``coords`` in the grid that the arguments describe."""
+    check_tensor("SparseTensor: coords", coords)
+    if batch_size is not None:
+        batch_size = whole_number("SparseTensor: batch_size", batch_size, least=0)
     if coords.dtype != torch.int32:
         raise TypeError(
             f"SparseTensor: coords must be int32; got {coords.dtype}. Convert with .int(), after "
@@ -226,12 +240,8 @@ def _sites(
                 )
             grid = dataclasses.replace(grid, batch_size=batch_size)
         return ActiveSites(coords, grid)
-    shape = tuple(int(extent) for extent in spatial_shape)
-    if len(shape) != coords.shape[1] - 1:
-        raise ValueError(
-            f"SparseTensor: spatial_shape must have {coords.shape[1] - 1} entries to match coords "
-            f"{list(coords.shape)}; got {shape}."
-        )
+    ndim = coords.shape[1] - 1
+    shape = whole_numbers("SparseTensor: spatial_shape", spatial_shape, ndim, least=0)
     if batch_size is None:
         batch_size = int(coords[:, 0].max()) + 1 if coords.shape[0] else 0
     return ActiveSites(coords, Grid((0,) * len(shape), shape, batch_size))

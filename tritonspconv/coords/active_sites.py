@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonspconv.arguments import check_tensor
 from tritonspconv.coords.grid import Grid
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
@@ -38,6 +39,7 @@ class ActiveSites:
 
     def __init__(self, coords: Tensor, grid: Grid, index: SiteIndex | None = None) -> None:
         refuse_capture("ActiveSites")
+        check_tensor("ActiveSites: coords", coords)
         if coords.dtype != torch.int32:
             raise TypeError(f"coords must be int32; got {coords.dtype}. Convert with .int().")
         if coords.ndim != 2 or coords.shape[1] != 1 + grid.ndim:
@@ -183,6 +185,10 @@ class ActiveSites:
                 f"{int(rows[first])} and {int(rows[first + 1])} are both "
                 f"{self.coords[rows[first]].tolist()}. Merge them first, e.g. with voxelize()."
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle coordinates and grid; a copy makes its index and its kernel maps again."""
+        return ActiveSites, (self.coords, self.grid)
 
     def __repr__(self) -> str:
         """Return rows, dimension and grid."""

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tritonspconv.arguments import whole_number, whole_numbers
 from tritonspconv.kernels.keys import coord_keys, key_coords
 
 _MAX_CELLS = 2**62
@@ -39,8 +40,15 @@ class Grid:
         """Check extents and that every key fits an int64.
 
         Raises:
+            TypeError: An entry is no whole number.
             ValueError: An extent or the batch size is negative, or there are too many cells.
         """
+        if {*map(type, self.lower), *map(type, self.shape), type(self.batch_size)} != {int}:
+            # Keep Python's ints: arithmetic on a caller's tensor would write to it.
+            for name in ("lower", "shape"):
+                object.__setattr__(self, name, whole_numbers(f"Grid: {name}", getattr(self, name)))
+            batch_size = whole_number("Grid: batch_size", self.batch_size)
+            object.__setattr__(self, "batch_size", batch_size)
         if len(self.lower) != len(self.shape):
             raise ValueError(f"lower {self.lower} and shape {self.shape} differ in length.")
         if min(self.shape, default=1) < 0 or self.batch_size < 0:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from tritonspconv.arguments import whole_number
 from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
 from tritonspconv.kernel_map import KernelMap, kernel_map, recorded_maps
 from tritonspconv.nn._module import SparseModule
@@ -35,17 +36,15 @@ class _Conv(SparseModule):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be at least 1; got {value}.")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        name = type(self).__name__
+        self.in_channels = whole_number(f"{name}: in_channels", in_channels, least=1)
+        self.out_channels = whole_number(f"{name}: out_channels", out_channels, least=1)
         self.kernel_size = kernel_size
         self.precision: Precision = precision
         self.relu = False
-        shape = (math.prod(kernel_size), in_channels, out_channels)
+        shape = (math.prod(kernel_size), self.in_channels, self.out_channels)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        made = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        made = torch.empty(self.out_channels, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if made is None else nn.Parameter(made))
         self.reset_parameters()
 
@@ -69,12 +68,33 @@ class _Conv(SparseModule):
         relu: bool = False,
         residual: Tensor | None = None,
     ) -> SparseTensor:
-        kmap = self._map(x, like)
-        feats = convolve(
-            x.feats, self.weight, kmap, self.bias, self.precision, norm, relu or self.relu,
-            residual=residual,
-        )  # fmt: skip
+        try:
+            kmap = self._map(x, like)
+            feats = convolve(
+                x.feats, self.weight, kmap, self.bias, self.precision, norm, relu or self.relu,
+                residual=residual,
+            )  # fmt: skip
+        except (AttributeError, ValueError):
+            # Only now, so that a call that is right pays nothing for it.
+            self._check_inputs(x, like)
+            raise
         return SparseTensor(feats, kmap.out_sites)
+
+    def _check_inputs(self, x: object, like: object) -> None:
+        """Raise an error that names the layer where its inputs do not fit it."""
+        name = type(self).__name__
+        for value in (x,) if like is None else (x, like):
+            if not isinstance(value, SparseTensor):
+                raise TypeError(
+                    f"{name} takes a SparseTensor; got {type(value).__name__}. Make one with "
+                    "tritonspconv.SparseTensor(feats, coords)."
+                )
+        assert isinstance(x, SparseTensor)
+        if x.channels != self.in_channels:
+            raise ValueError(
+                f"{name} has in_channels={self.in_channels}; got {x}. Build the layer with "
+                f"in_channels={x.channels}."
+            )
 
     def layer_family(self) -> LayerFamily:
         """Return the layers that this convolution may be fused with."""
@@ -161,7 +181,7 @@ class SubMConvNd(_Conv):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size", least=1)
         super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
         self.geometry = ConvGeometry.submanifold(size, to_ntuple(dilation, self.ndim, "dilation"))
 
@@ -205,12 +225,12 @@ class SparseConvNd(_Conv):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size", least=1)
         super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
         self.geometry = ConvGeometry(
             kernel_size=size,
             stride=to_ntuple(stride, self.ndim, "stride"),
-            padding=to_ntuple(padding, self.ndim, "padding"),
+            padding=to_ntuple(padding, self.ndim, "padding", least=0),
             dilation=to_ntuple(dilation, self.ndim, "dilation"),
             sites=sites,
         )
@@ -261,12 +281,12 @@ class SparseConvTransposeNd(_Conv):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size", least=1)
         super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
         self.geometry = ConvGeometry(
             kernel_size=size,
             stride=to_ntuple(stride, self.ndim, "stride"),
-            padding=to_ntuple(padding, self.ndim, "padding"),
+            padding=to_ntuple(padding, self.ndim, "padding", least=0),
             dilation=to_ntuple(dilation, self.ndim, "dilation"),
             transposed=True,
             output_padding=to_ntuple(output_padding, self.ndim, "output_padding"),
@@ -312,7 +332,7 @@ class SparseInverseConvNd(_Conv):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = to_ntuple(kernel_size, self.ndim, "kernel_size")
+        size = to_ntuple(kernel_size, self.ndim, "kernel_size", least=1)
         super().__init__(in_channels, out_channels, size, bias, precision, device, dtype)
 
     def forward(self, x: SparseTensor, like: SparseTensor) -> SparseTensor:

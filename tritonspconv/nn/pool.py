@@ -34,7 +34,7 @@ class _Pool(SparseModule):
         self.geometry = ConvGeometry(
             kernel_size=to_ntuple(kernel_size, self.ndim, "kernel_size"),
             stride=to_ntuple(kernel_size if stride is None else stride, self.ndim, "stride"),
-            padding=to_ntuple(padding, self.ndim, "padding"),
+            padding=to_ntuple(padding, self.ndim, "padding", least=0),
             dilation=to_ntuple(dilation, self.ndim, "dilation"),
             sites=sites,
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tritonspconv.arguments import check_tensor
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype
@@ -75,6 +76,8 @@ def sparse_conv(
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
     refuse_capture("sparse_conv")
+    check_tensor("sparse_conv: feats", feats)
+    check_tensor("sparse_conv: weight", weight)
     dtype = compute_dtype(feats, weight)
     view = None if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
     matrices = weight if view is None else view

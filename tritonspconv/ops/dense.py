@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tritonspconv.arguments import check_tensor
 from tritonspconv.coords import ActiveSites
 from tritonspconv.graph_capture import refuse_capture
 
@@ -29,6 +30,7 @@ def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) 
     and with ``channels_first`` a second dense tensor for a moment.
     """
     refuse_capture("to_dense")
+    check_tensor("to_dense: feats", feats)
     if feats.ndim != 2 or feats.shape[0] != sites.num_rows:
         raise ValueError(
             f"to_dense: feats must have shape [{sites.num_rows}, C] to match the sites; got "
@@ -69,6 +71,7 @@ def from_dense(x: Tensor, *, channels_first: bool = True) -> tuple[Tensor, Tenso
     Deterministic. Waits for the device once, for N. Differentiable in ``x``.
     """
     refuse_capture("from_dense")
+    check_tensor("from_dense: x", x)
     if x.ndim < 3:
         raise ValueError(
             "from_dense: x must have a batch, a channel and at least one spatial axis; got shape "

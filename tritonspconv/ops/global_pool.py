@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tritonspconv.arguments import check_tensor, whole_number
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.segment_reduce import segment_reduce
 from tritonspconv.ops.pool import PoolMode
@@ -48,6 +49,7 @@ def global_pool(
     _check("global_pool", feats, batch_index)
     if mode not in get_args(PoolMode):
         raise ValueError(f"global_pool: mode must be one of {get_args(PoolMode)}; got {mode!r}.")
+    batch_size = whole_number("global_pool: batch_size", batch_size, least=0)
     ordered, perm = _sorted(batch_index, is_sorted)
     samples = torch.arange(batch_size + 1, dtype=ordered.dtype, device=ordered.device)
     bounds = torch.searchsorted(ordered, samples)
@@ -104,6 +106,8 @@ def reduce_segments(
 def _check(op: str, feats: Tensor, batch_index: Tensor, same_rows: bool = True) -> None:
     refuse_capture(op)
     name = "feats" if same_rows else "values"
+    check_tensor(f"{op}: {name}", feats)
+    check_tensor(f"{op}: batch_index", batch_index)
     if not feats.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point; got {feats.dtype}.")
     if batch_index.dtype not in _INDEX_DTYPES:

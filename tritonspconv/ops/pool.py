@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tritonspconv.arguments import check_tensor
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels.pool import pool_bwd, pool_fwd
@@ -54,12 +55,17 @@ def sparse_pool(
 
 
 def _check(feats: Tensor, kernel_map: KernelMap, mode: str, ties: str, floor: float | None) -> None:
+    check_tensor("sparse_pool: feats", feats)
     if mode not in get_args(PoolMode):
         raise ValueError(f"sparse_pool: mode must be one of {get_args(PoolMode)}; got {mode!r}.")
     if ties not in get_args(TieRule):
         raise ValueError(f"sparse_pool: ties must be one of {get_args(TieRule)}; got {ties!r}.")
     if floor is not None and mode != "max":
         raise ValueError(f"sparse_pool: floor bounds a maximum; got floor={floor}, mode={mode!r}.")
+    if ties != "first" and mode != "max":
+        raise ValueError(
+            f"sparse_pool: ties share the gradient of a maximum; got ties={ties!r}, mode={mode!r}."
+        )
     if not feats.is_floating_point():
         raise TypeError(f"sparse_pool: feats must be floating point; got {feats.dtype}.")
     if feats.ndim != 2 or feats.shape[0] != kernel_map.n_in:

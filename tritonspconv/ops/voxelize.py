@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tritonspconv.arguments import check_tensor, whole_number
 from tritonspconv.coords import Grid
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.ops.global_pool import reduce_segments
@@ -142,6 +143,7 @@ def _check(
     max_points: int | None,
     max_voxels: int | None,
 ) -> None:
+    check_tensor("voxelize: points", points)
     ndim = len(voxel_size)
     if not points.is_floating_point():
         raise TypeError(f"voxelize: points must be floating point; got {points.dtype}.")
@@ -166,8 +168,8 @@ def _check(
     if reduce == "none" and max_points is None:
         raise ValueError('voxelize: reduce="none" pads to max_points; got max_points=None.')
     for name, value in (("max_points", max_points), ("max_voxels", max_voxels)):
-        if value is not None and value < 1:
-            raise ValueError(f"voxelize: {name} must be at least 1 or None; got {value}.")
+        if value is not None:
+            whole_number(f"voxelize: {name}", value, least=1)
     if batch_index is None:
         return
     if batch_index.dtype not in (torch.int32, torch.int64):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonspconv.arguments import check_tensor, whole_number
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.ops.global_pool import global_pool
@@ -52,11 +53,14 @@ def scatter_weighted(feats: Tensor, rows: Tensor, weights: Tensor, n_out: int) -
     float64). The host never waits. Extra memory: [M * K, C].
     """
     _check("scatter_weighted", feats, rows, weights, "M")
+    n_out = whole_number("scatter_weighted: n_out", n_out, least=0)
     return _ScatterWeighted.apply(feats, rows, weights, n_out)
 
 
 def _check(op: str, feats: Tensor, rows: Tensor, weights: Tensor, length: str) -> None:
     refuse_capture(op)
+    for name, value in (("feats", feats), ("rows", rows), ("weights", weights)):
+        check_tensor(f"{op}: {name}", value)
     if feats.ndim != 2 or rows.ndim != 2 or weights.shape != rows.shape:
         raise ValueError(
             f"{op}: feats must be [{length}, C] and rows and weights [M, K]; got "
