@@ -4,8 +4,9 @@
 translation only: foreign names, signatures and weight layouts over the ``tritonspconv`` engine.
 
 Code that cannot be edited keeps its imports: ``compat.install("spconv")`` makes ``import spconv``
-mean ``compat.spconv`` in this process, ``python -m compat --as spconv -- train.py`` in a whole
-program and its workers. ``"MinkowskiEngine"`` likewise.
+mean ``compat.spconv`` from then on, and ``python -m compat --as spconv -- train.py`` does so in a
+whole program. Both hold in the Python processes that are started afterwards.
+``"MinkowskiEngine"`` likewise.
 """
 
 from compat._install import Installation, install, uninstall

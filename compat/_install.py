@@ -81,19 +81,24 @@ class Installation:
             uninstall(self.library)
 
 
-def install(library: str, *, workers: bool = False) -> Installation:
-    """Make ``import <library>`` and imports below it mean the adapter, in this process.
+def install(library: str, *, workers: bool = True) -> Installation:
+    """Make ``import <library>`` and imports below it mean the adapter.
 
     The modules are the adapter's own under a second name: ``spconv.pytorch.conv`` is
     ``compat.spconv.pytorch.conv``, and so are their classes. Nothing is imported before the first
     import by either name. Call it before anything that imports the original; a second call changes
-    nothing. Processes that fork inherit the switch. A process that is spawned runs the main script
-    again, and with it a call at the script's top level; calls elsewhere need ``workers=True``.
+    nothing.
+
+    The switch holds in this process and in Python processes that it starts afterwards: workers that
+    fork, are spawned or come from a fork server, and subprocesses. For those that do not fork, the
+    call sets ``COMPAT_INSTALL`` and ``PYTHONPATH`` in ``os.environ``. A process does not read them
+    if it was started with ``-E``, ``-I`` or ``-S``, or with an environment of its own; nor does a
+    fork server that was started before the call.
 
     Args:
         library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.
-        workers: Set ``COMPAT_INSTALL`` and ``PYTHONPATH`` in ``os.environ``, so that Python
-            processes started later make the switch before they run anything.
+        workers: False: leave ``os.environ`` as it is. The switch then holds in this process and
+            those that fork from it.
 
     Returns:
         A context manager that undoes the switch; it need not be kept.
@@ -115,8 +120,9 @@ def install(library: str, *, workers: bool = False) -> Installation:
 def uninstall(library: str) -> None:
     """Undo ``install(library)``: later imports find the original again, or nothing.
 
-    Modules already imported by the original's name stay what they are where they are bound. Without
-    an installation, nothing happens.
+    Modules already imported by the original's name stay what they are where they are bound. What
+    ``install`` put into ``os.environ`` goes; processes that were started before keep the switch.
+    Without an installation, nothing happens.
 
     Args:
         library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.

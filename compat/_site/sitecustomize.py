@@ -1,7 +1,7 @@
 """Make the switches named in ``COMPAT_INSTALL`` as Python starts.
 
-``compat.install(..., workers=True)`` and ``python -m compat`` put this folder first in
-``PYTHONPATH``. It takes itself off the path again and runs the ``sitecustomize`` that it hid.
+``compat.install`` and ``python -m compat`` put this folder first in ``PYTHONPATH``. This file takes
+the folder off the path again and runs the ``sitecustomize`` that it hid.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ def _install() -> None:
     finally:
         sys.path.remove(root)
     for library in libraries:
-        compat.install(library)
+        compat.install(library, workers=False)  # The variables are there already.
 
 
 def _run_hidden() -> None:

@@ -13,6 +13,7 @@ def module_getattr(
     modules: Mapping[str, str] | None = None,
     elsewhere: Mapping[str, str] | None = None,
     refused: Mapping[str, str] | None = None,
+    otherwise: str | None = None,
 ) -> Callable[[str], Any]:
     """Return a ``__getattr__`` for a module whose original re-exports names of others.
 
@@ -23,6 +24,7 @@ def module_getattr(
         modules: Names that mean modules, and those: ``{"tv": "compat.cumm.tensorview"}``.
         elsewhere: Modules, and the names of theirs that this one shows, separated by spaces.
         refused: Names that are not provided, separated by spaces, and what to do instead.
+        otherwise: What to do instead of any other public name.
     """
     targets: dict[str, tuple[str, str | None]] = {
         name: (target, None) for name, target in (modules or {}).items()
@@ -37,8 +39,9 @@ def module_getattr(
             found = importlib.import_module(target)
             return found if attribute is None else getattr(found, attribute)
         text = f"module {module!r} has no attribute {name!r}"
-        if name in hints:
-            text += f": not provided. {hints[name]}"
+        hint = hints.get(name, None if name.startswith("_") else otherwise)
+        if hint is not None:
+            text += f": not provided. {hint}"
         raise AttributeError(text)
 
     return getattr_

@@ -7,10 +7,5 @@ __all__ = ["AlgoHint", "ConvAlgo"]
 
 __getattr__ = module_getattr(
     __name__,
-    refused={
-        "SimpleGemm SimpleConv BestAlgoByProfile BestConvAlgoByProfile GemmTunerSimple "
-        "ConvTunerSimple GEMM CONV GEMM_CPP CONV_CPP": (
-            "Tuners of spconv's kernels; scripts/tools/tune.py tunes those of tritonspconv."
-        )
-    },
+    otherwise="It tunes spconv's kernels; scripts/tools/tune.py tunes those of tritonspconv.",
 )

@@ -110,7 +110,7 @@ import os, sys
 import compat
 before = list(sys.meta_path), dict(os.environ)
 
-with compat.install("spconv", workers=True) as outer:
+with compat.install("spconv") as outer:
     once = list(sys.meta_path)
     assert "COMPAT_INSTALL" in os.environ
     with compat.install("spconv") as inner:
@@ -255,19 +255,25 @@ def test_spawned_workers_of_a_program_inherit_the_switch(tmp_path: Path):
 
 
 SPAWNER = """
-import multiprocessing, subprocess, sys
+import multiprocessing, os, subprocess, sys
 import compat
 
-def main():
-    compat.install("spconv", workers=True)
-    import job
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        print(pool.apply(job.name_of, ("spconv.core",)))
+def import_in_a_subprocess():
     command = [sys.executable, "-c", "import spconv; print(spconv.__name__)"]
-    print(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+def main(method):
+    before = dict(os.environ)
+    with compat.install("spconv"):
+        import job
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(pool.apply(job.name_of, ("spconv.core",)))
+        print(import_in_a_subprocess())
+    assert dict(os.environ) == before
+    print(import_in_a_subprocess())
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
 """
 
 JOB = """
@@ -279,10 +285,27 @@ def name_of(module):
 """
 
 
-def test_workers_of_an_installing_script_inherit_the_switch(tmp_path: Path):
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_workers_of_a_function_that_installs_have_the_switch(tmp_path: Path, method: str):
+    """The call is not at the top level of the script; an installed original lies in the way."""
     script = write(tmp_path, "script.py", SPAWNER)
     write(tmp_path, "job.py", JOB)
-    assert run(script, cwd=tmp_path).stdout.split() == ["compat.spconv.core", "compat.spconv"]
+    write(tmp_path, "spconv/__init__.py", '__name__ = "the original"\n')
+    found = run(script, method, cwd=tmp_path).stdout.splitlines()
+    assert found == ["compat.spconv.core", "compat.spconv", "the original"]
+
+
+def test_the_environment_is_left_alone_on_request(tmp_path: Path):
+    code = """
+import os
+import compat
+before = dict(os.environ)
+with compat.install("spconv", workers=False):
+    import spconv
+    assert spconv.__name__ == "compat.spconv"
+    assert dict(os.environ) == before
+"""
+    run("-c", code, cwd=tmp_path)
 
 
 def test_hidden_sitecustomize_runs(tmp_path: Path):

@@ -259,7 +259,7 @@ def test_weights_of_older_layouts_name_what_converts_them(order, source):
     net = spconv.SparseSequential(spconv.SubMConv3d(4, 6, 3))
     state = net.state_dict()
     state["0.weight"] = state["0.weight"].permute(*order)
-    message = rf"size mismatch for 0\.weight.*{source}.*convert_checkpoint\.py"
+    message = rf"size mismatch for 0\.weight.*{source}.*scripts\.tools\.convert_checkpoint"
     with pytest.raises(RuntimeError, match=message):
         net.load_state_dict(state)
     state["0.weight"] = torch.zeros(5, 5)

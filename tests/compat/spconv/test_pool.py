@@ -128,3 +128,13 @@ def test_pool_records_the_voxel_count(make):
     assert pool.get_max_num_voxels().tolist() == [y.features.shape[0]]
     del (state := pool.state_dict())["max_num_voxels_during_training"]
     pool.load_state_dict(state)
+
+
+def test_max_pool_passes_nan_on(device):
+    """The original ignores NaN (``tests/parity``), and so hides a network that diverged."""
+    indices = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 4]], dtype=torch.int32, device=device)
+    feats = torch.tensor([[1.0], [torch.nan], [torch.nan], [2.0]], device=device)
+    y = spconv.SparseMaxPool1d(2)(spconv.SparseConvTensor(feats, indices, [6], 1))
+    assert y.indices[:, 1].tolist() == [0, 1, 2]
+    assert y.features.isnan().flatten().tolist() == [True, True, False]
+    assert y.features[2] == 2

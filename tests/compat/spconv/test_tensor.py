@@ -267,3 +267,30 @@ def test_tensors_can_be_pickled_and_copied(make):
     x.dense()
     for twin in (pickle.loads(pickle.dumps(x)), copy.deepcopy(x.shadow_copy())):
         assert torch.equal(twin.dense(), x.dense())
+
+
+@pytest.mark.parametrize("strides", ["columns", "every other row", "columns of a wider tensor"])
+def test_indices_of_any_strides(make, device, strides):
+    """The original reads their memory as if it were contiguous (``tests/parity``)."""
+    x = make()
+    if strides == "columns":
+        indices = x.indices.T.contiguous().T
+    elif strides == "every other row":
+        indices = x.indices.repeat_interleave(2, 0)[::2]
+    else:
+        indices = torch.cat([x.indices, x.indices], 1)[:, :4]
+    assert not indices.is_contiguous()
+    y = SparseConvTensor(x.features, indices, [6, 5, 7], 2)
+    for layer in (
+        spconv.SubMConv3d(4, 4, 3),
+        spconv.SparseConv3d(4, 4, 3, 2, 1),
+        spconv.SparseMaxPool3d(2),
+        spconv.SparseGlobalMaxPool(),
+        spconv.ToDense(),
+    ):
+        layer = layer.to(device)
+        got, expected = layer(y), layer(x)
+        if isinstance(got, SparseConvTensor):
+            assert torch.equal(got.indices, expected.indices)
+            got, expected = got.features, expected.features
+        assert torch.equal(got, expected)
