@@ -10,17 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonspconv import fuse
+from tritonspconv import fuse, optimize
 from tritonspconv.bench.cases import Case, Trial
 from tritonspconv.bench.peers import OURS, Peer, first_line
 from tritonspconv.bench.reference import keys_of, relative_error
 from tritonspconv.bench.scenes import Scene, SceneStore
-from tritonspconv.models.lidar import second_encoder, sparse_unet
+from tritonspconv.models.lidar import residual_encoder, second_encoder, sparse_unet
 
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
 # Inference only: ours after tritonspconv.fuse, the others as they are.
 FUSED = "SECOND encoder, ours fused"
-BUILDERS = {"SECOND encoder": second_encoder, FUSED: second_encoder, "SpUNet-34": sparse_unet}
+# Ours after tritonspconv.optimize, the others as they are.
+OPTIMISED = {
+    "residual encoder, ours optimised": "residual encoder",
+    "SpUNet-34, ours optimised": "SpUNet-34",
+}
+BUILDERS = {
+    "SECOND encoder": second_encoder,
+    FUSED: second_encoder,
+    "residual encoder": residual_encoder,
+    "SpUNet-34": sparse_unet,
+}
 # Largest ‖result - reference‖ / ‖reference‖ of a network's output; the reference is one library's
 # result in float32. Rounding grows over some forty layers and flips ReLUs; a wrong layer gives
 # errors near one.
@@ -35,7 +45,10 @@ def network_cases(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> li
     subjects = [
         _Subject("SECOND encoder", scenes["kitti"], peers),
         _Subject("SECOND encoder", scenes["kitti_b4"], peers),
+        _Subject("residual encoder", scenes["kitti_b4"], peers),
+        _Subject("residual encoder, ours optimised", scenes["kitti_b4"], peers),
         _Subject("SpUNet-34", scenes["waymo_unet"], peers),
+        _Subject("SpUNet-34, ours optimised", scenes["waymo_unet"], peers),
     ]
     modes = [
         (dtype, training)
@@ -71,7 +84,7 @@ class NetworkBench:
     """One network of one library on one batch.
 
     Args:
-        name: Key of ``BUILDERS``.
+        name: Key of ``BUILDERS`` or ``OPTIMISED``.
         scene: The voxels.
         peer: The library.
         dtype: ``"float32"`` or ``"float16"``: weights and features in inference, autocast in
@@ -91,7 +104,7 @@ class NetworkBench:
     ) -> None:
         self.scene, self.peer, self.training = scene, peer, training
         torch.manual_seed(0)
-        self.network = BUILDERS[name](peer.module, algo=peer.algo)
+        self.network = BUILDERS[OPTIMISED.get(name, name)](peer.module, algo=peer.algo)
         if state is not None:
             self.network.load_state_dict(state)
         self.network.to(scene.indices.device).train(training)
@@ -99,6 +112,8 @@ class NetworkBench:
         self.feats = scene.feats(4, torch.float32)
         if name == FUSED and peer.name == OURS and not training:
             self.network = fuse(self.network)
+        if name in OPTIMISED and peer.name == OURS:
+            optimize(self.network)
         if self.half and not training:
             self.network.half()
             self.feats = self.feats.half()

@@ -1,4 +1,4 @@
-"""Two well-known LiDAR networks, written against the spconv 2.x interface alone.
+"""Three well-known LiDAR networks, written against the spconv 2.x interface alone.
 
 Each builder takes the spconv module as its first argument: the original ``spconv.pytorch`` and
 ``compat.spconv.pytorch`` build the same network, with the same names in its ``state_dict``.
@@ -32,6 +32,23 @@ def second_encoder(spconv: ModuleType, in_channels: int = 4, algo: Any = None) -
     return SecondEncoder(_Layers(spconv, algo), in_channels)
 
 
+def residual_encoder(spconv: ModuleType, in_channels: int = 4, algo: Any = None) -> nn.Module:
+    """Build the residual encoder of CenterPoint (Yin et al., CVPR 2021).
+
+    Its blocks call their norms and ReLUs by hand, on the features.
+
+    Args:
+        spconv: The module with the sparse layers.
+        in_channels: Features of a voxel.
+        algo: Passed to every convolution; the original needs ``ConvAlgo.Native`` on a CPU.
+
+    Returns:
+        A module from a sparse tensor to ``(encoded, stages)``. Its grid is that of
+        :func:`second_encoder`.
+    """
+    return ResidualEncoder(_Layers(spconv, algo), in_channels)
+
+
 def sparse_unet(
     spconv: ModuleType,
     in_channels: int = 4,
@@ -55,7 +72,7 @@ def sparse_unet(
 
 
 class _Layers:
-    """The sparse layers of one spconv module, with the settings that both networks share."""
+    """The sparse layers of one spconv module, with the settings that the networks share."""
 
     def __init__(self, spconv: ModuleType, algo: Any) -> None:
         self.spconv = spconv
@@ -131,6 +148,64 @@ class SecondEncoder(nn.Module):
             x = self.get_submodule(name)(x)
             stages[name] = x
         return x, stages
+
+
+class ResidualEncoder(nn.Module):
+    """An encoder of four levels, two residual blocks each, 8x smaller at the end."""
+
+    def __init__(self, layers: _Layers, in_channels: int) -> None:
+        super().__init__()
+        self.conv_input = layers.normed(layers.subm(in_channels, 16, 3, "subm1"))
+        self.conv1 = self._level(layers, None, 16, 1)
+        for number, (c_in, c_out, padding) in enumerate(
+            ((16, 32, 1), (32, 64, 1), (64, 128, (0, 1, 1))), start=2
+        ):
+            key = f"spconv{number}"
+            down = layers.down(c_in, c_out, key, kernel_size=3, stride=2, padding=padding)
+            setattr(self, f"conv{number}", self._level(layers, down, c_out, number))
+        self.conv_out = layers.normed(
+            layers.down(
+                128, 128, "spconv_down2", kernel_size=(3, 1, 1), stride=(2, 1, 1), padding=0
+            )
+        )
+
+    @staticmethod
+    def _level(layers: _Layers, down: Any, channels: int, number: int) -> nn.Sequential:
+        """Return a strided convolution, if there is one, and two residual blocks."""
+        first = [] if down is None else [layers.normed(down)]
+        blocks = [BlockByHand(layers, channels, f"subm{number}") for _ in range(2)]
+        return nn.Sequential(*first, *blocks)
+
+    def forward(self, voxels: SparseTensor) -> tuple[SparseTensor, Stages]:
+        """Return the encoded voxels and the output of each level."""
+        stages: Stages = {}
+        x = self.conv_input(voxels)
+        for name in ("conv1", "conv2", "conv3", "conv4", "conv_out"):
+            x = self.get_submodule(name)(x)
+            stages[name] = x
+        return x, stages
+
+
+class BlockByHand(nn.Module):
+    """A residual block whose ``forward`` calls every norm and ReLU on the features."""
+
+    def __init__(self, layers: _Layers, channels: int, key: str) -> None:
+        super().__init__()
+        self.conv1 = layers.subm(channels, channels, 3, key, bias=True)
+        self.norm1 = _norm(channels)
+        self.conv2 = layers.subm(channels, channels, 3, key, bias=True)
+        self.norm2 = _norm(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Return a tensor on the same voxels."""
+        y = self.conv1(x)
+        y = y.replace_feature(self.norm1(y.features))
+        y = y.replace_feature(self.act(y.features))
+        y = self.conv2(y)
+        y = y.replace_feature(self.norm2(y.features))
+        y = y.replace_feature(y.features + x.features)
+        return y.replace_feature(self.act(y.features))
 
 
 class ResidualBlock(nn.Module):
