@@ -1,4 +1,4 @@
-"""Normalisation of channels: by fixed statistics, or by those of the rows at hand."""
+"""Normalisation of channels: by fixed statistics, or by the statistics of the rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 class ChannelNorm(NamedTuple):
     """``(x - mean) / sqrt(variance + eps) * weight + bias``, one number of each for a channel.
 
-    Batch norm in evaluation mode is this. Vectors are [C], of any float dtypes.
+    This is batch norm in evaluation mode. Each vector is [C] and of any float dtype.
 
     Attributes:
-        mean: Subtracted.
+        mean: Subtracted from each row.
         variance: At least 0.
-        weight: Factor after that; None: 1.
+        weight: The factor; None: 1.
         bias: Added last; None: 0.
         eps: Added to the variance.
     """
@@ -28,16 +28,16 @@ class ChannelNorm(NamedTuple):
     eps: float = 1e-5
 
     def each(self, change: Callable[[Tensor], Tensor]) -> ChannelNorm:
-        """Return ``change`` of each vector that is there."""
+        """Return the norm with ``change`` applied to each vector that is not None."""
         weight = None if self.weight is None else change(self.weight)
         bias = None if self.bias is None else change(self.bias)
         return ChannelNorm(change(self.mean), change(self.variance), weight, bias, self.eps)
 
 
 class TrainingNorm(NamedTuple):
-    """Batch norm in training: :class:`ChannelNorm` by mean and variance of all rows.
+    """Batch norm in training: :class:`ChannelNorm` by the mean and variance of all rows.
 
-    Vectors are float32 [C], contiguous. Batch norm: arXiv:1502.03167.
+    Each vector is float32 [C] and contiguous. Batch norm: arXiv:1502.03167.
 
     Attributes:
         running_mean: Moved towards the mean by ``momentum``, in place.

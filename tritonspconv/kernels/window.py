@@ -1,4 +1,4 @@
-"""Which of a window's taps must be tried to find everything that a site reaches."""
+"""The steps of a window: the taps to try to find every site that a site reaches."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def reach_steps(
 ) -> tuple[tuple[IntTuple, IntTuple], ...]:
     """Return ``(offset, limit)`` pairs that reach what all taps reach.
 
-    Dividing, a fine site reaches ``floor((fine - offset) / stride)`` if the remainder is below
-    ``limit`` on every axis. A tap is ``limit = 1``. In a window without gaps, taps that differ by
-    less than a stride are alternatives, of which at most one divides without remainder: one step
-    stands for all of them. A 3x3x3 window of stride 2 then takes 8 steps, not 27.
+    With ``divide``, a fine site reaches ``floor((fine - offset) / stride)`` if the remainder is
+    below ``limit`` on every axis. A single tap has ``limit = 1``. In a window without gaps, at most
+    one of the taps that differ by less than a stride divides without remainder, so one step stands
+    for all of them. A 3x3x3 window of stride 2 takes 8 steps instead of 27.
 
     Args:
         offsets: V tap offsets, or the corners of the window where ``divide`` is True.
@@ -74,7 +74,7 @@ def window_corner(offsets: Window) -> IntTuple:
 
 @functools.lru_cache(maxsize=512)
 def tap_steps(offsets: tuple[IntTuple, ...]) -> IntTuple:
-    """Return for each axis how far apart taps stand whose offsets differ there by one; or 0."""
+    """Return for each axis by how much the tap's number grows with its offset; 0 for one tap."""
     corner = window_corner(offsets)
     places = {offset: v for v, offset in enumerate(offsets)}
     nexts = [(*corner[:d], x + 1, *corner[d + 1 :]) for d, x in enumerate(corner)]

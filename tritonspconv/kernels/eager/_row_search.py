@@ -1,4 +1,4 @@
-"""Which fine rows every coarse row meets, offset by offset, by search (vectorised torch)."""
+"""A search for the fine row of every coarse row, offset by offset (torch)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tritonspconv.kernels.keys import key_coords
 
 IntTuple = tuple[int, ...]
 
-# Keys and steps between them, one from the other, within int32 and int64.
+# Sums and differences of keys below these bounds fit an int32 and an int64.
 _MAX_SHORT, _MAX_LONG = 2**29, 2**61
 
 
@@ -41,21 +41,22 @@ def found_rows(
     """Find the row of ``stride * coarse + offset`` for every coarse site.
 
     Args:
-        coarse: int32 [M, 1 + D], all in their grid; fastest in the order of their keys.
-        coarse_grid: Their grid.
+        coarse: int32 [M, 1 + D], all in ``coarse_grid``; the search is fastest in key order.
+        coarse_grid: Grid of the coarse sites.
         stride: Fine cells per coarse cell.
         offsets: The offsets of V taps.
         fine: Sorted index of the fine sites, see :func:`sites_of`.
-        fine_grid: Their grid.
-        own_sites: The coarse sites are the fine ones, in the order of the index; stride 1.
+        fine_grid: Grid of the fine sites.
+        own_sites: The coarse sites are the fine ones, in the order of the index, and the stride is
+            1.
 
     Yields:
-        Each tap once, in no order; which coarse sites find a row, int64 [P], ascending; and the
+        Each tap once, in any order; the coarse sites that find a row, int64 [P], ascending; and the
         fine rows that they find, int32 [P].
 
-    Keys are those of a grid with so much room beside it that the key of a neighbour, be it outside
-    the grid, is the own key plus a constant. Along the last axis neighbours follow each other among
-    the sorted keys: one binary search does for a run of them.
+    The keys count cells of a larger grid, with room beside the fine one. There the key of a
+    neighbour is the own key plus a constant, also for a neighbour outside the fine grid. Neighbours
+    along the last axis follow each other among the sorted keys, so one binary search finds a run.
     """
     if not offsets:
         return
@@ -65,7 +66,7 @@ def found_rows(
     steps = [sum(o * unit for o, unit in zip(offset, units, strict=True)) for offset in offsets]
     reach = max(map(abs, steps))
     if cells + reach > _MAX_LONG:
-        # More cells than keys can number, with the room; without it every offset takes a search.
+        # The larger grid has more cells than an int64 can number: search offset by offset.
         for v, offset in enumerate(offsets):
             found = find_rows(fine, tap_keys(coarse, offset, stride, False, fine_grid))
             finder = torch.nonzero(found >= 0).squeeze(1)
@@ -80,7 +81,7 @@ def found_rows(
     else:
         coords = key_coords(fine.table, fine_grid)
         keys = _keys(coords, (1,) * len(stride), extents, fine_grid, dtype)
-    # An end that nothing finds, so that every search ends at a key.
+    # A last key that no search wants: every search ends at some key.
     table = torch.cat([keys, keys.new_full((1,), torch.iinfo(dtype).max)])
     assert fine.rows is not None, "a sorted index has rows"
     rows = fine.rows.int()
@@ -90,7 +91,7 @@ def found_rows(
         *line, place = offset = offsets[v]
         wanted = own + steps[v]
         if before == (*line, place - 1):
-            # What was found there comes just before what is looked for.
+            # The wanted key, if it is there, follows the key that the previous offset found.
             at = at + hit
         elif before != offset:
             at = _before(own) if own_sites and steps[v] == -1 else _search(table, wanted)
@@ -105,7 +106,7 @@ def _search(table: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _before(keys: Tensor) -> Tensor:
-    """Return what a search of ``keys - 1`` among ``keys``, ascending and distinct, would."""
+    """Return ``_search(keys, keys - 1)`` for keys that ascend and are distinct."""
     at = torch.arange(keys.shape[0], dtype=torch.int32, device=keys.device)
     at[1:] -= (keys[1:] == keys[:-1] + 1).int()
     return at
@@ -114,10 +115,10 @@ def _before(keys: Tensor) -> Tensor:
 def _roomy_extents(
     coarse_grid: CellGrid, stride: IntTuple, offsets: tuple[IntTuple, ...], fine_grid: CellGrid
 ) -> IntTuple:
-    """Return the fine grid's extents with room at the upper end, for both ends.
+    """Return the extents of the larger grid: the fine grid's with room at the upper ends.
 
-    A cell below the lower end has the key of one in the room above the upper end of the line
-    before it. No site is there.
+    The room serves both ends. A cell below the lower end has the key of a cell in the room of the
+    line before it, where no site is.
     """
     extents = []
     for axis, step in enumerate(stride):

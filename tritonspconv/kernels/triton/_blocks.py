@@ -1,7 +1,7 @@
 """Block counts and sizes for launches.
 
-Triton's ``cdiv`` and ``next_power_of_2`` mean the same, but take microseconds on the host, since
-they also serve inside kernels.
+Triton's ``cdiv`` and ``next_power_of_2`` compute the same, but take microseconds on the host,
+because they also work inside kernels.
 """
 
 from __future__ import annotations

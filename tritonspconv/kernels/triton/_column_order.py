@@ -1,4 +1,4 @@
-"""The order of a table's columns: rows with like masks side by side, so that tiles skip taps."""
+"""The order of a table's columns: like masks side by side, so that tiles skip taps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from tritonspconv.kernels.triton._grid import Offsets
 
 _KEY_BITS: tl.constexpr = tl.constexpr(16)
-# The groups of 3x3x3 windows, from the key's highest bit on: boxes, that is a range of the taps on
-# each axis, from the slowest axis of the tap index on. Of `scripts/tools/search_column_groups.py`.
+# The groups of 3x3x3 windows, from the key's highest bit on. Each group is a box: a range of taps
+# on each axis, the slowest axis of the tap's number first. `scripts/tools/search_column_groups.py`
+# found them.
 CUBE_GROUPS = (
     ("+", "*", "*"),
     ("*", "-", "0"),
@@ -34,7 +35,7 @@ CUBE_GROUPS = (
     ("+", "0", "0"),
 )
 AXIS_RANGES = {"-": (0,), "0": (1,), "+": (2,), "-0": (0, 1), "0+": (1, 2), "*": (0, 1, 2)}
-# Below this many rows a sort takes the host longer than the taps that it saves take the GPU.
+# Below this many rows, the host needs longer for a sort than the GPU for the taps that it saves.
 MIN_ROWS_TO_ORDER = 131072
 
 
@@ -42,8 +43,8 @@ MIN_ROWS_TO_ORDER = 131072
 def sort_key(mask, groups_ptr):
     """int16 key of int32 masks; masks with like keys have like taps.
 
-    Bit g is set where a tap of group g is present, groups from rare to common. Read as a Gray code,
-    so that neighbours in the order differ in few groups.
+    Bit g is set where a tap of group g is present; rare groups come first. The bits are read as a
+    Gray code, so neighbours in the order differ in few groups.
     """
     key = tl.zeros_like(mask)
     for g in tl.static_range(_KEY_BITS):
@@ -74,11 +75,11 @@ def _is_cube(offsets: Offsets) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
-    """Return the tap masks, int32, by which columns are grouped, rare ones first.
+    """Return the masks of the groups of taps, int32, rare groups first.
 
-    Up to 16 taps stand for themselves. Of a 3x3x3 window, see ``CUBE_GROUPS``. Of others, lines of
-    taps along the middle axis and along the first one, corners before edges: surfaces run along a
-    line, so that its taps come together.
+    Each of up to 16 taps is a group. A 3x3x3 window has ``CUBE_GROUPS``. Other windows have lines
+    of taps along the middle axis and along the first axis, corners before edges: a surface runs
+    along a line, so the taps of a line occur together.
     """
     if _is_cube(offsets):
         masks = [box_mask(box) for box in CUBE_GROUPS]
@@ -88,7 +89,7 @@ def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
     everything = range(ndim)
 
     def lines(axes: tuple[int, ...]) -> list[int]:
-        """Masks of the taps that agree on ``axes``, from far to near the middle."""
+        """Return the masks of taps that agree on ``axes``, from far from the middle to near it."""
         masks: dict[tuple[int, ...], int] = {}
         for v, offset in enumerate(offsets):
             place = tuple(offset[d] for d in axes)
@@ -102,7 +103,7 @@ def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
     groups = lines(tuple(everything))
     if len(offsets) > bits:
         split = [lines(tuple(d for d in everything if d != axis)) for axis in (ndim // 2, 0)]
-        # The line through the middle is nearly always there.
+        # The line through the middle has an entry in nearly every column: it tells nothing.
         groups = [mask for some in split for mask in some[:-1]] + groups
     groups = [0] * (bits - len(groups)) + groups[:bits]
     return torch.tensor(groups, dtype=torch.int64, device=device).to(torch.int32)

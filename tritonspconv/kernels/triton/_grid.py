@@ -1,4 +1,4 @@
-"""Host-side helpers of the map launchers: grids, taps and indices as kernel arguments."""
+"""Grids, taps and indices as arguments of the map kernels (host side)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tritonspconv.kernels.window import Window, reach_steps, window_corner
 
 # In a narrow grid keys are int32, and fine cells and windows stay below `_index._FAR`.
 _NARROW_CELLS, _NARROW_EXTENT, _NARROW_WINDOW = 2**31, 2**30, 2**29
-# The least taps of a plane, and of a line; fewer are not worth a loop.
+# A loop over planes or lines pays from this many taps a plane and a line on.
 _MIN_PLANE, _MIN_LINE = 5, 3
 
 IntTuple = tuple[int, ...]
@@ -23,19 +23,19 @@ Steps = tuple[tuple[IntTuple, IntTuple], ...]
 class Taps(NamedTuple):
     """Taps as kernel constants: one line of up to 32, and the steps to the other lines.
 
-    Lines are equal, and so are the planes that they make up: all taps of line i lie
-    ``i // lines_in_plane`` plane steps and ``i % lines_in_plane`` line steps away from those of the
-    first line. Up to 32 taps that do not repeat are one line.
+    All lines are equal, and so are all planes. The taps of line i lie ``i // lines_in_plane`` plane
+    steps and ``i % lines_in_plane`` line steps away from the taps of the first line. Up to 32 taps
+    that do not repeat are one line.
 
-    They count from the window's corner, which is a run-time argument: windows that differ only in
-    padding share their kernels.
+    Taps count from the window's corner, which is a run-time argument, so windows that differ only
+    in padding share kernels.
 
     Attributes:
         constants: Offset and limit of each tap of the first line on every axis, flat; see
             ``window.reach_steps``.
-        volume: Taps of a line.
-        lines: How many there are, in all planes together.
-        lines_in_plane: Lines of a plane.
+        volume: Number of taps of a line.
+        lines: Number of lines, in all planes together.
+        lines_in_plane: Number of lines of a plane.
         line_step: Offset of a line from the one before in its plane, on every axis.
         plane_step: Offset of a plane from the one before, on every axis.
         first: Number of the first tap in the window.
@@ -78,7 +78,7 @@ def _minus(a: IntTuple, b: IntTuple) -> IntTuple:
 
 
 def _period(taps: list[tuple[IntTuple, IntTuple]], least: int) -> int:
-    """Return after how many taps they repeat, one step further on; all, where they do not."""
+    """Return the number of taps after which they repeat, moved by a step; else all of them."""
     for period in range(least, len(taps)):
         pairs = list(zip(taps, taps[period:], strict=False))
         repeats = {(_minus(b, a), near == far) for (a, near), (b, far) in pairs}
@@ -88,16 +88,16 @@ def _period(taps: list[tuple[IntTuple, IntTuple]], least: int) -> int:
 
 
 def _step(taps: list[tuple[IntTuple, IntTuple]], period: int) -> IntTuple:
-    """Return how far taps lie from those a period before; zeros, where there are none."""
+    """Return the offset between taps that lie a period apart; zeros if there are no such taps."""
     start = taps[0][0]
     return _minus(taps[period][0], start) if period < len(taps) else (0,) * len(start)
 
 
 def window_taps(offsets: Offsets) -> list[Taps]:
-    """Return the taps of a window, equal lines together; where there are none, 32 at a time.
+    """Return the taps of a window: in equal lines if it has such, else 32 at a time.
 
-    Kernels run through the lines in a loop, and compile several times faster for that: a pass of
-    Triton takes time with the cube of the taps in a loop's body.
+    A kernel loops over the lines and so compiles several times faster: one pass of Triton takes
+    time with the cube of the taps in a loop's body.
     """
     steps = tuple((offset, (1,) * len(offset)) for offset in offsets)
     corner = window_corner(offsets)
@@ -116,19 +116,20 @@ def _seal(values: IntTuple) -> IntTuple:
 
 
 def seal_box(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
-    """Return a grid's lower corner and shape as kernel arguments, sealed; kernels ``unseal`` them.
+    """Return a grid's lower corner and shape as sealed kernel arguments; kernels ``unseal`` them.
 
-    Sealed, Triton does not specialise on them. ``do_not_specialize`` does not reach into tuples: an
-    entry that is 1 or a multiple of 16 would compile a kernel of its own, and scenes differ in
-    their extents. ``4 * value + 2`` is neither.
+    Triton specialises on an entry of a tuple that is 1 or a multiple of 16, whether or not the
+    tuple is in ``do_not_specialize``. It would compile kernels anew for the extents of a scene. A
+    sealed value, ``4 * value + 2``, is neither.
     """
     return _seal(grid.lower), _seal(grid.shape)
 
 
 def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Window) -> tuple[Any, ...]:
-    """Return the kernel arguments that say where a window lies, sealed but for the first.
+    """Return the kernel arguments that place a window.
 
-    Batch size, the grid that its taps lead to, the grid of the rows, the window's corner.
+    The batch size; then, sealed, lower corner and shape of the grid that the taps lead to, those of
+    the grid of the rows, and the window's corner.
     """
     batch_size = min(grid.batch_size, own_grid.batch_size)
     return batch_size, *seal_box(grid), *seal_box(own_grid), _sealed_corner(offsets)
@@ -145,9 +146,9 @@ def _is_small(offsets: Window) -> bool:
 
 
 def is_narrow(grid: CellGrid, offsets: Window, stride: IntTuple) -> bool:
-    """Return whether int32 hold the keys of ``grid``, also while taps are added to them.
+    """Return whether an int32 holds every key of ``grid``, also while a tap is added to it.
 
-    ``stride`` counts, since fine cells may be looked for in a coarse grid.
+    The stride counts because a kernel also divides fine cells that lead to a coarse grid.
     """
     fine = max(grid.shape) * max(stride)
     return grid.num_cells < _NARROW_CELLS and fine < _NARROW_EXTENT and _is_small(offsets)
@@ -156,9 +157,9 @@ def is_narrow(grid: CellGrid, offsets: Window, stride: IntTuple) -> bool:
 def index_args(index: SiteIndex, unused: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return an index as kernel arguments: its table, its rows, and its size.
 
-    The size is log2 of a block's keys, or the number of sorted keys. ``unused`` stands for rows
-    that a kind of index does not have: for another kind of argument Triton 3.6 may have a C
-    compiler make another launcher, which takes as long as a kernel.
+    The size is log2 of a block's keys, or the number of sorted keys. ``unused`` stands in for the
+    rows of an index that has none, so that all indices have arguments of the same types: Triton 3.6
+    may have a C compiler make a launcher for each list of types.
     """
     rows = unused if index.rows is None else index.rows
     return index.table, rows, index.shift if index.kind == "blocks" else index.table.shape[0]

@@ -1,7 +1,7 @@
 """Device functions shared by the map kernels: keys of taps, and lookup of keys in an index.
 
-A thread holds one row and runs through taps that are compile-time constants: what taps have in
-common, such as the checks of one axis, is computed once.
+A thread holds one row and runs through taps that are compile-time constants. The compiler computes
+once what taps have in common, such as the checks of one axis.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import triton.language as tl
 
 from tritonspconv.kernels.triton._bits import popcount
 
-# An index holds row r as r ^ LAST_ROW, so that zero is "none" and the lowest row is the maximum.
+# An index holds row r as r ^ LAST_ROW: zero then means "none", and the lowest row is the maximum.
 LAST_ROW: tl.constexpr = tl.constexpr(2**31 - 1)
 # No key is larger.
 _LAST_KEY: tl.constexpr = tl.constexpr(2**63 - 1)
-# Beyond any fine cell of a narrow grid plus any extent of its window, and both still fit an int32.
+# Larger than any fine cell of a narrow grid plus any extent of a window; the sum fits an int32.
 _FAR: tl.constexpr = tl.constexpr(3 * 2**29 - 1)
 
 
@@ -76,9 +76,9 @@ def row_starts(
 ):
     """Where each row's window begins in the grid that its taps lead to: batch, then four axes.
 
-    Axes beyond NDIM repeat the last. They count from the grid's corner, in fine cells; int32
-    [BLOCK_N] each in a narrow grid, whose keys fit an int32, else int64. ``mask_n`` must leave out
-    rows of samples that the grid does not have.
+    Axes beyond NDIM repeat the last one. Starts count fine cells from the grid's corner. Each is
+    [BLOCK_N], int32 in a narrow grid (whose keys fit an int32), else int64. ``mask_n`` must leave
+    out rows of samples that the grid does not have.
     """
     batch = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1), mask=mask_n, other=0)
     if not NARROW:
@@ -101,7 +101,7 @@ def row_starts(
 
 @triton.jit
 def moved_starts(starts, count, STEP: tl.constexpr, DIVIDE: tl.constexpr, NDIM: tl.constexpr):
-    """Where each row's taps begin ``count`` steps on, from what :func:`row_starts` returned."""
+    """Move the starts that :func:`row_starts` returned by ``count`` steps."""
     far = -count if DIVIDE else count
     last: tl.constexpr = NDIM - 1
     return (
@@ -178,7 +178,7 @@ def find_ranks(key, valid, words_ptr):
 
 @triton.jit
 def slot_entries(slot, key, shift):
-    """Where in ``SiteIndex.rows`` the row of a key in a slot stands, int32."""
+    """Place of a key's row in ``SiteIndex.rows``, int32."""
     low = key & ((tl.full(key.shape, 1, key.dtype) << shift) - 1)
     return (slot << shift) + low.to(tl.int32)
 

@@ -31,9 +31,8 @@ class CompiledKernel(NamedTuple):
 
     Attributes:
         device_index: The CUDA device.
-        take: From arguments to the values that the kernel is handed; None where they are of another
-            kind.
-        run: Launches it for a grid, a stream and values.
+        take: Turns arguments into the kernel's values; returns None for arguments of another kind.
+        run: Launches the kernel for a grid, a stream and values.
     """
 
     device_index: int
@@ -47,21 +46,22 @@ class BoundKernel:
     Attributes:
         kernel: The jitted function.
         meta: Its constexpr arguments and Triton's options.
-        compiled: What was compiled so far. One for each kind of arguments; nothing is tuned.
-        takes_values: Whether compiled kernels took what they were handed so far.
+        compiled: The kernels compiled so far, one for each kind of arguments; nothing is tuned.
+        takes_values: Whether compiled kernels have taken all the values so far.
     """
 
     __slots__ = ("_is_plain", "_options", "compiled", "kernel", "meta", "takes_values")
 
     def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
         self.kernel, self.meta = kernel, meta
-        # Checks for overflow are for Triton's debug mode: without it they are traced all the same,
-        # then dropped, and in it they would trap where `_bits.popcount` overflows on purpose.
+        # Checks for overflow belong to Triton's debug mode. Without that mode Triton traces them
+        # and drops them, which takes time; with it they would stop `_bits.popcount`, which
+        # overflows on purpose.
         self._options = {"enable_fp_fusion": True, "sanitize_overflow": False, **meta}
         self.compiled: list[CompiledKernel] = []
-        # Not if it is interpreted.
+        # An interpreted kernel takes tensors.
         self.takes_values = _versions.hands_values and isinstance(kernel, triton.JITFunction)
-        # An interpreted kernel has no such list, and needs none.
+        # An interpreted kernel has no `do_not_specialize`, and is not specialised.
         unspecialized = getattr(kernel, "do_not_specialize", ())
         self._is_plain = tuple(name in unspecialized for name in kernel.arg_names)
 
@@ -105,7 +105,7 @@ class BoundKernel:
     ) -> bool:
         """Compile and run without Triton's launcher; return whether the kernel allows it."""
         compiled = self.kernel.warmup(*args, grid=grid, **self._options)
-        if hasattr(compiled, "result"):  # where the user has Triton compile in other threads
+        if hasattr(compiled, "result"):  # Triton compiles in other threads, if the user asks
             compiled = compiled.result()
         run = _torch_launcher.runner(compiled, device_index)
         if run is None:
@@ -140,8 +140,8 @@ class BoundKernel:
 
 
 def bind(kernel: Any, **meta: Any) -> BoundKernel:
-    """Return the kernel with its constexpr arguments and options bound; the same one every time."""
-    # By identity: a jitted function hashes its source.
+    """Bind constexpr arguments and options to a kernel; equal arguments return the same object."""
+    # The key has the identity of the function, because a jitted function hashes its source.
     key = (id(kernel), tuple(meta), tuple(meta.values()))
     found = _bound.get(key)
     if found is None:

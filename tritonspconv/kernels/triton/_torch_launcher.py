@@ -16,13 +16,13 @@ import triton
 from tritonspconv.kernels.triton._arguments import leaves
 from tritonspconv.kernels.triton._versions import Run, has_load_hooks
 
-# Launches kernels that Triton compiled without a launcher made for them; None where not needed.
+# Torch's launcher; None where Triton needs no such help.
 torch_launcher: Any = (
     getattr(torch._C, "_StaticCudaLauncher", None)
     if triton.__version__.startswith("3.6.") and torch.version.hip is None
     else None
 )
-# What it calls the types of numbers.
+# Torch's letters for the types of numbers.
 _TORCH_TYPES = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 
 
@@ -32,10 +32,10 @@ def is_used() -> bool:
 
 
 def runner(compiled: Any, device_index: int) -> Run | None:
-    """Return what has torch run a kernel that was compiled only; None where it needs Triton.
+    """Return a function by which torch runs a compiled kernel; None if only Triton can run it.
 
-    Loads the kernel as Triton 3.6 does. Kernels that the device lacks the resources for are left to
-    Triton and its error.
+    The kernel is loaded as Triton 3.6 loads it. A kernel that needs more resources than the device
+    has is left to Triton, which raises its error.
     """
     found = compiled.metadata
     needs_triton = found.launch_cooperative_grid or found.launch_pdl or found.num_ctas != 1

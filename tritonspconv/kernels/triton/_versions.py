@@ -15,7 +15,7 @@ Run = Callable[[tuple[int, ...], int, tuple[Any, ...]], None]
 
 
 def runner(compiled: Any, constants: tuple[Any, ...]) -> Run:
-    """Return what runs a compiled kernel for a grid, a stream and the values of its arguments."""
+    """Return a function that runs a compiled kernel for a grid, a stream and argument values."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     hooks = None, None, None
     if not _is_bare(run):
@@ -26,7 +26,7 @@ def runner(compiled: Any, constants: tuple[Any, ...]) -> Run:
 
         return run_by_launcher
 
-    # What the launcher itself does when there is no scratch memory to allocate.
+    # A call of the launcher does only this where no scratch memory is to be allocated.
     launch, scratch = run.launch, (None, None)
     options = run.launch_cooperative_grid, run.launch_pdl
     if hasattr(run, "kernel_signature"):  # from Triton 3.7 on
@@ -48,7 +48,7 @@ def runner(compiled: Any, constants: tuple[Any, ...]) -> Run:
 
 
 def _is_bare(run: Any) -> bool:
-    """Return whether a launcher is NVIDIA's and adds nothing to what it is given."""
+    """Return whether a launcher is NVIDIA's and passes its arguments on as they are."""
     return type(run).__name__ == "CudaLauncher" and not (
         run.global_scratch_size or run.profile_scratch_size or getattr(run, "gsan_enabled", False)
     )

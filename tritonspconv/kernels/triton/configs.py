@@ -1,4 +1,4 @@
-"""Tile shapes of the matrix kernels: a fixed choice by channels, dtype and rows. Nothing tunes."""
+"""Tile shapes of the matrix kernels: a fixed choice by channels, dtype and number of rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GemmConfig(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What tile shapes depend on.
+    """The properties of a card that tile shapes depend on.
 
     Attributes:
         is_amd: An AMD card, through ROCm.
@@ -36,17 +36,17 @@ class Card(NamedTuple):
     shared_bytes: int
 
 
-# Hopper's; also what the interpreter is given.
+# A Hopper card; the interpreter gets it too.
 _DEFAULT_CARD = Card(is_amd=False, shared_bytes=227 * 1024)
 
 
 @functools.lru_cache(maxsize=64)
 def card_of(device: torch.device) -> Card:
-    """Return what tiles must fit on ``device``."""
+    """Return the properties of ``device`` that tiles must fit."""
     if device.type != "cuda":
         return _DEFAULT_CARD
     properties = torch.cuda.get_device_properties(device)
-    # Without the opt-in, CUDA allows 48 KiB; ROCm has no such distinction.
+    # CUDA allows 48 KiB without the opt-in value; ROCm has one value only.
     most = getattr(properties, "shared_memory_per_block_optin", 0)
     return Card(bool(torch.version.hip), most or properties.shared_memory_per_block)
 
@@ -56,14 +56,14 @@ def _padded(channels: int, most: int) -> int:
 
 
 def _channel_step(c_in: int, most: int) -> int:
-    """Return how many input channels a step takes: ``most``, or half if that leaves less over."""
+    """Return a step's input channels: ``most``, or half if the last step would be short."""
     return most // 2 if c_in > most and c_in % most else _padded(c_in, most)
 
 
 def _fitted(config: GemmConfig, bytes_per_entry: int, card: Card) -> GemmConfig:
-    """Return the config with steps, then stages, that the card's shared memory holds."""
-    # Rows are gathered by indices that are loaded first, so half of the stages hold rows; one less
-    # where no wgmma reads them.
+    """Shorten the steps, then drop stages, until the tile fits the card's shared memory."""
+    # Indices are loaded a stage before the rows that they name, so half of the stages hold rows;
+    # one stage less on cards without wgmma.
     spare = 0 if card.shared_bytes >= _DEFAULT_CARD.shared_bytes else 1
     block_k, stages = config.block_k, config.num_stages
 
@@ -71,7 +71,7 @@ def _fitted(config: GemmConfig, bytes_per_entry: int, card: Card) -> GemmConfig:
         bytes_per_step = (config.block_m + config.block_n) * block_k * bytes_per_entry
         return max((stages + 1) // 2 - spare, 1) * bytes_per_step + 2048 <= card.shared_bytes
 
-    # Short steps cost less than a gather that is waited for.
+    # A short step costs less than a wait for a gather.
     while block_k > 32 and not fits():
         block_k //= 2
     while stages > 2 and not fits():
@@ -91,7 +91,7 @@ def gather_gemm_config(
     """Choose the tile of :func:`gather_gemm`.
 
     Args:
-        card: Where it runs.
+        card: The card that it runs on.
         log2_rows: Bits of the number of output rows.
         c_in: Input channels.
         c_out: Output channels.
@@ -101,7 +101,7 @@ def gather_gemm_config(
     """
     config = _gather_gemm_tile(card, log2_rows, c_in, c_out, dtype.itemsize, parts)
     if one_row and dtype.itemsize == 2 and not parts and c_in <= 2 * config.block_k:
-        # Two steps at most, and nothing to run ahead of: more programs at a time instead.
+        # A tile has two steps at most: fewer stages leave room for more programs at a time.
         config = config._replace(num_stages=min(config.num_stages, 3))
     return _fitted(config, dtype.itemsize * max(parts, 1), card)
 
@@ -115,19 +115,19 @@ def _gather_gemm_tile(
     if card.is_amd:
         most = 64 if wide else 128
         return GemmConfig(most, _padded(c_out, most), _padded(c_in, 32), 4, 2)
-    # The gather needs five stages in flight, since the index load before it takes one.
+    # The gather needs five stages in flight, because the load of the indices takes one.
     if parts == 2:
-        # Three accumulators and twice the operands.
+        # Two parts take three accumulators and twice the operands.
         if c_out > 64:
             return GemmConfig(128, 128, _channel_step(c_in, 64 if c_in % 8 == 0 else 32), 8, 5)
         return GemmConfig(64, _padded(c_out, 64), _channel_step(c_in, 32), 4, 5)
     block_n = _padded(c_out, 64 if wide else 256)
-    # 32-bit operands: half the channels per step for the same shared memory.
+    # A step of 32-bit operands has half the channels, for the same shared memory.
     block_k = _channel_step(c_in, 32 if wide else 64)
     small = (num_blocks(c_out, block_n) << log2_rows) < 264 * 128
     block_m = 64 if wide or small else 128
     if block_n < 256 or small:
-        # Half a step of several needs as many bytes in flight.
+        # Short steps need more stages, to keep as many bytes in flight.
         stages = 7 if block_k < 64 and c_in > 64 and not wide else 5
         return GemmConfig(block_m, min(block_n, 128), block_k, 4, stages)
     return GemmConfig(block_m, block_n, block_k, 8, 7)
@@ -147,17 +147,17 @@ def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: i
     if card.is_amd:
         most = 64 if itemsize > 2 else 128
         return GemmConfig(_padded(c_in, most), _padded(c_out, most), 32, 4, 2)
-    # Matrix units cut products off that are small beside others of their step and its sum, always
-    # towards zero. In float32 that is the largest error, and shorter steps make it smaller; see
+    # Matrix units truncate: within a step, they cut off bits of products that are small beside the
+    # sum. This is the largest error in float32, and shorter steps make it smaller; see
     # docs/accuracy.md.
     if itemsize > 2 and not parts:
         return GemmConfig(_padded(c_in, 64), _padded(c_out, 64), 16, 4, 8)
-    # Two accumulators, three for parts: eight warps where a tile has more than 64 x 64 entries.
+    # A tile has two accumulators, or three for parts: more than 64 x 64 entries take eight warps.
     warps = 8 if max(c_in, c_out) > 64 else 4
     if parts == 2:
         return GemmConfig(_padded(c_in, 128), _padded(c_out, 128), 16, warps, 8)
     block_m, block_n = _padded(c_in, 128), _padded(c_out, 256)
-    # The gather of rows bounds large tiles: a tile of 256 channels reads a fourth less.
+    # The gather of rows bounds large tiles, and a tile of 256 channels reads a fourth less.
     return GemmConfig(block_m, block_n, 64 if block_n == 256 else 128, warps, 5)
 
 

@@ -1,9 +1,8 @@
 """Sum, mean and maximum over segments of rows (Triton).
 
-A lane walks one segment, or every ``split``-th position of it: neighbouring lanes then read
-neighbouring positions. Long segments are split into lanes whose partial results form the segments
-of the next launch, until one lane is left; the split depends on sizes only, so the same input
-gives the same bits.
+A lane walks one segment, or every ``split``-th position of it, so neighbouring lanes read
+neighbouring positions. The partial results of a split segment are a segment of the next launch,
+until one lane is left. The split depends on sizes only, so the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ def segment_reduce_kernel(
                 own = tl.load(ids, mask=mask, other=_LAST_ROW)
             else:
                 own = row.to(tl.int32)[:, None] + tl.zeros((1, BLOCK_N), tl.int32)
-            # The order of the lanes must not show: the lowest row wins a tie, and NaN wins over
-            # numbers.
+            # The lowest row wins a tie and NaN wins over numbers, so the order of lanes does not
+            # matter.
             value_nan = value != value
             acc_nan = acc != acc
             better = (value > acc) | (value_nan & (acc_nan == 0))

@@ -1,7 +1,7 @@
-"""Tiles that `scripts/tools/tune.py` found, for those who name its file. Nothing is timed here.
+"""Tiles that `scripts/tools/tune.py` found, from a file that the user names. Nothing is timed here.
 
 The environment variable ``TRITONSPCONV_TILES`` names the file. It is read once, at the first launch
-of a matrix kernel; without it, and for channels that it does not hold, `configs.py` chooses.
+of a matrix kernel. `configs.py` chooses where no file is named, or the file lacks the channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MatrixOp = Literal["gather_gemm", "weight_grad"]
 
 
 class Problem(NamedTuple):
-    """What a tile was found for, but for the number of rows.
+    """The problem that a tile was found for, without the number of rows.
 
     Attributes:
         op: The kernel.
@@ -43,9 +43,9 @@ class TileFile(NamedTuple):
     """The content of a file of tiles.
 
     Attributes:
-        device: Name of the device that they were found on.
-        card: What they must fit.
-        tiles: For each problem, tiles by the ``log2_rows`` that they were found with.
+        device: Name of the device that the tiles were found on.
+        card: The card that the tiles fit.
+        tiles: For each problem, the tiles by the ``log2_rows`` that they were found with.
     """
 
     device: str
@@ -64,7 +64,7 @@ def tuned_tile(wanted: Problem, log2_rows: int, card: Card) -> GemmConfig | None
     Args:
         wanted: The problem.
         log2_rows: Bits of the number of output rows (fwd, dgrad) or of listed pairs (wgrad).
-        card: What the tile must fit.
+        card: The card that the tile must fit.
 
     Raises:
         RuntimeError: The file that the environment names is of another kind of card.

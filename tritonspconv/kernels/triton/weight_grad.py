@@ -30,8 +30,8 @@ from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 # Programs in a wave: one for each multiprocessor of a large GPU.
 _WAVE = 132
 _MIN_SLICES = 64
-# Steps of a share where float32's accuracy is asked for: what rounding its sum costs grows with
-# their root. There are more where the partial sums would take more memory than this.
+# The most steps of a share for IEEE float32: the rounding error of a sum grows with the root of its
+# steps. A share gets more steps where all partial sums would take more memory than this.
 _MAX_STEPS = 256
 _MAX_PARTIAL_BYTES = 2**26
 
@@ -44,10 +44,10 @@ def _tap_shares(
     BLOCK_V: tl.constexpr,
     MIRRORED: tl.constexpr,
 ):
-    """For every tap its pair bounds, and the shares before and up to its own.
+    """Return for every tap where its pairs and its shares begin and end.
 
-    A tap has one share for each ``ceil(P / slices)`` of its pairs, so at most ``slices + V`` exist
-    in all, whatever the counts.
+    A tap has one share for each ``ceil(P / slices)`` of its pairs. So all taps together have at
+    most ``slices + V`` shares, however the pairs are spread.
     """
     offs_v = tl.arange(0, BLOCK_V)
     listed = tl.minimum(offs_v, V - 1 - offs_v) if MIRRORED else offs_v
@@ -89,8 +89,8 @@ def weight_grad_kernel(
 ):
     """``partial[share] = sum over the share's pairs of feats[in]^T grad[out]``, one tile of it.
 
-    The shares of a tap take its steps in turn: programs that run at a time read rows of one
-    stretch, of all taps, which the cache then holds.
+    The shares of a tap take its steps in turn. Programs that run at the same time then read rows of
+    one stretch of columns, for all taps, and find them in the cache.
 
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are.
     IN_TWO_LEVELS: Whether each step is summed by itself and added in float32.
@@ -104,7 +104,7 @@ def weight_grad_kernel(
         start = tl.sum(tl.where(mine, begin + (share - first) * BLOCK_K, 0), axis=0)
         stop = tl.sum(tl.where(mine, end, 0), axis=0)
         stride = tl.sum(tl.where(mine, last - first, 0), axis=0).to(tl.int32) * BLOCK_K
-        # A mirrored map lists half its taps; the other half are the same pairs, roles swapped.
+        # A mirrored map lists half of its taps. The others have the same pairs with sides swapped.
         swap = MIRRORED and v > V - 1 - v
         in_ptr = pairs_ptr + tl.where(swap, capacity, 0)
         out_ptr = pairs_ptr + tl.where(swap, 0, capacity)
@@ -113,8 +113,8 @@ def weight_grad_kernel(
         mask_m = offs_m < C_IN
         mask_n = offs_n < C_OUT
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
-        # Matrix units truncate what they add to: in two levels each step starts from zero and is
-        # added in float32. A zero that the compiler knew would be folded away.
+        # Matrix units truncate the sum that they add to. In two levels, each step starts from zero
+        # and is added in float32. The compiler must not know this zero, or it merges the sums.
         zeros = acc + tl.minimum(capacity, 0).to(ACC_TYPE)
         acc_low = acc
         for at in range(start, stop, stride):
@@ -174,7 +174,7 @@ def sum_shares_kernel(
     offs_v, _, _, first, last = _tap_shares(tap_ptr_ptr, slices, V, BLOCK_V, MIRRORED)
     first_share = tl.sum(tl.where(offs_v == v, first, 0), axis=0)
     last_share = tl.sum(tl.where(offs_v == v, last, 0), axis=0)
-    # [LANES, BLOCK]: a sum of one matrix after the other would wait for each load.
+    # [LANES, BLOCK]: a sum of one matrix after another would wait for every load.
     lanes = tl.zeros((LANES, BLOCK), dtype=ACC_TYPE)
     for at in range(first_share, last_share, LANES):
         share = at + tl.arange(0, LANES)
@@ -244,13 +244,13 @@ def _bind(
         or weight_grad_config(card, c_in, c_out, dtype, parts)
     )
     tiles = num_blocks(c_in, cfg.block_m) * num_blocks(c_out, cfg.block_n)
-    # All shares together are whole waves; up to 128 x 128 and to 32 x 32 entries, a multiprocessor
-    # runs two and four programs at a time.
+    # All shares together fill whole waves. A multiprocessor runs four programs of up to 32 x 32
+    # entries at a time, and two of up to 128 x 128.
     waves = 3 if tiles > 1 else 4 if cfg.block_m * cfg.block_n <= 2**10 else 2
     slices = max(waves * wave // tiles - volume, min_slices)
     is_exact = precision == "ieee" and (parts > 0 or dtype == torch.float32)
     if is_exact:
-        # A list is about half full, and one of half the taps stands for twice its pairs.
+        # A list is about half full, and a mirrored list stands for twice its pairs.
         wanted = (1 << log2_pairs) // (cfg.block_k * _MAX_STEPS)
         slices = max(slices, min(wanted, _MAX_PARTIAL_BYTES // (c_in * c_out * sums.itemsize)))
     shared = {
@@ -269,7 +269,7 @@ def _bind(
     add = bind(
         sum_shares_kernel, **shared,
         STRIDE_V=strides[0], STRIDE_K=strides[1], STRIDE_N=strides[2],
-        # About twice the shares of a tap: the center has more than others.
+        # About twice the shares of a tap: the centre has more shares than other taps.
         LANES=32 if slices > 16 * volume else 16, BLOCK=block,
     )  # fmt: skip
     grid_add = volume, num_blocks(c_in * c_out, block)
