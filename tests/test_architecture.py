@@ -44,10 +44,11 @@ def imports() -> grimp.ImportGraph:
 
 
 def is_leaf(name: str) -> bool:
-    """Return whether ``tritonspconv.<name>`` is a single module that imports nothing of ours."""
-    module = f"tritonspconv.{name}"
-    is_single = (ROOT / "tritonspconv" / f"{name}.py").exists()
-    return is_single and not imports().find_modules_directly_imported_by(module)
+    """Return whether ``tritonspconv.<name>`` is a single module that imports leaves alone."""
+    if not (ROOT / "tritonspconv" / f"{name}.py").exists():
+        return False
+    targets = imports().find_modules_directly_imported_by(f"tritonspconv.{name}")
+    return all(is_leaf(target.partition(".")[2]) for target in targets)
 
 
 @functools.cache
