@@ -12,6 +12,7 @@ from compat.minkowski.enums import BroadcastMode
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
+    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
@@ -106,6 +107,17 @@ class MinkowskiBroadcastBase(MinkowskiBroadcast):
         if not isinstance(operation_type, BroadcastMode):
             raise MinkowskiError(f"operation_type must be a BroadcastMode; got {operation_type!r}.")
         self.operation_type = operation_type
+        self.broadcast = MinkowskiBroadcastFunction()
+
+    def forward(self, input: SparseTensor, input_glob: SparseTensor) -> SparseTensor:
+        """Return the combined features; see :meth:`MinkowskiBroadcast.forward`."""
+        if not is_replaced(self.broadcast, MinkowskiBroadcastFunction):
+            return super().forward(input, input_glob)
+        manager, key = input.coordinate_manager, input.coordinate_map_key
+        features = self.broadcast.apply(
+            input.F, input_glob.F, self.operation_type, key, input_glob.coordinate_map_key, manager
+        )
+        return SparseTensor._on(features, key, manager)
 
     def _combine(self, features: Tensor, values: Tensor) -> Tensor:
         return _elementwise(self.operation_type, features, values)

@@ -57,6 +57,15 @@ def convert_to_int_tensor(arg: StrideType, dimension: int) -> Tensor:
     return torch.tensor(convert_to_int_list(arg, dimension), dtype=torch.int32)
 
 
+def is_replaced(function: object, own: type) -> bool:
+    """Return whether a layer's autograd function is no longer the one that the layer made.
+
+    Users put functions of their own in the place of ``layer.conv`` or ``pool.pooling``, or patch
+    the ``apply`` of the one that is there. The layer then calls it.
+    """
+    return type(function) is not own or bool(vars(function))
+
+
 def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:
     """Decorate a class or function whose keyword arguments of 0.4 shall raise with their new name.
 

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import ConvolutionMode, RegionType
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, renamed_arguments
-from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiCommon import (
+    MinkowskiModuleBase,
+    StrideType,
+    is_replaced,
+    renamed_arguments,
+)
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
 from compat.minkowski.MinkowskiSparseTensor import (
     Coordinates,
@@ -76,6 +81,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         shape = (in_channels, out_channels) if self.use_mm else (volume, in_channels, out_channels)
         self.kernel = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
+        self.conv = _function(is_transpose)()
         self.reset_parameters(is_transpose)
 
     def reset_parameters(self, is_transpose: bool = False) -> None:
@@ -122,6 +128,14 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
             return SparseTensor._on(features, input.coordinate_map_key, input._manager)
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key
+        if is_replaced(self.conv, _function(self.is_transpose)):
+            out_key = _get_coordinate_map_key(input, coordinates, self._out_stride(input))
+            features = self.conv.apply(
+                input._F, self.kernel, generator, self.convolution_mode, in_key, out_key, manager
+            )
+            features = features if self.bias is None else features + self.bias
+            features = normalise(features, norm, relu, residual)
+            return SparseTensor._on(features, out_key, manager)
         if coordinates is None:
             out_key = manager._convolution_key(in_key, generator, self.is_transpose)
         else:
@@ -363,16 +377,21 @@ class MinkowskiConvolutionFunction:
         kernel_generator: KernelGenerator,
         convolution_mode: ConvolutionMode,
         in_coordinate_map_key: CoordinateMapKey,
-        out_coordinate_map_key: CoordinateMapKey,
-        coordinate_manager: CoordinateManager,
+        out_coordinate_map_key: CoordinateMapKey | None = None,
+        coordinate_manager: CoordinateManager | None = None,
     ) -> Tensor:
-        """Convolve; an output key that is not set becomes the layer's."""
-        if not out_coordinate_map_key.is_key_set():
-            key = coordinate_manager._convolution_key(
+        """Convolve; an output key that is not set becomes the layer's.
+
+        Raises:
+            MinkowskiError: There is no coordinate manager.
+        """
+        manager = given_manager(cls.__name__, coordinate_manager)
+        if out_coordinate_map_key is None or not out_coordinate_map_key.is_key_set():
+            key = manager._convolution_key(
                 in_coordinate_map_key, kernel_generator, cls._is_transpose
             )
-            out_coordinate_map_key.set_key(*key.get_key())
-        kernel_map = coordinate_manager._kernel_map(
+            out_coordinate_map_key = key.given_to(out_coordinate_map_key)
+        kernel_map = manager._kernel_map(
             in_coordinate_map_key,
             out_coordinate_map_key,
             kernel_generator._window,
@@ -385,3 +404,7 @@ class MinkowskiConvolutionTransposeFunction(MinkowskiConvolutionFunction):
     """Transposed convolution of features, called as the original's autograd function is."""
 
     _is_transpose = True
+
+
+def _function(is_transpose: bool) -> type[MinkowskiConvolutionFunction]:
+    return MinkowskiConvolutionTransposeFunction if is_transpose else MinkowskiConvolutionFunction

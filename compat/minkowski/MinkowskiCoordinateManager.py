@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski import _relations
+from compat.minkowski._backend.manager import CoordinateMapManager
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._field_maps import FieldMaps
 from compat.minkowski._keys import CoordinateMapKey
@@ -80,6 +81,13 @@ class CoordinateManager(FieldMaps):
         self.allocator_type = _allocator_type if allocator_type is None else allocator_type
         self.minkowski_algorithm = minkowski_algorithm or MinkowskiAlgorithm.DEFAULT
         self._kernel_maps: dict[Any, KernelMap] = {}
+
+    @property
+    def _manager(self) -> CoordinateMapManager:
+        """This manager by the names and signatures of the original's compiled one."""
+        return CoordinateMapManager(self)
+
+    _CoordinateManagerClass = CoordinateMapManager
 
     def _convolution_key(
         self,

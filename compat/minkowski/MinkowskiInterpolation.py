@@ -7,8 +7,8 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
 from compat.minkowski._keys import CoordinateMapKey
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
-from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, is_replaced
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv import ops
 
@@ -21,10 +21,15 @@ class MinkowskiInterpolationFunction:
         input_features: Tensor,
         tfield: Tensor,
         in_coordinate_map_key: CoordinateMapKey,
-        coordinate_manager: CoordinateManager,
+        coordinate_manager: CoordinateManager | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return features [M, C], map rows int32 [n], samples int32 [n] and weights [n]."""
-        rows, weights = corners(coordinate_manager._map(in_coordinate_map_key), tfield)
+        """Return features [M, C], map rows int32 [n], samples int32 [n] and weights [n].
+
+        Raises:
+            MinkowskiError: There is no coordinate manager.
+        """
+        manager = given_manager("MinkowskiInterpolationFunction", coordinate_manager)
+        rows, weights = corners(manager._map(in_coordinate_map_key), tfield)
         features = ops.gather_weighted(input_features, rows, weights)
         sample, corner = (rows >= 0).nonzero(as_tuple=True)
         present = rows[sample, corner].int(), sample.int(), weights[sample, corner]
@@ -46,6 +51,7 @@ class MinkowskiInterpolation(MinkowskiModuleBase):
         super().__init__()
         self.return_kernel_map = return_kernel_map
         self.return_weights = return_weights
+        self.interp = MinkowskiInterpolationFunction()
 
     def forward(self, input: SparseTensor, tfield: Tensor) -> Tensor | tuple[object, ...]:
         """Return features [M, C] at points, and what the arguments ask for.
@@ -64,12 +70,15 @@ class MinkowskiInterpolation(MinkowskiModuleBase):
                 f"MinkowskiInterpolation takes a SparseTensor and points on its device; got "
                 f"{type(input).__name__} and points on {tfield.device}."
             )
-        if not (self.return_kernel_map or self.return_weights):
+        returns_more = self.return_kernel_map or self.return_weights
+        if not (returns_more or is_replaced(self.interp, MinkowskiInterpolationFunction)):
             found = input.coordinate_manager._map(input.coordinate_map_key)
             return ops.gather_weighted(input.F, *corners(found, tfield))
-        features, rows, samples, weights = MinkowskiInterpolationFunction.apply(
+        features, rows, samples, weights = self.interp.apply(
             input.F, tfield, input.coordinate_map_key, input.coordinate_manager
         )
+        if not returns_more:
+            return features
         returned: tuple[object, ...] = (features,)
         if self.return_kernel_map:
             returned += ((rows, samples),)

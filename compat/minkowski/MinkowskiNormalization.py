@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._features import AnyTensor, features_of, with_features
+from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiBroadcast import (
     MinkowskiBroadcastAddition,
     MinkowskiBroadcastMultiplication,
@@ -16,6 +17,7 @@ from compat.minkowski.MinkowskiBroadcast import (
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
+    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiPooling import MinkowskiGlobalAvgPooling
@@ -123,7 +125,7 @@ class MinkowskiInstanceNormFunction:
         in_coords_key: Any,
         glob_coords_key: Any = None,
         coords_manager: Any = None,
-        gpooling_mode: Any = None,
+        gpooling_mode: Any = PoolingMode.GLOBAL_AVG_POOLING_KERNEL,
     ) -> Tensor:
         """Normalise each channel over the rows of each sample, by its biased variance.
 
@@ -157,6 +159,7 @@ class MinkowskiInstanceNorm(MinkowskiModuleBase):
         self.num_features = num_features
         self.weight = nn.Parameter(torch.empty(1, num_features))
         self.bias = nn.Parameter(torch.empty(1, num_features))
+        self.inst_norm = MinkowskiInstanceNormFunction()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -174,8 +177,13 @@ class MinkowskiInstanceNorm(MinkowskiModuleBase):
             raise MinkowskiError(
                 f"{type(self).__name__}: input must be a SparseTensor; got {type(input).__name__}."
             )
-        normalised = _normalised(input, self.eps)
-        return with_features(input, normalised.F * self.weight + self.bias)
+        if is_replaced(self.inst_norm, MinkowskiInstanceNormFunction):
+            features = self.inst_norm.apply(
+                input.F, input.coordinate_map_key, None, input.coordinate_manager
+            )
+        else:
+            features = _normalised(input, self.eps).F
+        return with_features(input, features * self.weight + self.bias)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(nchannels={self.num_features})"

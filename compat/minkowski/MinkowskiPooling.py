@@ -17,8 +17,8 @@ from compat.minkowski._global_pooling import (
 )
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import PoolingMode
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType
-from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, is_replaced
+from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
 from compat.minkowski.MinkowskiSparseTensor import (
     Coordinates,
@@ -70,6 +70,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         self.kernel_generator = kernel_generator
         self.pooling_mode = pooling_mode
         self.dimension = dimension
+        self.pooling = _function(is_transpose)()
 
     def forward(self, input: SparseTensor, coordinates: Coordinates | None = None) -> SparseTensor:
         """Pool.
@@ -94,6 +95,12 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
             )
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key
+        if is_replaced(self.pooling, _function(self.is_transpose)):
+            out_key = _get_coordinate_map_key(input, coordinates)
+            features = self.pooling.apply(
+                input._F, self.pooling_mode, generator, in_key, out_key, manager
+            )
+            return SparseTensor._on(features, out_key, manager)
         if coordinates is not None:
             out_key = _get_coordinate_map_key(input, coordinates)
         elif self.is_transpose:
@@ -260,20 +267,25 @@ class MinkowskiLocalPoolingFunction:
         pooling_mode: PoolingMode,
         kernel_generator: KernelGenerator,
         in_coordinate_map_key: CoordinateMapKey,
-        out_coordinate_map_key: CoordinateMapKey,
-        coordinate_manager: CoordinateManager,
+        out_coordinate_map_key: CoordinateMapKey | None = None,
+        coordinate_manager: CoordinateManager | None = None,
     ) -> Tensor:
-        """Pool; an output key that is not set becomes the strided one."""
-        if not out_coordinate_map_key.is_key_set():
-            key = coordinate_manager.stride(in_coordinate_map_key, kernel_generator.kernel_stride)
-            out_coordinate_map_key.set_key(*key.get_key())
+        """Pool; an output key that is not set becomes the strided one.
+
+        Raises:
+            MinkowskiError: There is no coordinate manager.
+        """
+        manager = given_manager("MinkowskiLocalPoolingFunction", coordinate_manager)
+        if out_coordinate_map_key is None or not out_coordinate_map_key.is_key_set():
+            key = manager.stride(in_coordinate_map_key, kernel_generator.kernel_stride)
+            out_coordinate_map_key = key.given_to(out_coordinate_map_key)
         return _pool(
             input_features,
             pooling_mode,
             kernel_generator,
             in_coordinate_map_key,
             out_coordinate_map_key,
-            coordinate_manager,
+            manager,
         )
 
 
@@ -286,21 +298,35 @@ class MinkowskiLocalPoolingTransposeFunction:
         pooling_mode: PoolingMode,
         kernel_generator: KernelGenerator,
         in_coordinate_map_key: CoordinateMapKey,
-        out_coordinate_map_key: CoordinateMapKey,
-        coordinate_manager: CoordinateManager,
+        out_coordinate_map_key: CoordinateMapKey | None = None,
+        coordinate_manager: CoordinateManager | None = None,
     ) -> Tensor:
-        """Pool; an output key that is not set becomes the transposed layer's."""
-        if not out_coordinate_map_key.is_key_set():
-            key = coordinate_manager._convolution_key(
+        """Pool; an output key that is not set becomes the transposed layer's.
+
+        Raises:
+            MinkowskiError: There is no coordinate manager.
+        """
+        manager = given_manager("MinkowskiLocalPoolingTransposeFunction", coordinate_manager)
+        if out_coordinate_map_key is None or not out_coordinate_map_key.is_key_set():
+            key = manager._convolution_key(
                 in_coordinate_map_key, kernel_generator, True, _in_cells(kernel_generator)
             )
-            out_coordinate_map_key.set_key(*key.get_key())
+            out_coordinate_map_key = key.given_to(out_coordinate_map_key)
         return _pool(
             input_features,
             PoolingMode.LOCAL_SUM_POOLING,
             kernel_generator,
             in_coordinate_map_key,
             out_coordinate_map_key,
-            coordinate_manager,
+            manager,
             is_transpose=True,
         )
+
+
+_LocalFunction = type[MinkowskiLocalPoolingFunction] | type[MinkowskiLocalPoolingTransposeFunction]
+
+
+def _function(is_transpose: bool) -> _LocalFunction:
+    if is_transpose:
+        return MinkowskiLocalPoolingTransposeFunction
+    return MinkowskiLocalPoolingFunction

@@ -24,6 +24,12 @@ from compat.minkowski.enums import (
 from compat.minkowski.MinkowskiCommon import StrideType, renamed_arguments
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiTensor import Tensor, checked_inputs
+from compat.minkowski.sparse_matrix_functions import (
+    MinkowskiSPMMAverageFunction as MinkowskiSPMMAverageFunction,
+)
+from compat.minkowski.sparse_matrix_functions import (
+    MinkowskiSPMMFunction as MinkowskiSPMMFunction,
+)
 from tritonspconv import ops
 
 if TYPE_CHECKING:
@@ -146,6 +152,7 @@ class SparseTensor(Tensor):
         features: TorchTensor,
         tensor_stride: StrideType,
         manager: CoordinateManager,
+        string_id: str = "",
     ) -> tuple[CoordinateMapKey, TorchTensor]:
         """Add a map of ``coordinates``; return its key and the features of its rows."""
         if coordinates.dtype != torch.int32:
@@ -155,10 +162,31 @@ class SparseTensor(Tensor):
                 stacklevel=4,
             )
             coordinates = to_int32(coordinates)
-        key, (rows, position) = manager.insert_and_map(coordinates, tensor_stride, "")
+        key, (rows, position) = manager.insert_and_map(coordinates, tensor_stride, string_id)
         self.unique_index = rows
         self.inverse_mapping = position
         return key, reduce_rows(features, rows, position, self.quantization_mode)
+
+    def initialize_coordinates(
+        self,
+        coordinates: TorchTensor,
+        features: TorchTensor,
+        coordinate_map_key: CoordinateMapKey,
+    ) -> tuple[TorchTensor, TorchTensor, CoordinateMapKey]:
+        """Add a map of coordinates to this tensor's manager, as the constructor does.
+
+        Args:
+            coordinates: [N, 1 + D], batch index first.
+            features: [N, C], combined by the quantisation mode of this tensor.
+            coordinate_map_key: Tensor stride and id that the map is to have, set.
+
+        Returns:
+            Coordinates and features of the map's rows, and its key. ``unique_index`` and
+            ``inverse_mapping`` of this tensor are those of the new rows.
+        """
+        tensor_stride, string_id = coordinate_map_key.get_key()
+        key, features = self._insert(coordinates, features, tensor_stride, self._manager, string_id)
+        return self._manager.get_coordinates(key), features, key
 
     @property
     def coordinate_key(self) -> CoordinateMapKey:

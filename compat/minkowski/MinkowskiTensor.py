@@ -291,6 +291,20 @@ class Tensor:
         if self._manager is not other._manager:
             raise MinkowskiError(COORDINATE_MANAGER_DIFFERENT_ERROR)
 
+    def _binary_functor(self, other: Any, binary_fn: Callable[[Any, Any], TorchTensor]) -> Any:
+        """Return a tensor of ``binary_fn`` of both features, on the union where keys differ.
+
+        Raises:
+            MinkowskiError: ``other`` is neither of this kind, nor a torch tensor or number.
+        """
+        result = self._binary(other, binary_fn)
+        if result is NotImplemented:
+            raise MinkowskiError(
+                f"{type(self).__name__} takes another {type(self).__name__}, a torch.Tensor or a "
+                f"number; got {type(other).__name__}."
+            )
+        return result
+
     def _binary(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:
         if isinstance(other, Tensor):
             if not isinstance(other, type(self)) and not isinstance(self, type(other)):

@@ -66,9 +66,15 @@ class TensorField(Tensor):
         requires_grad: Whether the features require a gradient.
         device: Where to move features and coordinates first.
 
+    Attributes:
+        unique_index: The first point of each cell, int64 [U], of the newest :meth:`sparse` without
+            a key; there is none before.
+
     Raises:
         MinkowskiError: Arguments disagree.
     """
+
+    unique_index: TorchTensor
 
     def __init__(
         self,
@@ -135,6 +141,10 @@ class TensorField(Tensor):
         )
 
     def _get_coordinates(self) -> TorchTensor:
+        return self._get_coordinate_field()
+
+    def _get_coordinate_field(self) -> TorchTensor:
+        """Return a copy of the points of this field's key, [N, 1 + D]."""
         return self._manager.get_coordinate_field(self.coordinate_field_map_key)
 
     def _origin_map(self) -> list[TorchTensor]:
@@ -163,6 +173,7 @@ class TensorField(Tensor):
             self.coordinate_field_map_key, tensor_stride
         )
         self._inverse_mapping[key] = position
+        self.unique_index = rows
         features = reduce_rows(self._F, rows, position, mode)
         return SparseTensor._on(features, key, self._manager)
 

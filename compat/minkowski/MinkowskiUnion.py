@@ -43,6 +43,10 @@ class MinkowskiUnionFunction:
 class MinkowskiUnion(MinkowskiModuleBase):
     """Sum of tensors on the union of their coordinates."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.union = MinkowskiUnionFunction()
+
     def forward(self, *inputs: SparseTensor) -> SparseTensor:
         """Return the sum; a tensor counts as 0 where it has no site.
 
@@ -70,7 +74,7 @@ class MinkowskiUnion(MinkowskiModuleBase):
         key = CoordinateMapKey(1 + first.D)
         keys = [each.coordinate_map_key for each in inputs]
         manager = first.coordinate_manager
-        features = MinkowskiUnionFunction.apply(keys, key, manager, *(each.F for each in inputs))
+        features = self.union.apply(keys, key, manager, *(each.F for each in inputs))
         return SparseTensor._on(features, key, manager)
 
     def __repr__(self) -> str:

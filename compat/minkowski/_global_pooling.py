@@ -11,6 +11,7 @@ from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
+    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
@@ -81,6 +82,7 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
             raise MinkowskiError(f"mode must be a PoolingMode; got {mode!r}.")
         self.pooling_mode = mode
         self._reduction: PoolMode = _global_mode(mode)
+        self.pooling = MinkowskiGlobalPoolingFunction()
 
     def forward(
         self, input: SparseTensor | TensorField, coordinates: Coordinates | None = None
@@ -94,9 +96,14 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
         manager = input.coordinate_manager
         is_field = isinstance(input, TensorField)
         key = manager.origin_field() if is_field else manager.origin()
-        features = _pool_samples(
-            input.F, self._reduction, input.coordinate_key, manager, key, is_field
-        )
+        if is_replaced(self.pooling, MinkowskiGlobalPoolingFunction):
+            features = self.pooling.apply(
+                input.F, self.pooling_mode, input.coordinate_key, key, manager
+            )
+        else:
+            features = _pool_samples(
+                input.F, self._reduction, input.coordinate_key, manager, key, is_field
+            )
         if coordinates is not None and isinstance(input, SparseTensor):
             key = _get_coordinate_map_key(input, coordinates)
             if manager.size(key) != len(features):

@@ -75,6 +75,13 @@ class CoordinateMapKey:
             )
         self._value = tuple(int(step) for step in tensor_stride), string_id
 
+    def given_to(self, key: CoordinateMapKey | None) -> CoordinateMapKey:
+        """Give another key, not set yet, the value of this one; return a key with the value."""
+        if key is None:
+            return self
+        key.set_key(*self.get_key())
+        return key
+
     def get_tensor_stride(self) -> list[int]:
         """Return the tensor stride, one int per axis."""
         return list(self.value[0])

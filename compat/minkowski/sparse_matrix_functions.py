@@ -26,9 +26,9 @@ def spmm(
     """Multiply a sparse matrix by a dense one. Differentiable in ``vals`` and ``mat``.
 
     Args:
-        rows: Row of each entry, int [P].
-        cols: Its column, int [P].
-        vals: Its value [P], of the type of ``mat``.
+        rows: Row of each entry [P], whole numbers of any type.
+        cols: Its column [P], likewise.
+        vals: Its value [P] or [P, 1], of the type of ``mat``.
         size: Rows and columns of the sparse matrix.
         mat: Dense matrix [size[1], C].
         is_sorted: ``rows`` ascend.
@@ -40,17 +40,19 @@ def spmm(
     Raises:
         AssertionError: Lengths, types or devices disagree.
     """
-    if not len(rows) == len(cols) == len(vals):
+    n_entries = len(rows)
+    if len(cols) != n_entries or vals.shape not in ((n_entries,), (n_entries, 1)):
         raise MinkowskiError(
-            "spmm: rows, cols and vals must have one entry each; got lengths "
-            f"{len(rows)}, {len(cols)} and {len(vals)}."
+            "spmm: rows, cols and vals must have one entry each; got shapes "
+            f"{list(rows.shape)}, {list(cols.shape)} and {list(vals.shape)}."
         )
     if vals.dtype != mat.dtype or vals.device != mat.device:
         raise MinkowskiError(
             f"spmm: vals and mat must share type and device; got {vals.dtype} on {vals.device} and "
             f"{mat.dtype} on {mat.device}."
         )
-    return global_pool(mat[cols.long()] * vals[:, None], rows, size[0], "sum", is_sorted=is_sorted)
+    products = mat[cols.long()] * vals.view(-1, 1)
+    return global_pool(products, rows.long(), size[0], "sum", is_sorted=is_sorted)
 
 
 def spmm_average(
@@ -61,11 +63,11 @@ def spmm_average(
     Returns:
         The averages [size[0], C]; the entries int64 [2, P], sorted by row; the weight of each [P].
     """
-    ordered, perm = torch.sort(rows, stable=True)
+    ordered, perm = torch.sort(rows.long(), stable=True)
     columns = cols[perm].long()
     averages = global_pool(mat[columns], ordered, size[0], "avg", is_sorted=True)
     counts = torch.bincount(ordered, minlength=size[0])
-    entries = torch.stack([ordered.long(), columns])
+    entries = torch.stack([ordered, columns])
     return averages, entries, counts[entries[0]].reciprocal().to(mat.dtype)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import re
 import warnings
 from collections.abc import Callable
@@ -15,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.originals import ORIGINALS
+from tests.compat._libraries import library
 
 PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
 COORDS = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 3, 2]], dtype=torch.int32)
@@ -334,19 +332,6 @@ SPCONV = [
 ]  # fmt: skip
 
 TABLES = {"MinkowskiEngine": MINKOWSKI, "spconv": SPCONV}
-
-
-@functools.cache
-def library(original: str, which: str) -> Any:
-    """Return the module that code imports, of the original or of its adapter."""
-    found = ORIGINALS[original]
-    if which == "original":
-        absence = found.absence("cpu")
-        if absence:
-            pytest.skip(absence)
-        found.prepare("cpu")
-    name = found.name if which == "original" else found.adapter
-    return importlib.import_module(f"{name}.pytorch" if original == "spconv" else name)
 
 
 def _parameters() -> list[Any]:
