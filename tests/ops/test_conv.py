@@ -446,13 +446,21 @@ def test_layouts_of_the_incoming_gradient(device):
         torch.testing.assert_close(a, b)
 
 
-def test_second_derivatives_are_refused(device):
+def test_second_derivatives_equal_those_of_the_products(device):
     kmap = kernel_map(random_sites(10, extent=3, device=device), SUBM3)
     feats, weight, _ = operands(kmap, 2, 2, bias=False)
-    out = sparse_conv(feats, weight, kmap)
-    (first,) = torch.autograd.grad(out.square().sum(), feats, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    rows, others, tap_ptr = kmap.pairs()
+    taps = torch.arange(kmap.kernel_volume, device=device).repeat_interleave(tap_ptr.diff())
+
+    def products():
+        made = torch.bmm(feats[rows.long(), None], weight[taps])[:, 0]
+        return made.new_zeros(kmap.n_out, 2).index_add(0, others.long(), made)
+
+    found = []
+    for run in (lambda: sparse_conv(feats, weight, kmap), products):
+        (first,) = torch.autograd.grad(run().pow(3).sum(), feats, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), (feats, weight)))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("half", LOW, ids=str)

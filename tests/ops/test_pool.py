@@ -143,15 +143,6 @@ def test_gradcheck(how):
     assert torch.autograd.gradcheck(lambda x: sparse_pool(x, kmap, **how), feats)
 
 
-def test_second_derivative_is_refused():
-    kmap = kernel_map(random_sites(30, extent=4), DOWN)
-    feats = torch.randn(30, 2, requires_grad=True)
-    out = sparse_pool(feats, kmap, "avg").square().sum()
-    (grad,) = torch.autograd.grad(out, feats, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_runs_repeat_bit_by_bit(device):
     kmap = kernel_map(random_sites(500, extent=12, device=device), DOWN)
     feats = torch.randn(500, 7).to(device).requires_grad_()

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap, NeighborTable
@@ -33,8 +32,9 @@ def sparse_channelwise_conv(
     Raises:
         ValueError: Rows, channels, taps or devices disagree.
 
-    Deterministic. Sums in float32 (float64 for float64 input). Differentiable once in ``feats``,
-    ``weight`` and ``bias``. The host never waits. Time and launches grow with V.
+    Deterministic. Sums in float32 (float64 for float64 input). Differentiable any number of
+    times in ``feats``, ``weight`` and ``bias``. The host never waits.
+    Time and launches grow with V.
     """
     refuse_capture("sparse_channelwise_conv")
     expected = [kernel_map.kernel_volume, feats.shape[-1]]
@@ -68,10 +68,8 @@ class _ChannelwiseConv(torch.autograd.Function):
         return _gather(feats, weight, kernel_map.out_table).to(dtype)
 
     @staticmethod
-    @once_differentiable  # Its type loses the names of the arguments.
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Any
-    ) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        # In operations of torch, which can be differentiated again.
         (grad,) = grad_outputs
         feats, weight = ctx.saved_tensors
         grad_feats = grad_weight = None

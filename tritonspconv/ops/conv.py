@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tritonspconv.arguments import check_tensor
@@ -18,6 +17,7 @@ from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.kernels.conv_grads import conv_grads
 from tritonspconv.kernels.gather_gemm import gather_gemm
 from tritonspconv.kernels.half_parts import as_operand
+from tritonspconv.ops._second_order import conv_gradients, normed_gradients
 
 Precision = Literal["ieee", "tf32"]
 WeightLayout = Literal["VIO", "OVI"]
@@ -69,10 +69,12 @@ def sparse_conv(
         TypeError: A dtype is not supported.
         ValueError: Rows, channels, taps or devices disagree, or there are too few rows.
 
-    Deterministic, forward and backward. Differentiable once in ``feats``, ``weight``, ``bias``,
-    ``residual`` and the weight and bias of ``norm``, not in fixed statistics; each gradient has its
-    tensor's dtype, and the weight's is summed in float32 (float64 for float64 input). No wait for
-    the device. Extra memory: none forward.
+    Deterministic, forward and backward. Differentiable any number of times in ``feats``,
+    ``weight``, ``bias``, ``residual`` and the weight and bias of ``norm``, not in fixed statistics;
+    each gradient has its tensor's dtype, and the weight's is summed in float32 (float64 for float64
+    input). No wait for the device. Extra memory forward: on a CPU a buffer of some blocks of
+    gathered rows and products, which is kept for the next call; on NVIDIA two float16 parts of each
+    float32 operand of a large product.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
     refuse_capture("sparse_conv")
@@ -176,11 +178,12 @@ class _SparseConv(torch.autograd.Function):
         call: _Call,
     ) -> Tensor:
         view, kernel_map, dtype, precision, norm, relu = call
-        ctx.weight_shape = None if view is None else weight.shape
         weight_c = _cast(weight if view is None else view, dtype)
         feats_c = _cast(feats, dtype).contiguous()
-        ctx.kernel_map, ctx.precision, ctx.relu = kernel_map, precision, relu
-        ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
+        # For dtypes and layouts, and for gradients of gradients, which need the graph behind them.
+        ctx.call, ctx.weight, ctx.bias = call, weight, bias
+        ctx.feats_dtype = feats.dtype
+        ctx.feats_copied = feats_c is not feats
         out = _convolve(feats_c, weight_c, bias, kernel_map, precision)
         if norm is None:
             ctx.save_for_backward(feats_c, weight_c)
@@ -198,15 +201,13 @@ class _SparseConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Gradients are off already, unless a gradient of the gradient is asked for; to turn them
-        # off once more takes microseconds.
-        return _once_gradients(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
+        # Gradients are off, unless the caller passed create_graph=True.
+        return _second_order(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of the arguments of :class:`_SparseConv`."""
     feats, weight, *normed = ctx.saved_tensors
-    feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
     needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, needs_residual, _ = (
         ctx.needs_input_grad
     )
@@ -215,20 +216,21 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if normed:
         out, stats, scale, shift, clamped = normed
         grad, grad_scale, grad_shift, grad_residual = batch_norm_grad(
-            grad, out, stats, scale, shift, ctx.relu, clamped
+            grad, out, stats, scale, shift, ctx.call.relu, clamped
         )
         grad_residual = _cast(grad_residual, ctx.residual_dtype) if needs_residual else None
     if needs_weight:
-        grad_weight, matrices = _new_weight_grad(weight, weight_dtype, ctx.weight_shape)
+        shape = None if ctx.call.view is None else ctx.weight.shape
+        grad_weight, matrices = _new_weight_grad(weight, ctx.weight.dtype, shape)
     if needs_feats or needs_weight:
         grad_feats = conv_grads(
-            feats, grad, weight, ctx.kernel_map,
-            needs_feats=needs_feats, grad_weight=matrices, precision=ctx.precision,
+            feats, grad, weight, ctx.call.kernel_map,
+            needs_feats=needs_feats, grad_weight=matrices, precision=ctx.call.precision,
         )  # fmt: skip
     if grad_feats is not None:
-        grad_feats = _cast(grad_feats, feats_dtype)
+        grad_feats = _cast(grad_feats, ctx.feats_dtype)
     if needs_bias:
-        grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
+        grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(ctx.bias.dtype)
     return (
         grad_feats, grad_weight, grad_bias,
         grad_scale if needs_scale else None, grad_shift if needs_shift else None,
@@ -247,7 +249,56 @@ def _new_weight_grad(
     return grad, _as_matrices(grad)
 
 
-_once_gradients = once_differentiable(_gradients)
+def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return what :func:`_gradients` does, with a graph behind it."""
+    feats, _, *normed = ctx.saved_tensors
+    view, kernel_map, dtype, precision, norm, relu = ctx.call
+    needs_feats, needs_weight, needs_bias, _, _, needs_residual, _ = ctx.needs_input_grad
+    if needs_feats and ctx.feats_copied:
+        raise RuntimeError(
+            f"sparse_conv: a gradient of the gradient needs contiguous features of {dtype}, in "
+            "which the layer computes. Convert them before the layer, where autograd sees it: "
+            f"x.replace(x.feats.to({dtype}).contiguous())."
+        )
+    grad = _cast(grad, dtype)
+    bias, weight = ctx.bias, ctx.weight
+    matrices = _cast(weight if view is None else _as_matrices(weight), dtype)
+    grads: dict[int, Tensor | None] = {}
+    if normed:
+        out = _differentiable(feats, matrices, bias, kernel_map, precision)
+        norm = norm._replace(weight=normed[2], bias=normed[3])
+        candidates = (feats, weight, bias, *normed[2:4])
+        places = [place for place in range(5) if ctx.needs_input_grad[place]]
+        found, grad_residual = normed_gradients(
+            out, norm, normed[4], relu, grad, [candidates[place] for place in places]
+        )
+        grads = dict(zip(places, found, strict=True))
+        if needs_residual:
+            grads[5] = _cast(grad_residual, ctx.residual_dtype)
+        return tuple(grads.get(place) for place in range(7))
+    grad_feats, grad_matrices = conv_gradients(
+        _differentiable, feats, matrices, grad, kernel_map, precision, (needs_feats, needs_weight)
+    )
+    grad_bias = None
+    if needs_bias:
+        grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias.dtype)
+    if grad_matrices is not None:
+        grad_matrices = _cast(grad_matrices, weight.dtype)
+        if view is not None:
+            grad_matrices = grad_matrices.permute(2, 0, 1).reshape(weight.shape)
+    return grad_feats, grad_matrices, grad_bias, None, None, None, None
+
+
+def _differentiable(
+    feats: Tensor,
+    matrices: Tensor,
+    bias: Tensor | None,
+    kernel_map: KernelMap,
+    precision: Precision,
+) -> Tensor:
+    """Return a convolution of operands of one dtype, with its graph."""
+    call = _Call(None, kernel_map, feats.dtype, precision)
+    return _SparseConv.apply(feats.contiguous(), matrices, bias, None, None, None, call)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

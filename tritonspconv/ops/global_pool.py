@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tritonspconv.arguments import check_tensor, whole_number
 from tritonspconv.graph_capture import refuse_capture
@@ -44,7 +43,8 @@ def global_pool(
         ValueError: Shapes or devices disagree, or the mode is unknown.
 
     Deterministic; the host never waits. Accumulates in float32 (float64 for float64).
-    Differentiable once in ``feats``; the gradient of a maximum goes to the lowest row that has it.
+    Differentiable any number of times in ``feats``; the gradient of a maximum goes to the lowest
+    row that has it.
     """
     _check("global_pool", feats, batch_index)
     if mode not in get_args(PoolMode):
@@ -168,10 +168,8 @@ class _ReduceSegments(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # Its type loses the names of the arguments.
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Any
-    ) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        # In operations of torch, which can be differentiated again.
         (grad_out,) = grad_outputs
         segment_of_row, argmax, length = ctx.saved_tensors
         if length is not None:

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.graph_capture import refuse_capture
@@ -46,7 +45,8 @@ def sparse_pool(
         TypeError: ``feats`` is not floating point.
         ValueError: Rows or devices disagree, or an option is unknown or does not fit the mode.
 
-    Deterministic. Accumulates in float32 (float64 for float64). Differentiable once in ``feats``.
+    Deterministic. Accumulates in float32 (float64 for float64). Differentiable any
+    number of times in ``feats``.
     Extra memory while training: int32 [n_out, C] for ``ties="first"``, int32 [n_out] for averages.
     """
     refuse_capture("sparse_pool")
@@ -106,16 +106,59 @@ class _SparsePool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # Its type loses the names of the arguments.
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Any
-    ) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (grad_out,) = grad_outputs
-        table = ctx.kernel_map.in_table
         saved = ctx.saved_tensors
         if ctx.by_value:
-            state = {"feats": saved[0], "out": saved[1]}
+            state = {"feats": saved[0].detach(), "out": saved[1].detach()}
         else:
             state = {"max": {"argmax": saved[0]}, "avg": {"count": saved[0]}, "sum": {}}[ctx.mode]
-        grad_feats = pool_bwd(grad_out, table.rows, table.order, ctx.mode, **state)
+        if torch.is_grad_enabled():
+            # The caller passed create_graph=True.
+            grad_feats = _PoolGrad.apply(grad_out, ctx.kernel_map, ctx.mode, state)
+        else:
+            grad_feats = _pool_grad(grad_out, ctx.kernel_map, ctx.mode, state)
         return grad_feats, None, None, None, None
+
+
+def _pool_grad(
+    grad_out: Tensor, kernel_map: KernelMap, mode: PoolMode, state: dict[str, Tensor]
+) -> Tensor:
+    table = kernel_map.in_table
+    return pool_bwd(grad_out, table.rows, table.order, mode, **state)
+
+
+class _PoolGrad(torch.autograd.Function):
+    """The gradient of a pool, which is linear in the gradient that comes in."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_out: Tensor, kernel_map: KernelMap, mode: PoolMode, state: dict[str, Tensor]
+    ) -> Tensor:
+        ctx.kernel_map, ctx.mode, ctx.state = kernel_map, mode, state
+        return _pool_grad(grad_out, kernel_map, mode, state)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (grad,) = grad_outputs
+        if ctx.mode != "max":
+            return sparse_pool(grad, ctx.kernel_map, ctx.mode), None, None, None
+        if "argmax" in ctx.state:
+            argmax = ctx.state["argmax"]
+            taken = grad.gather(0, argmax.clamp(min=0).long())
+            return torch.where(argmax >= 0, taken, 0), None, None, None
+        return _sum_of_winners(grad, ctx.kernel_map, **ctx.state), None, None, None
+
+
+def _sum_of_winners(grad: Tensor, kernel_map: KernelMap, feats: Tensor, out: Tensor) -> Tensor:
+    """Return for each output the sum of ``grad`` [n_in, C] over the inputs that equal it."""
+    table = kernel_map.out_table
+    by_column = out if table.order is None else out[table.order.long()]
+    total = torch.zeros_like(by_column)
+    for row in table.entries(kernel_map.kernel_volume):
+        place = row.clamp(min=0).long()
+        wins = (row >= 0)[:, None] & (feats[place] == by_column)
+        total = total + torch.where(wins, grad[place], 0)
+    if table.order is None:
+        return total
+    return torch.zeros_like(total).index_copy(0, table.order.long(), total)
