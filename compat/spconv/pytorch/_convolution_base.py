@@ -176,7 +176,14 @@ class SparseConvolutionBase:
         self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
     ) -> None:
         """Check that this submanifold layer may reuse the entry ``datas`` of ``indice_dict``."""
-        check_submanifold_reuse(self, inp, datas)
+        if not (
+            datas.is_subm
+            and datas.ksize == self.kernel_size
+            and datas.dilation == self.dilation
+            and datas.spatial_shape == inp.spatial_shape
+            and datas.indices.shape[0] == inp.indices.shape[0]
+        ):
+            check_submanifold_reuse(self, inp, datas)
 
     def _check_inverse_reuse_valid(
         self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any

@@ -1,7 +1,9 @@
 """From spconv's pair lists and pair tables to kernel maps.
 
-A pair tensor made here remembers its kernel map for as long as it lives unchanged; for any other
-one the map is built from its entries, once.
+The map of a pair tensor is kept for as long as the tensor lives and its entries stay the same. For
+tensors that are made here the map is at hand; for any other tensor it is built from the entries,
+once. On a CPU, where NumPy can write to a tensor without a trace, entries are compared with a copy;
+on a GPU, where a comparison would wait for the device, torch's version of the tensor tells.
 """
 
 from __future__ import annotations
@@ -19,13 +21,45 @@ from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernel_map.from_pairs import map_from_pairs
 
 
+class _State(NamedTuple):
+    """What a tensor held at some time.
+
+    Attributes:
+        version: How often torch had written to it.
+        entries: A copy of its entries; None on a GPU.
+    """
+
+    version: int
+    entries: Tensor | None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _State:
+        """Remember a tensor as it is now."""
+        entries = tensor.detach().clone() if tensor.device.type == "cpu" else None
+        return cls(tensor._version, entries)
+
+    def still_holds(self, tensor: Tensor) -> bool:
+        """Return whether the tensor is as it was."""
+        if self.version != tensor._version:
+            return False
+        return self.entries is None or torch.equal(self.entries, tensor)
+
+
 class _Known(NamedTuple):
     """The maps of one pair tensor, valid while it and its counts are as they were."""
 
-    version: int
+    state: _State
     counts: weakref.ref[Tensor] | None
-    counts_version: int
+    counts_state: _State | None
     maps: dict[Hashable, KernelMap]
+
+    def still_holds(self, pairs: Tensor, counts: Tensor | None) -> bool:
+        """Return whether the maps are those of these tensors."""
+        if (self.counts and self.counts()) is not counts or not self.state.still_holds(pairs):
+            return False
+        return counts is None or (
+            self.counts_state is not None and self.counts_state.still_holds(counts)
+        )
 
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -119,15 +153,13 @@ def _maps_of(pairs: Tensor, counts: Tensor | None) -> dict[Hashable, KernelMap]:
     if pairs.is_inference() or (counts is not None and counts.is_inference()):
         return {}  # Inference tensors have no version: edits would go unnoticed.
     known = _known.get(pairs)
-    counts_version = 0 if counts is None else counts._version
-    if (
-        known is None
-        or known.version != pairs._version
-        or (known.counts and known.counts()) is not counts
-        or known.counts_version != counts_version
-    ):
-        reference = None if counts is None else weakref.ref(counts)
-        known = _known[pairs] = _Known(pairs._version, reference, counts_version, {})
+    if known is None or not known.still_holds(pairs, counts):
+        known = _known[pairs] = _Known(
+            _State.of(pairs),
+            None if counts is None else weakref.ref(counts),
+            None if counts is None else _State.of(counts),
+            {},
+        )
     return known.maps
 
 

@@ -56,6 +56,8 @@ class LocatedSites:
         self.batch_size = batch_size
         self.strided: dict[ConvGeometry, tuple[KernelMap, LocatedSites]] = {}
         self._version = None if indices.is_inference() else indices._version
+        is_cheap = indices.device.type == "cpu" or checks_coords()
+        self._compares_values = is_cheap and indices is not sites.coords
 
     @classmethod
     def of(cls, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> LocatedSites:
@@ -109,20 +111,15 @@ class LocatedSites:
         A user of an earlier call may have written to ``indices``. Where the engine has a copy, the
         new call then shows a fresh one.
         """
-        if self._is_unchanged() and (self._version is not None or self._compares_values()):
+        if self._is_unchanged() and (self._version is not None or self._compares_values):
             return self
         if self.indices is self.sites.coords:
             return None
         return self.generated(self.sites, self.spatial_shape, self.batch_size)
 
-    def _compares_values(self) -> bool:
-        indices = self.indices
-        is_cheap = indices.device.type == "cpu" or checks_coords()
-        return is_cheap and indices is not self.sites.coords
-
     def _is_unchanged(self) -> bool:
         """Return whether nobody wrote to ``indices``, as far as that can be known."""
-        if self._compares_values():
+        if self._compares_values:
             return torch.equal(self.indices, self.sites.coords)
         return self._version is None or self._version == self.indices._version
 
@@ -137,6 +134,8 @@ def whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
     Raises:
         SpconvError: A value is no whole number.
     """
+    if set(map(type, values)) == {int}:
+        return tuple(values)
     given = [value.item() if isinstance(value, torch.Tensor) else value for value in values]
     try:
         found = tuple(map(int, given))

@@ -129,11 +129,12 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         if not constants.SPCONV_FX_TRACE_MODE:
             _check_parts(features, indices, spatial_shape, batch_size)
             spatial_shape = whole_numbers("SparseConvTensor: spatial_shape", spatial_shape)
-            (batch_size,) = whole_numbers("SparseConvTensor: batch_size", (batch_size,))
+            if type(batch_size) is not int:
+                (batch_size,) = whole_numbers("SparseConvTensor: batch_size", (batch_size,))
         self._features = features
         self.indices = indices
-        self.spatial_shape = [int(extent) for extent in spatial_shape]
-        self.batch_size = int(batch_size) if isinstance(batch_size, Tensor) else batch_size
+        self.spatial_shape = [*map(int, spatial_shape)]
+        self.batch_size = batch_size
         self.indice_dict = IndiceDict() if indice_dict is None else indice_dict
         self.grid: Tensor | None = _NO_GRID if grid is None else grid
         self.voxel_num = voxel_num
@@ -247,7 +248,11 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         Where users replaced ``shadow_copy`` or ``replace_feature``, in a subclass or by assignment,
         the result comes of those, as in spconv.
         """
-        if _copies_are_own(self):
+        if (
+            type(self).shadow_copy is _SHADOW_COPY
+            and SparseConvTensor.replace_feature is _REPLACE_FEATURE
+            and "shadow_copy" not in self.__dict__
+        ):
             return self._derive(features, indice_dict, located)
         out = self.shadow_copy().replace_feature(features)
         if located is not None:
@@ -361,16 +366,8 @@ _FIELDS = frozenset(
         "_located",
     )
 )  # fmt: skip
+# The methods by which layers of spconv make their output, as they are here.
 _SHADOW_COPY, _REPLACE_FEATURE = SparseConvTensor.shadow_copy, SparseConvTensor.replace_feature
-
-
-def _copies_are_own(tensor: SparseConvTensor) -> bool:
-    """Return whether the methods that layers of spconv call to make their output are ours."""
-    return (
-        type(tensor).shadow_copy is _SHADOW_COPY
-        and SparseConvTensor.replace_feature is _REPLACE_FEATURE
-        and "shadow_copy" not in vars(tensor)
-    )
 
 
 def _check_dense_rows(sites: ActiveSites) -> None:

@@ -202,6 +202,40 @@ def test_pair_tensors_remember_their_map_until_they_change(make, device):
     assert alive() is None
 
 
+@pytest.mark.parametrize("written", ["pairs", "counts", "table"])
+def test_writes_without_a_trace_to_pairs_are_seen_on_a_cpu(written):
+    """NumPy leaves the version of a tensor as it was."""
+    indices = torch.tensor([[0, n] for n in range(4)], dtype=torch.int32)
+    window = [[4], NATIVE, [3], [1], [1], [1], [0]]
+    feats, weight = torch.arange(1.0, 5.0)[:, None], torch.ones(1, 3, 1)
+    if written == "table":
+        _, _, table, *_ = ops.get_indice_pairs_implicit_gemm(indices, 1, *window, subm=True)
+
+        def run():
+            none = ([], [], [], [])
+            return functional.implicit_gemm(
+                feats, weight, table, table, *none, 4, [], False, True
+            ).flatten()
+
+        assert run().tolist() == [3, 6, 9, 7]
+        table.numpy()[0] = -1  # The tap of the left neighbour.
+        assert run().tolist() == [3, 5, 7, 4]
+        return
+    _, pairs, counts = ops.get_indice_pairs(indices, 1, *window, subm=True)
+
+    def run():
+        return functional.indice_conv(feats, weight, pairs, counts, 4, NATIVE).flatten()
+
+    assert run().tolist() == [3, 6, 9, 7]
+    if written == "counts":
+        counts.numpy()[0] = 0
+        assert run().tolist() == [3, 5, 7, 4]
+    else:
+        pairs.numpy()[0, 1] = [3, 2, 1, 0]  # The central tap reads the rows backwards.
+        pairs.numpy()[1, 1] = [0, 1, 2, 3]
+        assert run().tolist() == [2 + 4, 4 + 3, 6 + 2, 3 + 1]
+
+
 def test_pairs_of_inference_mode_are_read_each_time(make):
     x = make()
     weight = torch.ones(1, 3, 2, 3, 4, device=x.features.device)
