@@ -54,7 +54,7 @@ def _whole(value: Any) -> int | None:
 
 def convert_to_int_tensor(arg: StrideType, dimension: int) -> Tensor:
     """Return an int32 tensor [dimension]; see :func:`convert_to_int_list`."""
-    return torch.tensor(convert_to_int_list(arg, dimension), dtype=torch.int32)
+    return torch.tensor(convert_to_int_list(arg, dimension), dtype=torch.int32, device="cpu")
 
 
 def is_replaced(function: object, own: type) -> bool:

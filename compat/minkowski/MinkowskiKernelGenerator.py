@@ -177,7 +177,12 @@ class KernelGenerator:
         )
         self.region_type = region_type
         if region_offsets is None:
-            region_offsets = torch.empty(0, dtype=torch.int32)
+            region_offsets = torch.empty(0, dtype=torch.int32, device="cpu")
+        if region_offsets.is_meta:
+            raise MinkowskiError(
+                "region_offsets must hold numbers, since they are the window; got a tensor on the "
+                'meta device. Make it with device="cpu".'
+            )
         self.region_offsets = region_offsets
         self.axis_types = axis_types
         self.dimension = dimension
@@ -242,5 +247,5 @@ def convert_region_type(
     """
     volume = get_kernel_volume(region_type, kernel_size, region_offset, axis_types, dimension)
     if region_offset is None:
-        region_offset = torch.empty(0, dtype=torch.int32)
+        region_offset = torch.empty(0, dtype=torch.int32, device="cpu")
     return region_type, region_offset, volume

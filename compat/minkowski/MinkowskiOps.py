@@ -152,7 +152,9 @@ def dense_coordinates(shape: Sequence[int]) -> Tensor:
         raise MinkowskiError(
             f"dense_coordinates: shape must be (B, C, *spatial axes); got {tuple(shape)}."
         )
-    axes = [torch.arange(extent, dtype=torch.int32) for extent in (shape[0], *shape[2:])]
+    axes = [
+        torch.arange(extent, dtype=torch.int32, device="cpu") for extent in (shape[0], *shape[2:])
+    ]
     return torch.cartesian_prod(*axes)
 
 

@@ -201,7 +201,7 @@ class CoordinateMaps:
     def origin_map(self, key: CoordinateMapKey) -> tuple[Tensor, list[Tensor]]:
         """Return the batch indices, int64 [B], and the rows of each sample, int64, ascending."""
         rows = self._map(key).batch_rows()
-        return torch.arange(len(rows)), list(rows)
+        return torch.arange(len(rows), device="cpu"), list(rows)
 
     def stride_map(
         self, in_key: CoordinateMapKey, stride_key: CoordinateMapKey

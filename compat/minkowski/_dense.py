@@ -60,7 +60,7 @@ def to_dense(
     return (
         dense,
         torch.tensor([returned], dtype=torch.int32, device=coordinates.device),
-        torch.tensor(tensor_stride, dtype=torch.int32),
+        torch.tensor(tensor_stride, dtype=torch.int32, device="cpu"),
     )
 
 
@@ -85,13 +85,14 @@ def to_torch_sparse(
         _cells(coordinates, first, steps).t().long(),
         features,
         [high[0] + 1, *extent, features.shape[1]],
+        device=features.device,
         check_invariants=True,
     )
     first_cell = [lo // step for lo, step in zip(first, steps, strict=True)]
     return (
         made,
-        torch.tensor([first_cell], dtype=torch.int32),
-        torch.tensor(tensor_stride, dtype=torch.int32),
+        torch.tensor([first_cell], dtype=torch.int32, device="cpu"),
+        torch.tensor(tensor_stride, dtype=torch.int32, device="cpu"),
     )
 
 

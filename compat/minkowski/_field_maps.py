@@ -94,7 +94,7 @@ class FieldMaps(CoordinateMaps):
     def origin_field_map(self, key: CoordinateMapKey) -> tuple[Tensor, list[Tensor]]:
         """Return the batch indices and the points of each sample; see :meth:`origin_map`."""
         rows = self._field(key).batch_rows()
-        return torch.arange(len(rows)), list(rows)
+        return torch.arange(len(rows), device="cpu"), list(rows)
 
     def _is_field(self, key: CoordinateMapKey, n_rows: int) -> bool:
         """Return whether a key with so many rows of features is that of a field, not of a map."""

@@ -60,7 +60,7 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     keys = coord_keys(coords, grid)
     keys = torch.where(keys < 0, _SORTED_LAST, keys)
     if keys.device.type == "cpu" and bool((keys[1:] >= keys[:-1]).all()):
-        return SiteIndex("sorted", keys, torch.arange(keys.shape[0]))
+        return SiteIndex("sorted", keys, torch.arange(keys.shape[0], device=keys.device))
     if grid.num_cells <= _INT32_LAST:
         keys = keys.clamp(max=_INT32_LAST).int()
     keys, rows = stable_sort(keys)
