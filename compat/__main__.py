@@ -20,16 +20,21 @@ and in every Python process that it starts. What follows -- is what would follow
 """
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
+def main(
+    arguments: Sequence[str], *, module: str = "compat", description: str = _DESCRIPTION
+) -> NoReturn:
     """Replace this process by Python running the program, with the switch made at start-up.
 
     The program runs as under plain ``python``: same ``sys.argv``, ``sys.path``, ``__main__``,
     tracebacks and exit status, in the same process id.
 
     Args:
-        arguments: Command line after ``python -m compat``.
+        arguments: Command line after ``python -m compat``, or after ``tritonspconv run``.
+        module: The module that Python was started with: ``"compat"`` or ``"tritonspconv"``.
+        description: Help text of the command.
     """
-    parser, libraries, command = _parse(arguments)
+    prog = "python -m compat" if module == "compat" else f"{module} run"
+    parser, libraries, command = _parse(arguments, prog, description)
     environment = dict(os.environ)
     for library in libraries:
         try:
@@ -42,7 +47,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if command[0].startswith("-") and not command[0].startswith(("-m", "-c")):
         parser.error(
             f"SCRIPT, -m MODULE or -c CODE must follow --; got {command[0]!r}. Put options of "
-            "Python itself before -m compat."
+            f"Python itself before -m {module}."
         )
     if sys.flags.ignore_environment or sys.flags.no_site:
         parser.error(
@@ -51,18 +56,20 @@ def main(arguments: Sequence[str]) -> NoReturn:
         )
     sys.stdout.flush()
     sys.stderr.flush()
-    options = _interpreter_options(sys.orig_argv, len(arguments))
+    # "run" stands before the arguments of the other command.
+    count = len(arguments) + (module != "compat")
+    options = _interpreter_options(sys.orig_argv, count, module)
     os.execve(sys.executable, [sys.executable, *options, *command], environment)
 
 
 def _parse(
-    arguments: Sequence[str],
+    arguments: Sequence[str], prog: str, description: str
 ) -> tuple[argparse.ArgumentParser, list[str], list[str]]:
     """Return the parser, the libraries and the program's command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m compat",
-        usage="python -m compat --as LIBRARY -- {SCRIPT | -m MODULE | -c CODE} [ARGUMENT ...]",
-        description=_DESCRIPTION,
+        prog=prog,
+        usage=f"{prog} --as LIBRARY -- {{SCRIPT | -m MODULE | -c CODE}} [ARGUMENT ...]",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -83,20 +90,23 @@ def _parse(
     return parser, options.libraries, command
 
 
-def _interpreter_options(original: Sequence[str], n_arguments: int) -> list[str]:
-    """Return Python's own options from ``[python, *options, "-m", "compat", *arguments]``.
+def _interpreter_options(
+    original: Sequence[str], n_arguments: int, module: str = "compat"
+) -> list[str]:
+    """Return Python's own options from ``[python, *options, "-m", module, *arguments]``.
 
     Args:
         original: ``sys.orig_argv``.
-        n_arguments: Arguments after ``compat``.
+        n_arguments: Arguments after the module.
+        module: The module.
     """
     head = list(original[1 : len(original) - n_arguments])
     # "-m compat" or "-mcompat", either perhaps with one-letter options in front: "-um compat".
-    switch = "".join(head[-2:] if head[-1:] == ["compat"] else head[-1:])
-    if not switch.startswith("-") or not switch.endswith("mcompat"):
+    switch = "".join(head[-2:] if head[-1:] == [module] else head[-1:])
+    if not switch.startswith("-") or not switch.endswith(f"m{module}"):
         return []
-    flags = switch.removesuffix("mcompat")
-    rest = head[:-2] if head[-1] == "compat" else head[:-1]
+    flags = switch.removesuffix(f"m{module}")
+    rest = head[:-2] if head[-1] == module else head[:-1]
     return rest if flags == "-" else [*rest, flags]
 
 

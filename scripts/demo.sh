@@ -31,4 +31,4 @@ if [[ ! "$stamp" -nt "$root/pyproject.toml" ]]; then
   touch "$stamp"
 fi
 
-exec "$venv/bin/python" -m tritonspconv.demo "$@"
+exec "$venv/bin/python" -m tritonspconv demo "$@"

@@ -7,5 +7,5 @@ __all__ = ["AlgoHint", "ConvAlgo"]
 
 __getattr__ = module_getattr(
     __name__,
-    otherwise="It tunes spconv's kernels; scripts/tools/tune.py tunes those of tritonspconv.",
+    otherwise="It tunes spconv's kernels; tritonspconv tune tunes those of tritonspconv.",
 )

@@ -4,5 +4,5 @@ from compat.spconv._names import refuse_module
 
 refuse_module(
     "spconv.algocore",
-    "It describes spconv's compiled kernels; scripts/tools/tune.py finds tiles for those here.",
+    "It describes spconv's compiled kernels; tritonspconv tune finds tiles for those here.",
 )

@@ -198,7 +198,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
         raise ValueError(
             f"read_checkpoint: {os.fspath(path)} must hold tensors and plain containers only; got "
             "other objects, whose loading may run any code. If you trust the file, pass "
-            "weights_only=False (convert_checkpoint.py: --trust-pickle)."
+            "weights_only=False (tritonspconv convert: --trust-pickle)."
         ) from error
 
 

@@ -47,7 +47,7 @@ __getattr__ = module_getattr(
         "ALL_NATIVE_PARAMS ALL_IMPGEMM_PARAMS SHUFFLE_SIMT_PARAMS SHUFFLE_VOLTA_PARAMS "
         "SHUFFLE_TURING_PARAMS SHUFFLE_AMPERE_PARAMS IMPLGEMM_SIMT_PARAMS IMPLGEMM_VOLTA_PARAMS "
         "IMPLGEMM_AMPERE_PARAMS IMPLGEMM_TURING_PARAMS": (
-            "Tiles of spconv's kernels; scripts/tools/tune.py finds those of tritonspconv."
+            "Tiles of spconv's kernels; tritonspconv tune finds those of tritonspconv."
         ),
         "gen_shuffle_params gen_conv_params GemmAlgoParams GemmAlgo TensorOp kernel "
         "ConvFwdAndBwdInput ConvBwdWeight": "It makes spconv's kernels; nothing is compiled here.",

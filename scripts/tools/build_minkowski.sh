@@ -31,5 +31,5 @@ wheel=$(ls "$folder"/[Mm]inkowski[Ee]ngine-0.5.4-*.whl)
 cat <<EOF
 Built $wheel. To compare with it:
   $venv/bin/python -m pip install --no-deps $wheel
-  python -m scripts.tools.parity --original MinkowskiEngine --device cpu --original-python $venv/bin/python
+  tritonspconv parity --original MinkowskiEngine --device cpu --original-python $venv/bin/python
 EOF

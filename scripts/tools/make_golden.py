@@ -9,7 +9,7 @@ by integer arithmetic (`tests/parity/case.py`).
   python -m scripts.tools.make_golden --original spconv --output spconv-cuda.npz
   python -m scripts.tools.make_golden --original MinkowskiEngine --original-python FILE
 
-``python -m scripts.tools.parity --original spconv --device cuda --golden`` then compares with
+``tritonspconv parity --original spconv --device cuda --golden`` then compares with
 the file.
 """
 

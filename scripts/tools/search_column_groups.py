@@ -28,7 +28,7 @@ from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map
 from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.kernel_map import output_sites
 from tritonspconv.kernels.eager.invert_table import mask_words
-from tritonspconv.kernels.triton._column_order import AXIS_RANGES, CUBE_GROUPS, box_mask
+from tritonspconv.kernels.triton.column_groups import AXIS_RANGES, CUBE_GROUPS, box_mask
 
 TILE, BITS = 128, len(CUBE_GROUPS)
 RANGES = tuple(AXIS_RANGES)

@@ -1,4 +1,4 @@
-"""Files of tiles: how `scripts/tools/tune.py` makes them, and how launches use them."""
+"""Files of tiles: how `tritonspconv tune` makes them, and how launches use them."""
 
 import importlib
 import json
@@ -67,9 +67,7 @@ def test_without_a_file_or_an_entry_the_fixed_choice_stands(use, monkeypatch):
 
 def test_a_file_of_another_card_is_refused(use):
     use(entry(10, NARROW), card=CARD._replace(shared_bytes=4096))
-    with pytest.raises(
-        RuntimeError, match=r"holds tiles for a card .*Run scripts/tools/tune.py here"
-    ):
+    with pytest.raises(RuntimeError, match=r"holds tiles for a card .*Run tritonspconv tune here"):
         tuned_tiles.tuned_tile(PROBLEM, 10, CARD)
 
 
@@ -77,7 +75,7 @@ def test_a_file_of_another_card_is_refused(use):
 def test_what_is_no_file_of_tiles_is_refused(use, tmp_path, text):
     use()
     (tmp_path / "tiles.json").write_text(text)
-    with pytest.raises(ValueError, match=r"must be a file that scripts/tools/tune.py wrote"):
+    with pytest.raises(ValueError, match=r"must be a file that tritonspconv tune wrote"):
         tuned_tiles.tuned_tile(PROBLEM, 10, CARD)
 
 
@@ -111,7 +109,7 @@ def test_launches_run_the_tiles_of_the_file(use, triton_device, monkeypatch):
 @pytest.fixture
 def tune():
     """The script as a module."""
-    return importlib.import_module("scripts.tools.tune")
+    return importlib.import_module("tritonspconv.cli.tune")
 
 
 def test_the_search_finds_the_fastest_tile_that_is_right(tune, capsys):
@@ -133,8 +131,8 @@ def test_the_search_finds_the_fastest_tile_that_is_right(tune, capsys):
 
     meter = SimpleNamespace(layer=SimpleNamespace(alone=layer), synchronize=lambda: None)
     fixed = GemmConfig(128, 128, 32, 4, 5)
-    task = tune.Task(PROBLEM, 10, fixed, 1e-3, run)
-    assert tune.search(task, meter) == (best, 1.0, 1.0 + steps_from_best(fixed))
+    launch = tune.TunableLaunch(PROBLEM, 10, fixed, run)
+    assert tune.search(launch, 1e-3, meter) == (best, 1.0, 1.0 + steps_from_best(fixed))
     assert wrong in ran
     assert "7.000 to 1.000 ms" in capsys.readouterr().out
 
@@ -145,7 +143,7 @@ def test_the_script_writes_a_file_that_launches_can_use(tmp_path, triton_device)
     # Two runs: the second keeps what the first one found.
     for channels in ("3:5", "2:2"):
         result = run(
-            "-m", "scripts.tools.tune", path, "--channels", channels, "--dtypes", "float32",
+            "-m", "tritonspconv", "tune", path, "--channels", channels, "--dtypes", "float32",
             "--ops", "gather_gemm", "--max-points", "300", "--rows", "20",
             "--device", triton_device, cwd=ROOT, TRITON_INTERPRET=interpret,
         )  # fmt: skip

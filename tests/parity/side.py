@@ -1,6 +1,6 @@
 """Run cases on one library, in this process or in one of its own, and keep what they record.
 
-``python -m tests.parity.side`` is the process that `scripts/tools/parity.py` starts for each
+``python -m tests.parity.side`` is the process that `tritonspconv parity` starts for each
 library: it runs the jobs listed in a file and writes one recording each, so that a crash loses one
 job only.
 """

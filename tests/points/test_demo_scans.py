@@ -18,7 +18,7 @@ CLOUDS = {
 def test_small_clouds(name, tmp_path):
     pytest.importorskip("matplotlib")
     np.save(tmp_path / "scan.npy", CLOUDS[name])
-    command = ("-m", "tritonspconv.demo", "scan.npy", "--device", "cpu")
+    command = ("-m", "tritonspconv", "demo", "scan.npy", "--device", "cpu")
     lines = run(*command, cwd=tmp_path, MPLBACKEND="agg").stdout.splitlines()
     assert not [line for line in lines if "FAIL" in line or "nan" in line]
     assert (tmp_path / "demo_out" / "levels.png").stat().st_size > 10_000
@@ -26,7 +26,7 @@ def test_small_clouds(name, tmp_path):
 
 def test_a_broken_scan_is_one_line_and_status_two(tmp_path):
     (tmp_path / "scan.bin").write_bytes(b"")
-    command = ("-m", "tritonspconv.demo", "scan.bin", "--device", "cpu")
+    command = ("-m", "tritonspconv", "demo", "scan.bin", "--device", "cpu")
     process = run(*command, cwd=tmp_path, status=2)
     assert "scan.bin must hold points; the file is empty" in process.stderr
     assert process.stderr.count("\n") == 1

@@ -131,8 +131,8 @@ class Report:
             if cell.message and cell.status in ("FAIL", "error"):
                 print(f"    {peer}: {cell.message}", flush=True)
 
-    def save_json(self, path: Path) -> None:
-        """Write all numbers."""
+    def content(self) -> dict[str, Any]:
+        """Return all numbers, as JSON holds them."""
         rows = [
             {
                 "section": row.section,
@@ -143,8 +143,12 @@ class Report:
             for section in self.sections
             for row in section.rows
         ]
+        return {"about": self.about, "rows": rows}
+
+    def save_json(self, path: Path) -> None:
+        """Write all numbers."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"about": self.about, "rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps(self.content(), indent=1) + "\n")
 
     def save_markdown(self, path: Path) -> None:
         """Write the tables."""

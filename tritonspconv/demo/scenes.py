@@ -40,6 +40,21 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
+def at_least_one(text: str) -> int:
+    """Return a number of an argument.
+
+    Raises:
+        ArgumentTypeError: It is no whole number, or less than one.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return number
+
+
 def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a scan and say how to read it."""
     parser.add_argument(
@@ -50,7 +65,7 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--columns",
-        type=parse_columns,
+        type=_columns,
         metavar="x,y,z,...",
         help="the columns of the file; _ skips one (default: as the file names them, or assumed)",
     )
@@ -60,6 +75,13 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the simulated street and of weights (default 0)"
     )
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    try:
+        return parse_columns(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_scans(args: argparse.Namespace, batch_size: int) -> list[Tensor]:

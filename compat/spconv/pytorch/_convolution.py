@@ -251,7 +251,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         return (
             f" The saved weight has the layout of {older[saved]}. Load the checkpoint with "
             "compat.spconv.checkpoint.load_state_dict, or convert the file with "
-            "python -m scripts.tools.convert_checkpoint."
+            "tritonspconv convert."
         )
 
 

@@ -80,7 +80,7 @@ __getattr__ = module_getattr(
         "ConvGemmOps": "It is spconv's C++; use indice_conv or implicit_gemm.",
         "InferenceOps": "It is spconv's C++; use the act_type of indice_conv or implicit_gemm.",
         "ShuffleStrideType codeops GEMM CONV GEMM_CPP CONV_CPP": (
-            "It chooses among spconv's kernels; scripts/tools/tune.py tunes those of tritonspconv."
+            "It chooses among spconv's kernels; tritonspconv tune tunes those of tritonspconv."
         ),
         "DEBUG DEBUG_INT64_HASH_K": "A switch of spconv's own code.",
         "fused_indice_conv": "The original raises NotImplementedError; use indice_conv(bias=...).",

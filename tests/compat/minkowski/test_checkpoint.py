@@ -7,7 +7,7 @@ from torch import nn
 import compat.minkowski as ME
 import compat.spconv.pytorch as spconv
 from compat.minkowski.checkpoint import from_spconv, to_spconv
-from scripts.tools import convert_checkpoint
+from tritonspconv.cli import convert, main
 
 CONV = ME.MinkowskiConvolution
 TRANSPOSED = ME.MinkowskiConvolutionTranspose
@@ -131,9 +131,9 @@ def test_converted_networks_compute_the_same_through_both_adapters(ndim: int, wi
 )
 def test_layers_that_differ_are_refused(layer: nn.Module, reason: str):
     net = nn.Sequential(layer)
-    for convert in (to_spconv, from_spconv):
+    for translate in (to_spconv, from_spconv):
         with pytest.raises(ValueError, match=f"0 must be a layer that spconv has too.*{reason}"):
-            convert(net.state_dict(), net)
+            translate(net.state_dict(), net)
 
 
 def test_shapes_are_checked():
@@ -147,16 +147,15 @@ def test_shapes_are_checked():
 def test_script_converts_files_both_ways(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     net = MinkowskiNet()
-    monkeypatch.setattr(convert_checkpoint, "build_model", lambda name: net)
+    monkeypatch.setattr(convert, "build_model", lambda name: net)
     ours, theirs, back = (tmp_path / name for name in ("ours.pt", "theirs.pt", "back.pt"))
     torch.save({"state_dict": net.state_dict(), "epoch": 3}, ours)
-    convert_checkpoint.main([str(ours), str(theirs), "--from-minkowski", "--model", "net:build"])
+    main(["convert", str(ours), str(theirs), "--from-minkowski", "--model", "net:build"])
     assert "entries change" in capsys.readouterr().out
     SpconvNet().load_state_dict(torch.load(theirs)["state_dict"])
-    convert_checkpoint.main([str(theirs), str(back), "--to-minkowski", "--model", "net:build"])
+    main(["convert", str(theirs), str(back), "--to-minkowski", "--model", "net:build"])
     found = torch.load(back)
     assert found["epoch"] == 3
     assert all(torch.equal(found["state_dict"][k], v) for k, v in net.state_dict().items())
-    with pytest.raises(SystemExit):
-        convert_checkpoint.main([str(ours), "--dry-run", "--from-minkowski"])
+    assert main(["convert", str(ours), "--dry-run", "--from-minkowski"]) == 2
     assert "--model is needed" in capsys.readouterr().err

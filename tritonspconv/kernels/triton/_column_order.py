@@ -34,7 +34,14 @@ CUBE_GROUPS = (
     ("-", "0", "0"),
     ("+", "0", "0"),
 )
-AXIS_RANGES = {"-": (0,), "0": (1,), "+": (2,), "-0": (0, 1), "0+": (1, 2), "*": (0, 1, 2)}
+AXIS_RANGES: dict[str, tuple[int, ...]] = {
+    "-": (0,),
+    "0": (1,),
+    "+": (2,),
+    "-0": (0, 1),
+    "0+": (1, 2),
+    "*": (0, 1, 2),
+}
 # Below this many rows, the host needs longer for a sort than the GPU for the taps that it saves.
 MIN_ROWS_TO_ORDER = 131072
 

@@ -1,4 +1,4 @@
-"""Tiles that `scripts/tools/tune.py` found, from a file that the user names. Nothing is timed here.
+"""Tiles that `tritonspconv tune` found, from a file that the user names. Nothing is timed here.
 
 The environment variable ``TRITONSPCONV_TILES`` names the file. It is read once, at the first launch
 of a matrix kernel. `configs.py` chooses where no file is named, or the file lacks the channels.
@@ -78,7 +78,7 @@ def tuned_tile(wanted: Problem, log2_rows: int, card: Card) -> GemmConfig | None
     if file.card != card:
         raise RuntimeError(
             f"{VARIABLE}={path} holds tiles for {file.device} ({file.card}); this device is "
-            f"{card}. Run scripts/tools/tune.py here, or unset the variable."
+            f"{card}. Run tritonspconv tune here, or unset the variable."
         )
     by_rows = file.tiles.get(wanted)
     if not by_rows:
@@ -105,5 +105,5 @@ def read_tiles(path: str) -> TileFile:
         return TileFile(content["device"], Card(**content["card"]), tiles)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} must be a file that scripts/tools/tune.py wrote; reading it gave {error!r}."
+            f"{path} must be a file that tritonspconv tune wrote; reading it gave {error!r}."
         ) from error

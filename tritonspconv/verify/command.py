@@ -31,13 +31,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +46,7 @@ from tritonspconv.demo.layer_profile import print_columns
 from tritonspconv.demo.scenes import (
     DTYPES,
     add_scan_arguments,
+    at_least_one,
     autocast,
     choose_device,
     describe,
@@ -106,15 +105,10 @@ class NetworkResult:
         return not self.changed and all(layer.passed for layer in self.layers)
 
 
-def main() -> int:
-    """Verify; return the exit status."""
-    args = _parse_args()
-    try:
-        device = choose_device(args.device)
-        scans = _copies(read_scans(args, 1)[0], args.batch_size)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        print(f"tritonspconv.verify: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Verify; return the exit status and the report."""
+    device = choose_device(args.device)
+    scans = _copies(read_scans(args, 1)[0], args.batch_size)
     print(f"tritonspconv on {describe(device)}, torch {torch.__version__}, against float64")
     grid = voxel_range(torch.cat(scans))
     feats, indices = voxelize(scans, grid, device)
@@ -126,29 +120,24 @@ def main() -> int:
             batch = Batch(feats, indices, NETWORKS[key][2](grid), args.batch_size)
             results.append(_verify(key, batch, dtype, args.seed, args.end_to_end))
     passed = _summarize(results)
-    if args.json:
-        report = {
-            "device": describe(device),
-            "torch": torch.__version__,
-            "scan": args.scan.name if args.scan else f"simulated, seed {args.seed}",
-            "batch_size": args.batch_size,
-            "voxels": len(feats),
-            "passed": passed,
-            "results": [asdict(result) | {"passed": result.passed} for result in results],
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"wrote {args.json}")
-    return 0 if passed else 1
+    report = {
+        "device": describe(device),
+        "torch": torch.__version__,
+        "scan": args.scan.name if args.scan else f"simulated, seed {args.seed}",
+        "batch_size": args.batch_size,
+        "voxels": len(feats),
+        "passed": passed,
+        "results": [asdict(result) | {"passed": result.passed} for result in results],
+    }
+    return int(not passed), report
 
 
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_scan_arguments(parser)
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=at_least_one,
         default=1,
         help="copies of the scan, each after the first rotated about z and shifted (default 1)",
     )
@@ -166,19 +155,12 @@ def _parse_args() -> argparse.Namespace:
         default=list(NETWORKS),
         help="default: both; name the scan before this",
     )
-    parser.add_argument("--device", default="cuda", help="what to verify (default cuda)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE too")
+    parser.add_argument("--device", help="what to verify (default: cuda where there is one)")
     parser.add_argument(
         "--end-to-end",
         action="store_true",
         help="also run the whole networks in float64 on the CPU and print how far apart they end",
     )
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1; got {args.batch_size}")
-    if args.json and not args.json.resolve().parent.is_dir():
-        parser.error(f"--json: no folder {args.json.resolve().parent}")
-    return args
 
 
 def _copies(points: Tensor, count: int) -> list[Tensor]:
@@ -303,7 +285,3 @@ def _summarize(results: list[NetworkResult]) -> bool:
     shown = [tuple(row[number] for number in used) for row in (header, *rows)]
     print_columns(shown[0], shown[1:], left=4)
     return all(result.passed for result in results)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,13 +40,15 @@ from tritonspconv.bench.timing import Meter
 SECTIONS = ("layers", "small", "networks", "memory", "cold", "maps")
 
 
-def main() -> int:
-    """Run the sections asked for; return the exit status."""
-    args = _parse_args()
+def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Run the sections asked for; return the exit status and the report."""
+    unknown = sorted(set(args.sections) - set(SECTIONS))
+    if unknown:
+        raise ValueError(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    args.sections = args.sections or list(SECTIONS)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print(f"tritonspconv.bench: --device {args.device}: torch finds no GPU", file=sys.stderr)
-        return 2
+        raise ValueError(f"--device {args.device}: torch finds no GPU. Use --device cpu.")
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
@@ -54,8 +56,7 @@ def main() -> int:
     for name, reason in missing.items():
         print(f"without {name}: {reason}", flush=True)
     if not peers:
-        print("tritonspconv.bench: no library to measure", file=sys.stderr)
-        return 2
+        raise ValueError("no library to measure; name others with --peers")
 
     report = Report([peer.name for peer in peers], _about(args, device, peers, missing))
     print(f"{report.about['device']}; {report.about['versions']}", flush=True)
@@ -69,7 +70,7 @@ def main() -> int:
                 print(f"  ({section} took {time.perf_counter() - start:.0f} s)", flush=True)
                 _save(args, report)
     except DeviceLostError as error:
-        print(f"tritonspconv.bench: stopped: {error}", file=sys.stderr)
+        print(f"tritonspconv bench: stopped: {error}", file=sys.stderr)
         status = 1
     finally:
         _save(args, report)
@@ -78,13 +79,11 @@ def main() -> int:
     if report.failures:
         print(f"FAIL: {len(report.failures)} results are wrong or missing")
         status = 1
-    return status
+    return status, report.content()
 
 
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all"
     )
@@ -106,15 +105,8 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
     parser.add_argument("--sphere-radius", type=int, default=128, help="in voxels (default 128)")
     parser.add_argument("--max-points", type=int, help="use only so many points of a scan")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios; needs matplotlib")
-    args = parser.parse_args()
-    unknown = sorted(set(args.sections) - set(SECTIONS))
-    if unknown:
-        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    args.sections = args.sections or list(SECTIONS)
-    return args
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -192,11 +184,8 @@ def _about(
 
 
 def _save(args: argparse.Namespace, report: Report) -> None:
-    if args.json is not None:
+    # After every section, so that a lost device does not cost what was measured.
+    if isinstance(args.json, Path):
         report.save_json(args.json)
     if args.markdown is not None:
         report.save_markdown(args.markdown)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

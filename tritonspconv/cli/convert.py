@@ -1,10 +1,10 @@
 """Convert a checkpoint to spconv 2.2 and later, whose weights are KRSC = [out, *kernel, in].
 
-  python -m scripts.tools.convert_checkpoint old.pth new.pth --model mynet:build
-  python -m scripts.tools.convert_checkpoint old.pth new.pth --layout RSCK     # spconv 1.x, mmcv
-  python -m scripts.tools.convert_checkpoint old.pth --dry-run
-  python -m scripts.tools.convert_checkpoint me.pth new.pth --from-minkowski --model mynet:build
-  python -m scripts.tools.convert_checkpoint sp.pth new.pth --to-minkowski --model mynet:build
+  tritonspconv convert old.pth new.pth --model mynet:build
+  tritonspconv convert old.pth new.pth --layout RSCK     # spconv 1.x, mmcv
+  tritonspconv convert old.pth --dry-run
+  tritonspconv convert me.pth new.pth --from-minkowski --model mynet:build
+  tritonspconv convert sp.pth new.pth --to-minkowski --model mynet:build
 
 SRC is a state dict, or a dict that holds one under state_dict, model, model_state or
 model_state_dict. All else in it is kept as it is; an optimizer's state too, so do not resume from a
@@ -49,13 +49,17 @@ from compat.spconv.checkpoint import (
     read_checkpoint,
     state_dict_key,
 )
+from tritonspconv.cli.errors import CommandError
 
 LONGEST_KERNEL_AXIS = 9
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Convert one file, or print what would be converted."""
-    args = parse(arguments)
+def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Convert one file, or print what would be converted; return the exit status and a report."""
+    if (args.from_minkowski or args.to_minkowski) and not args.model:
+        raise CommandError("--model is needed: the function that builds MinkowskiEngine's network")
+    if args.dst is None and not args.dry_run:
+        raise CommandError("DST is needed: name the file to write, or give --dry-run")
     try:
         checkpoint = read_checkpoint(args.src, weights_only=not args.trust_pickle)
         key = state_dict_key(checkpoint)
@@ -67,13 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
             converted = minkowski.from_spconv(state_dict, model)
         else:
             converted = to_krsc(state_dict, model, args)
-    except (OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"convert_checkpoint: {error}") from error
-    changed = sum(converted.get(name) is not value for name, value in state_dict.items())
-    print(f"{changed} of {len(state_dict)} entries change")
-    if not args.dry_run:
+    except TypeError as error:
+        raise CommandError(str(error)) from error
+    changed = [name for name, value in state_dict.items() if converted.get(name) is not value]
+    print(f"{len(changed)} of {len(state_dict)} entries change")
+    if args.dst is not None and not args.dry_run:
         torch.save(converted if key is None else {**checkpoint, key: converted}, args.dst)
         print(f"wrote {args.dst}")
+    return 0, {"entries": len(state_dict), "changed": changed, "written": args.dst}
 
 
 def to_krsc(
@@ -91,11 +96,8 @@ def to_krsc(
     return convert_state_dict(state_dict, model, layout, one_by_one=args.one_by_one)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("src", type=Path, metavar="SRC", help="the checkpoint")
     parser.add_argument("dst", type=Path, metavar="DST", nargs="?", help="the file to write")
     parser.add_argument(
@@ -129,12 +131,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--from-minkowski", action="store_true", help="SRC is MinkowskiEngine's")
     other.add_argument("--to-minkowski", action="store_true", help="DST is for MinkowskiEngine")
-    args = parser.parse_args(arguments)
-    if (args.from_minkowski or args.to_minkowski) and not args.model:
-        parser.error("--model is needed: the function that returns the MinkowskiEngine network")
-    if args.dst is None and not args.dry_run:
-        parser.error("DST is needed; pass a file to write, or --dry-run")
-    return args
 
 
 def build_model(name: str) -> nn.Module:
@@ -231,7 +227,3 @@ def print_table(state_dict: Mapping[str, Any], candidates: Mapping[str, list[Lay
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, shape, layout in rows:
         print(f"{name:{widths[0]}}  {shape:{widths[1]}}  {layout}")
-
-
-if __name__ == "__main__":
-    main()

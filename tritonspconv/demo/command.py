@@ -6,8 +6,8 @@ Without arguments the scan is simulated; nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import compat.spconv.pytorch as spconv
 from tritonspconv.demo.layer_check import CheckResult, check_layers
-from tritonspconv.demo.layer_profile import LayerProfiler, print_columns, print_table
+from tritonspconv.demo.layer_profile import LayerProfiler, LayerRecord, print_columns, print_table
 from tritonspconv.demo.level_picture import Level, draw_levels
 from tritonspconv.demo.scenes import (
     DTYPES,
     add_scan_arguments,
+    at_least_one,
     autocast,
     choose_device,
     describe,
@@ -43,17 +44,12 @@ SECOND_LEVELS = {
 }
 
 
-def main() -> int:
-    """Run the demonstration; return the exit status."""
-    args = _parse_args()
+def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Run the demonstration; return the exit status and the report."""
     dtype = DTYPES[args.dtype]
-    try:
-        device = choose_device(args.device)
-        _say(f"tritonspconv demo on {describe(device)}, {args.dtype}, torch {torch.__version__}")
-        scans = read_scans(args, args.batch_size)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        print(f"tritonspconv.demo: {error}", file=sys.stderr)
-        return 2
+    device = choose_device(args.device)
+    _say(f"tritonspconv demo on {describe(device)}, {args.dtype}, torch {torch.__version__}")
+    scans = read_scans(args, args.batch_size)
 
     grid = voxel_range(scans[0])
     feats, indices = voxelize(scans, grid, device)
@@ -62,10 +58,11 @@ def main() -> int:
     _say(f"{len(feats):,} voxels of {sizes} cm in a grid of {x} x {y} x {z} (x, y, z)")
 
     _say("checking one layer of each kind against the reference in float64")
-    passed = _report(check_layers(spconv, indices, device, dtype))
+    checks = check_layers(spconv, indices, device, dtype)
+    passed = _report(checks)
 
-    stages = _run_second(feats, indices, grid, args.batch_size, dtype)
-    _run_unet(feats, indices, grid, args.batch_size, dtype)
+    stages, second_layers = _run_second(feats, indices, grid, args.batch_size, dtype)
+    _, unet_layers = _run_unet(feats, indices, grid, args.batch_size, dtype)
 
     picture = args.out / "levels.png"
     source = args.scan.name if args.scan else f"simulated street, seed {args.seed}"
@@ -77,13 +74,22 @@ def main() -> int:
     _say(f"wrote {picture}")
     if not passed:
         _say("FAIL: a layer differs from the reference")
-    return 0 if passed else 1
+    report = {
+        "device": describe(device),
+        "torch": torch.__version__,
+        "dtype": args.dtype,
+        "voxels": len(feats),
+        "picture": picture,
+        "passed": passed,
+        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
+        "SECOND encoder": [asdict(layer) for layer in second_layers],
+        "sparse U-Net": [asdict(layer) for layer in unet_layers],
+    }
+    return int(not passed), report
 
 
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_scan_arguments(parser)
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
@@ -92,14 +98,14 @@ def _parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=at_least_one,
         default=1,
         help="simulated streets, or copies of the scan, in the batch (default 1)",
     )
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1; got {args.batch_size}")
-    return args
+
+
+# The stages of a network, and what was measured of its layers.
+Run = tuple[dict[str, Any], list[LayerRecord]]
 
 
 def _say(text: str) -> None:
@@ -108,7 +114,7 @@ def _say(text: str) -> None:
 
 def _run_second(
     feats: Tensor, indices: Tensor, grid: VoxelGrid, batch_size: int, dtype: torch.dtype
-) -> dict[str, Any]:
+) -> Run:
     torch.manual_seed(0)
     network = second_encoder(spconv).to(feats.device)
     shape = second_shape(grid)
@@ -117,7 +123,7 @@ def _run_second(
 
 def _run_unet(
     feats: Tensor, indices: Tensor, grid: VoxelGrid, batch_size: int, dtype: torch.dtype
-) -> dict[str, Any]:
+) -> Run:
     torch.manual_seed(0)
     network = sparse_unet(spconv).to(feats.device)
     return _run("sparse U-Net", network, feats, indices, unet_shape(grid), batch_size, dtype)
@@ -131,8 +137,8 @@ def _run(
     shape: list[int],
     batch_size: int,
     dtype: torch.dtype,
-) -> dict[str, Any]:
-    """Train ``network`` for a step, print the table of its layers, and return its stages."""
+) -> Run:
+    """Train ``network`` for a step, print the table of its layers, and return stages and layers."""
     weights = sum(parameter.numel() for parameter in network.parameters())
     _say(f"\n{title}: {weights / 1e6:.1f} M weights; forward and backward")
     on_gpu = feats.device.type == "cuda"
@@ -157,7 +163,7 @@ def _run(
             profiler.forget()
     print_table(profiler.records)
     _say("  (the first layer on a set of voxels also builds the kernel map that the others reuse)")
-    return stages
+    return stages, profiler.records
 
 
 def normalise_lone_voxels(network: nn.Module) -> None:
@@ -188,7 +194,3 @@ def _report(results: list[CheckResult]) -> bool:
     header = ("layer", "", "voxels out", "output", "grad features", "grad weight")
     print_columns(header, rows, left=2)
     return all(result.passed for result in results)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,15 @@
-"""``python -m tritonspconv``, the report on an installation."""
+"""The report on an installation."""
 
 import pytest
 import torch
 
 from tests._process import run
-from tritonspconv import __main__, __version__
+from tritonspconv import __version__
+from tritonspconv.cli import doctor, main
 
 
 def test_it_reports_versions_devices_and_results(tmp_path):
-    lines = run("-m", "tritonspconv", cwd=tmp_path).stdout.splitlines()
+    lines = run("-m", "tritonspconv", "doctor", cwd=tmp_path).stdout.splitlines()
     facts = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith(" "))
     assert facts["tritonspconv"] == __version__
     assert facts["torch"].startswith(torch.__version__)
@@ -21,16 +22,15 @@ def test_it_reports_versions_devices_and_results(tmp_path):
 
 @pytest.mark.parametrize("what", ["value", "exception"])
 def test_a_wrong_result_shows_in_the_exit_status(what, monkeypatch, capsys):
-    right = __main__.ops.sparse_conv
+    right = doctor.ops.sparse_conv
 
     def wrong(feats, weight, kernel_map):
         if what == "exception":
             raise RuntimeError("no such kernel")
         return right(feats, weight, kernel_map) * (1 + torch.eye(1, weight.shape[2]) / 100)
 
-    monkeypatch.setattr(__main__.ops, "sparse_conv", wrong)
-    monkeypatch.setattr("sys.argv", ["tritonspconv"])
-    assert __main__.main() == 1
+    monkeypatch.setattr(doctor.ops, "sparse_conv", wrong)
+    assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     expected = {"value": "WRONG: output[", "exception": "FAILED: RuntimeError: no such kernel"}
     assert expected[what] in out

@@ -6,10 +6,10 @@ coordinates. How far apart they may be is derived, not chosen: see ``tests/parit
 Verdicts: equal (all bits), within tolerance, explained (by a line of the adapter's QUIRKS.md, which
 is named), or DIFFERENT. The exit status is 1 if anything is DIFFERENT.
 
-  python -m scripts.tools.parity --original spconv --device cpu
-  python -m scripts.tools.parity --original spconv --device cuda --markdown out.md --json out.json
-  python -m scripts.tools.parity --original spconv --device cuda --golden --only subm
-  python -m scripts.tools.parity --original MinkowskiEngine --device cpu --original-python FILE
+  tritonspconv parity --original spconv --device cpu
+  tritonspconv parity --original spconv --device cuda --markdown out.md --json out.json
+  tritonspconv parity --original spconv --device cuda --golden --only subm
+  tritonspconv parity --original MinkowskiEngine --device cpu --original-python FILE
 
 On a CPU, spconv has its Native algorithm only; on a GPU its default algorithms are compared.
 """
@@ -17,20 +17,37 @@ On a CPU, spconv has its Native algorithm only; on a GPU its default algorithms 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.parity import report, suite
-from tests.parity.case import Case
-from tests.parity.judge import Verdict
-from tests.parity.originals import ORIGINALS, Original
+from tritonspconv.cli.errors import CommandError
+from tritonspconv.demo.scenes import at_least_one
+
+if TYPE_CHECKING:
+    from tests.parity import suite
+    from tests.parity.case import Case
+    from tests.parity.originals import Original
+
+NAMES = ("spconv", "MinkowskiEngine")
 
 
-def main() -> int:
-    """Compare; return the exit status."""
-    args = _parse_args()
+def run(args: argparse.Namespace) -> tuple[int, Any]:
+    """Compare; return the exit status and the report."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        from tests.parity import report
+        from tests.parity.judge import Verdict
+        from tests.parity.originals import ORIGINALS
+    except ImportError as error:
+        raise CommandError(
+            "the cases are in the repository: run this command in a clone of it "
+            f"(git clone, then pip install -e '.[test]'); {error}"
+        ) from error
+    target = ORIGINALS[args.original].golden_target
+    if args.golden and args.device != target:
+        raise CommandError(f"--golden needs --device {target}: {args.original} was recorded there")
     original = ORIGINALS[args.original]
     cases = [
         case
@@ -38,17 +55,13 @@ def main() -> int:
         if args.device in case.dtypes and (not args.only or args.only in name)
     ]
     if not cases:
-        print(
-            f"parity.py: no case for {args.device} has {args.only!r} in its name", file=sys.stderr
-        )
-        return 2
+        raise CommandError(f"no case for {args.device} has {args.only!r} in its name")
     try:
         setting, results = _results(original, cases, args)
     except RuntimeError as error:
-        print(f"parity.py: {error}", file=sys.stderr)
-        return 2
+        raise CommandError(str(error)) from error
     print(report.text(results))
-    command = f"python -m scripts.tools.parity --original {original.name} --device {args.device}"
+    command = f"tritonspconv parity --original {original.name} --device {args.device}"
     title = f"{original.adapter} beside {original.name} ({args.device})"
     if args.golden:
         command += " --golden"
@@ -56,22 +69,21 @@ def main() -> int:
     setting = {"made by": f"`{command}`"} | setting
     if args.markdown:
         args.markdown.write_text(report.markdown(title, setting, results))
-    if args.json:
-        args.json.write_text(json.dumps(report.data(setting, results), indent=1) + "\n")
-    return int(any(result.verdict is Verdict.DIFFERENT for result in results))
+    different = any(result.verdict is Verdict.DIFFERENT for result in results)
+    return int(different), report.data(setting, results)
 
 
 def _results(original: Original, cases: Sequence[Case], args: argparse.Namespace) -> suite.Report:
+    from tests.parity import suite
+
     if args.golden:
         return suite.against_golden(original, cases, args.processes)
     return suite.live(original, cases, args.device, args.original_python, args.processes)
 
 
-def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--original", choices=ORIGINALS, required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("--original", choices=NAMES, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--only", metavar="TEXT", help="cases with TEXT in their name")
     parser.add_argument(
@@ -87,21 +99,9 @@ def _parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=at_least_one,
         default=1,
         metavar="N",
         help="for each library and device (default 1; compiling for a GPU gains from more)",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to FILE")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
-    args = parser.parse_args()
-    if args.processes < 1:
-        parser.error(f"--processes must be at least 1; got {args.processes}")
-    target = ORIGINALS[args.original].golden_target
-    if args.golden and args.device != target:
-        parser.error(f"--golden needs --device {target}: it is where {args.original} was recorded")
-    return args
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Check this installation: versions, devices, what runs on them, and whether results are right.
+
+A layer of each kind runs on every device, forward and backward, and is compared with brute force in
+float64. The exit status is 1 if a result is wrong. On a GPU the kernels are compiled first, which
+takes some seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonspconv import ActiveSites, ConvGeometry, Grid, __version__, kernel_map, ops, reference
+from tritonspconv._compat_name import foreign_module
+from tritonspconv.kernels import has_triton
+from tritonspconv.testing import assert_matches, random_sites
+
+_GEOMETRIES = {
+    "submanifold": ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)),
+    "strided": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    "transposed": ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), transposed=True),
+}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command: none."""
+
+
+def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Print what was found; return the exit status and the report."""
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    versions = _versions()
+    for name, value in versions:
+        _say(f"{name:14}{value}")
+    checked = []
+    for device in devices:
+        about = _describe(device)
+        _say(f"\n{device}: {about}")
+        results = [
+            result for kind in _GEOMETRIES for result in _check(kind, _GEOMETRIES[kind], device)
+        ]
+        checked.append({"device": str(device), "about": about, "results": results})
+    passed = all(result["passed"] for each in checked for result in each["results"])
+    findings = examine(devices)
+    for finding in findings:
+        _say(f"\n! {finding.what}\n  {finding.advice}")
+    _say("\nAll is well." if passed else "\nSomething is wrong: please report it with this output.")
+    report = {
+        "versions": dict(versions),
+        "devices": checked,
+        "findings": [asdict(finding) for finding in findings],
+        "passed": passed,
+    }
+    return int(not passed), report
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about the installation that its user should know, and what to do about it."""
+
+    what: str
+    advice: str
+
+
+def examine(devices: Sequence[torch.device]) -> list[Finding]:
+    """Return what is unusual about this installation."""
+    findings = []
+    foreign = foreign_module(str(Path.cwd()))
+    if foreign is not None:
+        findings.append(
+            Finding(
+                f"another module is called compat: {foreign}",
+                "Here 'import compat.spconv' does not find the adapters. Rename that module, or "
+                "use the other names: 'import tritonspconv.compat.spconv.pytorch', "
+                "'tritonspconv run --as spconv -- SCRIPT'.",
+            )
+        )
+    on_gpu = any(device.type == "cuda" for device in devices)
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        findings.append(
+            Finding(
+                "there is a GPU, and Triton is not installed",
+                "Layers on the GPU run in plain torch, which is slow. Install the torch build for "
+                "your CUDA or ROCm version: it brings the Triton that fits.",
+            )
+        )
+    for device in devices:
+        if device.type == "cuda" and not has_triton(device) and not torch.version.hip:
+            findings.append(
+                Finding(
+                    f"{device} is older than sm_80",
+                    "Its layers run in plain torch. Triton kernels need an A100 or newer.",
+                )
+            )
+    tiles = os.environ.get("TRITONSPCONV_TILES")
+    if tiles and not Path(tiles).is_file():
+        findings.append(
+            Finding(
+                f"TRITONSPCONV_TILES names {tiles}, which is no file",
+                "Unset the variable, or write the file: tritonspconv tune FILE --channels IN:OUT.",
+            )
+        )
+    return findings
+
+
+def _versions() -> list[tuple[str, str]]:
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    if torch.version.hip:
+        built = f"ROCm {torch.version.hip}"
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "not installed; GPUs need it, CPUs do not"
+    return [
+        ("tritonspconv", __version__),
+        ("Python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", f"{torch.__version__}, {built}"),
+        ("Triton", triton),
+        ("kernel cache", os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")),
+    ]
+
+
+def _describe(device: torch.device) -> str:
+    """Return the device's name, and which kernels run on it."""
+    if device.type == "cpu":
+        return f"{platform.machine()}, {torch.get_num_threads()} threads, vectorised torch"
+    properties = torch.cuda.get_device_properties(device)
+    arch = getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}")
+    if not has_triton(device):
+        kernels = "vectorised torch: Triton kernels need sm_80 or newer"
+    else:
+        from tritonspconv.kernels.triton._versions import hands_values
+
+        kernels = f"Triton kernels, {'direct' if hands_values else 'ordinary'} launches"
+    return f"{properties.name} ({arch}, {properties.total_memory >> 30} GiB), {kernels}"
+
+
+def _check(kind: str, geometry: ConvGeometry, device: torch.device) -> list[dict[str, Any]]:
+    """Print how a layer does in each dtype, and return the results."""
+    torch.manual_seed(0)
+    sites = random_sites(200, extent=9)
+    moved = ActiveSites(sites.coords.to(device), sites.grid)
+    results = []
+    for dtype in _DTYPES:
+        start = time.perf_counter()
+        passed = False
+        try:
+            _compare(moved, geometry, dtype)
+            verdict, passed = "right", True
+        except AssertionError as error:
+            verdict = f"WRONG: {error}"
+        except Exception as error:
+            verdict = f"FAILED: {type(error).__name__}: {error}"
+        seconds = time.perf_counter() - start
+        name = str(dtype).removeprefix("torch.")
+        _say(f"  {kind:12} {name:9} {seconds:5.1f} s  {verdict}")
+        result = {"layer": kind, "dtype": name, "seconds": seconds}
+        results.append({**result, "verdict": verdict, "passed": passed})
+    return results
+
+
+def _compare(sites: ActiveSites, geometry: ConvGeometry, dtype: torch.dtype) -> None:
+    """Raise an AssertionError where output or a gradient is not what brute force gives."""
+    found = kernel_map(sites, geometry)
+    volume, c_in, c_out = found.kernel_volume, 12, 20
+    feats = torch.randn(found.n_in, c_in).to(sites.device, dtype).requires_grad_()
+    weight = torch.randn(volume, c_in, c_out).to(sites.device, dtype).requires_grad_()
+    grad = torch.randn(found.n_out, c_out).to(sites.device, dtype)
+    out = ops.sparse_conv(feats, weight, found)
+    grads = torch.autograd.grad(out, (feats, weight), grad)
+    boxes = [_box(side.grid) for side in (found.in_sites, found.out_sites)]
+    triples = reference.relation(
+        found.in_sites.coords.cpu(), found.out_sites.coords.cpu(), geometry.kernel_size,
+        geometry.stride, geometry.padding, geometry.dilation, transposed=geometry.transposed,
+        submanifold=geometry.sites == "same", in_box=boxes[0], out_box=boxes[1],
+    )  # fmt: skip
+    in_rows, out_rows, taps = torch.tensor(triples).unbind(1)
+
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        products = torch.bmm(x[in_rows, None], w[taps])[:, 0]
+        return products.new_zeros(found.n_out, c_out).index_add(0, out_rows, products)
+
+    def grad_feats(x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+        products = torch.bmm(g[out_rows, None], w[taps].mT)[:, 0]
+        return torch.zeros_like(x).index_add(0, in_rows, products)
+
+    def grad_weight(x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+        products = x[in_rows, :, None] * g[out_rows, None]
+        return torch.zeros_like(w).index_add(0, taps, products)
+
+    assert_matches(out, forward, feats, weight, name="output")
+    inputs = feats, weight, grad
+    assert_matches(grads[0], grad_feats, *inputs, name="gradient of the features")
+    assert_matches(grads[1], grad_weight, *inputs, name="gradient of the weight")
+
+
+def _box(grid: Grid) -> reference.Box:
+    return reference.Box(grid.lower, grid.shape, grid.batch_size)

@@ -1,0 +1,8 @@
+"""What a subcommand raises to end in one line."""
+
+
+class CommandError(Exception):
+    """The command cannot do what was asked; its message says why and what to do.
+
+    The command line prints the message in one line and returns the exit status 2.
+    """

@@ -1,0 +1,1 @@
+from compat.spconv import *
