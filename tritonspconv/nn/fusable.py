@@ -191,7 +191,8 @@ class LayerFamily:
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class of ``module`` before :func:`tritonspconv.optimize` changed it."""
     kind = type(module)
-    return getattr(kind, ORIGINAL_CLASS, kind)
+    # Not of a class that somebody has derived from the changed one, as FSDP does.
+    return vars(kind).get(ORIGINAL_CLASS, kind)
 
 
 def family_of(module: nn.Module) -> LayerFamily | None:

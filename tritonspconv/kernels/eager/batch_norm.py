@@ -15,8 +15,10 @@ def batch_norm(
     n = feats.shape[0]
     variance, mean = torch.var_mean(feats.float(), dim=0, correction=0)
     stats = torch.stack([mean, (variance + norm.eps).rsqrt()])
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
+    # ``data``: autograd must not notice. A torch batch norm that shares them keeps them for its
+    # backward, as torch's own update allows.
+    norm.running_mean.data.lerp_(mean, norm.momentum)
+    norm.running_var.data.lerp_(variance * (n / (n - 1)), norm.momentum)
     if norm.num_batches is not None:
         norm.num_batches.add_(1)
     _, out = _scaled(feats, stats, norm.weight, norm.bias)

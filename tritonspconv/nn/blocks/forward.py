@@ -183,6 +183,9 @@ def _plan(module: nn.Module, recording: Recording, family: LayerFamily) -> Plan:
                 # The step checks these itself, at every call.
                 recording.guards.kinds.pop(path, None) if path is not None else None
     _replace_chains(recording.graph, chains, family)
+    for node in recording.graph.nodes:
+        if node.op == "call_function" and node.target in family.functions:
+            node.target = _Function(node.target)
     name = f"<optimised forward of {type(module).__name__}>"
     return Plan(
         _compiled(recording.graph, name), recording.guards, recording.num_inputs, family.tensor,
@@ -206,6 +209,21 @@ def _replace_chains(graph: fx.Graph, chains: list[Chain], family: LayerFamily) -
         replaced[last] = made
         for node in reversed(chain.nodes):
             graph.erase_node(node)
+
+
+class _Function:
+    """Calls a function of the library in compiled code.
+
+    torch.fx writes functions by their qualified names. Some functions of the libraries have the
+    names of the torch functions that they wrap.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.__name__ = function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
 
 
 def _compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
