@@ -21,7 +21,7 @@ _enabled: ContextVar[bool | None] = ContextVar("check_coords", default=None)
 
 @contextmanager
 def check_coords(enabled: bool = True) -> Iterator[None]:
-    """Check the coordinates of every sparse tensor that is made inside the block.
+    """Check the coordinates of every sparse tensor that is made inside the block, in this thread.
 
     ``TRITONSPCONV_CHECK_COORDS=1`` in the environment does the same for a whole process; the
     variable is read once. Each check waits for the device.
