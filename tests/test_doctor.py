@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests._process import run
-from tritonspconv import __version__
-from tritonspconv.cli import doctor, main
+from tritonspconv import __version__, _self_check
+from tritonspconv.cli import main
+from tritonspconv.testing import random_sites
 
 
 def test_it_reports_versions_devices_and_results(tmp_path):
@@ -15,21 +16,40 @@ def test_it_reports_versions_devices_and_results(tmp_path):
     assert facts["torch"].startswith(torch.__version__)
     assert "vectorised torch" in facts["cpu:"]
     assert lines[-1] == "All is well."
-    checked = [line.split()[:2] for line in lines if line.endswith("right")]
-    assert len(checked) == 9 * (1 + torch.cuda.device_count())
-    assert ["strided", "bfloat16"] in checked
+    kinds = [line[2:16].strip() for line in lines if line.endswith("right")]
+    assert set(kinds) == set(_self_check.CHECKS)
+    assert len(kinds) == 4 * len(_self_check.CHECKS) * (1 + torch.cuda.device_count())
+
+
+@pytest.mark.parametrize("kind", _self_check.CHECKS)
+@pytest.mark.parametrize("fault", ["output", "gradient"])
+def test_each_check_finds_a_fault_of_one_in_a_hundred(kind, fault, monkeypatch):
+    """Every operation that a check calls, in turn with a wrong output and with a wrong gradient."""
+    for name in ("sparse_conv", "sparse_channelwise_conv", "sparse_pool", "global_pool"):
+
+        def wrong(feats, *args, right=getattr(_self_check.ops, name)):
+            if fault == "output":
+                return right(feats, *args) * 1.01
+            # The value of the features, and a gradient that is too large.
+            feats = feats.detach() + (feats - feats.detach()) * 1.01
+            return right(feats, *args)
+
+        monkeypatch.setattr(_self_check.ops, name, wrong)
+    torch.manual_seed(0)
+    with pytest.raises(AssertionError, match="output" if fault == "output" else "of the features"):
+        _self_check.CHECKS[kind](random_sites(200, extent=9), torch.float32)
 
 
 @pytest.mark.parametrize("what", ["value", "exception"])
 def test_a_wrong_result_shows_in_the_exit_status(what, monkeypatch, capsys):
-    right = doctor.ops.sparse_conv
+    right = _self_check.ops.sparse_conv
 
-    def wrong(feats, weight, kernel_map):
+    def wrong(feats, weight, kernel_map, bias):
         if what == "exception":
             raise RuntimeError("no such kernel")
-        return right(feats, weight, kernel_map) * (1 + torch.eye(1, weight.shape[2]) / 100)
+        return right(feats, weight, kernel_map, bias) * (1 + torch.eye(1, weight.shape[2]) / 100)
 
-    monkeypatch.setattr(doctor.ops, "sparse_conv", wrong)
+    monkeypatch.setattr(_self_check.ops, "sparse_conv", wrong)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     expected = {"value": "WRONG: output[", "exception": "FAILED: RuntimeError: no such kernel"}
