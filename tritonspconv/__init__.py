@@ -4,7 +4,7 @@ from tritonspconv import nn, ops
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.graph_capture import GraphCaptureError, make_opaque
-from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.kernel_map import KernelMap, kernel_map, map_from_pairs
 from tritonspconv.nn import fuse, optimization_report, optimize, unoptimize
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "fuse",
     "kernel_map",
+    "map_from_pairs",
     "nn",
     "ops",
     "optimization_report",

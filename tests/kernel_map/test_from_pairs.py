@@ -83,3 +83,9 @@ def test_wrong_pairs_are_named(in_rows, out_rows, tap_ptr, message):
     rows = [torch.tensor(values, dtype=torch.int32) for values in (in_rows, out_rows)]
     with pytest.raises(ValueError, match=message):
         map_from_pairs(*rows, torch.tensor(tap_ptr), 3, 2)
+
+
+def test_it_is_a_name_of_the_package():
+    import tritonspconv
+
+    assert tritonspconv.map_from_pairs is map_from_pairs

@@ -1,8 +1,8 @@
 """Check this installation: versions, devices, what runs on them, and whether results are right.
 
 Every kind of convolution and pool runs on every device in four dtypes, forward and backward, and is
-compared with brute force in float64. The exit status is 1 if a result is wrong. On a GPU the kernels
-are compiled first, which takes a minute or two.
+compared with brute force in float64. The exit status is 1 if a result is wrong. On a GPU the
+kernels are compiled first, which takes a minute or two.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ the call to the back end for the tensors' device. ``triton/`` and ``eager/`` hol
 from __future__ import annotations
 
 import functools
+import warnings
 
 import torch
 
@@ -22,9 +23,18 @@ def has_triton(device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return False
-    return bool(torch.version.hip) or (
-        torch.cuda.get_device_capability(device) >= _MIN_CUDA_CAPABILITY
+    if torch.version.hip:
+        return True
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= _MIN_CUDA_CAPABILITY:
+        return True
+    # Once for each device, because the answer is kept.
+    warnings.warn(
+        f"{device} is sm_{major}{minor}; the Triton kernels need sm_80 or newer. Sparse operations "
+        "run there in vectorised torch: right, and several times slower.",
+        stacklevel=2,
     )
+    return False
 
 
 def has_triton_maps(device: torch.device, ndim: int) -> bool:
