@@ -56,8 +56,7 @@ class LocatedSites:
         self.batch_size = batch_size
         self.strided: dict[ConvGeometry, tuple[KernelMap, LocatedSites]] = {}
         self._version = None if indices.is_inference() else indices._version
-        is_cheap = indices.device.type == "cpu" or checks_coords()
-        self._compares_values = is_cheap and indices is not sites.coords
+        self._compares_values = _may_compare(indices) and indices is not sites.coords
 
     @classmethod
     def of(cls, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> LocatedSites:
@@ -153,9 +152,14 @@ def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
         raise SpconvError(str(error)) from error
 
 
+def _may_compare(coords: Tensor) -> bool:
+    """Return whether values may be compared: on a CPU, and in the debug mode."""
+    return coords.device.type == "cpu" or checks_coords()
+
+
 def _needs_copy(coords: Tensor) -> bool:
-    """Return whether users could write to ``coords`` without a trace that costs no wait."""
-    return coords.device.type == "cpu" or coords.is_inference() or checks_coords()
+    """Return whether the engine has to have coordinates of its own."""
+    return _may_compare(coords) or coords.is_inference()
 
 
 def _copy(coords: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import compat.spconv.pytorch as spconv
-from compat.spconv.pytorch import SparseConvTensor
+from compat.spconv.pytorch import SparseConvTensor, _sites
+from tritonspconv.debug import check_coords, checks_coords
 from tritonspconv.nn import chain
 
 Native = spconv.ConvAlgo.Native
@@ -226,6 +227,7 @@ def test_get_indice_pairs_of_a_submanifold_returns_its_indices(make):
         )
 
 
+@pytest.mark.usefixtures("rule")
 def test_layers_without_key_share_maps_while_indices_stay(make, maps):
     x = make()
     a = run(x, spconv.SubMConv3d(4, 4, 3))
@@ -242,6 +244,7 @@ def test_hand_made_tensors_find_sites_through_indice_dict(make, maps):
     assert maps[0].out_table is maps[1].out_table
 
 
+@pytest.mark.usefixtures("rule")
 def test_tensors_rebuilt_around_one_dict_keep_their_maps_without_a_key(make, maps):
     def rebuilt(x):
         return SparseConvTensor(
@@ -260,6 +263,15 @@ def test_tensors_rebuilt_around_one_dict_keep_their_maps_without_a_key(make, map
     assert x.indice_dict == {}
 
 
+@pytest.fixture(params=["values", "versions"])
+def rule(request, monkeypatch):
+    """How edits are noticed: by values, as on a CPU, and by versions, as on a GPU."""
+    if request.param == "versions":
+        monkeypatch.setattr(_sites, "_may_compare", lambda coords: False)
+    return request.param
+
+
+@pytest.mark.usefixtures("rule")
 @pytest.mark.parametrize("edit", ["in place", "assigned", "shape", "batch size"])
 def test_edited_sites_are_not_served_from_the_cache(make, edit):
     x = make()
@@ -281,6 +293,7 @@ def test_edited_sites_are_not_served_from_the_cache(make, edit):
     assert torch.equal(strided(x).indices, strided(fresh).indices)
 
 
+@pytest.mark.usefixtures("rule")
 def test_editing_output_indices_does_not_reach_later_calls(make):
     x = make()
     layer = spconv.SparseConv3d(4, 4, 3, 2, 1, indice_key="k").to(x.features.device)
@@ -303,6 +316,7 @@ def test_row_count_changes_between_replace_feature_and_indices(make):
     assert run(merged, spconv.SubMConv3d(4, 4, 3)).features.shape == (50, 4)
 
 
+@pytest.mark.usefixtures("rule")
 def test_inference_mode_shares_maps_without_a_key(make, maps):
     """Inference tensors have no version; the same object counts as unchanged."""
     with torch.inference_mode():
@@ -316,6 +330,7 @@ def test_inference_mode_shares_maps_without_a_key(make, maps):
     assert maps[4].out_table is maps[5].out_table
 
 
+@pytest.mark.usefixtures("rule")
 def test_inference_mode_keeps_edits_from_other_calls(make):
     """What a user writes to the indices of one output is not what another call shows."""
     with torch.inference_mode():
@@ -327,6 +342,19 @@ def test_inference_mode_keeps_edits_from_other_calls(make):
         moved = x.indices.clone()
         x.indices = moved
         assert torch.equal(run(x, layer).indices, expected)
+
+
+def test_the_debug_mode_compares_values_on_every_device(make, monkeypatch):
+    monkeypatch.setattr(_sites, "_may_compare", lambda coords: checks_coords())
+    layer = spconv.SubMConv3d(4, 4, 3)
+    with torch.no_grad():
+        for enabled in (False, True):
+            x = make()
+            layer.to(x.features.device)
+            with check_coords(enabled):
+                first = layer(x).features
+                x.indices.data.copy_(x.indices.roll(1, 0))
+                assert torch.equal(layer(x).features, first) != enabled
 
 
 def write_by_numpy(indices, values):
