@@ -1,4 +1,4 @@
-"""What a convolution does with the weight that it is handed; it has no parameters of its own."""
+"""The convolution itself, with a weight that the caller passes; it has no parameters."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Record = IndiceData | ImplicitGemmIndiceData
 
 
 class WindowLayer(Protocol):
-    """What the functions below read of a convolution or pooling layer."""
+    """The attributes and methods of a convolution or pooling layer that this file uses."""
 
     ndim: int
     kernel_size: list[int]
@@ -185,7 +185,7 @@ def _geometry(layer: WindowLayer) -> ConvGeometry | None:
 def _strided_sites(
     layer: WindowLayer, input: SparseConvTensor, located: LocatedSites
 ) -> tuple[KernelMap, LocatedSites]:
-    """Return the map of a strided layer and its output sites, as users have not written to them."""
+    """Return the map of a strided layer, and output sites that no user has edited."""
     geometry = _geometry(layer)
     assert geometry is not None
     entry = located.strided.get(geometry)
@@ -195,7 +195,7 @@ def _strided_sites(
         if shared is not None:
             located.strided[geometry] = found, shared
             return found, shared
-        # The engine keeps the map with the very output coordinates that were edited.
+        # A user edited the coordinates that the engine keeps with the map: start again.
         located = LocatedSites.of(located.indices, located.spatial_shape, located.batch_size)
         input._located = located
     shape = input.spatial_shape

@@ -13,15 +13,16 @@ from tritonspconv.ops.conv import Precision
 
 
 class RepeatedSites:
-    """Rows of which some lie in one cell: image points of voxels, centres of Gaussians.
+    """Rows, some of which lie in one cell, such as image points in a voxel.
 
-    The engine's maps know the first row of each cell only. In spconv every row is in the pairs of a
-    strided, transposed or inverse layer: its rows add up, or all get the result.
+    The engine's maps list the first row of each cell only. spconv lists every row: in a strided or
+    transposed layer the rows of a cell add up, and in an inverse layer all of them get the result.
 
-    Of a submanifold window, spconv looks the first half up and swaps the pairs for the second. The
-    lookup finds the first row of a cell. So every row reads, through the second half of the taps,
-    the first rows of its neighbours; and through the first half, the first row of a cell reads all
-    rows of its neighbours, and the others nothing. Each row sees itself.
+    For a submanifold window, spconv looks up the neighbours of every row through the first half of
+    the taps, where it finds the first row of a cell, and swaps these pairs for the second half. So
+    through the second half of the taps every row reads the first rows of its neighbours. Through
+    the first half, the first row of a cell reads all rows of its neighbours, and the other rows of
+    the cell read nothing. Each row sees itself.
 
     Args:
         sites: All rows.

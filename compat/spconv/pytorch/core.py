@@ -1,4 +1,4 @@
-"""``SparseConvTensor`` and its small helpers."""
+"""``SparseConvTensor``, and helpers that spconv defines beside it."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         return self._locate().sites
 
     def _locate(self) -> LocatedSites:
-        """Return the sites of ``indices``: those of earlier layers as long as they are true."""
+        """Return the sites of ``indices``: those of earlier layers if they still describe it."""
         indices, shape, batch_size = self.indices, self.spatial_shape, self.batch_size
         located = self._located
         if located is not None and located.still_hold(indices, shape, batch_size):
@@ -201,7 +201,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         return located
 
     def _nearby_sites(self) -> Iterator[LocatedSites]:
-        """Yield sites to try: a tensor made by hand often shares its dict with what it replaces."""
+        """Yield sites that may fit: code that makes a tensor by hand often passes the old dict."""
         last = getattr(self.indice_dict, "located", None)
         if last is not None:
             yield last

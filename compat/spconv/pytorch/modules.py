@@ -77,7 +77,7 @@ class SparseIdentity(nn.Identity):
     def forward(self, input: Any) -> Any:
         """Return the input."""
         if isinstance(input, SparseConvTensor):
-            return input.shadow_copy()
+            return input.replace_feature(super().forward(input.features))
         return super().forward(input)
 
 

@@ -171,7 +171,7 @@ def window(
     return _strided_window(*sizes, tuple(stride), tuple(padding), extra, transposed)
 
 
-# Layers ask at every call, because downstream code assigns to their attributes.
+# Layers ask at every call, because downstream code assigns to their attributes: cached.
 @lru_cache(maxsize=1024)
 def _submanifold_window(
     kernel_size: tuple[int, ...], dilation: tuple[int, ...]
