@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "view": ("tritonspconv.cli.view", "show a scan and its voxels as PNG or as an HTML page"),
     "bench": ("tritonspconv.bench.command", "time layers and networks beside other libraries"),
     "verify": ("tritonspconv.verify.command", "check every layer of two networks against float64"),
+    "profile": ("tritonspconv.cli.profile", "show where a network's time and memory go"),
     "parity": ("tritonspconv.cli.parity", "compare an adapter with its original, case by case"),
     "convert": ("tritonspconv.cli.convert", "convert a checkpoint to the weight layout of today"),
     "tune": ("tritonspconv.cli.tune", "search faster tiles for your channels on this GPU"),

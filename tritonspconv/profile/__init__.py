@@ -1,0 +1,5 @@
+"""Where a network's time and memory go, layer by layer."""
+
+from tritonspconv.profile.layers import LayerProfile, NetworkProfile, profile_network
+
+__all__ = ["LayerProfile", "NetworkProfile", "profile_network"]

@@ -1,0 +1,106 @@
+"""Write a profile into one HTML file: what bounds the network, bars, and a table."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from tritonspconv.profile.layers import LayerProfile, NetworkProfile
+
+_PARTS = (
+    ("kernel map", "#f2c14e"),
+    ("product", "#2f8fa3"),
+    ("norm", "#8f6fc1"),
+    ("other", "#97a1b3"),
+)
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem;
+  color: #1d2430; background: #fff; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.about { color: #5b6575; } li { margin: .3rem 0; } svg { width: 100%; height: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid #e4e8ee; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+th { position: sticky; top: 0; background: #fff; }
+.key { margin-right: 1.2rem; white-space: nowrap; }
+.key i { display: inline-block; width: 11px; height: 11px; margin-right: 5px; border-radius: 2px; }
+@media (prefers-color-scheme: dark) { body, th { background: #0f131a; color: #d7dce5; }
+  th, td { border-color: #2a3140; } .about { color: #97a1b3; } svg text { fill: #d7dce5; } }
+"""
+
+
+def write_profile(
+    path: Path, title: str, profile: NetworkProfile, sentences: list[str], rows: list[list[str]]
+) -> None:
+    """Write the page; its folder is made.
+
+    Args:
+        path: The file.
+        title: What was measured.
+        profile: The numbers.
+        sentences: What bounds the network.
+        rows: The table, its head first.
+    """
+    times = f"forward {profile.forward_ms:,.1f} ms, backward {profile.backward_ms:,.1f} ms"
+    keys = "".join(
+        f'<span class="key"><i style="background:{color}"></i>{name}</span>'
+        for name, color in _PARTS
+    )
+    head, *body = rows
+    table = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    table = f"<tr>{table}</tr>" + "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body
+    )
+    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(title)}</h1>"
+        f'<p class="about">{escape(profile.device)}; a free-running pass: {times}</p>'
+        f"<h2>What bounds it</h2><ul>{words}</ul>"
+        f"<h2>Time of each layer, forward</h2><p>{keys}</p>{_bars(profile.layers)}"
+        f"<h2>Layers</h2><table>{table}</table></body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def _bars(layers: list[LayerProfile]) -> str:
+    """Return a picture of one bar for each sparse layer and the dense modules behind it."""
+    groups = _groups(layers)
+    longest = max((sum(parts) for _, parts in groups), default=1.0) or 1.0
+    height, left, width = 18, 300, 640
+    lines = []
+    for number, (name, parts) in enumerate(groups):
+        y, x = number * height, float(left)
+        lines.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
+        for (label, color), ms in zip(_PARTS, parts, strict=True):
+            length = ms / longest * width
+            tip = f"{name}: {label} {ms:.2f} ms"
+            lines.append(
+                f'<rect x="{x:.1f}" y="{y + 2}" width="{length:.1f}" height="{height - 4}" '
+                f'fill="{color}"><title>{escape(tip)}</title></rect>'
+            )
+            x += length
+        lines.append(f'<text x="{x + 5:.1f}" y="{y + 13}">{sum(parts):.2f} ms</text>')
+    total = max(1, len(groups)) * height + 4
+    return (
+        f'<svg viewBox="0 0 1040 {total}" font-family="system-ui, sans-serif" font-size="11">'
+        + "".join(lines)
+        + "</svg>"
+    )
+
+
+def _groups(layers: list[LayerProfile]) -> list[tuple[str, list[float]]]:
+    groups: list[tuple[str, list[float]]] = []
+    for layer in layers:
+        if layer.role == "sparse" or not groups:
+            groups.append((layer.name, [0.0] * len(_PARTS)))
+        parts = groups[-1][1]
+        if layer.role == "sparse":
+            parts[0] += layer.map_ms
+            parts[1] += layer.product_ms
+        else:
+            parts[2 if layer.role == "norm" else 3] += layer.ms
+    return groups
