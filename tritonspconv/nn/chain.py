@@ -21,6 +21,7 @@ from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.kernels.gather_gemm import fuses_epilogue
 from tritonspconv.nn.fusable import LayerFamily, Norm, norm_numbers
+from tritonspconv.ops.batch_norm import takes_training_norm, train_norm
 from tritonspconv.ops.conv import Precision, WeightLayout, compute_dtype, sparse_conv
 
 
@@ -128,8 +129,14 @@ def convolve(
 def normalise(
     feats: Tensor, norm: Norm | None, relu: bool, residual: Tensor | None = None
 ) -> Tensor:
-    """Return what torch's batch norm, addition and ReLU make of ``feats`` [N, C], in that order."""
+    """Return what torch's batch norm, addition and ReLU make of ``feats`` [N, C], in that order.
+
+    Where Triton runs, a norm in training, the addition and the ReLU are one node of the autograd
+    graph.
+    """
     if isinstance(norm, TrainingNorm):
+        if fuses_on(feats.device) and takes_training_norm(feats, residual):
+            return train_norm(feats, norm, residual=residual, relu=relu)
         mean, variance, weight, bias, count, momentum, eps = norm
         if count is not None:
             count.add_(1)

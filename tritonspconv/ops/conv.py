@@ -229,7 +229,10 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )  # fmt: skip
     if grad_feats is not None:
         grad_feats = _cast(grad_feats, ctx.feats_dtype)
-    if needs_bias:
+    if needs_bias and normed:
+        # The norm subtracts whatever the bias adds to all rows.
+        grad_bias = torch.zeros_like(ctx.bias)
+    elif needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(ctx.bias.dtype)
     return (
         grad_feats, grad_weight, grad_bias,
