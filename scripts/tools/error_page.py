@@ -1,0 +1,79 @@
+"""Write docs/errors.md: what each public call says of an argument that does not belong there.
+
+    python scripts/tools/error_page.py
+
+The page comes from running the mistakes of tests/_hostile.py; tests/test_error_page.py compares.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from tests import _hostile  # noqa: E402
+
+PAGE = ROOT / "docs" / "errors.md"
+HEAD = """\
+# Errors
+
+A call that cannot mean what it says is refused where it is made: what was expected, what came, and
+what to do. `TypeError` is for a wrong type, `ValueError` for a wrong shape, value or device,
+`NotImplementedError` for what is legal and not supported, `RuntimeError` for the surroundings. The
+adapters raise `SpconvError` and `MinkowskiError`, which are `AssertionError`, `ValueError` and
+`RuntimeError` where programs catch those of the originals. After every error the next call is
+right: `scripts/tools/fuzz.py` makes thousands of mistakes and checks a valid call behind each.
+
+This page is what the mistakes of `tests/_hostile.py` get for an answer; one line for each kind of
+answer, with the first value that gets it. `scripts/tools/error_page.py` writes it.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    lines = [HEAD]
+    for name, call in _hostile.calls().items():
+        rows = []
+        for argument in call.arguments():
+            known = set()
+            for value, make in _hostile.VALUES.items():
+                if (argument, value) in _hostile.LEGAL_BUT_LARGE:
+                    continue
+                error = _hostile.outcome(call, argument, make)
+                if error is None or not _is_ours(error):
+                    continue
+                kind = type(error).__name__, re.sub(r"got .*", "", str(error), flags=re.DOTALL)
+                if kind not in known:
+                    known.add(kind)
+                    rows.append(f"| `{argument}` | {value} | {kind[0]} | {_cell(str(error))} |")
+        if rows:
+            lines += [f"\n## `{name}`\n", "| argument | value | error | words |"]
+            lines += ["| --- | --- | --- | --- |", *rows]
+    return "\n".join([*lines, ""])
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether the package raises it in so many words: others' change with their versions."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    assert traceback is not None
+    path = Path(traceback.tb_frame.f_code.co_filename)
+    ours = any(folder in path.parents for folder in (ROOT / "tritonspconv", ROOT / "compat"))
+    is_raised = linecache.getline(str(path), traceback.tb_lineno).strip().startswith("raise ")
+    return ours and is_raised and " at 0x" not in str(error)
+
+
+def _cell(text: str) -> str:
+    text = " ".join(text.split()).replace("|", "\\|")
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    PAGE.write_text(page())
