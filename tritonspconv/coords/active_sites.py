@@ -23,7 +23,7 @@ class ActiveSites:
     """Coordinates in a grid, one row per active site.
 
     Args:
-        coords: int32 [N, 1 + D], batch index first; kept by reference, not copied.
+        coords: int32 [N, 1 + D], batch index first; kept by reference, so do not write to them.
         grid: The box the coordinates live in.
         index: A lookup index of these very coordinates, when one is at hand; not kept where it is
             large.

@@ -38,6 +38,9 @@ class LocatedSites:
 
     In the debug mode :func:`tritonspconv.debug.check_coords`, all devices compare values.
 
+    Tensors that are made under ``torch.inference_mode`` cannot be saved for a backward pass. So
+    sites that were located in one mode are not used in the other.
+
     Attributes:
         sites: The engine's coordinate set; owns the kernel maps that start from it.
         indices: int32 ``[N, 1 + ndim]``, the very tensor that users see.
@@ -56,6 +59,7 @@ class LocatedSites:
         self.batch_size = batch_size
         self.strided: dict[ConvGeometry, tuple[KernelMap, LocatedSites]] = {}
         self._version = None if indices.is_inference() else indices._version
+        self._for_inference = torch.is_inference_mode_enabled()
         self._compares_values = _may_compare(indices) and indices is not sites.coords
 
     @classmethod
@@ -99,6 +103,7 @@ class LocatedSites:
         """Return whether ``sites`` describe these values."""
         return (
             indices is self.indices
+            and self._for_inference is torch.is_inference_mode_enabled()
             and self.batch_size == batch_size
             and self.spatial_shape == tuple(spatial_shape)
             and self._is_unchanged()

@@ -344,6 +344,28 @@ def test_inference_mode_keeps_edits_from_other_calls(make):
         assert torch.equal(run(x, layer).indices, expected)
 
 
+@pytest.mark.usefixtures("rule")
+@pytest.mark.parametrize("repeated", [False, True], ids=["distinct", "repeated"])
+def test_a_tensor_is_trained_after_it_was_evaluated_in_inference_mode(make, repeated):
+    """Inference tensors cannot be saved for the backward pass, nor edited outside of the mode."""
+    x = make()
+    if repeated:
+        x.indices[1::7] = x.indices[0::7][: len(x.indices[1::7])]
+    net = spconv.SparseSequential(
+        spconv.SubMConv3d(4, 4, 3), conv("s"), spconv.SubMConv3d(4, 4, 3), inverse(key="s")
+    ).to(x.features.device)
+    strided = conv(None).to(x.features.device)
+    expected = torch.autograd.grad(net(x).features.sum(), [x.features, *net.parameters()])
+    y = SparseConvTensor(x.features, x.indices.clone(), x.spatial_shape, x.batch_size)
+    with torch.inference_mode():
+        net(y), strided(y)
+    got = torch.autograd.grad(net(y).features.sum(), [x.features, *net.parameters()])
+    assert all(map(torch.equal, got, expected))
+    strided(y).indices[:, 1:] *= 2
+    with torch.inference_mode():
+        assert torch.equal(net(y).features, net(x).features)
+
+
 def test_the_debug_mode_compares_values_on_every_device(make, monkeypatch):
     monkeypatch.setattr(_sites, "_may_compare", lambda coords: checks_coords())
     layer = spconv.SubMConv3d(4, 4, 3)
