@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
+import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +30,7 @@ import torch
 from tritonspconv.bench.cases import Case, DeviceLostError, measure_cases
 from tritonspconv.bench.cold import measure_cold
 from tritonspconv.bench.layers import HEADER as LAYER_HEADER
-from tritonspconv.bench.layers import layer_cases, memory_cases, small_cases
+from tritonspconv.bench.layers import layer_cases, memory_cases, small_cases, tf32_cases
 from tritonspconv.bench.maps import HEADER as MAP_HEADER
 from tritonspconv.bench.maps import map_cases
 from tritonspconv.bench.networks import HEADER as NETWORK_HEADER
@@ -37,7 +41,7 @@ from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import Meter
 
 # The profiler that `maps` uses can slow down what follows it, so that comes last.
-SECTIONS = ("layers", "small", "networks", "memory", "cold", "maps")
+SECTIONS = ("layers", "tf32", "small", "networks", "memory", "cold", "maps")
 
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -136,6 +140,13 @@ def _run_section(
         cases = layer_cases(scenes, args.quick, on_gpu)
         title = "one layer, ms; fwd and fwd+bwd with the kernel map cached, map+ with it built anew"
         measure(section, title, LAYER_HEADER, cases, metric=meter.layer)
+    elif section == "tf32" and not on_gpu:
+        print(f"\n{section}: needs a GPU", flush=True)
+    elif section == "tf32" and args.sections != ["tf32"]:
+        report.adopt(_measured_apart(args))
+    elif section == "tf32":
+        title = "one float32 layer that multiplies in TF32, ms; a process of its own"
+        measure(section, title, LAYER_HEADER, tf32_cases(scenes), metric=meter.layer)
     elif section == "small":
         cases = small_cases(scenes, args.quick, on_gpu)
         title = "one layer on few voxels, kernel map cached, ms"
@@ -162,6 +173,30 @@ def _run_section(
         measure(section, title, LAYER_HEADER, cases, metric=meter.peak, checked=False)
         cases = network_cases(scenes, peers, on_gpu)
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
+
+
+def _measured_apart(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the content of the section ``tf32`` from a process that measures nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tf32.json"
+        command = [sys.executable, "-m", "tritonspconv", *_arguments_apart(args, path)]
+        # What the process prints goes to the same screen.
+        subprocess.run(command, env={**os.environ, "SPCONV_ALLOW_TF32": "1"}, check=False)
+        if not path.exists():
+            print("tf32: its process wrote no results", flush=True)
+            return {"rows": []}
+        return json.loads(path.read_text())
+
+
+def _arguments_apart(args: argparse.Namespace, path: Path) -> list[str]:
+    """Return the command line that measures the section ``tf32`` alone."""
+    line = ["bench", "tf32", "--device", args.device, "--json", str(path)]
+    line += ["--only", args.only.pattern, "--sphere-radius", str(args.sphere_radius)]
+    for name in ("waymo", "kitti", "max_points"):
+        value = getattr(args, name)
+        if value is not None:
+            line += [f"--{name.replace('_', '-')}", str(value)]
+    return [*line, *(["--quick"] if args.quick else []), "--peers", *args.peers]
 
 
 def _about(

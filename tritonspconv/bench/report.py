@@ -31,6 +31,17 @@ class Cell:
     errors: dict[str, float] = field(default_factory=dict)
     message: str = ""
 
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Cell:
+        """Return the cell that ``dataclasses.asdict`` saved."""
+        measurement = saved["measurement"]
+        return cls(
+            saved["status"],
+            None if measurement is None else Measurement(**measurement),
+            saved["errors"],
+            saved["message"],
+        )
+
     @property
     def text(self) -> str:
         """What the table shows."""
@@ -131,11 +142,26 @@ class Report:
             if cell.message and cell.status in ("FAIL", "error"):
                 print(f"    {peer}: {cell.message}", flush=True)
 
+    def adopt(self, content: dict[str, Any]) -> None:
+        """Keep the rows of another process's report, which that process has printed.
+
+        Args:
+            content: What :meth:`content` returned there.
+        """
+        for saved in content["rows"]:
+            header, labels = tuple(saved["labels"]), tuple(saved["labels"].values())
+            if not self.sections or self.sections[-1].name != saved["section"]:
+                title = saved.get("title", "")
+                self.sections.append(Section(saved["section"], title, header, ()))
+            cells = {peer: Cell.of(result) for peer, result in saved["results"].items()}
+            self.sections[-1].rows.append(Row(saved["section"], labels, cells))
+
     def content(self) -> dict[str, Any]:
         """Return all numbers, as JSON holds them."""
         rows = [
             {
                 "section": row.section,
+                "title": section.title,
                 "labels": dict(zip(section.header, row.labels, strict=True)),
                 "results": {peer: asdict(cell) for peer, cell in row.cells.items()},
                 "ratios": {peer: row.ratio(peer) for peer in self.others},

@@ -1,0 +1,54 @@
+"""The benchmark: one process for each precision of float32."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from tritonspconv.bench import command, layers
+from tritonspconv.bench.report import Cell, Report
+from tritonspconv.bench.timing import Measurement
+from tritonspconv.cli.main import main
+
+
+@pytest.mark.parametrize("scene", ["waymo_b4", "sphere", "kitti"])
+def test_no_process_measures_float32_and_tf32(scene: str) -> None:
+    """Spconv's tuner keeps its first choice for a shape, whatever SPCONV_ALLOW_TF32 says later."""
+    dtypes = {dtype for _, dtype in layers._channels(scene, False, True)}
+    assert "tf32" not in dtypes
+    assert scene != "waymo_b4" or {"float32", "float16", "bfloat16"} <= dtypes
+
+
+def test_the_process_of_tf32_gets_the_same_arguments() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(
+        ["layers", "tf32", "--quick", "--max-points", "9", "--only", "a b", "--device", "cuda"]
+    )
+    line = command._arguments_apart(given, Path("tf32.json"))
+    assert line[0] == "bench"
+    found = parser.parse_args(line[1:])
+    assert found.sections == ["tf32"]
+    assert found.json == Path("tf32.json")
+    for name in ("quick", "max_points", "only", "device", "peers", "waymo", "sphere_radius"):
+        assert getattr(found, name) == getattr(given, name), name
+
+
+def test_rows_of_another_process_are_kept() -> None:
+    there = Report(["ours", "spconv"], {})
+    there.begin("tf32", "a title", ("scene", "pass"), [("kitti", "fwd")])
+    cell = Cell("ok", Measurement.of([1.0, 2.0, 4.0], "ms"), {"out": 1e-4})
+    there.add(("kitti", "fwd"), {"ours": cell, "spconv": Cell("error", None, {}, "no")})
+    here = Report(["ours", "spconv"], {})
+    here.adopt(json.loads(json.dumps(there.content())))
+    assert here.sections[0].rows == there.sections[0].rows
+    assert here.sections[0].title == "a title"
+
+
+def test_a_cpu_has_no_tf32(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "tf32", "--device", "cpu", "--peers", "ours"]) == 0
+    assert "tf32: needs a GPU" in capsys.readouterr().out
