@@ -221,6 +221,36 @@ def test_a_penalty_trains_every_layer_of_a_network(library: str) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("library", ["compat.spconv", "compat.minkowski"])
+def test_a_penalty_under_autocast(library: str, window: int) -> None:
+    """Layers multiply bfloat16 and weights stay float32; a 1x1 layer has its own operation."""
+    where = sites()
+    feats = torch.randn(where.num_rows, 2, requires_grad=True)
+    if library == "compat.spconv":
+        layer = spconv.SubMConv2d(2, 4, window)
+        x = spconv.SparseConvTensor(feats.bfloat16(), where.coords, [EXTENT] * 2, 2)
+        refused = spconv.SparseConvTensor(feats, where.coords, [EXTENT] * 2, 2)
+    else:
+        layer = ME.MinkowskiConvolution(2, 4, window, dimension=2)
+        x = ME.SparseTensor(feats.bfloat16(), where.coords)
+        refused = ME.SparseTensor(feats, where.coords)
+    weight = next(layer.parameters())
+
+    def penalty(x: object, autocast: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(x)
+        out = out.features if library == "compat.spconv" else out.F
+        (slope,) = torch.autograd.grad(out.float().sum(), feats, create_graph=True)
+        return torch.autograd.grad(slope.pow(2).sum(), weight)[0]
+
+    found, expected = penalty(x, True), penalty(refused, False)
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    with pytest.raises(RuntimeError, match="Convert them before the layer"):
+        penalty(refused, True)
+
+
 def test_features_that_the_layer_converts_are_refused() -> None:
     found = map_of("submanifold")
     feats = torch.randn(found.n_in, 2, requires_grad=True)

@@ -58,6 +58,26 @@ def conv_gradients(
     return grad_feats, grad_matrices
 
 
+def check_not_converted(name: str, feats: Tensor, given: torch.dtype, needs_grad: bool) -> None:
+    """Raise if features that need a gradient were converted inside the operation.
+
+    The graph behind the features ends at the converted copy. Its share of a gradient of a gradient
+    would be lost.
+
+    Args:
+        name: The operation, for the message.
+        feats: The features that the operation saved.
+        given: The dtype of the features that it got.
+        needs_grad: Whether they need a gradient.
+    """
+    if needs_grad and feats.dtype != given:
+        raise RuntimeError(
+            f"{name}: a gradient of the gradient needs contiguous features of {feats.dtype}, in "
+            "which the layer computes. Convert them before the layer, where autograd sees it: "
+            f"x.replace(x.feats.to({feats.dtype}).contiguous())."
+        )
+
+
 class _WeightGrad(torch.autograd.Function):
     """``out[v] = sum over pairs (i, o) of tap v: feats[i]^T grad[o]``, in the dtype of sums."""
 

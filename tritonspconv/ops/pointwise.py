@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.table import PairList
 from tritonspconv.kernels.weight_grad import weight_grad
+from tritonspconv.ops._second_order import check_not_converted
 from tritonspconv.ops.conv import compute_dtype
 
 
@@ -33,8 +33,8 @@ def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     Raises:
         RuntimeError: The shapes do not fit (torch's message).
 
-    Deterministic. Differentiable in ``feats``, ``weight`` and ``bias``; each gradient has its
-    tensor's dtype. The host never waits.
+    Deterministic. Differentiable any number of times in ``feats``, ``weight`` and ``bias``; each
+    gradient has its tensor's dtype. The host never waits.
     """
     refuse_capture("pointwise_conv")
     dtype = compute_dtype(feats, weight)
@@ -55,19 +55,29 @@ class _RoundedOperands(torch.autograd.Function):
         ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
+        # For gradients of gradients, which need the graph behind it.
+        ctx.weight = weight
         feats, weight = feats.to(dtype), weight.to(dtype)
         ctx.save_for_backward(feats, weight)
         return _product(feats, weight, None if bias is None else bias.to(dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         feats, weight = ctx.saved_tensors
+        # Gradients are off, unless the caller passed create_graph=True.
+        has_graph = torch.is_grad_enabled()
+        if has_graph:
+            check_not_converted("pointwise_conv", feats, ctx.dtypes[0], ctx.needs_input_grad[0])
+            weight = ctx.weight.to(feats.dtype)
         feats_dtype, weight_dtype, bias_dtype = ctx.dtypes
         needs_feats, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad = grad.to(feats.dtype).contiguous()
         grad_feats = grad.mm(weight.t()).to(feats_dtype) if needs_feats else None
-        grad_weight = _weight_grad(feats, grad, weight_dtype) if needs_weight else None
+        grad_weight = None
+        if needs_weight and has_graph:
+            grad_weight = feats.float().t().mm(grad.float()).to(weight_dtype)
+        elif needs_weight:
+            grad_weight = _weight_grad(feats, grad, weight_dtype)
         grad_bias = None
         if needs_bias:
             grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias_dtype)
