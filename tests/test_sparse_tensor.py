@@ -8,7 +8,7 @@ import torch
 
 from tritonspconv import ConvGeometry, kernel_map, ops
 from tritonspconv.coords import ActiveSites
-from tritonspconv.sparse_tensor import SparseTensor
+from tritonspconv.sparse_tensor import SparseTensor, cat
 from tritonspconv.testing import random_sites
 
 COORDS = torch.tensor([[0, 1, 2], [1, 0, 4], [0, 3, 3]], dtype=torch.int32)
@@ -167,3 +167,34 @@ def test_full_check():
 def test_refuses(change, error, message):
     with pytest.raises(error, match=message):
         SparseTensor(**({"feats": torch.ones(3, 2), "coords": COORDS} | change))
+
+
+def test_what_people_type_first():
+    x = make_tensor_of_channels(4)
+    assert len(x) == x.num_rows
+    assert x.shape == x.feats.shape
+    for dtype, name in [
+        (torch.float16, "half"),
+        (torch.bfloat16, "bfloat16"),
+        (torch.float64, "double"),
+    ]:
+        converted = getattr(x, name)()
+        assert converted.dtype == dtype
+        assert converted.sites is x.sites
+        assert converted.float().dtype == torch.float32
+    assert x.cpu() is x
+    y = x.replace(x.feats.clone().requires_grad_())
+    assert not y.detach().feats.requires_grad
+    assert y.detach().feats.data_ptr() == y.feats.data_ptr()
+    both = cat([x, x + x])
+    assert torch.equal(both.feats, torch.cat([x.feats, 2 * x.feats], dim=1))
+    assert both.sites is x.sites
+    with pytest.raises(ValueError, match=r"cat: all tensors must be at the same sites.* number 1"):
+        cat([x, make_tensor_of_channels(4)])
+    with pytest.raises(ValueError, match=r"cat: tensors must hold at least one SparseTensor"):
+        cat([])
+
+
+def make_tensor_of_channels(channels: int) -> SparseTensor:
+    sites = random_sites(20, extent=9)
+    return SparseTensor(torch.randn(20, channels), sites)

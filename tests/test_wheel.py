@@ -1,12 +1,16 @@
 """The built wheel holds both packages and works away from the repository."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from tritonspconv import __version__ as VERSION
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,3 +79,16 @@ def test_wheel_works_away_from_the_repository(tmp_path: Path):
     command = (sys.executable, "-c", USE, ROOT, installed)
     output = run(*command, cwd=elsewhere, PYTHONPATH=str(installed))
     assert output == "works\n"
+
+    # The command is there, and answers outside the repository.
+    command = (sys.executable, "-m", "tritonspconv", "doctor")
+    assert "All is well." in run(*command, cwd=elsewhere, PYTHONPATH=str(installed))
+    weights = {"a.weight": torch.zeros(3, 3, 3, 16, 32), "a.bias": torch.zeros(32)}
+    torch.save(weights, elsewhere / "a.pth")
+    command = (installed / "bin" / "tritonspconv", "convert", "a.pth", "--dry-run")
+    assert "1 of 2 entries change" in run(*command, cwd=elsewhere, PYTHONPATH=str(installed))
+
+    metadata = zipfile.ZipFile(wheel).read(f"tritonspconv-{VERSION}.dist-info/METADATA").decode()
+    links = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert "docs/performance.md" in metadata

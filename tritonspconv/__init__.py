@@ -1,12 +1,20 @@
 """Sparse convolution for PyTorch, on NVIDIA, AMD and CPU."""
 
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "tritonspconv needs torch 2.6 or newer, which is not installed here. Install the build for "
+        "your GPU as pytorch.org says, or for a CPU: pip install torch"
+    ) from error
+
 from tritonspconv import nn, ops
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.graph_capture import GraphCaptureError, make_opaque
 from tritonspconv.kernel_map import KernelMap, kernel_map, map_from_pairs
 from tritonspconv.nn import fuse, optimization_report, optimize, unoptimize
-from tritonspconv.sparse_tensor import SparseTensor
+from tritonspconv.sparse_tensor import SparseTensor, cat
 
 __version__ = "0.1.0"
 
@@ -18,6 +26,7 @@ __all__ = [
     "KernelMap",
     "SparseTensor",
     "__version__",
+    "cat",
     "fuse",
     "kernel_map",
     "map_from_pairs",

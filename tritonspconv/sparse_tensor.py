@@ -40,6 +40,15 @@ class SparseTensor:
             for the device. Inside :func:`tritonspconv.debug.check_coords` every new tensor checks
             that its ``coords`` lie in the grid.
 
+    Example:
+        >>> coords = torch.tensor([[0, 1, 2, 3], [0, 2, 2, 2]], dtype=torch.int32)
+        >>> x = SparseTensor(torch.ones(2, 4), coords, spatial_shape=(4, 4, 4), batch_size=1)
+        >>> x
+        SparseTensor(feats=[2, 4] torch.float32 on cpu, batch_size=1,
+                     spatial_shape=(s0=4, s1=4, s2=4))
+        >>> len(x), x.half().dtype
+        (2, torch.float16)
+
     Raises:
         TypeError: ``feats`` or ``coords`` is no tensor, ``coords`` is not int32, or a size is no
             whole number.
@@ -172,6 +181,44 @@ class SparseTensor:
             return self.replace(feats)
         return SparseTensor(feats, ActiveSites(self.coords.to(feats.device), self.sites.grid))
 
+    def half(self) -> SparseTensor:
+        """Return the features as float16 at the same sites."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> SparseTensor:
+        """Return the features as bfloat16 at the same sites."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> SparseTensor:
+        """Return the features as float32 at the same sites."""
+        return self.to(torch.float32)
+
+    def double(self) -> SparseTensor:
+        """Return the features as float64 at the same sites."""
+        return self.to(torch.float64)
+
+    def cuda(self, device: int | torch.device | None = None) -> SparseTensor:
+        """Return the tensor on a GPU; None: the current one."""
+        if isinstance(device, int):
+            device = torch.device("cuda", device)
+        return self.to(torch.device("cuda") if device is None else device)
+
+    def cpu(self) -> SparseTensor:
+        """Return the tensor on the CPU."""
+        return self.to("cpu")
+
+    def detach(self) -> SparseTensor:
+        """Return the features without their graph, sharing memory, at the same sites."""
+        return self.replace(self.feats.detach())
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the features: [N, C]."""
+        return self.feats.shape
+
+    def __len__(self) -> int:
+        return self.num_rows
+
     def __add__(self, other: SparseTensor) -> SparseTensor:
         if not isinstance(other, SparseTensor):
             return NotImplemented
@@ -195,6 +242,37 @@ class SparseTensor:
             f"SparseTensor(feats=[{self.num_rows}, {self.channels}] {self.dtype} on {self.device}, "
             f"batch_size={self.batch_size}, spatial_shape=({axes}){bounds})"
         )
+
+
+def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
+    """Return the channels of all tensors side by side, at their common sites.
+
+    Args:
+        tensors: At least one; all made by layers from one tensor, so that they share their sites.
+
+    Returns:
+        Features [N, sum of the channels].
+
+    Raises:
+        ValueError: There is no tensor, or the sites differ.
+
+    Example:
+        >>> coords = torch.tensor([[0, 1, 2, 3], [0, 2, 2, 2]], dtype=torch.int32)
+        >>> x = SparseTensor(torch.ones(2, 4), coords, spatial_shape=(4, 4, 4), batch_size=1)
+        >>> cat([x, x + x]).shape
+        torch.Size([2, 8])
+    """
+    if not tensors:
+        raise ValueError("cat: tensors must hold at least one SparseTensor; got none.")
+    first = tensors[0]
+    for number, other in enumerate(tensors):
+        if other.sites is not first.sites:
+            raise ValueError(
+                "cat: all tensors must be at the same sites, made by layers from one tensor; got "
+                f"{first} and, as number {number}, {other}. For rows known to match, use "
+                "x.replace(torch.cat([x.feats, y.feats], dim=1))."
+            )
+    return first.replace(torch.cat([tensor.feats for tensor in tensors], dim=1))
 
 
 def _check_feats(feats: Tensor, sites: ActiveSites) -> None:
