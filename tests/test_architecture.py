@@ -19,7 +19,10 @@ from tritonspconv import kernels
 from tritonspconv.testing import random_sites
 
 PAGE = (ROOT / "tritonspconv" / "README.md").read_text(encoding="utf-8")
-WORKSHOP = {"reference", "testing", "points", "models", "bench", "demo", "verify", "__main__"}
+WORKSHOP = {
+    "reference", "testing", "points", "models", "bench", "demo", "verify", "cli", "compat",
+    "_compat_name", "_self_check", "__main__", "profile", "training", "data",
+}  # fmt: skip
 
 
 def room_of(module: str) -> str | None:
@@ -32,6 +35,8 @@ def room_of(module: str) -> str | None:
         return None
     if rest[0] != "kernels":
         return "leaves" if is_leaf(rest[0]) else rest[0]
+    if rest[1:] == ["tuning"]:  # what tuners see of the Triton kernels
+        return None
     if rest[1:2] in (["triton"], ["eager"]):
         return f"kernels.{rest[1]}"
     return "kernels: faces" if rest[1:] and rest[1] in faces() else "kernels: forms"

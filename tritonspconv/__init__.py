@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from tritonspconv import nn, ops
+from tritonspconv.capture import Captured, CapturedStep, CaptureOverflow, capture, capture_step
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.graph_capture import GraphCaptureError, make_opaque
@@ -20,12 +21,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActiveSites",
+    "CaptureOverflow",
+    "Captured",
+    "CapturedStep",
     "ConvGeometry",
     "GraphCaptureError",
     "Grid",
     "KernelMap",
     "SparseTensor",
     "__version__",
+    "capture",
+    "capture_step",
     "cat",
     "fuse",
     "kernel_map",

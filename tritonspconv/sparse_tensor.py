@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tritonspconv.arguments import check_tensor, whole_number, whole_numbers
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords.row_tensor import RowwiseError, bounds_of
 from tritonspconv.debug import checks_coords
 from tritonspconv.ops.dense import from_dense, to_dense
 
@@ -80,6 +81,7 @@ class SparseTensor:
         else:
             sites = _sites(coords, spatial_shape, batch_size)
         _check_feats(feats, sites)
+        feats = sites.as_rows(feats)
         if check == "full":
             sites.validate()
         elif not isinstance(coords, ActiveSites) and checks_coords():
@@ -112,12 +114,12 @@ class SparseTensor:
     @property
     def coords(self) -> Tensor:
         """Coordinates, int32 [N, 1 + D], batch index first. Do not write to them."""
-        return self.sites.coords
+        return self.sites.as_rows(self.sites.coords)
 
     @property
     def batch_index(self) -> Tensor:
         """Sample of each row, int32 [N]."""
-        return self.sites.coords[:, 0]
+        return self.coords[:, 0]
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:
@@ -153,6 +155,14 @@ class SparseTensor:
     def dtype(self) -> torch.dtype:
         """Type of the features."""
         return self.feats.dtype
+
+    def _row_tensors(self) -> tuple[Tensor, Tensor]:
+        """Return features and coordinates; see :func:`tritonspconv.capture.capture`."""
+        return self._feats, self.coords
+
+    def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> SparseTensor:
+        """Return other rows in the same grid, without kernel maps."""
+        return SparseTensor(feats, ActiveSites(coords, self.sites.grid))
 
     def replace(self, feats: Tensor) -> SparseTensor:
         """Return other features [N, C'] at the same sites."""
@@ -308,6 +318,11 @@ def _sites(
             f"{list(coords.shape)}."
         )
     coords = coords.clone(memory_format=torch.contiguous_format)
+    if bounds_of(coords) is not None and (spatial_shape is None or batch_size is None):
+        raise RowwiseError(
+            "SparseTensor: a captured network needs spatial_shape and batch_size, since the box of "
+            f"its coordinates must not depend on them; got {spatial_shape} and {batch_size}."
+        )
     if spatial_shape is None:
         grid = Grid.around(coords)
         if batch_size is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.coords.grid import Grid
+from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
@@ -27,6 +28,8 @@ class ActiveSites:
         grid: The box the coordinates live in.
         index: A lookup index of these very coordinates, when one is at hand; not kept where it is
             large.
+        bounds: How many rows are real, where ``coords`` are padded to a capacity; None: those of
+            ``coords`` if they are a row tensor, else all.
 
     Raises:
         TypeError: ``coords`` is not an int32 tensor.
@@ -34,10 +37,17 @@ class ActiveSites:
     """
 
     __slots__ = (
-        "__weakref__", "_index", "_repeats", "_sorted_index", "coords", "grid", "map_cache",
+        "__weakref__", "_index", "_repeats", "_sorted_index", "bounds", "coords", "grid",
+        "map_cache",
     )  # fmt: skip
 
-    def __init__(self, coords: Tensor, grid: Grid, index: SiteIndex | None = None) -> None:
+    def __init__(
+        self,
+        coords: Tensor,
+        grid: Grid,
+        index: SiteIndex | None = None,
+        bounds: RowBounds | None = None,
+    ) -> None:
         refuse_capture("ActiveSites")
         check_tensor("ActiveSites: coords", coords)
         if coords.dtype != torch.int32:
@@ -49,7 +59,8 @@ class ActiveSites:
             )
         if coords.shape[0] > _MAX_ROWS:
             raise ValueError(f"at most 2**31 - 1 rows are supported; got {coords.shape[0]}.")
-        self.coords = coords.contiguous()
+        self.bounds = bounds_of(coords) if bounds is None else bounds
+        self.coords = plain(coords).contiguous()
         self.grid = grid
         self._index = index if index is not None and _is_kept(index) else None
         # Whether rows repeat; as long as nobody asked, a flag on the device or None.
@@ -60,8 +71,17 @@ class ActiveSites:
         self.map_cache: dict[Any, Any] = {}
 
     @property
+    def count(self) -> Tensor | None:
+        """Number of real rows, int64 [] on the device; None: all rows are real."""
+        return None if self.bounds is None else self.bounds.count
+
+    def as_rows(self, values: Tensor) -> Tensor:
+        """Return ``values`` [N, ...], a row for each site; as a row tensor if sites are bounded."""
+        return values if self.bounds is None else as_rows(values, self.bounds)
+
+    @property
     def num_rows(self) -> int:
-        """Number of rows."""
+        """Number of rows, padding included."""
         return self.coords.shape[0]
 
     @property
@@ -107,6 +127,8 @@ class ActiveSites:
         Who reads it, while it waits for something else, tells by :meth:`note_repeats`.
         """
         held = self._index
+        if self.count is not None:
+            return None
         if self._repeats is None and held is not None and held.kind == "blocks":
             return held.table[-1]
         return self._repeats if isinstance(self._repeats, Tensor) else None
@@ -115,8 +137,17 @@ class ActiveSites:
         """Keep what was read from :attr:`unread_repeats`."""
         self._repeats = repeats
 
+    def report_repeats(self, flag: Tensor) -> None:
+        """Let the plan of bounded sites report the run if ``flag``, on the device, is not zero."""
+        assert self.bounds is not None, "only bounded sites have a plan"
+        self.bounds.plan.note_repeats(flag)
+
     def has_repeats(self) -> bool:
-        """Return whether two rows lie in one cell of the grid. Waits for the device, once."""
+        """Return whether two rows lie in one cell of the grid. Waits for the device, once.
+
+        Bounded sites do not wait: they answer that no row repeats, and leave it to the plan to
+        report the run if that was wrong.
+        """
         if self._repeats is None:
             # Left to the map that follows, even where it is large.
             index = self._index = self._take_index()
@@ -126,6 +157,9 @@ class ActiveSites:
                 self._repeats = ((keys[1:] == keys[:-1]) & (keys[1:] < self.grid.num_cells)).any()
             else:
                 self._repeats = index.table[-1]
+        if self.count is not None and isinstance(self._repeats, Tensor):
+            self.report_repeats(self._repeats)
+            self._repeats = False
         self._repeats = bool(self._repeats)
         return self._repeats
 
@@ -148,7 +182,7 @@ class ActiveSites:
         return find_rows(index, self.grid.keys(coords))
 
     def validate_bounds(self) -> Tensor:
-        """Check that every row is inside the grid, and return its key, int64 [N].
+        """Check that every real row is inside the grid, and return its key, int64 [N].
 
         Waits for the device.
 
@@ -156,6 +190,8 @@ class ActiveSites:
             ValueError: Names the first row outside.
         """
         keys = self.grid.keys(self.coords)
+        if self.count is not None:
+            keys = keys[: int(self.count)]
         outside = torch.nonzero(keys < 0).squeeze(1)
         if outside.numel():
             row = int(outside[0])

@@ -6,6 +6,7 @@ import functools
 import weakref
 
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords.row_tensor import RowBounds
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.index import SiteIndex
@@ -84,9 +85,12 @@ def _build(
     n_in = sites.num_rows
     if geometry.sites == "same" and out_sites is None and geometry.has_center:
         table = lookup_table(
-            sites.coords, geometry.offsets, sites.index, sites.grid, distinct=not sites.may_repeat
+            sites.coords, geometry.offsets, sites.index, sites.grid,
+            distinct=not sites.may_repeat, count=sites.count,
+        )  # fmt: skip
+        relation = Relation(
+            geometry, n_in, n_in, table, mirrored=geometry.is_mirrored, in_count=sites.count
         )
-        relation = Relation(geometry, n_in, n_in, table, mirrored=geometry.is_mirrored)
         return _CacheEntry(relation, None)
     is_scattered = scatters(sites.device) and geometry.feeds_one_output
     # Before the sites, with whose number the host then reads whether rows repeat.
@@ -107,6 +111,7 @@ def _build(
             sites.grid,
             out_sites.grid,
             out_sites.num_rows,
+            count=out_sites.count,
         )
     else:
         table = reach_table(
@@ -118,6 +123,7 @@ def _build(
             sites.grid,
             out_sites.grid,
             out_sites.index if made_sites is None and out_sites.may_repeat else None,
+            count=out_sites.count,
         )
     versions = sites.version, out_sites.version
     relation = Relation(
@@ -127,6 +133,7 @@ def _build(
         table,
         versions=versions,
         repeats=repeats,
+        in_count=sites.count,
     )
     return _CacheEntry(relation, made_sites)
 
@@ -190,12 +197,21 @@ def _made_sites(
     else:
         offsets = geometry.offsets
     unread = sites.unread_repeats
-    out_coords, index, repeats = reached_sites(
-        sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid, unread
-    )
+    bounds, capacity, overflow = sites.bounds, None, None
+    if bounds is not None and bounds.count is not None:
+        capacity, overflow = bounds.plan.take()
+        capacity = min(capacity, max(grid.num_cells, 1))
+    out_coords, index, repeats, count = reached_sites(
+        sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid, unread,
+        capacity, overflow,
+    )  # fmt: skip
     if repeats is not None:
         sites.note_repeats(repeats)
-    return ActiveSites(out_coords, grid, index), index
+    if bounds is not None:
+        if bounds.count is None:
+            bounds.plan.record(len(out_coords))
+        bounds = RowBounds(count, bounds.plan)
+    return ActiveSites(out_coords, grid, index, bounds), index
 
 
 def _check(

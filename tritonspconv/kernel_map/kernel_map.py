@@ -20,12 +20,23 @@ class Relation:
     ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored. ``listed``:
     the pairs were given, and the geometry does not know them. ``versions``: those of the input and
     of the output coordinates that the table was made of. ``repeats``: on the device, whether inputs
-    that reach an output share a cell; None where only their sites can tell.
+    that reach an output share a cell; None where only their sites can tell. ``in_count``: number of
+    real inputs, on the device; None: all. That of outputs is ``out_table.real_columns``.
     """
 
     __slots__ = (
-        "_in_table", "_ordered", "_pairs", "_repeats", "_versions", "geometry", "listed",
-        "mirrored", "n_in", "n_out", "out_table",
+        "_in_table",
+        "_ordered",
+        "_pairs",
+        "_repeats",
+        "_versions",
+        "geometry",
+        "in_count",
+        "listed",
+        "mirrored",
+        "n_in",
+        "n_out",
+        "out_table",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +49,7 @@ class Relation:
         listed: bool = False,
         versions: tuple[int | None, int | None] = (None, None),
         repeats: Tensor | None = None,
+        in_count: Tensor | None = None,
     ) -> None:
         self.geometry = geometry
         self.mirrored = mirrored
@@ -45,6 +57,7 @@ class Relation:
         self.n_in = n_in
         self.n_out = n_out
         self.out_table = out_table
+        self.in_count = in_count
         self._versions = versions
         self._repeats: Tensor | bool | None = repeats
         self._in_table: NeighborTable | None = None
@@ -67,7 +80,7 @@ class Relation:
         """Keep pairs and table of the inputs, where the pairs, input by input, are that table."""
         if not self.geometry.feeds_one_output or self.listed or self.mirrored:
             return
-        found = list_inputs(self.out_table, self.n_in)
+        found = list_inputs(self.out_table, self.n_in, self.in_count)
         if found is not None:
             self._pairs, self._in_table = found
 
@@ -77,8 +90,11 @@ class Relation:
             return table._replace(mirrored=True)
         # Coordinates that users wrote to since no longer say where the sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
-        if self.listed or geometry.sites == "same" or edited or self.geometry.feeds_one_output:
-            return invert_table(table.rows, table.order, self.n_in, geometry.offsets)
+        if self.listed or geometry.sites == "same" or edited or geometry.feeds_one_output:
+            return invert_table(
+                table.rows, table.order, self.n_in, geometry.offsets,
+                count=table.real_columns, other_count=self.in_count,
+            )  # fmt: skip
         return reverse_table(
             table.rows,
             in_sites.coords,
@@ -90,6 +106,8 @@ class Relation:
             in_sites.grid,
             out_sites.grid,
             table.order,
+            count=table.real_columns,
+            in_count=self.in_count,
         )
 
     def ordered(self, table: NeighborTable) -> NeighborTable:
@@ -111,6 +129,9 @@ class Relation:
         """Return whether inputs that take part share a cell. Waits for the device, once."""
         if self._repeats is None:
             return in_sites.has_repeats()
+        if self.in_count is not None and isinstance(self._repeats, Tensor):
+            in_sites.report_repeats(self._repeats)
+            self._repeats = False
         self._repeats = bool(self._repeats)
         return self._repeats
 
@@ -170,6 +191,16 @@ class KernelMap:
         self.n_in, self.n_out = sizes[::-1] if is_inverse else sizes
 
     @property
+    def in_count(self) -> Tensor | None:
+        """Number of real input rows, int64 [] on the device; None: all."""
+        return self.in_sites.count
+
+    @property
+    def out_count(self) -> Tensor | None:
+        """Number of real output rows, int64 [] on the device; None: all."""
+        return self.out_sites.count
+
+    @property
     def out_table(self) -> NeighborTable:
         """Per output row, the input row of each tap."""
         return self._seen_from_inputs() if self.is_inverse else self._relation.out_table
@@ -217,13 +248,14 @@ class KernelMap:
 
     def num_pairs(self) -> int:
         """Count the pairs. Waits for the device."""
-        return int((self._relation.out_table.rows >= 0).sum())
+        return int((self._relation.out_table.entries(self.kernel_volume) >= 0).sum())
 
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
         """List all pairs: input rows [P], output rows [P], tap_ptr [V+1]. Waits for the device."""
         table = self._relation.out_table
-        tap, column = torch.nonzero(table.rows >= 0, as_tuple=True)
-        rows = table.rows[tap, column]
+        rows = table.entries(self.kernel_volume)
+        tap, column = torch.nonzero(rows >= 0, as_tuple=True)
+        rows = rows[tap, column]
         others = column.int() if table.order is None else table.order[column]
         tap_ptr = torch.zeros(self.kernel_volume + 1, dtype=torch.int64, device=rows.device)
         torch.cumsum(torch.bincount(tap, minlength=self.kernel_volume), 0, out=tap_ptr[1:])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonspconv.kernels import has_triton
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32
+    from jaxtyping import Float, Float32, Int64
 
     from tritonspconv.kernels.channel_norm import TrainingNorm
 
@@ -21,6 +21,7 @@ def batch_norm(
     norm: TrainingNorm,
     relu: bool,
     residual: Float[Tensor, "n c"] | None = None,
+    count: Int64[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float32[Tensor, "2 c"]]:
     """Normalise channels by their statistics over all rows, scale and shift, add, and clamp.
 
@@ -30,12 +31,14 @@ def batch_norm(
         relu: Clamp the result at zero.
         residual: [n, c], contiguous, in the dtype of ``feats``: added before the result is clamped;
             None: nothing.
+        count: int64 [], number of real rows; None: all. Fewer than two leave the running statistics
+            as they are.
 
     Returns:
-        [n, c] in the dtype of ``feats``, rounded once, and float32 [2, c]: mean and
-        ``1 / sqrt(var + eps)``.
+        [n, c] in the dtype of ``feats``, rounded once, padding rows zero; and float32 [2, c]: mean
+        and ``1 / sqrt(var + eps)``.
     """
-    return _back_end(feats.device).batch_norm(feats, norm, relu, residual)
+    return _back_end(feats.device).batch_norm(feats, norm, relu, residual, count)
 
 
 def batch_norm_grad(
@@ -46,6 +49,7 @@ def batch_norm_grad(
     bias: Float32[Tensor, "c"] | None,
     relu: bool,
     out: Float[Tensor, "n c"] | None = None,
+    count: Int64[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float32[Tensor, "c"], Float32[Tensor, "c"], Float[Tensor, "n c"]]:
     """Return the gradients of :func:`batch_norm`.
 
@@ -58,12 +62,15 @@ def batch_norm_grad(
         relu: The argument of :func:`batch_norm`.
         out: The output that :func:`batch_norm` returned. Needed if it added a residual and clamped
             the sum, else None.
+        count: The argument of :func:`batch_norm`.
 
     Returns:
         The gradients of ``feats``, of the norm's weight and bias, and of the residual. The last one
         means nothing if there was no residual.
     """
-    return _back_end(grad.device).batch_norm_grad(grad, feats, stats, weight, bias, relu, out)
+    return _back_end(grad.device).batch_norm_grad(
+        grad, feats, stats, weight, bias, relu, out, count
+    )
 
 
 @functools.lru_cache(maxsize=1024)

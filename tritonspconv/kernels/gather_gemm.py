@@ -45,12 +45,12 @@ def gather_gemm(
 
     Returns:
         [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
-        float64).
+        float64). Rows for padding columns of the table are zero.
     """
-    rows, mask, order, blocks, mirrored = table
+    rows, mask, order, blocks, mirrored, count = table
     return _back_end(rows.device).gather_gemm(
         feats, weight, bias, rows, mask, order, mirrored=mirrored, precision=precision,
-        norm=norm, residual=residual, relu=relu, blocks=blocks,
+        norm=norm, residual=residual, relu=relu, blocks=blocks, count=count,
     )  # fmt: skip
 
 

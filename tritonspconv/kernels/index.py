@@ -58,3 +58,19 @@ class SiteIndex(NamedTuple):
     def num_bytes(self) -> int:
         """Memory that the index takes."""
         return self.table.nbytes + (0 if self.rows is None else self.rows.nbytes)
+
+
+class ReachedSites(NamedTuple):
+    """Generated sites.
+
+    Attributes:
+        coords: int32 [M, 1 + D], ascending by key; the batch index of padding rows is -1.
+        site_index: Their index.
+        flag: Whether the flag that was to be read is not zero; None where none was read.
+        num_sites: int64 [], the number of sites, on the device; None: M.
+    """
+
+    coords: Tensor
+    site_index: SiteIndex
+    flag: bool | None = None
+    num_sites: Tensor | None = None

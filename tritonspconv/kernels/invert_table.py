@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonspconv.kernels import has_triton_maps
 
 if TYPE_CHECKING:
-    from jaxtyping import Int32
+    from jaxtyping import Int32, Int64
 
     from tritonspconv.kernels.table import NeighborTable
     from tritonspconv.kernels.window import IntTuple
@@ -22,6 +22,9 @@ def invert_table(
     order: Int32[Tensor, "n"] | None,
     n_other: int,
     offsets: tuple[IntTuple, ...],
+    *,
+    count: Int64[Tensor, ""] | None = None,
+    other_count: Int64[Tensor, ""] | None = None,
 ) -> NeighborTable:
     """Build the table of the other side.
 
@@ -30,8 +33,12 @@ def invert_table(
         order: int32 [n], the row that each column stands for; None: column c is row c.
         n_other: Rows of the other side.
         offsets: V tap offsets, which only steer the order of columns.
+        count: int64 [], number of real columns; None: all.
+        other_count: The same for the other side.
     """
-    return _back_end(rows.device, len(offsets[0])).invert_table(rows, order, n_other, offsets)
+    return _back_end(rows.device, len(offsets[0])).invert_table(
+        rows, order, n_other, offsets, count=count, other_count=other_count
+    )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonspconv.kernels import has_triton_maps
 
 if TYPE_CHECKING:
-    from jaxtyping import Int32
+    from jaxtyping import Int32, Int64
 
     from tritonspconv.kernels.index import CellGrid, SiteIndex
     from tritonspconv.kernels.table import NeighborTable
@@ -25,6 +25,7 @@ def lookup_table(
     grid: CellGrid,
     *,
     distinct: bool = False,
+    count: Int64[Tensor, ""] | None = None,
 ) -> NeighborTable:
     """Build the table of a submanifold geometry: every row looks its own neighbours up.
 
@@ -34,9 +35,10 @@ def lookup_table(
         index: Index of the sites.
         grid: Their grid.
         distinct: No row repeats another; else those that do are left out.
+        count: int64 [], number of real rows; None: all.
     """
     return _back_end(coords.device, len(grid.shape)).lookup_table(
-        coords, offsets, index, grid, distinct=distinct
+        coords, offsets, index, grid, distinct=distinct, count=count
     )
 
 
@@ -49,6 +51,8 @@ def reach_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     out_index: SiteIndex | None = None,
+    *,
+    count: Int64[Tensor, ""] | None = None,
 ) -> NeighborTable:
     """Build the table of any geometry: every output looks up the inputs that reach it.
 
@@ -61,9 +65,10 @@ def reach_table(
         in_grid: Grid of the input sites.
         out_grid: Grid of the output sites; rows outside it are reached by nothing.
         out_index: Index of the output sites, to leave repeated rows out; None: none repeats.
+        count: int64 [], number of real outputs; None: all.
     """
     return _back_end(out_coords.device, len(stride)).reach_table(
-        out_coords, offsets, stride, divide, in_index, in_grid, out_grid, out_index
+        out_coords, offsets, stride, divide, in_index, in_grid, out_grid, out_index, count=count
     )
 
 
@@ -78,6 +83,9 @@ def reverse_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     order: Int32[Tensor, "n_out"] | None = None,
+    *,
+    count: Int64[Tensor, ""] | None = None,
+    in_count: Int64[Tensor, ""] | None = None,
 ) -> NeighborTable:
     """Build the table of a map's inputs: for every input the outputs that it reaches.
 
@@ -94,10 +102,13 @@ def reverse_table(
         in_grid: Grid of the input sites; rows outside it reach nothing.
         out_grid: Grid of the output sites.
         order: Order of the columns of ``rows``, or None.
+        count: int64 [], number of real columns of ``rows``; None: all.
+        in_count: int64 [], number of real inputs; None: all.
     """
     return _back_end(in_coords.device, len(stride)).reverse_table(
-        rows, in_coords, offsets, stride, divide, in_index, out_index, in_grid, out_grid, order
-    )
+        rows, in_coords, offsets, stride, divide, in_index, out_index, in_grid, out_grid, order,
+        count=count, in_count=in_count,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)

@@ -38,7 +38,9 @@ def order_columns(table: NeighborTable, offsets: tuple[IntTuple, ...]) -> Neighb
         offsets: V tap offsets, which steer the order.
     """
     assert table.mask is not None, "the Triton kernels make a mask with every table"
-    rows, mask, order = _back_end(table.rows.device).order_columns(table.rows, table.mask, offsets)
+    rows, mask, order = _back_end(table.rows.device).order_columns(
+        table.rows, table.mask, offsets, table.real_columns
+    )
     return table._replace(rows=rows, mask=mask, order=order)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from tritonspconv.kernels import has_triton
 from tritonspconv.kernels.table import NeighborTable, PairList
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
 
 
 def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -> PairList:
@@ -22,12 +27,14 @@ def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -
     Returns:
         The list, of which the first ``tap_ptr[-1]`` columns are written. No wait for a GPU.
     """
-    rows, mask, order, *_ = table
-    pairs, tap_ptr = _back_end(rows.device).pair_lists(rows, mask, order, taps, capacity)
+    rows, mask, order, *_, count = table
+    pairs, tap_ptr = _back_end(rows.device).pair_lists(rows, mask, order, taps, capacity, count)
     return PairList(pairs, tap_ptr, mirrored)
 
 
-def list_inputs(table: NeighborTable, n_in: int) -> tuple[PairList, NeighborTable] | None:
+def list_inputs(
+    table: NeighborTable, n_in: int, in_count: Int64[Tensor, ""] | None = None
+) -> tuple[PairList, NeighborTable] | None:
     """List the pairs of a table that names no input twice, and with them the table of the inputs.
 
     Inputs by tap are both. The table needs one row of entries, since its columns have one at most.
@@ -35,18 +42,19 @@ def list_inputs(table: NeighborTable, n_in: int) -> tuple[PairList, NeighborTabl
     Args:
         table: The table of the outputs.
         n_in: Number of inputs.
+        in_count: int64 [], how many of them are real; None: all.
 
     Returns:
         The pairs; and the table of the inputs, of rows [1, n_in], whose last columns are inputs
         without an output. Rows and order lie in the pairs' memory. No wait for the device. None on
         the torch back end, whose kernels read no such table.
     """
-    rows, mask, order, *_ = table
-    found = _back_end(rows.device).list_inputs(rows, mask, order, n_in)
+    rows, mask, order, *_, count = table
+    found = _back_end(rows.device).list_inputs(rows, mask, order, n_in, count)
     if found is None:
         return None
     pairs, tap_ptr, in_table = found
-    return PairList(pairs, tap_ptr, False), in_table
+    return PairList(pairs, tap_ptr, False), in_table._replace(real_columns=in_count)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonspconv.kernels import has_triton
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int32
+    from jaxtyping import Float, Int32, Int64
 
 
 def pool_fwd(
@@ -21,6 +21,7 @@ def pool_fwd(
     mode: str,
     floor: float | None = None,
     want_saved: bool = False,
+    count: Int64[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, "n_out c"], Int32[Tensor, "n_out ..."] | None]:
     """Pool the input rows that a neighbour table names for every output row.
 
@@ -31,6 +32,7 @@ def pool_fwd(
         mode: ``"max"``, ``"avg"`` (over the present inputs) or ``"sum"``.
         floor: Lower bound of a maximum; None for a true maximum.
         want_saved: Return what the backward pass needs.
+        count: int64 [], number of real columns; None: all. The output rows of others are zero.
 
     Returns:
         Output rows [n_out, C] in ``feats.dtype``; a row without inputs is ``floor``, else 0. The
@@ -40,7 +42,7 @@ def pool_fwd(
 
     Accumulates in float32 (float64 for float64 input), in tap order.
     """
-    return _back_end(feats.device).pool_fwd(feats, rows, order, mode, floor, want_saved)
+    return _back_end(feats.device).pool_fwd(feats, rows, order, mode, floor, want_saved, count)
 
 
 def pool_bwd(
@@ -52,7 +54,8 @@ def pool_bwd(
     argmax: Int32[Tensor, "n_out c"] | None = None,
     feats: Float[Tensor, "n_in c"] | None = None,
     out: Float[Tensor, "n_out c"] | None = None,
-    count: Int32[Tensor, "n_out"] | None = None,
+    present: Int32[Tensor, "n_out"] | None = None,
+    count: Int64[Tensor, ""] | None = None,
 ) -> Float[Tensor, "n_in c"]:
     """Gather the gradient of every input row from the outputs that it fed.
 
@@ -66,14 +69,16 @@ def pool_bwd(
         feats: For ``"max"`` without ``argmax``: the input rows [n_in, C]; the gradient goes to
             every input that equals its output.
         out: With ``feats``: the output rows [n_out, C].
-        count: For ``"avg"``: int32 [n_out], inputs of every output row.
+        present: For ``"avg"``: int32 [n_out], inputs of every output row.
+        count: int64 [], number of real columns; None: all.
 
     Returns:
         Gradient of the input rows [n_in, C] in ``grad_out.dtype``.
     """
     return _back_end(grad_out.device).pool_bwd(
-        grad_out, rows, order, mode, argmax=argmax, feats=feats, out=out, count=count
-    )
+        grad_out, rows, order, mode, argmax=argmax, feats=feats, out=out, present=present,
+        count=count,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)

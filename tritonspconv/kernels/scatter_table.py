@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonspconv.kernels import has_triton_maps
 
 if TYPE_CHECKING:
-    from jaxtyping import Int32
+    from jaxtyping import Int32, Int64
 
     from tritonspconv.kernels.index import CellGrid, SiteIndex
     from tritonspconv.kernels.table import NeighborTable
@@ -27,6 +27,8 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
+    *,
+    count: Int64[Tensor, ""] | None = None,
 ) -> tuple[NeighborTable, Int32[Tensor, "1"]]:
     """Build the table of a geometry whose inputs feed one output at most, such as 2x2x2 / 2.
 
@@ -41,13 +43,14 @@ def scatter_table(
         in_grid: Grid of the input sites; rows outside it, and such that repeat one, reach nothing.
         out_grid: Grid of the output sites.
         n_out: Number of output rows.
+        count: int64 [], how many of them are real; None: all.
 
     Returns:
         The table of the outputs; and int32 [1], not zero where inputs that reach an output repeat
         one another.
     """
     return _back_end(in_coords.device, len(stride)).scatter_table(
-        in_coords, offsets, stride, divide, out_index, in_grid, out_grid, n_out
+        in_coords, offsets, stride, divide, out_index, in_grid, out_grid, n_out, count=count
     )
 
 

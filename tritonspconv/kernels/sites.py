@@ -14,7 +14,7 @@ from tritonspconv.kernels.eager import sites as _torch_sites
 if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
 
-    from tritonspconv.kernels.index import CellGrid, SiteIndex
+    from tritonspconv.kernels.index import CellGrid, ReachedSites, SiteIndex
     from tritonspconv.kernels.window import IntTuple, Window
 
 
@@ -58,7 +58,9 @@ def reached_sites(
     grid: CellGrid,
     own_grid: CellGrid,
     flag: Int64[Tensor, ""] | None = None,
-) -> tuple[Int32[Tensor, "m 1+D"], SiteIndex, bool | None]:
+    capacity: int | None = None,
+    overflow: Int32[Tensor, ""] | None = None,
+) -> ReachedSites:
     """Find every site of ``grid`` that some row of ``coords`` reaches through a tap.
 
     Args:
@@ -70,13 +72,13 @@ def reached_sites(
         grid: The target grid.
         own_grid: The grid of ``coords``; rows outside it reach nothing.
         flag: int64 [], to be read together with the number of sites; or None.
-
-    Returns:
-        int32 coordinates [M, 1 + D] in ascending key order, their index, and whether the flag is
-        not zero, None without one. Waits for the device once, for M.
+        capacity: Number of rows to return, padding included; the host then does not wait. None: as
+            many as there are sites, for which the host waits once.
+        overflow: int32 [], set to whether there are more sites than ``capacity``. Those that do not
+            fit are left out.
     """
     return _back_end(coords.device, len(stride)).reached_sites(
-        coords, offsets, stride, divide, grid, own_grid, flag
+        coords, offsets, stride, divide, grid, own_grid, flag, capacity, overflow
     )
 
 

@@ -26,6 +26,9 @@ class NeighborTable(NamedTuple):
         blocks: The pairs in the form that the torch kernels multiply, listed on first use; None: a
             table of the Triton kernels, which have no need of it.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
+        real_columns: int64 [], how many columns stand for real rows, on the device; None: all. The
+            columns behind them are padding: no kernel reads them, and Triton kernels leave ``rows``
+            and ``mask`` unwritten there. Their order is that of the rows.
     """
 
     rows: Tensor
@@ -33,14 +36,19 @@ class NeighborTable(NamedTuple):
     order: Tensor | None
     blocks: PairBlocks | None = None
     mirrored: bool = False
+    real_columns: Tensor | None = None
 
     def entries(self, volume: int) -> Int32[Tensor, "V n"]:
-        """Return rows int32 [V, n] of ``volume`` taps, however they are stored."""
-        if self.mask is None or self.rows.shape[0] == volume:
-            return self.rows
-        tap = torch.arange(volume, device=self.rows.device)
-        is_present = (self.mask[tap // 32] >> (tap % 32)[:, None]) & 1 != 0
-        return torch.where(is_present, self.rows, -1)
+        """Return rows int32 [V, n] of ``volume`` taps, however they are stored; -1 in padding."""
+        rows = self.rows
+        if self.mask is not None and rows.shape[0] != volume:
+            tap = torch.arange(volume, device=rows.device)
+            is_present = (self.mask[tap // 32] >> (tap % 32)[:, None]) & 1 != 0
+            rows = torch.where(is_present, rows, -1)
+        if self.real_columns is None:
+            return rows
+        is_real = torch.arange(rows.shape[1], device=rows.device) < self.real_columns
+        return torch.where(is_real, rows, -1)
 
 
 class PairList(NamedTuple):
@@ -69,6 +77,16 @@ class ConvMap(Protocol):
     @property
     def n_out(self) -> int:
         """Number of output rows."""
+        ...
+
+    @property
+    def in_count(self) -> Tensor | None:
+        """Number of real input rows, int64 [] on the device; None: all."""
+        ...
+
+    @property
+    def out_count(self) -> Tensor | None:
+        """Number of real output rows, int64 [] on the device; None: all."""
         ...
 
     @property

@@ -25,6 +25,22 @@ if TYPE_CHECKING:
     Convolution = Callable[[Tensor, Tensor, Tensor | None, KernelMap, Any], Tensor]
 
 
+def refuse_second_order(count: Tensor | None) -> None:
+    """Raise if rows are padded to a capacity: their gradients cannot be differentiated again.
+
+    Args:
+        count: Number of real rows; None: all.
+
+    Raises:
+        NotImplementedError: There is a count.
+    """
+    if count is not None:
+        raise NotImplementedError(
+            "create_graph=True is not supported on rows that are padded to a capacity. Compute "
+            "gradients of gradients outside the captured function."
+        )
+
+
 def conv_gradients(
     convolve: Convolution,
     feats: Tensor,

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
 from tritonspconv.kernels.channel_norm import TrainingNorm
-from tritonspconv.ops._second_order import normed_gradients
+from tritonspconv.ops._second_order import normed_gradients, refuse_second_order
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -25,7 +26,12 @@ def takes_training_norm(feats: Tensor, residual: Tensor | None) -> bool:
 
 
 def train_norm(
-    feats: Tensor, norm: TrainingNorm, *, residual: Tensor | None = None, relu: bool = False
+    feats: Tensor,
+    norm: TrainingNorm,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Normalise channels by their statistics over all rows, add a residual, clamp at zero.
 
@@ -37,13 +43,20 @@ def train_norm(
         norm: Batch norm of C channels; its running statistics move.
         residual: [N, C] in the dtype of ``feats``; None: nothing is added.
         relu: Clamp the result at zero.
+        count: int64 [], the number of real rows, on the device; None: all. Padding rows of the
+            result are zero, and fewer than two real rows leave the running statistics as they are.
 
     Returns:
         [N, C] in the dtype of ``feats``.
 
-    Deterministic. Differentiable in ``feats``, ``residual`` and the norm's weight and bias, twice.
+    Deterministic. Differentiable in ``feats``, ``residual`` and the norm's weight and bias, twice;
+    with a count, once.
     """
-    return _TrainNorm.apply(feats, norm.weight, norm.bias, residual, _Call(norm, relu))
+    if has_torch_function_unary(feats):
+        return handle_torch_function(
+            train_norm, (feats,), feats, norm, residual=residual, relu=relu, count=count
+        )
+    return _TrainNorm.apply(feats, norm.weight, norm.bias, residual, _Call(norm, relu, count))
 
 
 class _Call(NamedTuple):
@@ -51,6 +64,7 @@ class _Call(NamedTuple):
 
     norm: TrainingNorm
     relu: bool
+    real_rows: Tensor | None
 
 
 class _TrainNorm(torch.autograd.Function):
@@ -67,7 +81,7 @@ class _TrainNorm(torch.autograd.Function):
     ) -> Tensor:
         ctx.call = call
         added = None if residual is None else residual.contiguous()
-        out, stats = batch_norm(feats.contiguous(), call.norm, call.relu, added)
+        out, stats = batch_norm(feats.contiguous(), call.norm, call.relu, added, call.real_rows)
         clamped = out if added is not None and call.relu else None
         ctx.save_for_backward(feats, weight, bias, stats, clamped)
         return out
@@ -75,10 +89,11 @@ class _TrainNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         feats, weight, bias, stats, clamped = ctx.saved_tensors
-        norm, relu = ctx.call
+        norm, relu, real_rows = ctx.call
         needs = ctx.needs_input_grad
         # Gradients are off, unless the caller passed create_graph=True.
         if torch.is_grad_enabled():
+            refuse_second_order(real_rows)
             places = [place for place in range(3) if needs[place]]
             candidates = (feats, weight, bias)
             found, grad_residual = normed_gradients(
@@ -89,7 +104,7 @@ class _TrainNorm(torch.autograd.Function):
             grads = [by_place.get(place) for place in range(3)]
         else:
             *grads, grad_residual = batch_norm_grad(
-                grad.contiguous(), feats.contiguous(), stats, weight, bias, relu, clamped
+                grad.contiguous(), feats.contiguous(), stats, weight, bias, relu, clamped, real_rows
             )
         wanted = zip((*grads, grad_residual), needs, strict=False)
         return (*(value if needed else None for value, needed in wanted), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap, NeighborTable
@@ -37,6 +38,10 @@ def sparse_channelwise_conv(
     Time and launches grow with V.
     """
     refuse_capture("sparse_channelwise_conv")
+    if has_torch_function_unary(feats):
+        return handle_torch_function(
+            sparse_channelwise_conv, (feats,), feats, weight, kernel_map, bias
+        )
     expected = [kernel_map.kernel_volume, feats.shape[-1]]
     if feats.ndim != 2 or feats.shape[0] != kernel_map.n_in or list(weight.shape) != expected:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.graph_capture import refuse_capture
@@ -17,7 +18,7 @@ from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.kernels.conv_grads import conv_grads
 from tritonspconv.kernels.gather_gemm import gather_gemm
 from tritonspconv.kernels.half_parts import as_operand
-from tritonspconv.ops._second_order import conv_gradients, normed_gradients
+from tritonspconv.ops._second_order import conv_gradients, normed_gradients, refuse_second_order
 
 Precision = Literal["ieee", "tf32"]
 WeightLayout = Literal["VIO", "OVI"]
@@ -80,6 +81,11 @@ def sparse_conv(
     refuse_capture("sparse_conv")
     check_tensor("sparse_conv: feats", feats)
     check_tensor("sparse_conv: weight", weight)
+    if has_torch_function_unary(feats):
+        return handle_torch_function(
+            sparse_conv, (feats,), feats, weight, kernel_map, bias, weight_layout=weight_layout,
+            precision=precision, norm=norm, residual=residual, relu=relu,
+        )  # fmt: skip
     dtype = compute_dtype(feats, weight)
     view = None if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
     matrices = weight if view is None else view
@@ -189,11 +195,12 @@ class _SparseConv(torch.autograd.Function):
             ctx.save_for_backward(feats_c, weight_c)
             return out
         if residual is None:
-            normed, stats = batch_norm(out, norm, relu)
+            normed, stats = batch_norm(out, norm, relu, None, kernel_map.out_count)
             ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias, None)
             return normed
         ctx.residual_dtype = residual.dtype
-        normed, stats = batch_norm(out, norm, relu, _cast(residual, dtype).contiguous())
+        addend = _cast(residual, dtype).contiguous()
+        normed, stats = batch_norm(out, norm, relu, addend, kernel_map.out_count)
         # The next layer keeps its input, this output, anyway.
         clamped = normed if relu else None
         ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias, clamped)
@@ -216,7 +223,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if normed:
         out, stats, scale, shift, clamped = normed
         grad, grad_scale, grad_shift, grad_residual = batch_norm_grad(
-            grad, out, stats, scale, shift, ctx.call.relu, clamped
+            grad, out, stats, scale, shift, ctx.call.relu, clamped, ctx.call.kernel_map.out_count
         )
         grad_residual = _cast(grad_residual, ctx.residual_dtype) if needs_residual else None
     if needs_weight:
@@ -233,12 +240,21 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # The norm subtracts whatever the bias adds to all rows.
         grad_bias = torch.zeros_like(ctx.bias)
     elif needs_bias:
+        grad = _without_padding(grad, ctx.call.kernel_map.out_count)
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(ctx.bias.dtype)
     return (
         grad_feats, grad_weight, grad_bias,
         grad_scale if needs_scale else None, grad_shift if needs_shift else None,
         grad_residual, None,
     )  # fmt: skip
+
+
+def _without_padding(rows: Tensor, count: Tensor | None) -> Tensor:
+    """Return ``rows`` [N, C] with those behind the count replaced by zero."""
+    if count is None:
+        return rows
+    is_real = torch.arange(rows.shape[0], device=rows.device) < count
+    return torch.where(is_real[:, None], rows, rows.new_zeros(()))
 
 
 def _new_weight_grad(
@@ -256,6 +272,7 @@ def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return what :func:`_gradients` does, with a graph behind it."""
     feats, _, *normed = ctx.saved_tensors
     view, kernel_map, dtype, precision, norm, relu = ctx.call
+    refuse_second_order(kernel_map.out_count)
     needs_feats, needs_weight, needs_bias, _, _, needs_residual, _ = ctx.needs_input_grad
     if needs_feats and ctx.feats_copied:
         raise RuntimeError(
@@ -325,7 +342,10 @@ def _convolve(
     x, matrices = feats, weight
     if feats.dtype == torch.float32:
         work = max(kernel_map.n_in, kernel_map.n_out) * c_in * c_out
-        x, matrices = as_operand(feats, work, precision), as_operand(weight, work, precision)
+        x, matrices = (
+            as_operand(feats, work, precision, kernel_map.in_count),
+            as_operand(weight, work, precision),
+        )
     return gather_gemm(
         x, matrices, bias, table, precision=precision, norm=norm, residual=residual, relu=relu
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.coords import ActiveSites
@@ -31,6 +32,10 @@ def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) 
     """
     refuse_capture("to_dense")
     check_tensor("to_dense: feats", feats)
+    if has_torch_function_unary(feats):
+        return handle_torch_function(
+            to_dense, (feats,), feats, sites, channels_first=channels_first
+        )
     if feats.ndim != 2 or feats.shape[0] != sites.num_rows:
         raise ValueError(
             f"to_dense: feats must have shape [{sites.num_rows}, C] to match the sites; got "

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from tritonspconv.arguments import check_tensor, whole_number
 from tritonspconv.graph_capture import refuse_capture
@@ -46,6 +47,11 @@ def global_pool(
     Differentiable any number of times in ``feats``; the gradient of a maximum goes to the lowest
     row that has it.
     """
+    if has_torch_function_variadic(feats, batch_index):
+        return handle_torch_function(
+            global_pool, (feats, batch_index), feats, batch_index, batch_size, mode,
+            is_sorted=is_sorted,
+        )  # fmt: skip
     _check("global_pool", feats, batch_index)
     if mode not in get_args(PoolMode):
         raise ValueError(f"global_pool: mode must be one of {get_args(PoolMode)}; got {mode!r}.")
@@ -75,6 +81,10 @@ def global_broadcast(values: Tensor, batch_index: Tensor, *, is_sorted: bool = F
 
     Deterministic, differentiable in ``values``.
     """
+    if has_torch_function_variadic(values, batch_index):
+        return handle_torch_function(
+            global_broadcast, (values, batch_index), values, batch_index, is_sorted=is_sorted
+        )
     _check("global_broadcast", values, batch_index, same_rows=False)
     return _GlobalBroadcast.apply(values, batch_index, is_sorted)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels import acc_dtype
@@ -37,6 +38,8 @@ def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     gradient has its tensor's dtype. The host never waits.
     """
     refuse_capture("pointwise_conv")
+    if has_torch_function_unary(feats):
+        return handle_torch_function(pointwise_conv, (feats,), feats, weight, bias)
     dtype = compute_dtype(feats, weight)
     if dtype == weight.dtype or not torch.is_grad_enabled():
         return _product(feats, weight, bias)

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.graph_capture import refuse_capture
@@ -50,6 +51,10 @@ def sparse_pool(
     Extra memory while training: int32 [n_out, C] for ``ties="first"``, int32 [n_out] for averages.
     """
     refuse_capture("sparse_pool")
+    if has_torch_function_unary(feats):
+        return handle_torch_function(
+            sparse_pool, (feats,), feats, kernel_map, mode, ties=ties, floor=floor
+        )
     _check(feats, kernel_map, mode, ties, floor)
     return _SparsePool.apply(feats, kernel_map, mode, ties, floor)
 
@@ -97,7 +102,7 @@ class _SparsePool(torch.autograd.Function):
         # Tap order decides ties; a mirrored table holds the taps from last to first.
         rows = table.rows.flip(0) if table.mirrored and mode == "max" else table.rows
         want_saved = ctx.needs_input_grad[0] and not by_value
-        out, saved = pool_fwd(feats, rows, table.order, mode, floor, want_saved)
+        out, saved = pool_fwd(feats, rows, table.order, mode, floor, want_saved, table.real_columns)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(*((feats, out) if by_value else (saved,)))
         ctx.kernel_map = kernel_map
@@ -112,7 +117,7 @@ class _SparsePool(torch.autograd.Function):
         if ctx.by_value:
             state = {"feats": saved[0].detach(), "out": saved[1].detach()}
         else:
-            state = {"max": {"argmax": saved[0]}, "avg": {"count": saved[0]}, "sum": {}}[ctx.mode]
+            state = {"max": {"argmax": saved[0]}, "avg": {"present": saved[0]}, "sum": {}}[ctx.mode]
         if torch.is_grad_enabled():
             # The caller passed create_graph=True.
             grad_feats = _PoolGrad.apply(grad_out, ctx.kernel_map, ctx.mode, state)
@@ -125,7 +130,7 @@ def _pool_grad(
     grad_out: Tensor, kernel_map: KernelMap, mode: PoolMode, state: dict[str, Tensor]
 ) -> Tensor:
     table = kernel_map.in_table
-    return pool_bwd(grad_out, table.rows, table.order, mode, **state)
+    return pool_bwd(grad_out, table.rows, table.order, mode, count=table.real_columns, **state)
 
 
 class _PoolGrad(torch.autograd.Function):

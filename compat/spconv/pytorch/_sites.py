@@ -10,6 +10,7 @@ import torch
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._repeats import RepeatedSites
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords.row_tensor import plain
 from tritonspconv.debug import checks_coords
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class LocatedSites:
     ) -> LocatedSites:
         """Show the output sites of a layer to users."""
         coords = sites.coords
-        indices = _copy(coords) if _needs_copy(coords) else coords
+        indices = sites.as_rows(_copy(coords) if _needs_copy(coords) else coords)
         located = cls(sites, indices, spatial_shape, batch_size)
         located.repeats = None  # Generated sites do not repeat.
         return located
@@ -124,7 +125,7 @@ class LocatedSites:
     def _is_unchanged(self) -> bool:
         """Return whether nobody wrote to ``indices``, as far as that can be known."""
         if self._compares_values:
-            return torch.equal(self.indices, self.sites.coords)
+            return torch.equal(plain(self.indices), self.sites.coords)
         return self._version is None or self._version == self.indices._version
 
 

@@ -264,6 +264,16 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
                 indice_dict.located = self._locate() if located is None else located
         return out
 
+    def _row_tensors(self) -> tuple[Tensor, Tensor]:
+        """Return features and indices; see :func:`tritonspconv.capture.capture`."""
+        return self._features, self.indices
+
+    def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> SparseConvTensor:
+        """Return other rows in the same grid, without recorded kernel maps."""
+        out = self._derive(feats, IndiceDict())
+        out.indices, out._located = coords, None
+        return out
+
     def validate_coords(self) -> None:
         """Check that every row lies in the grid and no site repeats. Waits for the device.
 

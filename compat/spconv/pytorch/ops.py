@@ -351,4 +351,4 @@ def _found_map(
         size = get_deconv_output_size(shape, ksize, stride, padding, dilation, out_padding)
         out_grid = Grid((0,) * len(shape), tuple(size), batch_size)
     found = kernel_map(located.sites, geometry, out_grid=out_grid)
-    return (indices if subm else found.out_sites.coords), found
+    return (indices if subm else found.out_sites.as_rows(found.out_sites.coords)), found

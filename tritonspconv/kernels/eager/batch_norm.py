@@ -9,21 +9,32 @@ from tritonspconv.kernels.channel_norm import TrainingNorm
 
 
 def batch_norm(
-    feats: Tensor, norm: TrainingNorm, relu: bool, residual: Tensor | None = None
+    feats: Tensor,
+    norm: TrainingNorm,
+    relu: bool,
+    residual: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`tritonspconv.kernels.batch_norm.batch_norm`."""
-    n = feats.shape[0]
-    variance, mean = torch.var_mean(feats.float(), dim=0, correction=0)
+    rows = feats.shape[0]
+    n = rows if count is None else int(count)
+    feats = feats[:n]
+    if n:
+        variance, mean = torch.var_mean(feats.float(), dim=0, correction=0)
+    else:
+        variance = mean = torch.zeros(feats.shape[1], device=feats.device)
     stats = torch.stack([mean, (variance + norm.eps).rsqrt()])
-    # ``data``: autograd must not notice. A torch batch norm that shares them keeps them for its
-    # backward, as torch's own update allows.
-    norm.running_mean.data.lerp_(mean, norm.momentum)
-    norm.running_var.data.lerp_(variance * (n / (n - 1)), norm.momentum)
+    if n > 1:
+        # ``data``: autograd must not notice. A torch batch norm that shares them keeps them for its
+        # backward, as torch's own update allows.
+        norm.running_mean.data.lerp_(mean, norm.momentum)
+        norm.running_var.data.lerp_(variance * (n / (n - 1)), norm.momentum)
     if norm.num_batches is not None:
         norm.num_batches.add_(1)
     _, out = _scaled(feats, stats, norm.weight, norm.bias)
-    out = out if residual is None else out + residual
-    return (out.relu() if relu else out).to(feats.dtype), stats
+    out = out if residual is None else out + residual[:n]
+    out = (out.relu() if relu else out).to(feats.dtype)
+    return _padded(out, rows), stats
 
 
 def batch_norm_grad(
@@ -34,18 +45,30 @@ def batch_norm_grad(
     bias: Tensor | None,
     relu: bool,
     out: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`tritonspconv.kernels.batch_norm.batch_norm_grad`."""
+    rows = feats.shape[0]
+    n = rows if count is None else int(count)
+    grad, feats = grad[:n], feats[:n]
     normal, scaled = _scaled(feats, stats, weight, bias)
     passed = grad
     if relu:
-        clamped = scaled.to(feats.dtype) if out is None else out
+        clamped = scaled.to(feats.dtype) if out is None else out[:n]
         passed = grad.where(~(clamped <= 0), grad.new_zeros(()))
     total = passed.float()
     grad_bias, grad_weight = total.sum(0), (total * normal).sum(0)
-    total = total - (grad_bias + normal * grad_weight) / feats.shape[0]
+    total = total - (grad_bias + normal * grad_weight) / max(n, 1)
     scale = stats[1] if weight is None else stats[1] * weight
-    return (total * scale).to(feats.dtype), grad_weight, grad_bias, passed
+    grad_feats = _padded((total * scale).to(feats.dtype), rows)
+    return grad_feats, grad_weight, grad_bias, _padded(passed, rows)
+
+
+def _padded(rows: Tensor, n: int) -> Tensor:
+    """Return ``rows`` with rows of zeros behind them, ``n`` in all."""
+    if rows.shape[0] == n:
+        return rows
+    return torch.cat([rows, rows.new_zeros(n - rows.shape[0], rows.shape[1])])
 
 
 def _scaled(

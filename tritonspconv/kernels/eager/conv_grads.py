@@ -28,7 +28,7 @@ def conv_grads(
             pairs, tap_ptr, mirrored = kernel_map.pair_list
             weight_grad(x, g, pairs, tap_ptr, out, mirrored=mirrored)
         return None
-    rows, mask, order, blocks, mirrored = kernel_map.in_table
+    rows, mask, order, blocks, mirrored, _ = kernel_map.in_table
     if grad_weight is not None:
         return both_grads(feats, grad, weight, grad_weight, rows, mirrored=mirrored, blocks=blocks)
     return gather_gemm(

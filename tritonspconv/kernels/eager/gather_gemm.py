@@ -42,6 +42,7 @@ def gather_gemm(
     residual: Tensor | None = None,
     relu: bool = False,
     blocks: PairBlocks | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Multiply block by block of columns, then sum by column; None for ``blocks`` lists them."""
     assert isinstance(feats, Tensor), ONLY_TENSORS
@@ -64,7 +65,15 @@ def gather_gemm(
         out += residual
     if relu:
         out.relu_()
+    if count is not None:
+        clear_padding(out, count)
     return out.to(weight.dtype)
+
+
+def clear_padding(rows: Tensor, count: Tensor) -> None:
+    """Make all rows behind the first ``count`` zero, in place."""
+    is_padding = torch.arange(rows.shape[0], device=rows.device) >= count
+    rows.masked_fill_(is_padding.reshape(-1, *(1,) * (rows.ndim - 1)), 0)
 
 
 def sum_products(

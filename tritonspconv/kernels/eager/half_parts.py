@@ -5,6 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def as_operand(x: Tensor, work: int, precision: str) -> Tensor:
+def as_operand(x: Tensor, work: int, precision: str, count: Tensor | None = None) -> Tensor:
     """Return ``x``."""
     return x

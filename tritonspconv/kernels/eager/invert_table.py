@@ -19,7 +19,7 @@ def mask_words(rows: Tensor) -> Tensor:
     return mask
 
 
-def table_of(pairs: TapPairs, n: int) -> NeighborTable:
+def table_of(pairs: TapPairs, n: int, count: Tensor | None = None) -> NeighborTable:
     """Build the table of ``n`` columns that has these pairs; columns in the order of rows.
 
     On a CPU, where no kernel reads the mask, it is None.
@@ -32,14 +32,20 @@ def table_of(pairs: TapPairs, n: int) -> NeighborTable:
     if identity is not None:
         torch.arange(n, dtype=torch.int32, device=rows.device, out=rows[identity])
     mask = None if rows.device.type == "cpu" else mask_words(rows)
-    return NeighborTable(rows, mask, None, PairBlocks(rows, pairs))
+    return NeighborTable(rows, mask, None, PairBlocks(rows, pairs), real_columns=count)
 
 
 def invert_table(
-    rows: Tensor, order: Tensor | None, n_other: int, offsets: tuple[tuple[int, ...], ...]
+    rows: Tensor,
+    order: Tensor | None,
+    n_other: int,
+    offsets: tuple[tuple[int, ...], ...],
+    *,
+    count: Tensor | None = None,
+    other_count: Tensor | None = None,
 ) -> NeighborTable:
-    """Swap the pairs of the table; ``offsets`` steer nothing here."""
+    """Swap the pairs of the table; ``offsets`` steer nothing here, and padding has no pairs."""
     pairs = taps_of_table(rows)
     if order is not None:
         pairs = pairs._replace(columns=order.index_select(0, pairs.columns))
-    return table_of(pairs.swapped(), n_other)
+    return table_of(pairs.swapped(), n_other, other_count)

@@ -21,6 +21,7 @@ def lookup_table(
     grid: CellGrid,
     *,
     distinct: bool = False,
+    count: Tensor | None = None,
 ) -> NeighborTable:
     """Search half of the taps: the other half are the same pairs, swapped."""
     n, volume, ndim = coords.shape[0], len(offsets), coords.shape[1] - 1
@@ -40,8 +41,13 @@ def lookup_table(
     taps = [(none, none)] * volume
     centres = [v for v, offset in enumerate(offsets) if offset == zero]
     own = torch.arange(n, dtype=torch.int32, device=coords.device)
-    for v in centres[1:]:
-        taps[v] = own, own
+    if count is not None:
+        own = own[: int(count)]
+    # One centre need not be listed, if it pairs all rows.
+    identity = centres[0] if centres and count is None else None
+    for v in centres:
+        if v != identity:
+            taps[v] = own, own
     for place, finder, found in found_rows(
         by_key, grid, (1,) * ndim, wanted, sites, grid, own_sites=True
     ):
@@ -49,7 +55,7 @@ def lookup_table(
     for v, mirror in opposite.items():
         finder, found = taps[mirror]
         taps[v] = found, finder
-    return table_of(TapPairs.joined(taps, centres[0] if centres else None), n)
+    return table_of(TapPairs.joined(taps, identity), n, count)
 
 
 def reach_table(
@@ -61,6 +67,8 @@ def reach_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     out_index: SiteIndex | None = None,
+    *,
+    count: Tensor | None = None,
 ) -> NeighborTable:
     """Search from the coarse side, whichever side it is."""
     out_index = out_index or build_index(out_coords, out_grid)
@@ -78,7 +86,7 @@ def reach_table(
         coarse = key_coords(in_sites.table, in_grid)
         for v, finder, found in found_rows(coarse, in_grid, stride, offsets, out_sites, out_grid):
             taps[v] = found, in_sites.rows.index_select(0, finder)
-    return table_of(TapPairs.joined(taps), out_coords.shape[0])
+    return table_of(TapPairs.joined(taps), out_coords.shape[0], count)
 
 
 def reverse_table(
@@ -92,6 +100,10 @@ def reverse_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     order: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
+    in_count: Tensor | None = None,
 ) -> NeighborTable:
     """Invert the table of the outputs, without looking up."""
-    return invert_table(rows, order, in_coords.shape[0], offsets)
+    n_in = in_coords.shape[0]
+    return invert_table(rows, order, n_in, offsets, count=count, other_count=in_count)

@@ -11,7 +11,7 @@ def pays_to_order(n: int, volume: int, c_in: int, c_out: int) -> bool:
 
 
 def order_columns(
-    rows: Tensor, mask: Tensor, offsets: tuple[tuple[int, ...], ...]
+    rows: Tensor, mask: Tensor, offsets: tuple[tuple[int, ...], ...], count: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the columns as they are."""
     return rows, mask, None

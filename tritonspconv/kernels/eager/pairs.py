@@ -19,7 +19,12 @@ _FEWEST_TAPS = 16
 
 
 def pair_lists(
-    rows: Tensor, mask: Tensor | None, order: Tensor | None, taps: int, capacity: int
+    rows: Tensor,
+    mask: Tensor | None,
+    order: Tensor | None,
+    taps: int,
+    capacity: int,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """List the pairs from ``rows`` alone, in memory of exactly their number."""
     n = rows.shape[1]
@@ -34,7 +39,9 @@ def pair_lists(
     return pairs, tap_ptr
 
 
-def list_inputs(rows: Tensor, mask: Tensor | None, order: Tensor | None, n_in: int) -> None:
+def list_inputs(
+    rows: Tensor, mask: Tensor | None, order: Tensor | None, n_in: int, count: Tensor | None
+) -> None:
     """Return None: the torch kernels multiply ``PairBlocks``, not a table of one row."""
 
 

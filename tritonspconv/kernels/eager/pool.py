@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.eager.gather_gemm import clear_padding
 
 
 def pool_fwd(
@@ -17,6 +18,7 @@ def pool_fwd(
     mode: str,
     floor: float | None = None,
     want_saved: bool = False,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Pool tap by tap over the columns that are present."""
     n_out, channels = rows.shape[1], feats.shape[1]
@@ -33,6 +35,8 @@ def pool_fwd(
     if mode == "avg":
         saved = (rows >= 0).sum(0, dtype=torch.int32)
         acc /= saved.clamp(min=1)[:, None]
+    if count is not None:
+        clear_padding(acc, count)
     out = _by_row(acc.to(feats.dtype), order)
     return out, _by_row(saved, order) if want_saved and saved is not None else None
 
@@ -62,6 +66,7 @@ def pool_bwd(
     argmax: Tensor | None = None,
     feats: Tensor | None = None,
     out: Tensor | None = None,
+    present: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
     """Add the gradient tap by tap over the columns that are present."""
@@ -71,8 +76,8 @@ def pool_bwd(
     for columns, source in _present(rows):
         grad = grad_out.index_select(0, source).to(acc.dtype)
         if mode == "avg":
-            assert count is not None
-            grad = grad / count.index_select(0, source)[:, None]
+            assert present is not None
+            grad = grad / present.index_select(0, source)[:, None]
         elif mode == "max":
             own = me.index_select(0, columns)
             if argmax is not None:

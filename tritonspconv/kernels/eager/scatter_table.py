@@ -23,6 +23,8 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
+    *,
+    count: Tensor | None = None,
 ) -> tuple[NeighborTable, Tensor]:
     """Write the lowest row of each output and tap, tap by tap."""
     coords, device = without_outsiders(in_coords, in_grid), in_coords.device
@@ -35,4 +37,4 @@ def scatter_table(
         column.scatter_reduce_(0, out.index_select(0, row), row.int(), "amin")
     rows.masked_fill_(rows == _ABSENT, -1)
     repeats = ((rows >= 0).sum() < reaching).int().reshape(1)
-    return table_of(taps_of_table(rows), n_out), repeats
+    return table_of(taps_of_table(rows), n_out, count), repeats

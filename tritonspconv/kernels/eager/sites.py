@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
-from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.index import CellGrid, ReachedSites, SiteIndex
 from tritonspconv.kernels.keys import cell_keys, coord_keys, key_coords
 from tritonspconv.kernels.window import Window, reach_steps
 
@@ -84,7 +84,9 @@ def reached_sites(
     grid: CellGrid,
     own_grid: CellGrid,
     flag: Tensor | None = None,
-) -> tuple[Tensor, SiteIndex, bool | None]:
+    capacity: int | None = None,
+    overflow: Tensor | None = None,
+) -> ReachedSites:
     """Sort the keys of all that is reached."""
     batch, *cells = _insiders(coords, own_grid).long().unbind(1)
     # Steps share what they need of an axis: the keys and which of them exist.
@@ -104,9 +106,17 @@ def reached_sites(
     found = torch.cat(reached)
     # Short keys sort in two thirds of the time.
     keys = distinct(found.int() if grid.num_cells <= _INT32_LAST else found).long()
-    rows = torch.arange(keys.shape[0], device=keys.device)
+    if overflow is not None and capacity is not None:
+        overflow.fill_(keys.shape[0] > capacity)
+        keys = keys[:capacity]
+    coords = key_coords(keys, grid)
+    index = SiteIndex("sorted", keys, torch.arange(keys.shape[0], device=keys.device))
     is_set = None if flag is None else bool(flag)
-    return key_coords(keys, grid), SiteIndex("sorted", keys, rows), is_set
+    if capacity is None:
+        return ReachedSites(coords, index, is_set)
+    missing = coords.new_full((capacity - len(coords), coords.shape[1]), -1)
+    count = torch.tensor(len(coords), device=coords.device)
+    return ReachedSites(torch.cat([coords, missing]), index, is_set, count)
 
 
 def _reached_along(

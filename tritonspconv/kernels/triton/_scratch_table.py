@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.triton._bounds import PADDING_KEY, real_rows
 from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
@@ -30,6 +31,7 @@ def scratch_key_kernel(
     scratch_ptr,
     groups_ptr,
     key_ptr,
+    count_ptr,
     n,
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -42,6 +44,7 @@ def scratch_key_kernel(
     scratch = scratch_ptr + offs_n.to(tl.int64)[:, None] * V + lane[None, :]
     present = tl.load(scratch, mask=mask, other=SCRATCH_ABSENT) != SCRATCH_ABSENT
     key = sort_key(mask_word(present, lane), groups_ptr)
+    key = tl.where(offs_n < real_rows(count_ptr, n), key, PADDING_KEY)
     tl.store(key_ptr + offs_n, key, mask=offs_n < n)
 
 
@@ -85,7 +88,7 @@ def new_scratch(n: int, volume: int, device: torch.device) -> Tensor:
     return torch.full((n, volume), SCRATCH_ABSENT.value, dtype=torch.int32, device=device)
 
 
-def table_of(scratch: Tensor, offsets: Offsets) -> NeighborTable:
+def table_of(scratch: Tensor, offsets: Offsets, count: Tensor | None = None) -> NeighborTable:
     """Turn a scratch [n, V] into rows [V, n], mask [W, n] and order [n] (None: not reordered)."""
     n, volume = scratch.shape
     device = scratch.device
@@ -96,13 +99,13 @@ def table_of(scratch: Tensor, offsets: Offsets) -> NeighborTable:
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
     if n == 0:
-        return NeighborTable(rows, mask, None)
+        return NeighborTable(rows, mask, None, real_columns=count)
     order = permutation = None
     if has_order(n, volume):
         keys = torch.empty(n, dtype=torch.int16, device=device)
         launch(
             scratch_key_kernel, (blocks,), device,
-            scratch, tap_groups(offsets, device), keys, n,
+            scratch, tap_groups(offsets, device), keys, count, n,
             V=volume, **sizes,
         )  # fmt: skip
         permutation = torch.sort(keys, stable=True)[1]
@@ -112,4 +115,4 @@ def table_of(scratch: Tensor, offsets: Offsets) -> NeighborTable:
         scratch, permutation, rows, mask, order, n,
         HAS_ORDER=order is not None, V=volume, **sizes,
     )  # fmt: skip
-    return NeighborTable(rows, mask, order)
+    return NeighborTable(rows, mask, order, real_columns=count)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.triton._bounds import real_rows
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 # Elements of a tile, and its most rows and channels.
@@ -32,12 +33,20 @@ _WRITERS = 528
 
 @triton.jit
 def _tile(number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
-    """Return where a tile of rows begins, int64; and of its elements the places and the mask."""
+    """Return where a tile of rows begins, int64; the places of its elements; the mask of n rows."""
     first = number * BLOCK_N
     rows = tl.arange(0, BLOCK_N)
     # [BLOCK_N, BLOCK_C]
     mask = (first + rows < n)[:, None] & mask_c[None, :]
     return first.to(tl.int64) * c, rows[:, None] * c + offs_c[None, :], mask
+
+
+@triton.jit
+def _store_tile(ptr, value, real, number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
+    """Store a tile of ``n`` rows; those that ``real`` leaves out are padding, and become zero."""
+    start, offs, mask = _tile(number, n, c, offs_c, mask_c, BLOCK_N)
+    value = tl.where(real, value, 0.0)
+    tl.store(ptr + start + offs, value.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -66,6 +75,7 @@ def _scaled(x, mean, inverse_std, weight, bias):
 def moments_kernel(
     feats_ptr,
     parts_ptr,
+    count_ptr,
     n,
     c,
     tiles,
@@ -73,6 +83,7 @@ def moments_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write mean and sum of squared deviations of ``tiles`` tiles of rows, float32 [2, c]."""
+    n = real_rows(count_ptr, n)
     part = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
@@ -108,6 +119,7 @@ def normalise_kernel(
     residual_ptr,
     stats_ptr,
     out_ptr,
+    count_ptr,
     n,
     c,
     tiles,
@@ -122,18 +134,20 @@ def normalise_kernel(
     """Normalise ``tiles`` tiles of rows, add a residual and clamp.
 
     The first program also writes the statistics: float32 [2, c], mean and
-    ``1 / sqrt(variance + eps)``, and the running ones.
+    ``1 / sqrt(variance + eps)``, and the running ones, which fewer than two rows leave as they are.
+    Rows behind the count are padding and become zero.
     """
+    real = real_rows(count_ptr, n)
     first = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
     part = tl.arange(0, _PARTS)
-    size = tl.minimum(tl.maximum(n - part.to(tl.int64) * part_rows, 0), part_rows)
+    size = tl.minimum(tl.maximum(real - part.to(tl.int64) * part_rows, 0), part_rows)
     # [PARTS, BLOCK_C]
     at = parts_ptr + part[:, None] * (2 * c) + offs_c[None, :]
     held = (part < n_parts)[:, None] & mask_c[None, :]
     size = size.to(tl.float32)[:, None]
-    count = n.to(tl.float32)
+    count = tl.maximum(real, 1).to(tl.float32)
     # Differences from one of the means lose no digits to what all have in common.
     base = tl.load(parts_ptr + offs_c, mask=mask_c, other=0.0)
     step = tl.load(at, mask=held, other=0.0) - base[None, :]
@@ -146,24 +160,27 @@ def normalise_kernel(
     if first == 0:
         tl.store(stats_ptr + offs_c, mean, mask=mask_c)
         tl.store(stats_ptr + c + offs_c, inverse_std, mask=mask_c)
-        old = tl.load(running_mean_ptr + offs_c, mask=mask_c, other=0.0)
-        tl.store(running_mean_ptr + offs_c, old + momentum * (mean - old), mask=mask_c)
-        old = tl.load(running_var_ptr + offs_c, mask=mask_c, other=0.0)
-        unbiased = variance * (count / (count - 1.0))
-        tl.store(running_var_ptr + offs_c, old + momentum * (unbiased - old), mask=mask_c)
+        # A block, because the interpreter makes an int32 of a scalar comparison.
+        moves = mask_c & (tl.zeros_like(offs_c) + real > 1)
+        old = tl.load(running_mean_ptr + offs_c, mask=moves, other=0.0)
+        tl.store(running_mean_ptr + offs_c, old + momentum * (mean - old), mask=moves)
+        old = tl.load(running_var_ptr + offs_c, mask=moves, other=0.0)
+        unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
+        tl.store(running_var_ptr + offs_c, old + momentum * (unbiased - old), mask=moves)
         if batches_ptr is not None:
             tl.store(batches_ptr, tl.load(batches_ptr) + 1, mask=tl.program_id(1) == 0)
     weight = _load_channels(weight_ptr, offs_c, mask_c, 1.0)
     bias = _load_channels(bias_ptr, offs_c, mask_c, 0.0)
     for tile in range(tiles):
-        start, offs, mask = _tile(first * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
+        number = first * tiles + tile
+        start, offs, mask = _tile(number, real, c, offs_c, mask_c, BLOCK_N)
         x = _load_tile(feats_ptr + start, offs, mask)
         _normal, y = _scaled(x, mean, inverse_std, weight, bias)
         if residual_ptr is not None:
             y += _load_tile(residual_ptr + start, offs, mask)
         if RELU:
             y = tl.where(y < 0, 0.0, y)
-        tl.store(out_ptr + start + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
+        _store_tile(out_ptr, y, mask, number, n, c, offs_c, mask_c, BLOCK_N)
 
 
 @triton.jit
@@ -194,6 +211,7 @@ def gradient_sums_kernel(
     out_ptr,
     parts_ptr,
     masked_ptr,
+    count_ptr,
     n,
     c,
     tiles,
@@ -206,6 +224,7 @@ def gradient_sums_kernel(
     If ``out_ptr`` is given, a ReLU behind the residual has made ``out``. Then also write the
     gradient in front of that ReLU.
     """
+    real = real_rows(count_ptr, n)
     part = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
@@ -216,14 +235,14 @@ def gradient_sums_kernel(
     total = tl.zeros((BLOCK_C,), tl.float32)
     product = tl.zeros((BLOCK_C,), tl.float32)
     for tile in range(tiles):
-        start, offs, mask = _tile(part * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
+        number = part * tiles + tile
+        start, offs, mask = _tile(number, real, c, offs_c, mask_c, BLOCK_N)
         grad, normal = _load_gradient(
             grad_ptr + start, feats_ptr + start, offs, mask, mean, inverse_std, weight, bias, RELU
         )
         if out_ptr is not None:
             grad = tl.where(_load_tile(out_ptr + start, offs, mask) <= 0, 0.0, grad)
-            masked = grad.to(masked_ptr.dtype.element_ty)
-            tl.store(masked_ptr + start + offs, masked, mask=mask)
+            _store_tile(masked_ptr, grad, mask, number, n, c, offs_c, mask_c, BLOCK_N)
         total += tl.sum(grad, axis=0)
         product += tl.sum(grad * normal, axis=0)
     at = parts_ptr + part * (2 * c) + offs_c
@@ -242,6 +261,7 @@ def gradient_kernel(
     grad_weight_ptr,
     grad_bias_ptr,
     out_ptr,
+    count_ptr,
     n,
     c,
     tiles,
@@ -251,6 +271,7 @@ def gradient_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write the gradient of ``tiles`` tiles of rows; the first program also the other two."""
+    real = real_rows(count_ptr, n)
     first = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
@@ -266,16 +287,16 @@ def gradient_kernel(
     inverse_std = _load_channels(stats_ptr + c, offs_c, mask_c, 0.0)
     weight = _load_channels(weight_ptr, offs_c, mask_c, 1.0)
     bias = _load_channels(bias_ptr, offs_c, mask_c, 0.0)
-    count = n.to(tl.float32)
+    count = tl.maximum(real, 1).to(tl.float32)
     scale = weight * inverse_std
     for tile in range(tiles):
-        start, offs, mask = _tile(first * tiles + tile, n, c, offs_c, mask_c, BLOCK_N)
+        number = first * tiles + tile
+        start, offs, mask = _tile(number, real, c, offs_c, mask_c, BLOCK_N)
         grad, normal = _load_gradient(
             grad_ptr + start, feats_ptr + start, offs, mask, mean, inverse_std, weight, bias, RELU
         )
         grad -= (total / count)[None, :] + normal * (product / count)[None, :]
-        out = grad * scale[None, :]
-        tl.store(out_ptr + start + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
+        _store_tile(out_ptr, grad * scale[None, :], mask, number, n, c, offs_c, mask_c, BLOCK_N)
 
 
 class _Plan(NamedTuple):
@@ -328,20 +349,24 @@ def _bind(
 
 
 def batch_norm(
-    feats: Tensor, norm: TrainingNorm, relu: bool, residual: Tensor | None = None
+    feats: Tensor,
+    norm: TrainingNorm,
+    relu: bool,
+    residual: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`tritonspconv.kernels.batch_norm.batch_norm`."""
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
     moments, normalise, *_ = _bind(plan.block_n, plan.block_c, relu)
     partial = torch.empty(plan.parts, 2, c, dtype=torch.float32, device=device)
-    moments((plan.parts, plan.channels), device, feats, partial, n, c, plan.part_tiles)
+    moments((plan.parts, plan.channels), device, feats, partial, count, n, c, plan.part_tiles)
     stats = torch.empty(2, c, dtype=torch.float32, device=device)
     out = torch.empty_like(feats)
     normalise(
         (plan.writers, plan.channels), device,
         feats, partial, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-        norm.num_batches, residual, stats, out, n, c, plan.tiles, plan.parts,
+        norm.num_batches, residual, stats, out, count, n, c, plan.tiles, plan.parts,
         plan.part_tiles * plan.block_n, float(norm.momentum), float(norm.eps),
     )  # fmt: skip
     return out, stats
@@ -355,6 +380,7 @@ def batch_norm_grad(
     bias: Tensor | None,
     relu: bool,
     out: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`tritonspconv.kernels.batch_norm.batch_norm_grad`."""
     (n, c), device = feats.shape, feats.device
@@ -366,7 +392,7 @@ def batch_norm_grad(
     masked = None if out is None else torch.empty_like(grad)
     sums(
         (plan.parts, plan.channels), device,
-        grad, feats, stats, weight, bias, out, partial, masked, n, c, plan.part_tiles,
+        grad, feats, stats, weight, bias, out, partial, masked, count, n, c, plan.part_tiles,
     )  # fmt: skip
     grad = grad if masked is None else masked
     grad_feats = torch.empty_like(feats)
@@ -375,6 +401,6 @@ def batch_norm_grad(
     gradient(
         (plan.writers, plan.channels), device,
         grad, feats, stats, weight, bias, partial, grad_weight, grad_bias, grad_feats,
-        n, c, plan.tiles, plan.parts,
+        count, n, c, plan.tiles, plan.parts,
     )  # fmt: skip
     return grad_feats, grad_weight, grad_bias, grad

@@ -23,12 +23,13 @@ def conv_grads(
     """Launch ``weight_grad`` on the pairs, then ``gather_gemm`` on the table of the inputs."""
     _, c_in, c_out = weight.shape
     work = max(kernel_map.n_in, kernel_map.n_out) * c_in * c_out
-    operand = as_operand(grad, work, precision)
+    in_count, out_count = kernel_map.in_count, kernel_map.out_count
+    operand = as_operand(grad, work, precision, out_count)
     # All operands of a layer come in parts or none does.
     in_parts = operand is not grad
     if grad_weight is not None:
         # First, so that its partial sums are gone before there is a gradient of the features.
-        x: Operand = as_operand(feats, work, precision) if in_parts else feats
+        x: Operand = as_operand(feats, work, precision, in_count) if in_parts else feats
         x, g, out = in_listed_order(kernel_map, x, operand, grad_weight)
         pairs, tap_ptr, mirrored = kernel_map.pair_list
         weight_grad(x, g, pairs, tap_ptr, out, mirrored=mirrored, precision=precision)
@@ -37,7 +38,8 @@ def conv_grads(
     matrices: Operand = weight.transpose(1, 2)
     if in_parts:
         matrices = as_operand(weight.transpose(1, 2), work, precision)
-    rows, mask, order, _, mirrored = kernel_map.in_table_for(c_in, c_out)
+    rows, mask, order, _, mirrored, count = kernel_map.in_table_for(c_in, c_out)
     return gather_gemm(
-        operand, matrices, None, rows, mask, order, mirrored=mirrored, precision=precision
-    )
+        operand, matrices, None, rows, mask, order, mirrored=mirrored, precision=precision,
+        count=count,
+    )  # fmt: skip

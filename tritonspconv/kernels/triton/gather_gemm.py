@@ -14,6 +14,7 @@ from tritonspconv.kernels.eager.pairs import PairBlocks
 from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._bits import bitwise_or, popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._bounds import real_rows
 from tritonspconv.kernels.triton._dot_precision import dot_precision
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 from tritonspconv.kernels.triton.configs import (
@@ -47,6 +48,7 @@ def gather_gemm_kernel(
     rows_ptr,
     mask_ptr,
     order_ptr,
+    count_ptr,
     n_out,
     STRIDE_W_V: tl.constexpr,
     STRIDE_W_K: tl.constexpr,
@@ -79,6 +81,7 @@ def gather_gemm_kernel(
     ONE_ROW: a column has one entry at most, all stand in one row, and masks tell through which tap.
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are. WIDE: operands or
     table have 2**31 entries and more; 32-bit offsets save a tenth at 256 channels.
+    Columns behind the count are padding: their output rows are zero.
     """
     OFFSET: tl.constexpr = tl.int64 if WIDE else tl.int32
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
@@ -91,7 +94,7 @@ def gather_gemm_kernel(
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
-    mask_m = offs_m < n_out
+    mask_m = offs_m < real_rows(count_ptr, n_out)
     mask_n = offs_n < C_OUT
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
     if PARTS == 2:
@@ -150,13 +153,16 @@ def gather_gemm_kernel(
         acc *= scale[None, :]
     if HAS_NORM_BIAS:
         acc += tl.load(norm_bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC_TYPE)[None, :]
-    out_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m
+    mask_out = mask_m if count_ptr is None else offs_m < n_out
+    out_row = tl.load(order_ptr + offs_m, mask=mask_out, other=0) if HAS_ORDER else offs_m
     out_offs = out_row.to(tl.int64)[:, None] * C_OUT + offs_n[None, :]
-    out_mask = mask_m[:, None] & mask_n[None, :]
+    out_mask = mask_out[:, None] & mask_n[None, :]
     if HAS_RESIDUAL:
         acc += tl.load(residual_ptr + out_offs, mask=out_mask, other=0.0).to(ACC_TYPE)
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)
+    if count_ptr is not None:
+        acc = tl.where(mask_m[:, None], acc, 0.0)
     tl.store(out_ptr + out_offs, acc.to(out_ptr.dtype.element_ty), mask=out_mask)
 
 
@@ -177,6 +183,7 @@ def gather_gemm(
     residual: Tensor | None = None,
     relu: bool = False,
     blocks: PairBlocks | None = None,
+    count: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Multiply a tile of columns and channels in each program; ``config`` chooses the tile."""
@@ -217,7 +224,8 @@ def gather_gemm(
     run(
         (num_blocks(n_out, block_m) * tiles_n,), feats.device,
         feats, feats_low, feats_largest, weight, weight_low, weight_largest,
-        bias, *_NO_NORM if norm is None else norm[:4], residual, out, rows, mask, order, n_out,
+        bias, *_NO_NORM if norm is None else norm[:4], residual, out, rows, mask, order, count,
+        n_out,
     )  # fmt: skip
     return out
 

@@ -52,13 +52,18 @@ def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
     return acc * power_of_two(half) * power_of_two(-exponent - half)
 
 
-@triton.jit(do_not_specialize=["units"])
-def maxima_kernel(x_ptr, maxima_ptr, units, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["units", "row_size"])
+def maxima_kernel(
+    x_ptr, maxima_ptr, count_ptr, units, row_size, UNIT: tl.constexpr, BLOCK: tl.constexpr
+):
     """Write the largest finite magnitude of every n-th block, n being the number of programs.
 
-    There are ``units * UNIT`` entries. Where UNIT is 16, the compiler loads whole vectors.
+    There are ``units * UNIT`` entries. Where UNIT is 16, the compiler loads whole vectors. Rows of
+    ``row_size`` entries behind the count are padding, whose magnitudes do not matter.
     """
     numel = units.to(tl.int64) * UNIT
+    if count_ptr is not None:
+        numel = tl.minimum(numel, tl.load(count_ptr) * row_size)
     offs = tl.arange(0, BLOCK)
     found = tl.zeros((BLOCK,), dtype=tl.float32)
     step = tl.num_programs(0).to(tl.int64) * BLOCK
@@ -99,21 +104,22 @@ def split_kernel(
         tl.store(largest_ptr, largest)
 
 
-def as_operand(x: Tensor, work: int, precision: str) -> Operand:
+def as_operand(x: Tensor, work: int, precision: str, count: Tensor | None = None) -> Operand:
     """Split large float32 operands of an NVIDIA GPU; return others as they are."""
     if x.dtype != torch.float32 or work < _MIN_WORK:
         return x
     if card_of(x.device).is_amd:
         return x
-    return split_half(x, with_low=precision == "ieee")
+    return split_half(x, with_low=precision == "ieee", count=count)
 
 
-def split_half(x: Tensor, *, with_low: bool) -> HalfParts:
+def split_half(x: Tensor, *, with_low: bool, count: Tensor | None = None) -> HalfParts:
     """Split a float32 tensor.
 
     Args:
         x: Any shape; copied first if its memory has gaps or overlaps.
         with_low: Make both parts, for IEEE grade products.
+        count: int64 [], number of real rows; None: all.
 
     Returns:
         The parts, whose strides are those of ``x`` where it is dense.
@@ -132,7 +138,7 @@ def split_half(x: Tensor, *, with_low: bool) -> HalfParts:
     units = x.numel() // unit
     launch(
             maxima_kernel, (_MAXIMA,), x.device,
-        x, maxima, units, UNIT=unit, BLOCK=_BLOCK,
+        x, maxima, count, units, x.shape[-1], UNIT=unit, BLOCK=_BLOCK,
     )  # fmt: skip
     launch(
             split_kernel, (num_blocks(x.numel(), _BLOCK),), x.device,

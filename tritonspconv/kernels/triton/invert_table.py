@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._bounds import real_rows
 from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
 from tritonspconv.kernels.triton._scratch_table import new_scratch, table_of
@@ -20,6 +21,7 @@ def invert_kernel(
     rows_ptr,
     order_ptr,
     scratch_ptr,
+    count_ptr,
     n,
     HAS_ORDER: tl.constexpr,
     V: tl.constexpr,
@@ -28,14 +30,20 @@ def invert_kernel(
     """``scratch[i, v]`` = the row whose tap v is i: the table seen from its other side."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.program_id(1)
-    mask_n = offs_n < n
+    mask_n = offs_n < real_rows(count_ptr, n)
     row = tl.load(order_ptr + offs_n, mask=mask_n, other=0) if HAS_ORDER else offs_n
     other = tl.load(rows_ptr + v.to(tl.int64) * n + offs_n, mask=mask_n, other=-1)
     tl.atomic_min(scratch_ptr + other.to(tl.int64) * V + v, row, mask=other >= 0, sem="relaxed")
 
 
 def invert_table(
-    rows: Tensor, order: Tensor | None, n_other: int, offsets: Offsets
+    rows: Tensor,
+    order: Tensor | None,
+    n_other: int,
+    offsets: Offsets,
+    *,
+    count: Tensor | None = None,
+    other_count: Tensor | None = None,
 ) -> NeighborTable:
     """Write columns into a scratch [n_other, V], then make the table of it."""
     volume, n = rows.shape
@@ -43,6 +51,6 @@ def invert_table(
     if n and n_other:
         launch(
             invert_kernel, (num_blocks(n, _BLOCK_N), volume), rows.device,
-            rows, order, scratch, n, HAS_ORDER=order is not None, V=volume, BLOCK_N=_BLOCK_N,
+            rows, order, scratch, count, n, HAS_ORDER=order is not None, V=volume, BLOCK_N=_BLOCK_N,
         )  # fmt: skip
-    return table_of(scratch, offsets)
+    return table_of(scratch, offsets, other_count)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
 from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._bounds import PADDING_KEY, real_rows
 from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import (
     Offsets,
@@ -40,6 +41,16 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 _BLOCK_N = 128
 
 
+@triton.jit
+def _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE: tl.constexpr):
+    """Write what a block of padding columns needs: keys that sort last, or their own order."""
+    if STAGE == "masks":
+        tl.store(key_ptr + offs_n, tl.zeros_like(offs_n) + PADDING_KEY, mask=offs_n < n)
+    elif STAGE == "ordered":
+        row = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0)
+        tl.store(order_ptr + offs_n, row.to(tl.int32), mask=offs_n < n)
+
+
 @triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
 def lookup_kernel(
     coords_ptr,
@@ -56,6 +67,7 @@ def lookup_kernel(
     mask_ptr,
     order_ptr,
     key_ptr,
+    count_ptr,
     n,
     first,
     batch_size,
@@ -86,15 +98,21 @@ def lookup_kernel(
     of more than 32 taps in all may straddle two words of the mask: each word is stored after the
     line that completes it, while its successor's first bits wait above it, in 64 bits.
     A row that its own index, where there is one, does not hold meets nothing, except that a
-    submanifold row sees itself through tap ``CENTER``.
+    submanifold row sees itself through tap ``CENTER``. Rows behind the count are padding: their
+    columns stay unwritten, come last in the order, and no kernel reads them.
     """
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < n
+    real = real_rows(count_ptr, n)
+    mask_n = offs_n < real
+    if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
+        if tl.program_id(0) * BLOCK_N >= real:
+            _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE)
+            return
     if STAGE == "ordered":
         # What the first look found, in which all conditions on the row took part.
-        row = tl.load(sorted_ptr + offs_n, mask=mask_n, other=0).to(tl.int32)
+        row = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0).to(tl.int32)
         bits = tl.load(found_ptr + row, mask=mask_n, other=0)
-        tl.store(order_ptr + offs_n, row, mask=mask_n)
+        tl.store(order_ptr + offs_n, row, mask=offs_n < n)
         inside = mask_n
     else:
         row = offs_n
@@ -153,7 +171,8 @@ def lookup_kernel(
         last = first // 32 + (LINES * V - 1) // 32
         tl.store(mask_ptr + last.to(tl.int64) * n + offs_n, bits.to(tl.int32), mask=mask_n)
     if STAGE == "masks":
-        tl.store(key_ptr + offs_n, sort_key(bits, groups_ptr), mask=mask_n)
+        key = tl.where(mask_n, sort_key(bits, groups_ptr), PADDING_KEY)
+        tl.store(key_ptr + offs_n, key, mask=offs_n < n)
 
 
 def _lookup(
@@ -166,6 +185,7 @@ def _lookup(
     own_grid: CellGrid,
     own_index: SiteIndex | None,
     center: int,
+    count: Tensor | None,
 ) -> NeighborTable:
     """Build the table whose columns are the rows of ``coords``, out of the other side's ``index``.
 
@@ -177,7 +197,7 @@ def _lookup(
     words = num_blocks(volume, 32)
     rows = torch.empty(volume, n, dtype=torch.int32, device=device)
     if n == 0:
-        return NeighborTable(rows, rows.new_empty(words, 0), None)
+        return NeighborTable(rows, rows.new_empty(words, 0), None, real_columns=count)
     own_kind = None if own_index is None else own_index.kind
     looked_at = index_args(index, coords)
     own = looked_at if own_index is None else index_args(own_index, coords)
@@ -192,19 +212,23 @@ def _lookup(
         for run, first in kernels:
             run(
                 blocks, device,
-                *inputs, None, None, None, rows, mask, None, None, n, first, *boxes,
+                *inputs, None, None, None, rows, mask, None, None, count,
+                n, first, *boxes,
             )  # fmt: skip
-        return NeighborTable(rows, mask, None)
+        return NeighborTable(rows, mask, None, real_columns=count)
     found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
     groups = tap_groups(offsets, device)
     ((look, _),), boxes = bound("masks")
-    look(blocks, device, *inputs, None, None, groups, None, found, None, keys, n, 0, *boxes)
+    look(blocks, device, *inputs, None, None, groups, None, found, None, keys, count, n, 0, *boxes)
     permutation = torch.sort(keys, stable=True)[1]
     order = torch.empty(n, dtype=torch.int32, device=device)
     ((fill, _),), _ = bound("ordered")
-    fill(blocks, device, *inputs, permutation, found, None, rows, mask, order, None, n, 0, *boxes)
-    return NeighborTable(rows, mask, order)
+    fill(
+        blocks, device,
+        *inputs, permutation, found, None, rows, mask, order, None, count, n, 0, *boxes,
+    )  # fmt: skip
+    return NeighborTable(rows, mask, order, real_columns=count)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -258,13 +282,19 @@ def _place(tap: int, taps: Taps) -> int:
 
 
 def lookup_table(
-    coords: Tensor, offsets: Offsets, index: SiteIndex, grid: CellGrid, *, distinct: bool = False
+    coords: Tensor,
+    offsets: Offsets,
+    index: SiteIndex,
+    grid: CellGrid,
+    *,
+    distinct: bool = False,
+    count: Tensor | None = None,
 ) -> NeighborTable:
     """Look up the neighbours of a block of rows in each program."""
     ndim = coords.shape[1] - 1
     center = offsets.index((0,) * ndim)
     own_index = None if distinct else index
-    return _lookup(coords, offsets, (1,) * ndim, False, index, grid, grid, own_index, center)
+    return _lookup(coords, offsets, (1,) * ndim, False, index, grid, grid, own_index, center, count)
 
 
 def reach_table(
@@ -276,11 +306,13 @@ def reach_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     out_index: SiteIndex | None = None,
+    *,
+    count: Tensor | None = None,
 ) -> NeighborTable:
     """Look up the inputs of a block of output rows in each program."""
     return _lookup(
-        out_coords, offsets, stride, not divide, in_index, in_grid, out_grid, out_index, -1
-    )  # fmt: skip
+        out_coords, offsets, stride, not divide, in_index, in_grid, out_grid, out_index, -1, count
+    )
 
 
 def reverse_table(
@@ -294,6 +326,11 @@ def reverse_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     order: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
+    in_count: Tensor | None = None,
 ) -> NeighborTable:
     """Look up the outputs of a block of input rows in each program."""
-    return _lookup(in_coords, offsets, stride, divide, out_index, out_grid, in_grid, in_index, -1)
+    return _lookup(
+        in_coords, offsets, stride, divide, out_index, out_grid, in_grid, in_index, -1, in_count
+    )

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._bounds import PADDING_KEY, real_rows
 from tritonspconv.kernels.triton._column_order import sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
@@ -19,11 +20,13 @@ _MIN_WORK = 2**30
 
 
 @triton.jit(do_not_specialize=["n"])
-def column_key_kernel(mask_ptr, groups_ptr, key_ptr, n, BLOCK_N: tl.constexpr):
+def column_key_kernel(mask_ptr, groups_ptr, key_ptr, count_ptr, n, BLOCK_N: tl.constexpr):
     """Sort key of each column of a table."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = tl.load(mask_ptr + offs_n, mask=offs_n < n, other=0)
-    tl.store(key_ptr + offs_n, sort_key(mask, groups_ptr), mask=offs_n < n)
+    mask_n = offs_n < real_rows(count_ptr, n)
+    mask = tl.load(mask_ptr + offs_n, mask=mask_n, other=0)
+    key = tl.where(mask_n, sort_key(mask, groups_ptr), PADDING_KEY)
+    tl.store(key_ptr + offs_n, key, mask=offs_n < n)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -34,19 +37,20 @@ def permute_columns_kernel(
     new_rows_ptr,
     new_mask_ptr,
     order_ptr,
+    count_ptr,
     n,
     BLOCK_N: tl.constexpr,
 ):
     """Write one tap's entries of a block of columns in their new order; the first tap's, masks."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.program_id(1)
-    mask_n = offs_n < n
-    column = tl.load(sorted_ptr + offs_n, mask=mask_n, other=0)
+    mask_n = offs_n < real_rows(count_ptr, n)
+    column = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0)
     begin = v.to(tl.int64) * n
     entry = tl.load(rows_ptr + begin + column, mask=mask_n, other=-1)
     tl.store(new_rows_ptr + begin + offs_n, entry, mask=mask_n)
     if v == 0:
-        tl.store(order_ptr + offs_n, column.to(tl.int32), mask=mask_n)
+        tl.store(order_ptr + offs_n, column.to(tl.int32), mask=offs_n < n)
         present = tl.load(mask_ptr + column, mask=mask_n, other=0)
         tl.store(new_mask_ptr + offs_n, present, mask=mask_n)
 
@@ -56,20 +60,22 @@ def pays_to_order(n: int, volume: int, c_in: int, c_out: int) -> bool:
     return 1 < volume <= 32 and n * volume * (c_in * c_out) ** 0.75 >= _MIN_WORK
 
 
-def order_columns(rows: Tensor, mask: Tensor, offsets: Offsets) -> tuple[Tensor, Tensor, Tensor]:
+def order_columns(
+    rows: Tensor, mask: Tensor, offsets: Offsets, count: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sort the columns by a key of their masks; return rows, mask and order."""
     (volume, n), device = rows.shape, rows.device
     keys = torch.empty(n, dtype=torch.int16, device=device)
     blocks = num_blocks(n, _BLOCK_N)
     launch(
         column_key_kernel, (blocks,), device,
-        mask, tap_groups(offsets, device), keys, n, BLOCK_N=_BLOCK_N,
+        mask, tap_groups(offsets, device), keys, count, n, BLOCK_N=_BLOCK_N,
     )  # fmt: skip
     permutation = torch.sort(keys, stable=True)[1]
     ordered = torch.empty_like(rows), torch.empty_like(mask)
     order = torch.empty(n, dtype=torch.int32, device=device)
     launch(
         permute_columns_kernel, (blocks, volume), device,
-        rows, mask, permutation, *ordered, order, n, BLOCK_N=_BLOCK_N,
+        rows, mask, permutation, *ordered, order, count, n, BLOCK_N=_BLOCK_N,
     )  # fmt: skip
     return *ordered, order

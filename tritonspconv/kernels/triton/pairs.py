@@ -12,6 +12,7 @@ from torch import Tensor
 from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._bits import popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
+from tritonspconv.kernels.triton._bounds import real_rows
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 1024
@@ -23,11 +24,12 @@ _BLOCK_COUNTS = 4096
 
 
 @triton.jit(do_not_specialize=["n"])
-def count_pairs_kernel(rows_ptr, counts_ptr, n, BLOCK_N: tl.constexpr):
+def count_pairs_kernel(rows_ptr, counts_ptr, count_ptr, n, BLOCK_N: tl.constexpr):
     """Count the present entries of each block of columns, per tap."""
     v = tl.program_id(1)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = tl.load(rows_ptr + v.to(tl.int64) * n + offs_n, mask=offs_n < n, other=-1)
+    mask_n = offs_n < real_rows(count_ptr, n)
+    rows = tl.load(rows_ptr + v.to(tl.int64) * n + offs_n, mask=mask_n, other=-1)
     count = tl.sum((rows >= 0).to(tl.int32), axis=0)
     tl.store(counts_ptr + v * tl.num_programs(0) + tl.program_id(0), count)
 
@@ -65,6 +67,7 @@ def write_pairs_kernel(
     tap_ptr_ptr,
     seen_ptr,
     in_mask_ptr,
+    count_ptr,
     n,
     capacity,
     n_in,
@@ -81,14 +84,15 @@ def write_pairs_kernel(
     v = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_N
     offs_n = column + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < n
+    real = real_rows(count_ptr, n)
+    mask_n = offs_n < real
     rows = tl.load(rows_ptr + v.to(tl.int64) * n + offs_n, mask=mask_n, other=-1)
     present = (rows >= 0).to(tl.int32)
     count = tl.sum(present, axis=0)
     if HAS_ENDS:
         start = tl.load(ends_ptr + v * tl.num_programs(0) + tl.program_id(0)) - count
     else:
-        start = pairs_before(mask_ptr, n, v, column, BLOCK_N)
+        start = pairs_before(mask_ptr, real, v, column, BLOCK_N)
     place = start + tl.cumsum(present, axis=0) - present
     out = tl.load(order_ptr + offs_n, mask=mask_n, other=0) if HAS_ORDER else offs_n
     tl.store(pairs_ptr + place, rows, mask=rows >= 0)
@@ -136,16 +140,25 @@ def append_unpaired_kernel(
 
 
 def pair_lists(
-    rows: Tensor, mask: Tensor | None, order: Tensor | None, taps: int, capacity: int
+    rows: Tensor,
+    mask: Tensor | None,
+    order: Tensor | None,
+    taps: int,
+    capacity: int,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Count the pairs before each program's own, then write them."""
     device = rows.device
     pairs = torch.empty(2, capacity, dtype=torch.int32, device=device)
-    return pairs, _write(rows, mask, order, taps, pairs, 0, None, None)
+    return pairs, _write(rows, mask, order, count, taps, pairs, 0, None, None)
 
 
 def list_inputs(
-    rows: Tensor, mask: Tensor | None, order: Tensor | None, n_in: int
+    rows: Tensor,
+    mask: Tensor | None,
+    order: Tensor | None,
+    n_in: int,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, NeighborTable]:
     """List all pairs, then append the inputs that have none."""
     volume, device = rows.shape[0], rows.device
@@ -155,7 +168,7 @@ def list_inputs(
     in_mask = torch.empty(words, n_in, dtype=torch.int32, device=device)
     # Behind the flags how many inputs without an output have a place.
     seen = torch.zeros(n_in + 1, dtype=torch.int32, device=device)
-    tap_ptr = _write(rows, mask, order, volume, pairs, words, seen, in_mask)
+    tap_ptr = _write(rows, mask, order, count, volume, pairs, words, seen, in_mask)
     if n_in:
         append = bind(append_unpaired_kernel, V=volume, BLOCK_N=_BLOCK_N)
         append(
@@ -169,6 +182,7 @@ def _write(
     rows: Tensor,
     mask: Tensor | None,
     order: Tensor | None,
+    count: Tensor | None,
     taps: int,
     pairs: Tensor,
     words: int,
@@ -181,24 +195,25 @@ def _write(
         return torch.zeros(taps + 1, dtype=torch.int64, device=device)
     ends = None
     if n > _MAX_COUNTED or taps > 32:
-        ends = _block_ends(rows, taps)
+        ends = _block_ends(rows, count, taps)
     tap_ptr = torch.empty(taps + 1, dtype=torch.int64, device=device)
     write, block_n = _bind_write(order is not None, ends is not None, words)
     n_in = 0 if in_mask is None else in_mask.shape[1]
     write(
         (num_blocks(n, block_n), taps), device,
-        rows, mask, order, ends, pairs, tap_ptr, seen, in_mask, n, pairs.shape[1], n_in,
+        rows, mask, order, ends, pairs, tap_ptr, seen, in_mask, count, n,
+        pairs.shape[1], n_in,
     )  # fmt: skip
     return tap_ptr
 
 
-def _block_ends(rows: Tensor, taps: int) -> Tensor:
+def _block_ends(rows: Tensor, real: Tensor | None, taps: int) -> Tensor:
     """Return the running sum of the pairs of each block of columns, tap by tap; int64."""
     n = rows.shape[1]
     blocks = num_blocks(n, _BLOCK_N)
     counts = torch.empty(taps * blocks, dtype=torch.int32, device=rows.device)
     count = bind(count_pairs_kernel, BLOCK_N=_BLOCK_N)
-    count((blocks, taps), rows.device, rows, counts, n)
+    count((blocks, taps), rows.device, rows, counts, real, n)
     # Torch's cumulative sum takes the host as long as ten launches.
     ends = torch.empty(taps * blocks, dtype=torch.int64, device=rows.device)
     add_up = bind(running_sums_kernel, BLOCK=_BLOCK_COUNTS, num_warps=8)

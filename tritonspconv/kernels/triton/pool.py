@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
+from tritonspconv.kernels.triton._bounds import real_rows
 from tritonspconv.kernels.triton._launch import launch
 
 # Elements of one tile, and the most channels that it holds.
@@ -26,6 +27,7 @@ def pool_fwd_kernel(
     order_ptr,
     out_ptr,
     saved_ptr,
+    count_ptr,
     n_out,
     c,
     stride_feats_n,
@@ -38,10 +40,11 @@ def pool_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Reduce the input rows of a tile of outputs."""
+    """Reduce the input rows of a tile of outputs; outputs behind the count are zero."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_m = offs_m < n_out
+    mask_m = offs_m < real_rows(count_ptr, n_out)
+    mask_out = offs_m < n_out
     mask_n = offs_n < c
     # [BLOCK_M, BLOCK_N]
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC_DTYPE)
@@ -71,15 +74,17 @@ def pool_fwd_kernel(
     if MODE == "avg":
         acc = acc / tl.maximum(count, 1).to(ACC_DTYPE)[:, None]
 
-    out_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m
+    if count_ptr is not None:
+        acc = tl.where(mask_m[:, None], acc, 0.0)
+    out_row = tl.load(order_ptr + offs_m, mask=mask_out, other=0) if HAS_ORDER else offs_m
     at = out_row.to(tl.int64)[:, None] * c + offs_n[None, :]
-    mask = mask_m[:, None] & mask_n[None, :]
+    mask = mask_out[:, None] & mask_n[None, :]
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=mask)
     if WANT_SAVED and MODE == "max":
         tl.store(saved_ptr + at, argmax, mask=mask)
     if WANT_SAVED and MODE == "avg":
         # Every tile of channels writes the same.
-        tl.store(saved_ptr + out_row, count, mask=mask_m)
+        tl.store(saved_ptr + out_row, count, mask=mask_out)
 
 
 @triton.jit(do_not_specialize=["n_in"])
@@ -90,8 +95,9 @@ def pool_bwd_kernel(
     argmax_ptr,
     feats_ptr,
     out_ptr,
-    count_ptr,
+    present_ptr,
     grad_feats_ptr,
+    count_ptr,
     n_in,
     c,
     stride_feats_n,
@@ -106,10 +112,11 @@ def pool_bwd_kernel(
     """Add up what the outputs of a tile of inputs send back."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_m = offs_m < n_in
+    mask_m = offs_m < real_rows(count_ptr, n_in)
+    mask_in = offs_m < n_in
     mask_n = offs_n < c
-    mask = mask_m[:, None] & mask_n[None, :]
-    in_row = tl.load(order_ptr + offs_m, mask=mask_m, other=0) if HAS_ORDER else offs_m
+    mask = mask_in[:, None] & mask_n[None, :]
+    in_row = tl.load(order_ptr + offs_m, mask=mask_in, other=0) if HAS_ORDER else offs_m
     if MODE == "max" and not HAS_ARGMAX:
         own_ptr = feats_ptr + in_row.to(tl.int64)[:, None] * stride_feats_n + offs_n[None, :]
         own = tl.load(own_ptr, mask=mask, other=0.0)
@@ -128,8 +135,8 @@ def pool_bwd_kernel(
                 takes = takes & (tl.load(out_ptr + at, mask=takes, other=0.0) == own)
         grad = tl.load(grad_out_ptr + at, mask=takes, other=0.0).to(ACC_DTYPE)
         if MODE == "avg":
-            count = tl.load(count_ptr + row, mask=row >= 0, other=1)
-            grad = grad / count.to(ACC_DTYPE)[:, None]
+            present = tl.load(present_ptr + row, mask=row >= 0, other=1)
+            grad = grad / present.to(ACC_DTYPE)[:, None]
         acc += grad
     at = in_row.to(tl.int64)[:, None] * c + offs_n[None, :]
     tl.store(grad_feats_ptr + at, acc.to(grad_feats_ptr.dtype.element_ty), mask=mask)
@@ -142,6 +149,7 @@ def pool_fwd(
     mode: str,
     floor: float | None = None,
     want_saved: bool = False,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Pool a block of columns and channels in each program."""
     volume, n_out = rows.shape
@@ -156,7 +164,7 @@ def pool_fwd(
         grid, blocks = _tiles(n_out, c)
         launch(
             pool_fwd_kernel, grid, feats.device,
-            feats, rows.contiguous(), order, out, saved, n_out, c, feats.stride(0),
+            feats, rows.contiguous(), order, out, saved, count, n_out, c, feats.stride(0),
             MODE=mode, FLOOR=floor, HAS_ORDER=order is not None, WANT_SAVED=saved is not None,
             V=volume, ACC_DTYPE=_acc_dtype(feats), **blocks,
         )  # fmt: skip
@@ -172,6 +180,7 @@ def pool_bwd(
     argmax: Tensor | None = None,
     feats: Tensor | None = None,
     out: Tensor | None = None,
+    present: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
     """Gather the gradient of a block of columns and channels in each program."""
@@ -183,8 +192,8 @@ def pool_bwd(
         grid, blocks = _tiles(n_in, c)
         launch(
             pool_bwd_kernel, grid, grad_out.device,
-            grad_out.contiguous(), rows.contiguous(), order, argmax, feats, out, count, grad_feats,
-            n_in, c, c if feats is None else feats.stride(0),
+            grad_out.contiguous(), rows.contiguous(), order, argmax, feats, out, present,
+            grad_feats, count, n_in, c, c if feats is None else feats.stride(0),
             MODE=mode, HAS_ARGMAX=argmax is not None, HAS_ORDER=order is not None,
             V=volume, ACC_DTYPE=_acc_dtype(grad_out), **blocks,
         )  # fmt: skip

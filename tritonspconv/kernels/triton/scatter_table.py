@@ -82,6 +82,8 @@ def scatter_table(
     in_grid: CellGrid,
     out_grid: CellGrid,
     n_out: int,
+    *,
+    count: Tensor | None = None,
 ) -> tuple[NeighborTable, Tensor]:
     """Write inputs into a scratch [n_out, V], then make the table of it."""
     n, device = in_coords.shape[0], in_coords.device
@@ -93,7 +95,7 @@ def scatter_table(
             (num_blocks(n, _BLOCK_N),), device,
             in_coords, *index_args(out_index, in_coords), scratch, repeats, n, *boxes,
         )  # fmt: skip
-    return table_of(scratch, offsets), repeats
+    return table_of(scratch, offsets, count), repeats
 
 
 @functools.lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.eager import sites as eager_sites
-from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.index import CellGrid, ReachedSites, SiteIndex
 from tritonspconv.kernels.triton._bits import popcount
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
@@ -148,14 +148,18 @@ def allot_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
     tl.store(words_ptr + offs, word | (slot << 32), mask=count > 0)
 
 
-@triton.jit(do_not_specialize=["n_words"])
-def rank_kernel(words_ptr, flag_ptr, n_words, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["n_words", "capacity"])
+def rank_kernel(
+    words_ptr, flag_ptr, count_ptr, overflow_ptr, n_words, capacity, BLOCK: tl.constexpr
+):
     """Write the rank of each word's first set bit to its upper half, and the total at the end.
 
     The total's bit ``_FLAG_BIT`` says whether the flag is set, where there is one. Behind the words
     stand one sum for each block of words, a ticket counter, and the total. A program publishes its
     block's sum and adds up those before it. It takes blocks in the order in which programs start,
     so all that it waits for are running.
+    With ``count_ptr`` only ``capacity`` sites may be: words that hold later ones are cleared, the
+    count is at most the capacity, and the overflow flag says whether words were cleared.
     """
     last = tl.num_programs(0) - 1
     sums_ptr = words_ptr + n_words
@@ -175,9 +179,15 @@ def rank_kernel(words_ptr, flag_ptr, n_words, BLOCK: tl.constexpr):
             sums = tl.load(sums_ptr + start + lane, mask=wanted, other=1, volatile=True)
         before += tl.sum(sums - 1, axis=0)
     rank = before + (tl.cumsum(count, axis=0) - count)
-    tl.store(words_ptr + offs, word | (rank << 32), mask=count > 0)
+    word |= rank << 32
+    if count_ptr is not None:
+        word = tl.where(rank + count > capacity, 0, word)
+    tl.store(words_ptr + offs, word, mask=count > 0)
     if block == last:
         total = before + own
+        if count_ptr is not None:
+            tl.store(overflow_ptr, (total > capacity).to(tl.int32))
+            tl.store(count_ptr, tl.minimum(total, capacity))
         if flag_ptr is not None:
             total |= (tl.load(flag_ptr) != 0).to(tl.int64) << _FLAG_BIT
         tl.store(sums_ptr + last + 2, total)
@@ -301,14 +311,16 @@ def reached_sites(
     grid: CellGrid,
     own_grid: CellGrid,
     flag: Tensor | None = None,
-) -> tuple[Tensor, SiteIndex, bool | None]:
+    capacity: int | None = None,
+    overflow: Tensor | None = None,
+) -> ReachedSites:
     """Mark what is reached in a bitmap, rank it, and write each site once."""
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
-    if n == 0 or cells == 0:
-        return coords[:0], build_index(coords[:0], grid), None if flag is None else bool(flag)
     # Words of 8 bytes for 32 cells.
-    if not _is_affordable(cells // 4, n):
-        return eager_sites.reached_sites(coords, offsets, stride, divide, grid, own_grid, flag)
+    if n == 0 or cells == 0 or not _is_affordable(cells // 4, n):
+        return eager_sites.reached_sites(
+            coords, offsets, stride, divide, grid, own_grid, flag, capacity, overflow
+        )
     n_words = num_blocks(cells, 32)
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
@@ -319,12 +331,17 @@ def reached_sites(
     for run, first in zip(mark, firsts, strict=True):
         run(blocks, device, coords, words, first, n, *boxes)
     rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
-    rank((word_blocks,), device, words, flag, n_words)
-    total = int(words[-1])
-    is_set = None if flag is None else bool(total >> _FLAG_BIT.value)
-    n_out = total & ((1 << _FLAG_BIT.value) - 1)
-    out = torch.empty(n_out, coords.shape[1], dtype=torch.int32, device=device)
+    count = None if capacity is None else torch.empty((), dtype=torch.int64, device=device)
+    rank((word_blocks,), device, words, flag, count, overflow, n_words, capacity or 0)
+    is_set = None
+    if capacity is None:
+        total = int(words[-1])
+        is_set = None if flag is None else bool(total >> _FLAG_BIT.value)
+        n_out = total & ((1 << _FLAG_BIT.value) - 1)
+        out = torch.empty(n_out, coords.shape[1], dtype=torch.int32, device=device)
+    else:
+        out = torch.full((capacity, coords.shape[1]), -1, dtype=torch.int32, device=device)
     _, lower, shape, _, _, corner = boxes
     for run, first in zip(write, firsts, strict=True):
         run(blocks, device, coords, words, first, out, n, lower, shape, corner)
-    return out, SiteIndex("bitmap", words, None), is_set
+    return ReachedSites(out, SiteIndex("bitmap", words, None), is_set, count)

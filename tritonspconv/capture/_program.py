@@ -1,0 +1,59 @@
+"""A CUDA graph of a piece of work on static memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_WARM_UPS = 2
+
+
+def warm_up(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
+    """Run ``work`` twice on ``stream``, which compiles kernels and fills caches."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            work()
+    current.wait_stream(stream)
+
+
+class Program(Generic[T]):
+    """Work that a CUDA graph repeats; it must have been warmed up.
+
+    Args:
+        work: The work; it reads and writes static memory only.
+        pool: Memory pool that graphs share, from ``torch.cuda.graph_pool_handle``.
+        stream: Where to capture. A backward pass runs on the stream of its forward pass, so both
+            need the same one.
+
+    Attributes:
+        result: What ``work`` returned while it was captured; tensors in it are static.
+
+    Raises:
+        RuntimeError: The work does something that a graph cannot hold.
+    """
+
+    def __init__(self, work: Callable[[], T], pool: Any, stream: torch.cuda.Stream) -> None:
+        torch.cuda.synchronize(stream.device)
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+                self.result = work()
+        except Exception as error:
+            if "captur" not in str(error):
+                raise
+            raise RuntimeError(
+                "capture: the function does something that a CUDA graph cannot hold, such as "
+                ".item(), .tolist(), .cpu(), torch.unique or printing a value. The traceback above "
+                "names the line. Move it out of the captured function."
+            ) from error
+
+    def run(self) -> T:
+        """Do the work once more; return its result, in the same memory as before."""
+        self._graph.replay()
+        return self.result

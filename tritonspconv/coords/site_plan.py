@@ -1,0 +1,83 @@
+"""SitePlan: how many sites each strided layer of a network may make, fixed before the network runs.
+
+A CUDA graph has fixed shapes. The number of output sites of a strided layer depends on the
+coordinates, so a captured network gives each set of sites a fixed capacity, and the number of real
+rows stays on the device. Rows behind that number are padding; see "Bounded sites" in the
+architecture page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SitePlan:
+    """The capacities of the site sets that one network makes, in the order in which it makes them.
+
+    A plan without capacities only records how many sites each set has: run a network once with such
+    a plan, and derive the capacities from :attr:`sizes`.
+
+    Args:
+        capacities: Rows of each site set, in order; None: record.
+        device: Where the flags are kept.
+
+    Attributes:
+        sizes: Number of sites of each set that was recorded.
+        flags: int32 [1 + number of capacities]: entry 0 is set if input rows repeat each other,
+            entry ``1 + i`` if set ``i`` needed more rows than its capacity.
+    """
+
+    def __init__(
+        self, capacities: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.capacities = None if capacities is None else tuple(capacities)
+        self.sizes: list[int] = []
+        # Every flag is aligned to 16 bytes, so that kernels compile once for all of them.
+        self.flags = torch.zeros(1 + len(capacities or ()), 4, dtype=torch.int32, device=device)[
+            :, 0
+        ]
+        self._repeats: list[Tensor] = []
+        self._next = 0
+
+    @property
+    def records(self) -> bool:
+        """Whether the plan records sizes, so that sites are not bounded."""
+        return self.capacities is None
+
+    def record(self, size: int) -> None:
+        """Note how many sites the next set has."""
+        self.sizes.append(size)
+
+    def take(self) -> tuple[int, Tensor]:
+        """Return the capacity of the next set of sites, and the int32 [] flag for too many of them.
+
+        Raises:
+            RuntimeError: The network makes more sets of sites than the plan has capacities.
+        """
+        place = self._next
+        if self.capacities is None or place >= len(self.capacities):
+            raise RuntimeError(
+                f"SitePlan: the network makes more than {place} sets of output sites, but the plan "
+                f"was recorded with {place}. Capture a network that takes the same branches at "
+                "every call."
+            )
+        self._next = place + 1
+        return self.capacities[place], self.flags[1 + place]
+
+    def note_repeats(self, flag: Tensor) -> None:
+        """Keep a flag on the device that is not zero if input rows repeat each other."""
+        self._repeats.append(flag)
+
+    def start(self) -> None:
+        """Begin a run: clear the flags and start again at the first capacity."""
+        self.flags.zero_()
+        self._repeats.clear()
+        self._next = 0
+
+    def finish(self) -> None:
+        """End a run: write whether any input rows repeat each other into ``flags[0]``."""
+        for flag in self._repeats:
+            self.flags[:1].logical_or_(flag.reshape(1) != 0)
