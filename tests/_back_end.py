@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 
-import compat
 import tritonspconv
 from tritonspconv import kernels
 from tritonspconv.kernels.scatter_table import scatters
@@ -53,15 +52,13 @@ def send_cpu_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _modules() -> Iterator[ModuleType]:
-    """Import and yield the modules outside the back ends.
+    """Import and yield the engine's modules outside the back ends.
 
     A module that is imported later would take the replaced function for good.
     """
-    for package in (tritonspconv, compat):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            parts = found.name.split(".")
-            if not {"triton", "eager", "__main__", "_site"} & set(parts):
-                yield importlib.import_module(found.name)
+    for found in pkgutil.walk_packages(tritonspconv.__path__, "tritonspconv."):
+        if not {"triton", "eager", "__main__"} & set(found.name.split(".")):
+            yield importlib.import_module(found.name)
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:

@@ -33,22 +33,29 @@ EXPLANATIONS = Path(__file__).with_name("survivors.toml")
 
 # Folder or file -> tests that would notice a change, quick ones first. Those after "interpreter"
 # run with TRITON_INTERPRET=1. The longest name that fits counts; "{stem}" is the module's name.
+_MAPS = "tests/kernel_map/test_kernel_map.py"
+_BACK_ENDS = "interpreter tests/test_back_ends.py"
+_LAUNCH = "tests/kernels/test_launch_arguments.py"
 TESTS = {
-    "tritonspconv/geometry.py": "tests/test_geometry.py tests/kernel_map/test_kernel_map.py",
-    "tritonspconv/coords": "tests/coords tests/kernel_map/test_kernel_map.py",
-    "tritonspconv/kernel_map": "tests/kernel_map tests/ops/test_conv.py interpreter "
-    "tests/test_back_ends.py tests/kernel_map",
-    "tritonspconv/kernels": "tests/kernel_map tests/ops interpreter tests/test_back_ends.py",
-    "tritonspconv/kernels/eager": "tests/kernel_map tests/ops interpreter "
-    "tests/kernels/test_{stem}.py",
-    "tritonspconv/kernels/eager/pairs.py": "tests/kernel_map tests/ops interpreter "
-    "tests/kernels/test_pairs.py tests/kernels/test_pair_blocks.py",
+    "tritonspconv/geometry.py": f"tests/test_geometry.py {_MAPS}",
+    "tritonspconv/coords": f"tests/coords {_MAPS} interpreter tests/coords",
+    "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
+    "tests/kernel_map/test_ordered_tables.py",
+    "tritonspconv/kernels": f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
+    f"{_BACK_ENDS}",
+    "tritonspconv/kernels/eager": f"{_MAPS} tests/ops/test_{{stem}}.py interpreter "
+    "tests/kernels/test_{stem}.py tests/kernels/test_pair_blocks.py",
+    "tritonspconv/kernels/eager/gather_gemm.py": "tests/ops/test_conv.py",
+    "tritonspconv/kernels/eager/weight_grad.py": "tests/ops/test_conv.py interpreter "
+    "tests/kernels/test_weight_grad.py",
+    "tritonspconv/kernels/eager/segment_reduce.py": "tests/ops/test_global_pool.py "
+    "tests/ops/test_voxelize.py interpreter tests/kernels/test_segment_reduce.py",
     "tritonspconv/kernels/triton": "interpreter tests/kernels/test_{stem}.py "
-    "tests/test_back_ends.py tests/kernel_map",
-    "tritonspconv/kernels/triton/_launch.py": "tests/kernels/test_launch_arguments.py",
-    "tritonspconv/kernels/triton/_arguments.py": "tests/kernels/test_launch_arguments.py",
-    "tritonspconv/kernels/triton/_torch_launcher.py": "tests/kernels/test_launch_arguments.py",
-    "tritonspconv/kernels/triton/_versions.py": "tests/kernels/test_launch_arguments.py",
+    "tests/test_back_ends.py",
+    "tritonspconv/kernels/triton/_launch.py": _LAUNCH,
+    "tritonspconv/kernels/triton/_arguments.py": _LAUNCH,
+    "tritonspconv/kernels/triton/_torch_launcher.py": _LAUNCH,
+    "tritonspconv/kernels/triton/_versions.py": _LAUNCH,
     "tritonspconv/kernels/triton/_column_order.py": "interpreter "
     "tests/kernels/test_column_order.py tests/kernel_map/test_ordered_tables.py",
     "tritonspconv/kernels/triton/_index.py": "interpreter tests/kernels/test_sites.py "
@@ -59,9 +66,9 @@ TESTS = {
     "tests/kernels/test_scatter_table.py tests/test_back_ends.py",
     "tritonspconv/kernels/triton/configs.py": "tests/kernels/test_compile_targets.py interpreter "
     "tests/kernels/test_tuned_tiles.py tests/kernels/test_gather_gemm.py",
-    "tritonspconv/ops": "tests/ops/test_{stem}.py tests/nn interpreter tests/test_back_ends.py",
-    "tritonspconv/nn": "tests/nn tests/compat/spconv/test_fused_layers.py interpreter "
-    "tests/test_back_ends.py",
+    "tritonspconv/ops": f"tests/ops/test_{{stem}}.py tests/nn {_BACK_ENDS}",
+    "tritonspconv/ops/conv.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
+    "tritonspconv/nn": "tests/nn tests/compat/spconv/test_fused_layers.py",
     "tritonspconv/sparse_tensor.py": "tests/test_sparse_tensor.py tests/nn",
     "tritonspconv/reference.py": "tests/test_reference.py tests/test_geometry.py",
     "tritonspconv/testing": "tests/test_testing.py tests/test_rooms.py",
@@ -235,6 +242,8 @@ def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str]) -> None:
 
     marks = "interpreter" if is_interpreted else "not interpreter and not gpu"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--hypothesis-seed=1"]
+    # What takes long checks sizes, which no small change is about.
+    options += ["-k", "not many_rows and not large_windows"]
     os._exit(int(pytest.main([*options, *names])))
 
 
