@@ -24,7 +24,7 @@ def test_generated_sites_never_wrap(cls, kernel_size, device):
     layer = getattr(ME, f"Minkowski{cls}")(1, 1, kernel_size=kernel_size, stride=2, dimension=1)
     layer = layer.to(device)
     far = line(0, LAST - 1, device=device, tensor_stride=2**30)
-    with pytest.raises(ValueError, match="which int32 cannot hold"):
+    with pytest.raises(ValueError, match="int32"):
         layer(far)
 
 
