@@ -146,7 +146,7 @@ class LayerFamily:
         if (
             kind.forward in self._convs
             and kind.__call__ is _MODULE_CALL
-            and _is_unwatched(module)
+            and is_unwatched(module)
             and (conv := cast("FusableConv", module)).is_linear
         ):
             return conv
@@ -290,7 +290,7 @@ def _torch_module(
     if known is None:
         return None
     forward, inner = known
-    if forward is not kind.forward or not _is_unwatched(module):
+    if forward is not kind.forward or not is_unwatched(module):
         return None
     if inner is None:
         return module
@@ -298,7 +298,7 @@ def _torch_module(
     return None if wrapped is None else _torch_module(wrapped, kinds)
 
 
-def _is_unwatched(module: nn.Module) -> bool:
+def is_unwatched(module: nn.Module) -> bool:
     """Return whether calling the module runs its class's ``forward`` and nothing else."""
     return not (
         module._forward_hooks

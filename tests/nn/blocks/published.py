@@ -87,6 +87,42 @@ class SegmentorBlock(spconv.SparseModule):
         return out.replace_feature(self.relu(out.features))
 
 
+class PreActivationBlock(spconv.SparseModule):
+    """The block of PointGroup and its descendants: norms and ReLUs come first, in a container."""
+
+    def __init__(self, in_channels, out_channels, norm=nn.BatchNorm1d, indice_key=None):
+        super().__init__()
+        side = nn.Identity()
+        if in_channels != out_channels:
+            side = spconv.SubMConv3d(in_channels, out_channels, 1, bias=False)
+        self.i_branch = spconv.SparseSequential(side)
+        conv = partial(spconv.SubMConv3d, kernel_size=3, bias=False, indice_key=indice_key)
+        self.conv_branch = spconv.SparseSequential(
+            norm(in_channels), nn.ReLU(), conv(in_channels, out_channels),
+            norm(out_channels), nn.ReLU(), conv(out_channels, out_channels),
+        )  # fmt: skip
+
+    def forward(self, x):
+        identity = spconv.SparseConvTensor(x.features, x.indices, x.spatial_shape, x.batch_size)
+        out = self.conv_branch(x)
+        sum_of_both = out.features + self.i_branch(identity).features
+        return out.replace_feature(sum_of_both)
+
+
+class WrappedBlock(spconv.SparseModule):
+    """A block whose two convolutions are in a container, but for the last ReLU."""
+
+    def __init__(self, channels, container=spconv.SparseSequential, norm=nn.BatchNorm1d):
+        super().__init__()
+        conv = partial(spconv.SubMConv3d, channels, channels, 3, indice_key="w")
+        self.net = container(conv(), norm(channels), nn.ReLU(), conv(), norm(channels))
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        out = self.net(x)
+        return out.replace_feature(self.relu(out.features + x.features))
+
+
 class MinkowskiBlock(nn.Module):
     """The basic block of MinkowskiEngine's residual networks."""
 
@@ -200,6 +236,14 @@ def segmentor() -> nn.Module:
     )
 
 
+def pre_activation() -> nn.Module:
+    """Two blocks, the first with a projection of its input, and one of another kind."""
+    return spconv.SparseSequential(
+        PreActivationBlock(4, 8, indice_key="a"), PreActivationBlock(8, 8, indice_key="a"),
+        WrappedBlock(8),
+    )  # fmt: skip
+
+
 def engine() -> nn.Module:
     """Two blocks of the engine's layers."""
     return tsnn.Sequential(EngineBlock(4, 8), EngineBlock(8, 6))
@@ -218,10 +262,11 @@ def settle(model: nn.Module) -> nn.Module:
     return model
 
 
-# Network, how to make its input, and the chains that optimize finds.
+# Network, how to make its input, and the chains that it fuses: without gradients, in training.
 NETWORKS = {
-    "detector": (detector, spconv_tensor, 4),
-    "segmentor": (segmentor, spconv_tensor, 4),
-    "minkowski": (MinkowskiUNet, minkowski_tensor, 9),
-    "engine": (engine, engine_tensor, 6),
+    "detector": (detector, spconv_tensor, 4, 4),
+    "segmentor": (segmentor, spconv_tensor, 4, 4),
+    "pre-activation": (pre_activation, spconv_tensor, 6, 4),
+    "minkowski": (MinkowskiUNet, minkowski_tensor, 10, 10),
+    "engine": (engine, engine_tensor, 6, 6),
 }

@@ -16,12 +16,15 @@ from tests.nn.blocks.published import (
     DetectorBlock,
     EngineBlock,
     MinkowskiBlock,
+    WrappedBlock,
+    engine_tensor,
     features,
     inputs,
     minkowski_tensor,
     settle,
     spconv_tensor,
 )
+from tritonspconv import nn as tsnn
 from tritonspconv.testing.tolerance import assert_close
 
 # Two cases run everything: an adapter that adds features, and one that adds sparse tensors.
@@ -55,6 +58,10 @@ def spconv_input(*args, **how):
     return spconv_tensor(*inputs(*args, **how))
 
 
+def engine_input(*args, **how):
+    return engine_tensor(*inputs(*args, **how))
+
+
 def minkowski_input(*args, **how):
     return minkowski_tensor(*inputs(*args, **how))
 
@@ -65,7 +72,7 @@ def minkowski_input(*args, **how):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_infer_the_same(device, taken, name, dtype):
-    make, tensor, chains = NETWORKS[name]
+    make, tensor, chains, _ = NETWORKS[name]
     net = settle(make()).to(device, dtype).eval()
     exact = copy.deepcopy(net).double()
     with torch.no_grad():
@@ -75,7 +82,7 @@ def test_networks_infer_the_same(device, taken, name, dtype):
         assert ts.optimize(net) is net
         out = features(net(tensor(*inputs(dtype=dtype, device=device))))
     assert len(taken) >= chains
-    assert all(each.norm == "ChannelNorm" for each in taken)
+    assert all(each.norm == "ChannelNorm" or each.add for each in taken)
     assert out.dtype == dtype
     assert_close(out, reference, eager=eager)
 
@@ -110,7 +117,7 @@ def compare(got, eager, reference):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_train_the_same(device, taken, name):
-    make, tensor, chains = NETWORKS[name]
+    make, tensor, _, chains = NETWORKS[name]
     net = settle(make())
     reference = step_of(net, tensor, torch.float64, device)
     eager = step_of(net, tensor, torch.float32, device)
@@ -563,6 +570,58 @@ def test_other_arguments_run_the_code(taken):
 
 
 # Containers and reports
+
+
+def test_a_container_is_looked_into_only_if_that_fuses_more(taken):
+    """And then its own hooks still fire."""
+    module = settle(WrappedBlock(4)).eval()
+    (block,) = ts.optimization_report(module).blocks
+    assert block.chains == ("net.0, net.1, net.2", "net.3, net.4, + x, relu")
+    same(module, spconv_input)
+    assert taken == [FIRST, WHOLE]
+    calls = []
+    ts.optimize(module)
+    module.net.register_forward_hook(lambda *args: calls.append(None))
+    same(module, spconv_input)
+    assert len(calls) == 3
+    module.net.add(nn.BatchNorm1d(4).eval())
+    expected = ts.unoptimize(copy.deepcopy(module))(spconv_input()).features
+    torch.testing.assert_close(module(spconv_input()).features, expected)
+    for container in (WrappedBlock(4), WrappedBlock(4)):
+        container.net.fuse_layers = False
+        assert ts.optimization_report(container).blocks == ()
+    hooked = WrappedBlock(4)
+    hooked.net.register_forward_hook(lambda *args: None)
+    assert ts.optimization_report(hooked).blocks == ()
+
+
+def test_nested_and_foreign_containers_are_looked_into(taken):
+    def nested(*modules):
+        return spconv.SparseSequential(
+            spconv.SparseSequential(*modules[:3]), spconv.SparseSequential(*modules[3:])
+        )
+
+    class Engine(tsnn.SparseModule):
+        def __init__(self):
+            super().__init__()
+            self.net = tsnn.Sequential(tsnn.SubMConv3d(4, 4, 3), tsnn.BatchNorm(4))
+
+        def forward(self, x):
+            out = self.net(x)
+            return out.replace(torch.relu(out.feats + x.feats))
+
+    same(settle(WrappedBlock(4, nested)).eval(), spconv_input)
+    same(settle(Engine()).eval(), engine_input)
+    assert taken == [FIRST, WHOLE, WHOLE]
+
+
+def test_features_that_go_into_another_tensor_are_no_chain():
+    class Block(DetectorBlock):
+        def forward(self, x):
+            return x.replace_feature(torch.relu(self.bn1(self.conv1(x).features)))
+
+    (block,) = ts.optimization_report(Block(4, 4)).blocks
+    assert block.reason == "no convolution is followed by a norm, an addition or a ReLU"
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from tritonspconv.nn.blocks.record import Recording
-from tritonspconv.nn.fusable import LayerFamily
+from tritonspconv.nn.fusable import LayerFamily, is_unwatched
 
 StageKind = Literal["norm", "add", "relu"]
 _ORDER: dict[StageKind, int] = {"norm": 0, "add": 1, "relu": 2}
@@ -106,6 +106,38 @@ class ChainFinder:
                     self._taken.update(chain.nodes)
                     chains.append(chain)
         return chains
+
+    def containers_to_inline(self) -> frozenset[str]:
+        """Return the containers whose last convolution could take up what the code does next.
+
+        Call :meth:`find` first: what a chain already holds does not count.
+        """
+        found: set[str] = set()
+        for node in self._graph.nodes:
+            if node.op != "call_module" or node in self._taken or len(node.args) != 1:
+                continue
+            module = self._module(node)
+            if self._ends_with_conv(module) and self._next(node) is not None:
+                found |= {
+                    f"{node.target}.{name}" if name else str(node.target)
+                    for name, child in module.named_modules()
+                    if self._family.is_container(child)
+                }
+        return frozenset(found)
+
+    def _ends_with_conv(self, module: nn.Module) -> bool:
+        """Return whether ``module`` is a container that ends with a convolution or its norm."""
+        family = self._family
+        if not family.is_container(module) or not is_unwatched(module):
+            return False
+        if not getattr(module, "fuse_layers", True):
+            return False
+        children = [child for child in module._modules.values() if child is not None]
+        while children and family.batch_norm(children[-1]) is not None:
+            children.pop()
+        if not children:
+            return False
+        return family.conv(children[-1]) is not None or self._ends_with_conv(children[-1])
 
     def _is_conv(self, node: fx.Node) -> bool:
         return (
@@ -243,7 +275,11 @@ class ChainFinder:
         if node.op in ("placeholder", "get_attr"):
             return True
         if node.op == "call_function":
-            pure = node.target in _PURE_FUNCTIONS or node.target in self._family.functions
+            pure = (
+                node.target in _PURE_FUNCTIONS
+                or node.target in self._family.functions
+                or node.target is self._family.tensor
+            )
             # The last argument of many activations says that they work in place.
             return pure and not node.kwargs.get("inplace") and True not in node.args
         if node.op == "call_method":

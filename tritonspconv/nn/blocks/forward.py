@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import functools
 import linecache
@@ -13,7 +14,7 @@ from torch import fx, nn
 
 from tritonspconv.nn.blocks.chains import Chain, ChainFinder
 from tritonspconv.nn.blocks.guards import Guards, find
-from tritonspconv.nn.blocks.record import Recording, Untraceable, record
+from tritonspconv.nn.blocks.record import Untraceable, record
 from tritonspconv.nn.blocks.step import FusedStep
 from tritonspconv.nn.fusable import (
     ORIGINAL_CLASS,
@@ -132,18 +133,25 @@ def uninstall(module: nn.Module) -> None:
     module.__dict__.pop(_PLANS, None)
 
 
-def family_in(module: nn.Module) -> LayerFamily | None:
+def family_in(module: nn.Module, *, in_containers: bool = True) -> LayerFamily | None:
     """Return the family of the convolutions that ``module`` itself may call, or None.
 
-    These are its children, and those of the lists of modules and ``Sequential`` among them.
+    These are its children, and those of the lists of modules and torch's ``Sequential`` among them.
+
+    Args:
+        module: The module.
+        in_containers: Also look into other containers that run their children in order.
     """
     families = set()
     for child in module._modules.values():
         if child is None:
             continue
         family = family_of(child)
-        if family is None and isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            family = family_in(child)
+        if family is None:
+            inner = family_in(child, in_containers=in_containers)
+            plain = isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+            if plain or (in_containers and inner is not None and inner.is_container(child)):
+                family = inner
         if family is not None:
             families.add(family)
     return families.pop() if len(families) == 1 else None
@@ -158,25 +166,32 @@ def make_plans(module: nn.Module, family: LayerFamily) -> tuple[Plan, ...]:
     Raises:
         Untraceable: The code cannot be kept as a graph.
     """
-    recording = record(module, family)
-    recordings = [recording]
-    reads_mode = recording.guards.reads_mode()
+    plan = _plan(module, family)
+    plans = [plan]
+    reads_mode = plan.guards.reads_mode()
     if reads_mode:
         modules = [find(module, path) for path in reads_mode]
         modes = [each.training for each in modules]
         try:
             for each, mode in zip(modules, modes, strict=True):
                 each.training = not mode
-            recordings.append(record(module, family))
+            plans.append(_plan(module, family))
         finally:
             for each, mode in zip(modules, modes, strict=True):
                 each.training = mode
-    plans = [_plan(module, recording, family) for recording in recordings]
     return tuple(plan for plan in plans if plan.chains)
 
 
-def _plan(module: nn.Module, recording: Recording, family: LayerFamily) -> Plan:
-    chains = ChainFinder(recording, module, family).find()
+def _plan(module: nn.Module, family: LayerFamily) -> Plan:
+    """Record ``module.forward`` in the present modes and fuse its chains."""
+    recording = record(module, family)
+    finder = ChainFinder(recording, module, family)
+    chains = finder.find()
+    inline = finder.containers_to_inline()
+    if inline:
+        with contextlib.suppress(Untraceable):
+            recording = record(module, family, inline)
+            chains = ChainFinder(recording, module, family).find()
     for chain in chains:
         for stage in chain.stages:
             for path in (chain.conv, stage.path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tritonspconv.nn.fusable import original_class
+from tritonspconv.nn.fusable import is_unwatched, original_class
 
 _MISSING = object()
 
@@ -31,12 +31,14 @@ class Guards:
         values: Attributes of modules that the code read: path of the module, name, value.
         kinds: The class of each module that the graph calls, by path.
         lengths: The number of children of each list of modules that the code went through.
+        inlined: Paths of the containers whose children the graph calls in their place.
         inputs: Numbers of the arguments that must be sparse tensors.
     """
 
     values: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict)
     kinds: dict[tuple[str, ...], type[nn.Module]] = field(default_factory=dict)
     lengths: dict[tuple[str, ...], int] = field(default_factory=dict)
+    inlined: set[tuple[str, ...]] = field(default_factory=set)
     inputs: set[int] = field(default_factory=set)
 
     def hold(self, root: nn.Module) -> bool:
@@ -51,6 +53,9 @@ class Guards:
                     return False
             for path, length in self.lengths.items():
                 if len(find(root, path)._modules) != length:
+                    return False
+            for path in self.inlined:
+                if not is_unwatched(find(root, path)):
                     return False
         except (KeyError, AttributeError):
             return False

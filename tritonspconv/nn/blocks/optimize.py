@@ -112,7 +112,11 @@ def optimization_report(model: nn.Module) -> OptimizationReport:
 
 
 def _optimizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Plan, ...] | str]]:
-    """Yield name, module and plans, or why there are none, of each module with convolutions."""
+    """Yield name, module and plans, or why there are none, of each module with convolutions.
+
+    A module that has them in containers alone is left out unless there are plans: its containers
+    fuse their children themselves.
+    """
     for name, module in model.named_modules():
         family = family_in(module)
         kind = original_class(module)
@@ -121,10 +125,14 @@ def _optimizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Plan,
         if kind.forward is not nn.Sequential.forward and family.is_container(module):
             # These fuse their children themselves, at every call.
             continue
+        plans: tuple[Plan, ...] | str
         if "forward" in module.__dict__:
-            yield name, module, "somebody assigned a forward to it"
-            continue
-        try:
-            yield name, module, make_plans(module, family)
-        except Untraceable as reason:
-            yield name, module, f"its forward {reason}"
+            plans = "somebody assigned a forward to it"
+        else:
+            try:
+                plans = make_plans(module, family)
+            except Untraceable as reason:
+                plans = f"its forward {reason}"
+        fused = not isinstance(plans, str) and plans
+        if fused or family_in(module, in_containers=False) is not None:
+            yield name, module, plans

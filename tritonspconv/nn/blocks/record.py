@@ -15,6 +15,7 @@ import contextlib
 import copy
 import enum
 import inspect
+import logging
 import operator
 import random
 import sys
@@ -148,9 +149,10 @@ class _Recorder(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, family: LayerFamily) -> None:
+    def __init__(self, family: LayerFamily, inline: frozenset[str]) -> None:
         super().__init__(autowrap_functions=tuple(family.functions))
         self.family = family
+        self._inline = inline
         self.guards = Guards()
         self.tensor_names = family.tensor_names
         self.num_inputs = 0
@@ -257,13 +259,18 @@ class _Recorder(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        """Record the call of a child; no child is looked into."""
+        """Record the call of a child, or the calls of the children of a container to inline."""
         path = self.submodule_paths.get(m) if self.submodule_paths else None
         if path is None:
             self.refuse(f"calls a {type(m).__name__} that is no child of the module")
         assert path is not None
-        self.guards.kinds[tuple(path.split("."))] = original_class(m)
-        return self.create_proxy("call_module", path, args, kwargs)
+        parts = tuple(path.split("."))
+        self.guards.kinds[parts] = original_class(m)
+        if path not in self._inline:
+            return self.create_proxy("call_module", path, args, kwargs)
+        self.guards.inlined.add(parts)
+        self.guards.lengths[parts] = len(m._modules)
+        return forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what the code reads by ``module.attr`` from parameters, buffers and children."""
@@ -353,6 +360,7 @@ class _Recorder(fx.Tracer):
             stack.enter_context(_recorded_functions(self))
             stack.enter_context(_OwnTensors(self))
             stack.enter_context(_no_random_numbers(self))
+            stack.enter_context(_quiet_torch_fx())
             self._recording = True
             stack.callback(setattr, self, "_recording", False)
             yield
@@ -376,8 +384,13 @@ class _OwnTensors(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def record(root: nn.Module, family: LayerFamily) -> Recording:
+def record(root: nn.Module, family: LayerFamily, inline: frozenset[str] = frozenset()) -> Recording:
     """Record ``type(root).forward``.
+
+    Args:
+        root: The module.
+        family: The layers that may be fused.
+        inline: Paths of containers whose children are recorded in their place.
 
     Changes methods of ``nn.Module`` for the time of the recording, as torch.fx does: no other
     thread may use modules meanwhile.
@@ -385,7 +398,7 @@ def record(root: nn.Module, family: LayerFamily) -> Recording:
     Raises:
         Untraceable: The code cannot be kept as a graph.
     """
-    recorder = _Recorder(family)
+    recorder = _Recorder(family, inline)
     try:
         with torch.enable_grad():
             graph = recorder.trace(root)
@@ -447,6 +460,18 @@ def _recorded_functions(recorder: _Recorder) -> Any:
         if isinstance(value, types.FunctionType) and value in functions
     ]
     return _replaced(replaced)
+
+
+@contextlib.contextmanager
+def _quiet_torch_fx() -> Iterator[None]:
+    """Keep torch.fx from logging how a function should be called that only torch.fx calls."""
+    log = logging.getLogger("torch.fx._symbolic_trace")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextlib.contextmanager
