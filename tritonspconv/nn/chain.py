@@ -41,6 +41,8 @@ def run_chain(
 ) -> Any:
     """Run modules in order, each convolution together with the norm and the ReLU behind it.
 
+    A norm in training that follows no convolution runs together with the ReLU behind it.
+
     Nothing is remembered between calls: modules may be replaced, switched to training or hooked at
     any time.
 
@@ -54,23 +56,35 @@ def run_chain(
     while place < end:
         module = modules[place]
         place += 1
-        if (
-            place < end
-            and isinstance(value, family.tensor)
-            and fuses_on(family.features(value).device)
-            and (conv := family.conv(module)) is not None
-        ):
-            follower = family.batch_norm(modules[place])
-            norm = None if follower is None else norm_numbers(follower, conv.out_channels)
-            behind = place + (norm is not None)
-            relu = behind < end and family.is_relu(modules[behind])
-            # With gradients a ReLU alone saves nothing.
-            if norm is not None or (relu and not torch.is_grad_enabled()):
-                value = conv.forward_fused(value, norm, relu)
-                place = behind + relu
+        if isinstance(value, family.tensor) and fuses_on((feats := family.features(value)).device):
+            conv = family.conv(module) if place < end else None
+            if conv is not None:
+                follower = family.batch_norm(modules[place])
+                norm = None if follower is None else norm_numbers(follower, conv.out_channels)
+                behind = place + (norm is not None)
+                relu = behind < end and family.is_relu(modules[behind])
+                # With gradients a ReLU alone saves nothing.
+                if norm is not None or (relu and not torch.is_grad_enabled()):
+                    value = conv.forward_fused(value, norm, relu)
+                    place = behind + relu
+                    continue
+            elif (norm := _training_norm(family, module, feats)) is not None:
+                relu = place < end and family.is_relu(modules[place])
+                value = family.with_features(value, train_norm(feats, norm, relu=relu))
+                place += relu
                 continue
         value = apply(module, value)
     return value
+
+
+def _training_norm(family: LayerFamily, module: nn.Module, feats: Tensor) -> TrainingNorm | None:
+    """Return a batch norm in training that :func:`train_norm` can run on ``feats``, or None."""
+    found = family.batch_norm(module)
+    if found is None or not found.training or not takes_training_norm(feats, None):
+        return None
+    # Under autocast too torch's batch norm keeps the dtype of the features.
+    norm = norm_numbers(found, feats.shape[1])
+    return norm if isinstance(norm, TrainingNorm) else None
 
 
 def convolve(

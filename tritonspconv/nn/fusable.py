@@ -131,6 +131,11 @@ class LayerFamily:
             kind.forward for kind in containers
         )
 
+    def with_features(self, value: Any, feats: Tensor) -> Any:
+        """Return a sparse tensor like ``value`` with other features."""
+        assert self.replace is not None
+        return getattr(value, self.replace)(feats)
+
     @functools.cached_property
     def tensor_names(self) -> frozenset[str]:
         """Names of the attributes of every sparse tensor."""

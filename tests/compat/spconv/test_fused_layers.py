@@ -158,6 +158,26 @@ def test_a_training_step_is_that_of_the_modules(make, device, fused, kind, dtype
     assert fused == [(True, True)] * 3 + [(True, False)]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(None, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)], ids=str
+)
+def test_norms_without_a_convolution_train_in_one_node(make, device, fused, dtype, tolerance):
+    x = make()
+    for rest, expected in (
+        ([nn.BatchNorm1d(4), nn.ReLU()], "_TrainNormBackward"),
+        ([spconv.SparseBatchNorm(4, momentum=0.01), nn.ReLU(inplace=True)], "_TrainNormBackward"),
+        ([nn.BatchNorm1d(4)], "_TrainNormBackward"),
+        ([nn.BatchNorm1d(4, momentum=None), nn.ReLU()], "ReluBackward0"),
+        ([nn.BatchNorm1d(4, track_running_stats=False)], "NativeBatchNormBackward0"),
+    ):
+        net = spconv.SparseSequential(*rest).to(device)
+        assert net(x).features.grad_fn.name() == expected
+        same(*(trained(net, x, fuse=fuse, dtype=dtype) for fuse in (True, False)), tolerance)
+        with torch.no_grad():
+            check(net.eval(), x)
+    assert not fused
+
+
 def test_a_bias_before_a_norm_trains(make, device, fused):
     """Its gradient is zero but for rounding, and it moves the running mean."""
     net = chain(device, bias=True, norm=nn.BatchNorm1d(6, momentum=1.0))

@@ -109,8 +109,7 @@ class FusedStep:
                 assert stage.call is not None
                 result = stage.call(operand)
             if stage.on_features:
-                assert self._family.replace is not None
-                result = getattr(value, self._family.replace)(result)
+                result = self._family.with_features(value, result)
             value = result
         return value
 
