@@ -98,6 +98,16 @@ def test_inductor_equals_eager(name: str, device: torch.device) -> None:
         torch.testing.assert_close(compiled(*given), net(*given), rtol=1e-4, atol=1e-5)
 
 
+def test_an_optimised_network_compiles_as_it_was_written() -> None:
+    net = NETS["compat.spconv"]().eval()
+    scans = [scan(rows, rows) for rows in (40, 60, 90)]
+    with torch.no_grad():
+        expected = [net(*given) for given in scans]
+        compiled = torch.compile(ts.optimize(net), backend="aot_eager")
+        for given, right in zip(scans, expected, strict=True):
+            torch.testing.assert_close(compiled(*given), right)
+
+
 def test_a_gradient_inside_a_compiled_function_equals_eager() -> None:
     net = NETS["tritonspconv"]()
 

@@ -48,6 +48,8 @@ make_opaque(
     traceable=(
         "SparseTensor.replace",
         "_check_feats",
+        # False while torch.compile traces: an optimised block then runs as it was written.
+        "fuses_now",
         "FeatureModule.forward",
         "BatchNorm.forward",
     ),

@@ -148,10 +148,17 @@ def _mark(function: Any) -> None:
     function._torchdynamo_disable = True
     function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"
     # and for frames that it meets while Python runs, with all that they call.
-    skip = eval_frame._FrameAction.SKIP
-    strategy = eval_frame._FrameExecStrategy(skip, skip)
-    eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    _skip_frames(function.__code__)
     function.__prepare_scriptable__ = functools.partial(_refuse_script, function)
+
+
+def _skip_frames(code: types.CodeType) -> None:
+    """Tell torch.compile to run frames of this code, and all that they call, as they are."""
+    # Private names of torch: in a release without them, results are right and compilation is slow.
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        skip = eval_frame._FrameAction.SKIP
+        strategy = eval_frame._FrameExecStrategy(skip, skip)
+        eval_frame.set_code_exec_strategy(code, strategy)
 
 
 def _slow_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

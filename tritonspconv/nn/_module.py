@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from tritonspconv.nn._backward_hooks import add_hook
 from tritonspconv.sparse_tensor import SparseTensor
 
 
@@ -14,7 +17,21 @@ class SparseModule(nn.Module):
 
     Derive your own blocks from it to place them in :class:`tritonspconv.nn.Sequential`, which hands
     the features alone to every other module.
+
+    Full backward hooks get the gradients of the features, as they get those of tensors in torch.
     """
+
+    def register_full_backward_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call ``hook(module, grad_input, grad_output)`` once the input gradients are there."""
+        return add_hook(self, hook, before=False, prepend=prepend)
+
+    def register_full_backward_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
+        """Call ``hook(module, grad_output)`` before the input gradients are computed."""
+        return add_hook(self, hook, before=True, prepend=prepend)
 
 
 class FeatureModule(SparseModule):
