@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonspconv import fuse, optimize
+from tritonspconv import Captured, CapturedStep, capture, capture_step, fuse, optimize
 from tritonspconv.bench.cases import Case, Trial
 from tritonspconv.bench.peers import OURS, Peer, first_line
 from tritonspconv.bench.reference import keys_of, relative_error
@@ -24,6 +24,12 @@ FUSED = "SECOND encoder, ours fused"
 OPTIMISED = {
     "residual encoder, ours optimised": "residual encoder",
     "SpUNet-34, ours optimised": "SpUNet-34",
+}
+# Ours as CUDA graphs, with new coordinates and new maps every call; the others as they are.
+CAPTURED = {
+    "SECOND encoder, ours captured": "SECOND encoder",
+    "residual encoder, ours captured": "residual encoder",
+    "SpUNet-34, ours captured": "SpUNet-34",
 }
 BUILDERS = {
     "SECOND encoder": second_encoder,
@@ -49,6 +55,7 @@ def network_cases(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> li
         _Subject("residual encoder, ours optimised", scenes["kitti_b4"], peers),
         _Subject("SpUNet-34", scenes["waymo_unet"], peers),
         _Subject("SpUNet-34, ours optimised", scenes["waymo_unet"], peers),
+        *_captured_subjects(scenes, peers, on_gpu),
     ]
     modes = [
         (dtype, training)
@@ -65,16 +72,31 @@ def network_cases(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> li
     ]
 
 
+def _captured_subjects(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> list[_Subject]:
+    """Return what is measured of CUDA graphs; nothing on a CPU, which has none."""
+    if not on_gpu:
+        return []
+    second, encoder, unet = CAPTURED
+    places = (
+        (second, "kitti"), (second, "kitti_b4"), (encoder, "kitti_b4"), (unet, "rooms_b4"),
+        (unet, "waymo_unet"),
+    )  # fmt: skip
+    return [_Subject(name, scenes[scene], peers) for name, scene in places]
+
+
 def _case(subject: _Subject, dtype: str, training: bool) -> Case:
     scene = subject.scene
     shown = "float16 autocast" if training and dtype == "float16" else dtype
     labels = (subject.network, scene.name, f"{len(scene.indices):,}", shown)
-    passed = "train step" if training else "infer"
+    with_optimizer = training and subject.network in CAPTURED
+    passed = "train step, SGD" if with_optimizer else "train step" if training else "infer"
     limits = {"sites": 0.0, "out": NETWORK_TOLERANCE[dtype], "grads": GRADIENT_TOLERANCE[dtype]}
 
     def prepare(peer: Peer) -> Trial:
         bench = NetworkBench(subject.network, scene, peer, dtype, training, subject.state)
-        run = bench.step if training else bench.infer
+        run = bench.infer
+        if training:
+            run = bench.step_with_optimizer if with_optimizer else bench.step
         return Trial({passed: run}, lambda: subject.errors(bench))
 
     return Case(labels, (passed,), prepare, limits)
@@ -84,7 +106,7 @@ class NetworkBench:
     """One network of one library on one batch.
 
     Args:
-        name: Key of ``BUILDERS`` or ``OPTIMISED``.
+        name: Key of ``BUILDERS``, ``OPTIMISED`` or ``CAPTURED``.
         scene: The voxels.
         peer: The library.
         dtype: ``"float32"`` or ``"float16"``: weights and features in inference, autocast in
@@ -104,7 +126,8 @@ class NetworkBench:
     ) -> None:
         self.scene, self.peer, self.training = scene, peer, training
         torch.manual_seed(0)
-        self.network = BUILDERS[OPTIMISED.get(name, name)](peer.module, algo=peer.algo)
+        builder = BUILDERS[{**OPTIMISED, **CAPTURED}.get(name, name)]
+        self.network = builder(peer.module, algo=peer.algo)
         if state is not None:
             self.network.load_state_dict(state)
         self.network.to(scene.indices.device).train(training)
@@ -118,10 +141,47 @@ class NetworkBench:
             self.network.half()
             self.feats = self.feats.half()
         self._grad: Tensor | None = None
+        self._is_captured = name in CAPTURED and peer.name == OURS
+        self._captured: Captured | None = None
+        self._optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-9)
+        self._captured_step: CapturedStep | None = None
+
+    def _tensor(self) -> Any:
+        """Return a new tensor: nothing is cached from before."""
+        return self.peer.tensor(self.feats, self.scene)
+
+    def _run(self, x: Any) -> Any:
+        return self.network(x)[0]
 
     def forward(self) -> Any:
-        """Return the network's output for a new tensor: nothing is cached from before."""
-        return self.network(self.peer.tensor(self.feats, self.scene))[0]
+        """Return the network's output for a new tensor; by CUDA graphs, if that is measured."""
+        if not self._is_captured:
+            return self._run(self._tensor())
+        if self._captured is None:
+            self._captured = capture(
+                self._run, self._tensor(), modules=[self.network], on_overflow="raise"
+            )
+        return self._captured(self._tensor())
+
+    def _loss(self, x: Any) -> Tensor:
+        feats = self._run(x).features.float()
+        return nn.functional.mse_loss(feats, torch.zeros_like(feats))
+
+    def step_with_optimizer(self) -> None:
+        """Run a step of training: forward, loss, backward, SGD."""
+        with self._autocast():
+            if self._is_captured:
+                if self._captured_step is None:
+                    self._captured_step = capture_step(
+                        self._loss, self._optimizer, self._tensor(), modules=[self.network],
+                        on_overflow="raise",
+                    )  # fmt: skip
+                self._captured_step(self._tensor())
+                return
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(self._tensor())
+        loss.backward()
+        self._optimizer.step()
 
     def infer(self) -> None:
         """Run inference."""
@@ -159,7 +219,7 @@ class NetworkBench:
         for norm in norms:
             norm.momentum = 1.0
         with torch.no_grad():
-            self.forward()
+            self._run(self._tensor())
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
 

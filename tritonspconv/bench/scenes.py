@@ -12,6 +12,7 @@ from torch import Tensor
 from tritonspconv.points import FINE, FRONT_CROP, SURROUND, VoxelGrid, read_scan
 from tritonspconv.testing import surface_sites
 from tritonspconv.testing.lidar import simulate_sweep
+from tritonspconv.testing.rooms import simulate_room
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ def normal(rows: int, channels: int, device: torch.device, dtype: torch.dtype) -
     return torch.randn(rows, channels, generator=generator, device=device).to(dtype)
 
 
+# Rooms begin less than 5 cm from zero; extents that sixteen divides, for U-Nets.
+_ROOMS = VoxelGrid((-0.1, -0.1, -0.1, 12.7, 12.7, 4.7), (0.05, 0.05, 0.05))
+
+
 class SceneStore:
     """Makes scenes when they are first asked for.
 
@@ -75,8 +80,8 @@ class SceneStore:
     def __getitem__(self, name: str) -> Scene:
         """Return a scene.
 
-        There are ``waymo_b4``, ``waymo_5cm_b4``, ``waymo_unet``, ``sphere``, ``kitti`` and
-        ``kitti_b4``.
+        There are ``rooms_b4``, ``waymo_b4``, ``waymo_5cm_b4``, ``waymo_unet``, ``sphere``,
+        ``kitti`` and ``kitti_b4``.
 
         ``kitti`` and ``kitti_b4`` have the shape that the SECOND encoder wants, one voxel more
         along z than the points fill; ``waymo_unet`` is ``waymo_b4`` with extents divisible by 16,
@@ -96,6 +101,9 @@ class SceneStore:
             sites = surface_sites(self.sphere_radius, device=self.device)
             z, y, x = sites.grid.shape
             return Scene(f"sphere_r{self.sphere_radius}", sites.coords, (z, y, x), 1)
+        if name == "rooms_b4":
+            rooms = [simulate_room(seed).points[:, :3] for seed in range(4)]
+            return self._scene(name, rooms, _ROOMS, extra_z=0)
         if name == "waymo_unet":
             base = self["waymo_b4"]
             z, y, x = (-(-extent // 16) * 16 for extent in base.spatial_shape)
