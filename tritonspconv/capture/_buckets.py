@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.capture._inputs import RowInputs, Signature, StaticBuffers, padded
-from tritonspconv.capture._program import Program, warm_up
+from tritonspconv.capture._program import GraphMemory, Program, warm_up
 from tritonspconv.capture._results import Outputs, Status
 from tritonspconv.capture._state import Saved
 from tritonspconv.capture._tree import leaves
@@ -122,7 +122,7 @@ class GraphedBucket:
         problem: The function and its arguments.
         capacity: Rows of the arguments.
         capacities: Rows of each set of output sites.
-        pool: Memory pool that all graphs of a captured function share.
+        graphs: Memory and stream of all graphs of the captured function.
         after_warm_up: Called before the capture, to undo what warming up changed.
     """
 
@@ -131,7 +131,7 @@ class GraphedBucket:
         problem: Problem,
         capacity: int,
         capacities: list[int],
-        pool: Any,
+        graphs: GraphMemory,
         after_warm_up: Callable[[], None],
     ) -> None:
         self.capacity = capacity
@@ -147,17 +147,16 @@ class GraphedBucket:
         self.generation = 0
         self._differentiable: dict[str, Tensor] = {}
         self._grads: list[Tensor] = []
-        stream = torch.cuda.Stream(device)
         # Forward and backward together: kernel maps make some of their forms in the backward pass,
         # once, and the graph of the backward pass has to hold that.
-        warm_up(lambda: self._differentiate(self._work()), stream)
+        warm_up(lambda: self._differentiate(self._work()), graphs.stream)
         after_warm_up()
-        self._forward = Program(self._work, pool, stream)
+        self._forward = Program(self._work, graphs)
         outputs = self._forward.result
         self._differentiable = self._results_with_gradient(outputs)
         self._grads = [torch.zeros_like(value) for value in self._differentiable.values()]
         self._backward = (
-            Program(lambda: self._differentiate(outputs, self._grads), pool, stream)
+            Program(lambda: self._differentiate(outputs, self._grads), graphs)
             if self._differentiable
             else None
         )

@@ -15,6 +15,7 @@ from torch.nn import Module
 from tritonspconv import nn
 from tritonspconv.capture._buckets import Bucket, GraphedBucket, PaddedBucket, Problem
 from tritonspconv.capture._inputs import RowInputs, Signature
+from tritonspconv.capture._program import GraphMemory
 from tritonspconv.capture._state import (
     Addresses,
     Aliases,
@@ -168,20 +169,24 @@ class Captured:
             args, kwargs = inputs.arguments
             self.function(*args, **kwargs)
         sizes = capacities or [math.ceil(1.25 * n)]
-        pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
+        graphs = None
+        if self._device.type == "cuda":
+            graphs = GraphMemory(torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device))
         buckets: list[Bucket] = []
         # The largest first: the smaller ones then use its memory again.
         for capacity in sorted(set(sizes), reverse=True):
             inner = [max(math.ceil(size / n * capacity * headroom), 1) for size in plan.sizes]
             with rehearsal(self._modules), without_autocast_cache(), self._aliases.in_place():
-                buckets.append(self._bucket(problem, capacity, inner, pool))
+                buckets.append(self._bucket(problem, capacity, inner, graphs))
         return buckets[::-1]
 
-    def _bucket(self, problem: Problem, capacity: int, inner: list[int], pool: Any) -> Bucket:
-        if pool is None:
+    def _bucket(
+        self, problem: Problem, capacity: int, inner: list[int], graphs: GraphMemory | None
+    ) -> Bucket:
+        if graphs is None:
             return PaddedBucket(problem, capacity, inner)
         before = Saved(problem.buffers)
-        return GraphedBucket(problem, capacity, inner, pool, before.restore)
+        return GraphedBucket(problem, capacity, inner, graphs, before.restore)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call: by a graph where it fits, else as ``on_overflow`` says."""

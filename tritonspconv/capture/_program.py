@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
 _WARM_UPS = 2
+
+
+class GraphMemory(NamedTuple):
+    """What all graphs of a captured function share.
+
+    Attributes:
+        pool: Their memory, from ``torch.cuda.graph_pool_handle``.
+        stream: Where they are captured. Autograd ties a parameter to the stream of its first use,
+            and runs a backward pass on the stream of its forward pass.
+    """
+
+    pool: Any
+    stream: torch.cuda.Stream
 
 
 def warm_up(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
@@ -27,9 +40,7 @@ class Program(Generic[T]):
 
     Args:
         work: The work; it reads and writes static memory only.
-        pool: Memory pool that graphs share, from ``torch.cuda.graph_pool_handle``.
-        stream: Where to capture. A backward pass runs on the stream of its forward pass, so both
-            need the same one.
+        memory: Memory and stream of the graph.
 
     Attributes:
         result: What ``work`` returned while it was captured; tensors in it are static.
@@ -38,7 +49,8 @@ class Program(Generic[T]):
         RuntimeError: The work does something that a graph cannot hold.
     """
 
-    def __init__(self, work: Callable[[], T], pool: Any, stream: torch.cuda.Stream) -> None:
+    def __init__(self, work: Callable[[], T], memory: GraphMemory) -> None:
+        pool, stream = memory
         torch.cuda.synchronize(stream.device)
         self._graph = torch.cuda.CUDAGraph()
         try:

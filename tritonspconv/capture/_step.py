@@ -13,7 +13,7 @@ from tritonspconv import nn
 from tritonspconv.capture._buckets import Bucket, Problem, run_padded
 from tritonspconv.capture._captured import Captured, Overflow, check_options
 from tritonspconv.capture._inputs import RowInputs, StaticBuffers
-from tritonspconv.capture._program import Program, warm_up
+from tritonspconv.capture._program import GraphMemory, Program, warm_up
 from tritonspconv.capture._results import Outputs, Status
 from tritonspconv.capture._state import Saved
 from tritonspconv.capture._tree import leaves
@@ -101,10 +101,12 @@ class CapturedStep(Captured):
         with torch.enable_grad():
             return super().__call__(*args, **kwargs)
 
-    def _bucket(self, problem: Problem, capacity: int, inner: list[int], pool: Any) -> Bucket:
-        if pool is None:
+    def _bucket(
+        self, problem: Problem, capacity: int, inner: list[int], graphs: GraphMemory | None
+    ) -> Bucket:
+        if graphs is None:
             return _PaddedStep(problem, capacity, inner, self._optimizer)
-        return _GraphedStep(problem, capacity, inner, self._optimizer, pool)
+        return _GraphedStep(problem, capacity, inner, self._optimizer, graphs)
 
     def _run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
@@ -150,10 +152,10 @@ class _GraphedStep:
         capacity: int,
         capacities: list[int],
         optimizer: torch.optim.Optimizer,
-        pool: Any,
+        graphs: GraphMemory,
     ) -> None:
         self.capacity = capacity
-        self._problem, self._optimizer, self._pool = problem, optimizer, pool
+        self._problem, self._optimizer, self._graphs = problem, optimizer, graphs
         self._buffers = StaticBuffers(problem.example, problem.signature, capacity, frozenset())
         self._buffers.load_example(leaves(problem.example))
         device = self._buffers.count.device
@@ -161,10 +163,9 @@ class _GraphedStep:
         self._status = Status(self._plan)
         self._before = Saved(problem.buffers)
         warmed = Saved(problem.buffers)
-        self._stream = torch.cuda.Stream(device)
-        warm_up(self._gradients, self._stream)
+        warm_up(self._gradients, graphs.stream)
         warmed.restore()
-        self._compute = Program(self._gradients, pool, self._stream)
+        self._compute = Program(self._gradients, graphs)
         self._grads = [alias.grad for alias in problem.aliases]
         for grad in self._grads:
             if grad is not None:
@@ -201,14 +202,14 @@ class _GraphedStep:
         parameters = Saved(self._problem.parameters)
         known = {id(t) for t in _state_tensors(optimizer)}
         state = Saved(_state_tensors(optimizer))
-        warm_up(optimizer.step, self._stream)
+        warm_up(optimizer.step, self._graphs.stream)
         parameters.restore()
         state.restore()
         with torch.no_grad():
             for tensor in _state_tensors(optimizer):
                 if id(tensor) not in known:
                     tensor.zero_()
-        return Program(optimizer.step, self._pool, self._stream)
+        return Program(optimizer.step, self._graphs)
 
     def _current_settings(self) -> list[dict[str, Any]]:
         return [
