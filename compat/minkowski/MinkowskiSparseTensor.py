@@ -341,11 +341,9 @@ class SparseTensor(Tensor):
         return points.inverse_mapping(self.coordinate_map_key)
 
     def _field_like(self, points: TensorField | SparseTensor, features: TorchTensor) -> TensorField:
-        from compat.minkowski.MinkowskiTensorField import TensorField
-
-        if isinstance(points, TensorField):
+        if not isinstance(points, SparseTensor):
             return points._with_features(features)
-        return TensorField(
+        return self._field_class(
             features,
             coordinates=self.C[points.inverse_mapping].to(features.dtype),
             coordinate_manager=self._manager,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor as TorchTensor
@@ -25,6 +25,8 @@ from tritonspconv.graph_capture import refuse_capture
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from compat.minkowski.MinkowskiTensorField import TensorField
 
 __all__ = [
     "COORDINATE_KEY_DIFFERENT_ERROR",
@@ -98,6 +100,10 @@ class Tensor:
 
     The base of :class:`SparseTensor` and :class:`TensorField`.
     """
+
+    # The class of fields. Its module sets it, so that sparse tensors make fields without an import
+    # of the module that imports theirs.
+    _field_class: ClassVar[type[TensorField]]
 
     quantization_mode: SparseTensorQuantizationMode
     _F: TorchTensor

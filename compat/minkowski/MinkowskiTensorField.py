@@ -231,3 +231,6 @@ class TensorField(Tensor):
             f"  coordinate_field_map_key={self.coordinate_field_map_key}\n"
             f"  coordinate_manager={self._manager}\n  spatial dimension={self._D})"
         )
+
+
+Tensor._field_class = TensorField

@@ -94,8 +94,6 @@ def generated_sites(
         return _made_map(coarse, geometry, tensor_stride, unit)
     grid = coarse.sites.grid
     box = geometry.output_range(grid.lower, grid.upper)
-    if coarse.num_rows:
-        check_fits(*box, unit)
     taps = torch.tensor(geometry.offsets, dtype=torch.int32, device=coarse.sites.device)
     coords = coarse.sites.coords * coarse.sites.coords.new_tensor((1, *stride))
     reached = (coords[:, None] + functional.pad(taps, (1, 0))).flatten(0, 1)

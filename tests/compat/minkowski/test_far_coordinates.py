@@ -34,13 +34,23 @@ def test_generated_sites_reach_the_end_of_int32(cls, device):
     y = layer(line(LAST - 1, FIRST, device=device, tensor_stride=2))
     assert y.C[:, 1].tolist() == [LAST - 1, LAST, FIRST, FIRST + 1]
     wide = getattr(ME, f"Minkowski{cls}")(1, 1, kernel_size=3, stride=2, dimension=1).to(device)
-    with pytest.raises(ValueError, match="which int32 cannot hold"):
+    with pytest.raises(RuntimeError, match="which int32 cannot hold"):
         wide(line(FIRST, device=device, tensor_stride=2))
+
+
+def test_sites_of_windows_that_lie_apart_never_wrap(device):
+    layer = ME.MinkowskiGenerativeConvolutionTranspose(1, 1, kernel_size=3, stride=3, dimension=1)
+    layer = layer.to(device)
+    assert layer(line(FIRST + 11, device=device, tensor_stride=9)).C[:, 1].tolist() == [
+        FIRST + 8, FIRST + 11, FIRST + 14,
+    ]  # fmt: skip
+    with pytest.raises(RuntimeError, match="which int32 cannot hold"):
+        layer(line(FIRST + 2, device=device, tensor_stride=9))
 
 
 def test_expanded_sites_never_wrap(device):
     layer = ME.MinkowskiConvolution(1, 1, kernel_size=3, expand_coordinates=True, dimension=1)
-    with pytest.raises(ValueError, match="which int32 cannot hold"):
+    with pytest.raises(RuntimeError, match="which int32 cannot hold"):
         layer.to(device)(line(LAST, device=device))
 
 
@@ -52,8 +62,13 @@ def test_strided_sites_never_wrap(device):
         lambda: ME.MinkowskiConvolution(1, 1, kernel_size=2, stride=3, dimension=1).to(device)(x),
         lambda: ME.TensorField(x.F, x.C.double()).sparse(3),
     ):
-        with pytest.raises(ValueError, match="int32"):
+        with pytest.raises(RuntimeError, match="int32"):
             make()
+    # The cell of the first coordinate would wrap around to the last.
+    manager = x.coordinate_manager
+    key, _ = manager.insert_and_map(torch.tensor([[0, LAST]], device=device), 3)
+    rows, cells = manager.stride_map(x.coordinate_map_key, key)
+    assert len(rows) == len(cells) == 0
 
 
 def test_windows_do_not_reach_around(device):
