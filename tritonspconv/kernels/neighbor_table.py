@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def lookup_table(
-    coords: Int32[Tensor, "n 1+D"],
+    coords: Int32[Tensor, "n axes"],
     offsets: tuple[IntTuple, ...],
     index: SiteIndex,
     grid: CellGrid,
@@ -43,7 +43,7 @@ def lookup_table(
 
 
 def reach_table(
-    out_coords: Int32[Tensor, "n_out 1+D"],
+    out_coords: Int32[Tensor, "n_out axes"],
     offsets: tuple[IntTuple, ...],
     stride: IntTuple,
     divide: bool,
@@ -74,7 +74,7 @@ def reach_table(
 
 def reverse_table(
     rows: Int32[Tensor, "V n_out"],
-    in_coords: Int32[Tensor, "n_in 1+D"],
+    in_coords: Int32[Tensor, "n_in axes"],
     offsets: tuple[IntTuple, ...],
     stride: IntTuple,
     divide: bool,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def scatter_table(
-    in_coords: Int32[Tensor, "n_in 1+D"],
+    in_coords: Int32[Tensor, "n_in axes"],
     offsets: tuple[IntTuple, ...],
     stride: IntTuple,
     divide: bool,

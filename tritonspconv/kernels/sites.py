@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tritonspconv.kernels.window import IntTuple, Window
 
 
-def build_index(coords: Int32[Tensor, "n 1+D"], grid: CellGrid) -> SiteIndex:
+def build_index(coords: Int32[Tensor, "n axes"], grid: CellGrid) -> SiteIndex:
     """Index ``coords`` by key; rows outside the grid are left out.
 
     Args:
@@ -32,7 +32,7 @@ def build_index(coords: Int32[Tensor, "n 1+D"], grid: CellGrid) -> SiteIndex:
     return _back_end(coords.device, len(grid.shape)).build_index(coords, grid)
 
 
-def sorted_index(coords: Int32[Tensor, "n 1+D"], grid: CellGrid) -> SiteIndex:
+def sorted_index(coords: Int32[Tensor, "n axes"], grid: CellGrid) -> SiteIndex:
     """Index ``coords`` by sorted keys, on every device; arguments as for :func:`build_index`."""
     return _torch_sites.build_index(coords, grid)
 
@@ -51,7 +51,7 @@ def find_rows(index: SiteIndex, keys: Int64[Tensor, "m"]) -> Int64[Tensor, "m"]:
 
 
 def reached_sites(
-    coords: Int32[Tensor, "n 1+D"],
+    coords: Int32[Tensor, "n axes"],
     offsets: Window,
     stride: IntTuple,
     divide: bool,
