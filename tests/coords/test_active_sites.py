@@ -110,7 +110,7 @@ def test_has_repeats_finds_rows_far_apart_and_leaves_out_what_lies_outside(devic
 def test_has_repeats_by_the_index_of_a_gpu(triton_device, monkeypatch):
     use_triton(monkeypatch, "sites")
     sites = random_sites(60, extent=8, outside=9, device=triton_device)
-    assert sites.index.kind == "blocks"
+    assert sites.index.kind == "pages"
     assert sites.may_repeat
     assert not sites.has_repeats()
     assert not sites.may_repeat

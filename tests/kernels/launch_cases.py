@@ -61,7 +61,7 @@ def _sorted_index(n: int) -> SiteIndex:
 
 
 def _block_index(n: int) -> SiteIndex:
-    return SiteIndex("blocks", torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32))
+    return SiteIndex("pages", torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32))
 
 
 def _bitmap_index(n: int) -> SiteIndex:

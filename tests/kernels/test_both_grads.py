@@ -4,24 +4,24 @@ import pytest
 import torch
 
 from tests._oracle import table_triples
-from tests.kernels.test_pair_blocks import random_rows
+from tests.kernels.test_pair_panels import random_rows
 from tritonspconv import reference
 from tritonspconv.kernel_map import NeighborTable
 from tritonspconv.kernels.eager import pairs
 from tritonspconv.kernels.eager.conv_grads import both_grads
-from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs
+from tritonspconv.kernels.eager.pairs import PairPanels, TapPairs
 from tritonspconv.testing import assert_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
-@pytest.fixture(params=[False, True], ids=["one-block", "small-blocks"], autouse=True)
-def _block_size(request, monkeypatch):
+@pytest.fixture(params=[False, True], ids=["one-panel", "small-panels"], autouse=True)
+def _panel_size(request, monkeypatch):
     if request.param:
         monkeypatch.setattr(pairs, "_pairs_per_tap", lambda channels: 1)
 
 
-def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=None):
+def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, panels=None):
     volume, n_in = rows.shape
     feats, grad = (torch.randn(s).to(dtype) for s in ((n_in, c_in), (n_out, c_out)))
     weight = torch.randn(c_out, volume, c_in).to(dtype).permute(1, 2, 0)
@@ -34,7 +34,7 @@ def check(rows, n_out, c_in, c_out, dtype=torch.float32, mirrored=False, blocks=
         return torch.autograd.grad(made, (x, w), grad.to(of_dtype), materialize_grads=True)
 
     out = torch.full_like(weight, torch.nan)
-    of_feats = both_grads(feats, grad, weight, out, rows, mirrored=mirrored, blocks=blocks)
+    of_feats = both_grads(feats, grad, weight, out, rows, mirrored=mirrored, panels=panels)
     assert of_feats.dtype == dtype
     results = zip((of_feats, out), oracle(torch.float64), oracle(dtype), strict=True)
     for result, truth, plain in results:
@@ -65,7 +65,7 @@ def test_a_tap_through_which_all_meet_themselves():
         (torch.nonzero(row >= 0).squeeze(1), row[row >= 0]) if v != 4 else (row[:0], row[:0])
         for v, row in enumerate(rows)
     ]
-    check(rows, 50, 6, 9, blocks=PairBlocks(rows, TapPairs.joined(taps, identity=4)))
+    check(rows, 50, 6, 9, panels=PairPanels(rows, TapPairs.joined(taps, identity=4)))
 
 
 def test_gradient_of_another_dtype_and_layout():

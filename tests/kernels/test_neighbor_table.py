@@ -24,7 +24,7 @@ from tritonspconv.kernels.triton import neighbor_table as kernels
 from tritonspconv.kernels.triton import sites as site_kernels
 from tritonspconv.kernels.triton.invert_table import invert_table
 
-KINDS = ["cells", "blocks", "sorted", "generated"]
+KINDS = ["cells", "pages", "sorted", "generated"]
 SUBM = {
     "1d-k3": ConvGeometry.submanifold((3,), (1,)),
     "2d-k3x5": ConvGeometry.submanifold((3, 5), (2, 1)),
@@ -59,7 +59,7 @@ def index_of(sites: ActiveSites, kind: str) -> SiteIndex:
         coords, index, _ = site_kernels.reached_sites(sites.coords, zero, unit, False, grid, grid)
         assert torch.equal(coords, sites.coords), "slots are rows where rows ascend"
         return index
-    shift = {"cells": 0, "blocks": 3, "sorted": None}[kind]
+    shift = {"cells": 0, "pages": 3, "sorted": None}[kind]
     with mock.patch.object(site_kernels, "_choose_shift", return_value=shift):
         return site_kernels.build_index(sites.coords, grid)
 
@@ -98,7 +98,7 @@ def test_lookup_table(triton_device, geometry, kind):
     check_invert(table, sites.num_rows, geometry)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "sorted"])
+@pytest.mark.parametrize("kind", ["pages", "sorted"])
 @pytest.mark.parametrize("n", [0, 1, 63, 65])
 def test_lookup_table_of_few_rows(triton_device, n, kind):
     geometry = SUBM["3d-k3"]
@@ -108,12 +108,12 @@ def test_lookup_table_of_few_rows(triton_device, n, kind):
     check_invert(table, n, geometry)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "generated"])
+@pytest.mark.parametrize("kind", ["pages", "generated"])
 def test_lookup_table_of_distinct_rows(triton_device, kind):
     """Rows outside the grid see themselves, whether or not repeats are looked for."""
     geometry = SUBM["3d-k3"]
     sites = random_sites(
-        100, extent=7, outside=9 * (kind == "blocks"), bounded=kind == "blocks",
+        100, extent=7, outside=9 * (kind == "pages"), bounded=kind == "pages",
         ascending=kind == "generated", device=triton_device,
     )  # fmt: skip
     index = index_of(sites, kind)
@@ -183,8 +183,8 @@ def test_reach_table(triton_device, geometry, kind):
 @pytest.mark.parametrize(("n_in", "n_out"), [(0, 9), (9, 0), (0, 0), (1, 1)])
 def test_reach_table_of_few_rows(triton_device, n_in, n_out):
     geometry = REACH["3d-k3s2"]
-    in_sites, out_sites = (draw(n, 3, "blocks", triton_device) for n in (n_in, n_out))
-    indices = index_of(in_sites, "blocks"), index_of(out_sites, "blocks")
+    in_sites, out_sites = (draw(n, 3, "pages", triton_device) for n in (n_in, n_out))
+    indices = index_of(in_sites, "pages"), index_of(out_sites, "pages")
     table = reach(in_sites, out_sites, geometry, indices, kernels)
     expected = sorted(expected_triples(in_sites, out_sites, geometry))
     assert sorted(table_triples(table)) == expected
@@ -242,7 +242,7 @@ def test_keys_are_not_cut_to_int32(triton_device):
     coords = coords.to(triton_device)
     # In blocks of the size that suits so few sites; smaller ones take the interpreter a minute.
     index = site_kernels.build_index(coords, grid)
-    assert index.kind == "blocks"
+    assert index.kind == "pages"
     offsets = ConvGeometry.submanifold((3, 3), (1, 1)).offsets
     table = NeighborTable(*kernels.lookup_table(coords, offsets, index, grid))
     assert sorted(table_triples(table)) == [(0, 0, 4), (1, 1, 4)]

@@ -70,8 +70,8 @@ def reaching(sites: ActiveSites, table: NeighborTable) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(0, 9), (9, 0), (0, 0), (1, 1)])
 def test_scatter_table_of_few_rows(triton_device, n_in, n_out):
-    in_sites, out_sites = (draw(n, 3, "blocks", triton_device) for n in (n_in, n_out))
-    table, _ = scatter(in_sites, out_sites, HALVE, index_of(out_sites, "blocks"), kernels)
+    in_sites, out_sites = (draw(n, 3, "pages", triton_device) for n in (n_in, n_out))
+    table, _ = scatter(in_sites, out_sites, HALVE, index_of(out_sites, "pages"), kernels)
     assert table.rows.shape == (8, n_out)
     expected = sorted(expected_triples(in_sites, out_sites, HALVE))
     assert sorted(table_triples(table)) == expected
@@ -84,16 +84,16 @@ def test_repeats_that_reach_nothing_are_not_told(triton_device):
     geometry = ConvGeometry((2,), (2,), (0,), (1,))
     in_sites = ActiveSites(coords, Grid((0,), (5,), 1))
     out_sites = ActiveSites(coords[:1], Grid((0,), (2,), 1))
-    index = index_of(out_sites, "blocks")
+    index = index_of(out_sites, "pages")
     assert not scatter(in_sites, out_sites, geometry, index, kernels)[1]
     in_sites = ActiveSites(coords[[0, 3, 0]], in_sites.grid)
     assert scatter(in_sites, out_sites, geometry, index, kernels)[1]
 
 
 def test_columns_in_order_of_masks(triton_device, monkeypatch):
-    in_sites = draw(150, 3, "blocks", triton_device)
-    out_sites = some_outputs(in_sites, HALVE, "blocks")
-    index = index_of(out_sites, "blocks")
+    in_sites = draw(150, 3, "pages", triton_device)
+    out_sites = some_outputs(in_sites, HALVE, "pages")
+    index = index_of(out_sites, "pages")
     plain, _ = scatter(in_sites, out_sites, HALVE, index, kernels)
     monkeypatch.setattr(_column_order, "MIN_ROWS_TO_ORDER", 1)
     ordered, _ = scatter(in_sites, out_sites, HALVE, index, kernels)

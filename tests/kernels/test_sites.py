@@ -48,7 +48,7 @@ def test_reached_sites(triton_device, n, geometry, lower):
     assert coords.dtype == torch.int32
     assert coords.cpu().tolist() == expected.tolist()
     assert torch.equal(coords.cpu(), launch(eager, sites, geometry, grid)[0].cpu())
-    assert index.kind == ("bitmap" if n else "blocks")
+    assert index.kind == ("bitmap" if n else "pages")
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3, 4])
@@ -136,7 +136,7 @@ def test_index_of_more_blocks_than_one_program_counts(triton_device, monkeypatch
 def check_index_of_blocks(sites, shift, repeats, monkeypatch):
     monkeypatch.setattr(kernels, "_choose_shift", lambda n, cells: shift)
     index = kernels.build_index(sites.coords, sites.grid)
-    assert (index.kind, index.shift) == ("blocks", shift)
+    assert (index.kind, index.shift) == ("pages", shift)
     expected: dict[int, int] = {}
     for row, key in enumerate(sites.grid.keys(sites.coords).tolist()):
         if key >= 0:

@@ -129,7 +129,7 @@ class ActiveSites:
         held = self._index
         if self.count is not None:
             return None
-        if self._repeats is None and held is not None and held.kind == "blocks":
+        if self._repeats is None and held is not None and held.kind == "pages":
             return held.table[-1]
         return self._repeats if isinstance(self._repeats, Tensor) else None
 

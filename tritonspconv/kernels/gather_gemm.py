@@ -47,10 +47,10 @@ def gather_gemm(
         [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
         float64). Rows for padding columns of the table are zero.
     """
-    rows, mask, order, blocks, mirrored, count = table
+    rows, mask, order, panels, mirrored, count = table
     return _back_end(rows.device).gather_gemm(
         feats, weight, bias, rows, mask, order, mirrored=mirrored, precision=precision,
-        norm=norm, residual=residual, relu=relu, blocks=blocks, count=count,
+        norm=norm, residual=residual, relu=relu, panels=panels, count=count,
     )  # fmt: skip
 
 

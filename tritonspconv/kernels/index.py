@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-IndexKind = Literal["sorted", "blocks", "bitmap"]
+IndexKind = Literal["sorted", "pages", "bitmap"]
 
 
 class CellGrid(Protocol):
@@ -37,16 +37,17 @@ class SiteIndex(NamedTuple):
     """A lookup structure over the active cells of a grid.
 
     Attributes:
-        kind: ``"sorted"`` (any device): keys in ascending order, and their rows. ``"blocks"``
-            (Triton, given sites): ``2**shift`` consecutive keys are a block, and an occupied one
-            has a slot of rows. ``"bitmap"`` (Triton, generated sites, whose rows ascend by key): a
-            site's row is the rank of its bit.
-        table: sorted: int64 [N] keys. blocks, bitmap: int64 words, the lower half 32 bits of blocks
-            or cells, the upper half the slot or row of the first one that is set; counters behind
-            them; for blocks last, whether rows repeat a site.
-        rows: sorted: int64 [N]. blocks: int32 [slots * 2**shift], ``2**31 - 1 - row`` of each cell
+        kind: ``"sorted"`` (any device): keys in ascending order, and their rows. ``"pages"``
+            (Triton, given sites): ``2**shift`` consecutive keys are a page, and a page with a site
+            has a slot of rows. ``"bitmap"`` (Triton, generated sites, whose rows ascend by key):
+            the rank of a site's bit is its row.
+        table: sorted: int64 [N], the keys. pages and bitmap: int64 words. The lower half of a word
+            has the bits of 32 pages or cells. Its upper half has the slot or the row of the first
+            bit that is set. Counters follow the words; the last entry of pages says whether rows
+            repeat a site.
+        rows: sorted: int64 [N]. pages: int32 [slots * 2**shift], ``2**31 - 1 - row`` for each cell
             of a slot, 0 where there is no site. bitmap: None.
-        shift: blocks: log2 of the keys in a block.
+        shift: pages: log2 of the keys in a page.
     """
 
     kind: IndexKind

@@ -24,7 +24,7 @@ def pays_to_order(table: NeighborTable, volume: int, c_in: int, c_out: int) -> b
         c_in: Input channels of the layer.
         c_out: Output channels of the layer.
     """
-    if table.order is not None or table.blocks is not None:
+    if table.order is not None or table.panels is not None:
         return False
     rows = table.rows
     return _back_end(rows.device).pays_to_order(rows.shape[1], volume, c_in, c_out)

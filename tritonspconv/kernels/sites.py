@@ -26,7 +26,7 @@ def build_index(coords: Int32[Tensor, "n axes"], grid: CellGrid) -> SiteIndex:
         grid: Their grid.
 
     Returns:
-        An index of the kind that the map kernels of this device read: ``"blocks"`` for Triton,
+        An index of the kind that the map kernels of this device read: ``"pages"`` for Triton,
         sorted keys for torch and for grids whose blocks would take too much memory.
     """
     return _back_end(coords.device, len(grid.shape)).build_index(coords, grid)

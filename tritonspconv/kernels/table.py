@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Int32
 
-    from tritonspconv.kernels.eager.pairs import PairBlocks
+    from tritonspconv.kernels.eager.pairs import PairPanels
     from tritonspconv.kernels.operand import Operand
 
 
@@ -23,7 +23,7 @@ class NeighborTable(NamedTuple):
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
             None on a CPU, whose kernels have no need of it.
         order: int32 [n], the row that each column stands for; None: column c is row c.
-        blocks: The pairs in the form that the torch kernels multiply, listed on first use; None: a
+        panels: The pairs in the form that the torch kernels multiply, listed on first use; None: a
             table of the Triton kernels, which have no need of it.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
         real_columns: int64 [], how many columns stand for real rows, on the device; None: all. The
@@ -34,7 +34,7 @@ class NeighborTable(NamedTuple):
     rows: Tensor
     mask: Tensor | None
     order: Tensor | None
-    blocks: PairBlocks | None = None
+    panels: PairPanels | None = None
     mirrored: bool = False
     real_columns: Tensor | None = None
 

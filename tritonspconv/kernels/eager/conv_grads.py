@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.eager.gather_gemm import gather_gemm, sum_products
-from tritonspconv.kernels.eager.pairs import PairBlocks, largest_tap
+from tritonspconv.kernels.eager.pairs import PairPanels, largest_tap
 from tritonspconv.kernels.eager.weight_grad import weight_grad
 from tritonspconv.kernels.table import ConvMap, in_listed_order
 
@@ -28,11 +28,11 @@ def conv_grads(
             pairs, tap_ptr, mirrored = kernel_map.pair_list
             weight_grad(x, g, pairs, tap_ptr, out, mirrored=mirrored)
         return None
-    rows, mask, order, blocks, mirrored, _ = kernel_map.in_table
+    rows, mask, order, panels, mirrored, _ = kernel_map.in_table
     if grad_weight is not None:
-        return both_grads(feats, grad, weight, grad_weight, rows, mirrored=mirrored, blocks=blocks)
+        return both_grads(feats, grad, weight, grad_weight, rows, mirrored=mirrored, panels=panels)
     return gather_gemm(
-        grad, weight.transpose(1, 2), None, rows, mask, order, mirrored=mirrored, blocks=blocks
+        grad, weight.transpose(1, 2), None, rows, mask, order, mirrored=mirrored, panels=panels
     )
 
 
@@ -44,12 +44,12 @@ def both_grads(
     rows: Tensor,
     *,
     mirrored: bool,
-    blocks: PairBlocks | None = None,
+    panels: PairPanels | None = None,
 ) -> Tensor:
     """Return the gradient of ``feats``, and fill ``out`` with that of ``weight``.
 
     What ``gather_gemm`` and ``weight_grad`` return one after the other; but a row of ``grad`` is
-    gathered once for both, while the rows of ``feats`` beside it are those of a block of columns,
+    gathered once for both, while the rows of ``feats`` beside it are those of a panel of columns,
     and no second list of pairs is needed.
 
     Args:
@@ -59,7 +59,7 @@ def both_grads(
         out: Like ``weight``, any float dtype; every element is written.
         rows: int32 [V, n_in], for each input row its output rows or -1.
         mirrored: Tap v of ``rows`` is tap V-1-v of ``weight``.
-        blocks: The pairs of ``rows``; None: list them.
+        panels: The pairs of ``rows``; None: list them.
 
     Returns:
         [n_in, c_in] in the dtype of ``weight``. Sums in float32 (float64 for float64).
@@ -71,9 +71,9 @@ def both_grads(
     sums = totals.zero_().unbind()
     if mirrored:
         matrices, sums = matrices[::-1], sums[::-1]
-    blocks = PairBlocks(rows) if blocks is None else blocks
+    panels = PairPanels(rows) if panels is None else panels
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
-    most = largest_tap(blocks.listed(max(weight.shape[1:])))
+    most = largest_tap(panels.listed(max(weight.shape[1:])))
     scratch = feats.new_empty(most, feats.shape[1])
 
     def add_to_weight(tap: int, columns: Tensor | slice, gradients: Tensor) -> None:
@@ -84,7 +84,7 @@ def both_grads(
             torch.index_select(feats, 0, columns, out=taken)
         sums[tap].addmm_(taken.T, gradients)
 
-    grad_feats = sum_products(grad, matrices, blocks, rows.shape[1], add_to_weight)
+    grad_feats = sum_products(grad, matrices, panels, rows.shape[1], add_to_weight)
     if totals is not out:
         out.copy_(totals)
     return grad_feats.to(weight.dtype)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.kernels.eager.pairs import PairBlock, PairBlocks, largest_tap
+from tritonspconv.kernels.eager.pairs import PairPanel, PairPanels, largest_tap
 from tritonspconv.kernels.operand import Operand
 
 # Bytes of the rows that a core gathers at a time, to find them in its cache.
@@ -41,10 +41,10 @@ def gather_gemm(
     norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
-    blocks: PairBlocks | None = None,
+    panels: PairPanels | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Multiply block by block of columns, then sum by column; None for ``blocks`` lists them."""
+    """Multiply panel by panel of columns, then sum by column; None for ``panels`` lists them."""
     assert isinstance(feats, Tensor), ONLY_TENSORS
     assert isinstance(weight, Tensor), ONLY_TENSORS
     dtype = acc_dtype(feats.dtype)
@@ -52,7 +52,7 @@ def gather_gemm(
     out = sum_products(
         feats.to(dtype),
         matrices[::-1] if mirrored else matrices,
-        PairBlocks(rows) if blocks is None else blocks,
+        PairPanels(rows) if panels is None else panels,
         rows.shape[1],
     )
     if order is not None:
@@ -79,7 +79,7 @@ def clear_padding(rows: Tensor, count: Tensor) -> None:
 def sum_products(
     feats: Tensor,
     matrices: Sequence[Tensor],
-    blocks: PairBlocks,
+    panels: PairPanels,
     n: int,
     use: Use | None = None,
 ) -> Tensor:
@@ -88,34 +88,34 @@ def sum_products(
     Args:
         feats: [N, c_in].
         matrices: V of [c_in, c_out], of the same dtype.
-        blocks: The pairs.
+        panels: The pairs.
         n: How many columns they have.
         use: What else to do with gathered rows, while they are in the cache.
     """
     c_in, c_out = matrices[0].shape
     out = feats.new_empty(n, c_out)
-    listed, identity = blocks.listed(max(c_in, c_out)), blocks.identity
+    listed, identity = panels.listed(max(c_in, c_out)), panels.identity
     # Memory that is used over and over stays in the cache; new memory is cleared page by page.
     at_once = rows_in_cache(c_in, feats.dtype)
-    products = out.new_empty(max((len(block.rows) for block in listed), default=0), c_out)
+    products = out.new_empty(max((len(panel.rows) for panel in listed), default=0), c_out)
     gathered = out.new_empty(min(max(at_once, largest_tap(listed)), len(products)), c_in)
     # Autocast would round the operands of the products below once more.
     with torch.autocast(feats.device.type, enabled=False):
         start = 0
-        for block in listed:
-            end = start + len(block.ends) - 1
-            made, sums = products[: len(block.rows)], out[start:end]
-            _multiply(feats, matrices, block, gathered, made, use)
+        for panel in listed:
+            end = start + len(panel.ends) - 1
+            made, sums = products[: len(panel.rows)], out[start:end]
+            _multiply(feats, matrices, panel, gathered, made, use)
             if identity is not None:
                 # The rows are where they belong, and so are their products.
                 torch.mm(feats[start:end], matrices[identity], out=sums)
-                sums += _sum_by_column(made, block)
+                sums += _sum_by_column(made, panel)
                 if use is not None:
                     use(identity, slice(start, end), feats[start:end])
-            elif block.is_one_each:
-                torch.index_select(made, 0, block.by_column, out=sums)
+            elif panel.is_one_each:
+                torch.index_select(made, 0, panel.by_column, out=sums)
             else:
-                sums.copy_(_sum_by_column(made, block))
+                sums.copy_(_sum_by_column(made, panel))
             start = end
     return out
 
@@ -134,23 +134,23 @@ def _normalise(out: Tensor, norm: ChannelNorm) -> None:
 def _multiply(
     feats: Tensor,
     matrices: Sequence[Tensor],
-    block: PairBlock,
+    panel: PairPanel,
     gathered: Tensor,
     out: Tensor,
     use: Use | None,
 ) -> None:
-    """Write the product of each pair of a block to ``out`` [P, c_out]; ``gathered`` is scratch."""
+    """Write the product of each pair of a panel to ``out`` [P, c_out]; ``gathered`` is scratch."""
     start = 0
-    for first, stop in _runs(block.counts, gathered.shape[0]):
-        counts = block.counts[first:stop]
+    for first, stop in _runs(panel.counts, gathered.shape[0]):
+        counts = panel.counts[first:stop]
         end = start + sum(counts)
         operands = gathered[: end - start]
-        torch.index_select(feats, 0, block.rows[start:end], out=operands)
+        torch.index_select(feats, 0, panel.rows[start:end], out=operands)
         parts = zip(
             range(first, stop),
             operands.split(counts),
             out[start:end].split(counts),
-            block.columns[start:end].split(counts),
+            panel.columns[start:end].split(counts),
             strict=True,
         )
         for tap, operand, product, columns in parts:
@@ -172,8 +172,8 @@ def _runs(counts: list[int], most: int) -> Iterator[tuple[int, int]]:
     yield first, len(counts)
 
 
-def _sum_by_column(products: Tensor, block: PairBlock) -> Tensor:
+def _sum_by_column(products: Tensor, panel: PairPanel) -> Tensor:
     """Return the sum of each column's products, in the order of taps."""
     return F.embedding_bag(
-        block.by_column, products, block.ends, mode="sum", include_last_offset=True
+        panel.by_column, products, panel.ends, mode="sum", include_last_offset=True
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
+from tritonspconv.kernels.eager.pairs import PairPanels, TapPairs, taps_of_table
 from tritonspconv.kernels.table import NeighborTable
 
 
@@ -32,7 +32,7 @@ def table_of(pairs: TapPairs, n: int, count: Tensor | None = None) -> NeighborTa
     if identity is not None:
         torch.arange(n, dtype=torch.int32, device=rows.device, out=rows[identity])
     mask = None if rows.device.type == "cpu" else mask_words(rows)
-    return NeighborTable(rows, mask, None, PairBlocks(rows, pairs), real_columns=count)
+    return NeighborTable(rows, mask, None, PairPanels(rows, pairs), real_columns=count)
 
 
 def invert_table(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tritonspconv.kernels.eager._stable_sort import stable_sort
 
-# Pairs of a block for each tap, times channels. Products of few rows are slow; products of many
+# Pairs of a panel for each tap, times channels. Products of few rows are slow; products of many
 # leave the cache before they are summed.
 _ENTRIES_PER_TAP = 2**15
 _FEWEST_PER_TAP, _MOST_PER_TAP = 512, 2048
-# A window of fewer taps has blocks as large as one of so many.
+# A window of fewer taps has panels as large as one of so many.
 _FEWEST_TAPS = 16
 
 
@@ -42,7 +42,7 @@ def pair_lists(
 def list_inputs(
     rows: Tensor, mask: Tensor | None, order: Tensor | None, n_in: int, count: Tensor | None
 ) -> None:
-    """Return None: the torch kernels multiply ``PairBlocks``, not a table of one row."""
+    """Return None: the torch kernels multiply ``PairPanels``, not a table of one row."""
 
 
 class TapPairs(NamedTuple):
@@ -80,7 +80,7 @@ def taps_of_table(rows: Tensor) -> TapPairs:
     return TapPairs.joined(list(zip(columns, entries, strict=True)))
 
 
-class PairBlock(NamedTuple):
+class PairPanel(NamedTuple):
     """The pairs of some consecutive columns of a table.
 
     Attributes:
@@ -101,19 +101,19 @@ class PairBlock(NamedTuple):
     is_one_each: bool
 
 
-class PairBlocks:
-    """The pairs of a table in blocks of columns; listed on first use and kept.
+class PairPanels:
+    """The pairs of a table in panels of columns; listed on first use and kept.
 
-    One block's products, made tap by tap, stay in the cache until they are summed by column. So
-    few channels take larger blocks.
-    Memory: 8 bytes a pair, and for each size of blocks 12 and 4 a column.
+    One panel's products, made tap by tap, stay in the cache until they are summed by column. So
+    few channels take larger panels.
+    Memory: 8 bytes a pair, and for each size of panels 12 and 4 a column.
 
     Args:
         rows: int32 [V, n], a row or -1.
         pairs: The pairs of ``rows``, where they are known.
 
     Attributes:
-        identity: The tap whose pairs the blocks leave out, see :class:`TapPairs`.
+        identity: The tap whose pairs the panels leave out, see :class:`TapPairs`.
     """
 
     __slots__ = ("_listed", "_pairs", "_rows", "identity")
@@ -122,31 +122,31 @@ class PairBlocks:
         self._rows = rows
         self._pairs = pairs
         self.identity = None if pairs is None else pairs.identity
-        self._listed: dict[int, list[PairBlock]] = {}
+        self._listed: dict[int, list[PairPanel]] = {}
 
-    def listed(self, channels: int) -> list[PairBlock]:
-        """Return the blocks for products of so many channels; together every column, in order."""
+    def listed(self, channels: int) -> list[PairPanel]:
+        """Return the panels for products of so many channels; together every column, in order."""
         per_tap = _pairs_per_tap(channels)
         if per_tap not in self._listed:
             if self._pairs is None:
                 self._pairs = taps_of_table(self._rows)
-            self._listed[per_tap] = _list_blocks(self._pairs, self._rows.shape[1], per_tap)
+            self._listed[per_tap] = _list_panels(self._pairs, self._rows.shape[1], per_tap)
         return self._listed[per_tap]
 
 
-def largest_tap(blocks: list[PairBlock]) -> int:
-    """Return the most pairs that a tap has in a block."""
-    return max((max(block.counts) for block in blocks), default=0)
+def largest_tap(panels: list[PairPanel]) -> int:
+    """Return the most pairs that a tap has in a panel."""
+    return max((max(panel.counts) for panel in panels), default=0)
 
 
 def _pairs_per_tap(channels: int) -> int:
-    """Return a power of two, so that layers of like channels share their blocks."""
+    """Return a power of two, so that layers of like channels share their panels."""
     wanted = min(max(_ENTRIES_PER_TAP // max(channels, 1), _FEWEST_PER_TAP), _MOST_PER_TAP)
     return 1 << wanted.bit_length() - 1
 
 
-def _list_blocks(pairs: TapPairs, n: int, per_tap: int) -> list[PairBlock]:
-    """List the pairs of ``n`` columns in blocks that hold about ``per_tap`` of each tap."""
+def _list_panels(pairs: TapPairs, n: int, per_tap: int) -> list[PairPanel]:
+    """List the pairs of ``n`` columns in panels that hold about ``per_tap`` of each tap."""
     if not n:
         return []
     columns, rows, counts, _ = pairs
@@ -155,31 +155,31 @@ def _list_blocks(pairs: TapPairs, n: int, per_tap: int) -> list[PairBlock]:
     width = max(n * wanted // max(total, 1), 1)
     starts = list(range(0, n, width))
     if len(starts) > 1:
-        columns, rows, counts = _by_block(pairs, width, len(starts))
-    # Blocks lie one behind the other in both orders, by tap and by column.
+        columns, rows, counts = _by_panel(pairs, width, len(starts))
+    # Panels lie one behind the other in both orders, by tap and by column.
     by_column = stable_sort(columns)[1].int()
     ends = torch.zeros(n + 1, dtype=torch.int32, device=columns.device)
     held = torch.bincount(columns, minlength=n)
     torch.cumsum(held, dim=0, out=ends[1:])
     is_one_each = total == n and bool((held == 1).all())
-    blocks, first = [], 0
+    panels, first = [], 0
     for number, start in enumerate(starts):
         taps = counts[number * volume : (number + 1) * volume]
         last = first + sum(taps)
-        block_ends = ends[start : start + width + 1] - first
+        panel_ends = ends[start : start + width + 1] - first
         places = by_column[first:last] - first
         held_pairs = rows[first:last], columns[first:last]
-        blocks.append(PairBlock(*held_pairs, taps, places, block_ends, is_one_each))
+        panels.append(PairPanel(*held_pairs, taps, places, panel_ends, is_one_each))
         first = last
-    return blocks
+    return panels
 
 
-def _by_block(pairs: TapPairs, width: int, blocks: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return columns and entries by block of ``width`` columns, then by tap; and their counts."""
+def _by_panel(pairs: TapPairs, width: int, panels: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return columns and entries by panel of ``width`` columns, then by tap; and their counts."""
     columns, rows, counts, _ = pairs
     volume, device = len(counts), columns.device
     if _ascend(columns, counts):
-        return _cut_taps(pairs, width, blocks)
+        return _cut_taps(pairs, width, panels)
     taps = torch.repeat_interleave(
         torch.arange(volume, dtype=torch.int32, device=device),
         torch.tensor(counts, device=device),
@@ -187,7 +187,7 @@ def _by_block(pairs: TapPairs, width: int, blocks: int) -> tuple[Tensor, Tensor,
     )
     key = torch.div(columns, width, rounding_mode="floor").mul_(volume).add_(taps)
     order = stable_sort(key)[1]
-    counts = torch.bincount(key, minlength=blocks * volume).tolist()
+    counts = torch.bincount(key, minlength=panels * volume).tolist()
     return columns.index_select(0, order), rows.index_select(0, order), counts
 
 
@@ -200,15 +200,15 @@ def _ascend(columns: Tensor, counts: list[int]) -> bool:
     return set(starts.tolist()) <= set(itertools.accumulate(counts))
 
 
-def _cut_taps(pairs: TapPairs, width: int, blocks: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return what :func:`_by_block` does, of taps whose columns ascend: without a sort."""
+def _cut_taps(pairs: TapPairs, width: int, panels: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return what :func:`_by_panel` does, of taps whose columns ascend: without a sort."""
     columns, rows, counts, _ = pairs
-    ends = torch.arange(1, blocks, dtype=columns.dtype, device=columns.device) * width
+    ends = torch.arange(1, panels, dtype=columns.dtype, device=columns.device) * width
     sizes: list[int] = []
     for tap in columns.split(counts):
         cuts = [0, *torch.searchsorted(tap, ends).tolist(), tap.shape[0]]
         sizes += [end - start for start, end in itertools.pairwise(cuts)]
-    order = [tap * blocks + block for block in range(blocks) for tap in range(len(counts))]
+    order = [tap * panels + panel for panel in range(panels) for tap in range(len(counts))]
     columns, rows = (
         torch.cat([parts[at] for at in order])
         for parts in (columns.split(sizes), rows.split(sizes))

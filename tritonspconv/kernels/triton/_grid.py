@@ -157,9 +157,9 @@ def is_narrow(grid: CellGrid, offsets: Window, stride: IntTuple) -> bool:
 def index_args(index: SiteIndex, unused: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return an index as kernel arguments: its table, its rows, and its size.
 
-    The size is log2 of a block's keys, or the number of sorted keys. ``unused`` stands in for the
+    The size is log2 of a page's keys, or the number of sorted keys. ``unused`` stands in for the
     rows of an index that has none, so that all indices have arguments of the same types: Triton 3.6
     may have a C compiler make a launcher for each list of types.
     """
     rows = unused if index.rows is None else index.rows
-    return index.table, rows, index.shift if index.kind == "blocks" else index.table.shape[0]
+    return index.table, rows, index.shift if index.kind == "pages" else index.table.shape[0]

@@ -208,7 +208,7 @@ def find_rows(key, valid, table_ptr, rows_ptr, size, KIND: tl.constexpr):
     """
     if KIND == "bitmap":
         row, found = find_ranks(key, valid, table_ptr)
-    elif KIND == "blocks":
+    elif KIND == "pages":
         slot, occupied = find_ranks(key >> size, valid, table_ptr)
         stored = tl.load(rows_ptr + slot_entries(slot, key, size), mask=occupied, other=0)
         row, found = stored ^ LAST_ROW, stored > 0

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.kernels.eager.pairs import PairBlocks
+from tritonspconv.kernels.eager.pairs import PairPanels
 from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._bits import bitwise_or, popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
@@ -182,7 +182,7 @@ def gather_gemm(
     norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
-    blocks: PairBlocks | None = None,
+    panels: PairPanels | None = None,
     count: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:

@@ -41,7 +41,7 @@ _MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
 
 
 @triton.jit(do_not_specialize=["n", "batch_size", "shift"])
-def mark_blocks_kernel(
+def mark_pages_kernel(
     coords_ptr,
     words_ptr,
     n,
@@ -52,14 +52,14 @@ def mark_blocks_kernel(
     NDIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Set the bit of every block that a row lies in."""
+    """Set the bit of every page that a row lies in."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
-    block = key >> shift
-    word = tl.load(words_ptr + (block >> 5), mask=inside, other=-1)
-    unset = ((word >> (block & 31)) & 1) == 0
-    bit = tl.full(block.shape, 1, tl.int64) << (block & 31)
-    tl.atomic_or(words_ptr + (block >> 5), bit, mask=unset, sem="relaxed")
+    page = key >> shift
+    word = tl.load(words_ptr + (page >> 5), mask=inside, other=-1)
+    unset = ((word >> (page & 31)) & 1) == 0
+    bit = tl.full(page.shape, 1, tl.int64) << (page & 31)
+    tl.atomic_or(words_ptr + (page >> 5), bit, mask=unset, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["n", "n_table", "batch_size", "shift"])
@@ -76,7 +76,7 @@ def insert_kernel(
     NDIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Store every row in its block's slot; the lowest of those that repeat a site stays.
+    """Store every row in its page's slot; the lowest of those that repeat a site stays.
 
     The table's last entry is set where any site was repeated.
     """
@@ -230,7 +230,7 @@ def write_sites_kernel(
 
 
 def _choose_shift(n: int, cells: int) -> int | None:
-    """Return log2 of the cells in a block for ``n`` sites, or None where an index is too large.
+    """Return log2 of the cells in a page for ``n`` sites, or None where an index is too large.
 
     Of all sizes this one takes the least memory, words and slots together.
     """
@@ -263,13 +263,13 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     if n and n_words:
         blocks, box = (num_blocks(n, _BLOCK_N),), seal_box(grid)
         kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
-        mark = bind(mark_blocks_kernel, **kind)
+        mark = bind(mark_pages_kernel, **kind)
         mark(blocks, device, coords, table, n, grid.batch_size, *box, shift)
         allot = bind(allot_kernel, BLOCK=_BLOCK_ALLOTTED, num_warps=4)
         allot((num_blocks(n_words, _BLOCK_ALLOTTED),), device, table, n_words)
         insert = bind(insert_kernel, **kind)
         insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, *box, shift)
-    return SiteIndex("blocks", table, slots, shift)
+    return SiteIndex("pages", table, slots, shift)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""The pairs of a table in blocks of columns, and products made block by block (torch)."""
+"""The pairs of a table in panels of columns, and products made panel by panel (torch)."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from tritonspconv.kernel_map import kernel_map
 from tritonspconv.kernels.eager import gather_gemm as kernels
 from tritonspconv.kernels.eager import pairs
 from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
-from tritonspconv.kernels.eager.pairs import PairBlocks, TapPairs, taps_of_table
+from tritonspconv.kernels.eager.pairs import PairPanels, TapPairs, taps_of_table
 from tritonspconv.ops import sparse_conv
 from tritonspconv.testing import assert_close, random_sites
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of some 16 to 27 pairs, of which some hold no pair at all."""
+def small_panels(monkeypatch):
+    """Panels of some 16 to 27 pairs, of which some hold no pair at all."""
     monkeypatch.setattr(pairs, "_pairs_per_tap", lambda channels: 1)
 
 
@@ -28,27 +28,27 @@ def random_rows(volume: int, n: int, n_in: int, share: float) -> torch.Tensor:
     return rows
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_panels")
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (8, 200)])
-def test_blocks_hold_the_table(volume, n, share):
+def test_panels_hold_the_table(volume, n, share):
     rows = random_rows(volume, n, 50, share)
     columns = []
-    for block in PairBlocks(rows).listed(8):
-        assert block.rows.dtype == block.by_column.dtype == block.ends.dtype == torch.int32
-        assert sum(block.counts) == len(block.rows) == len(block.by_column)
-        taps = torch.repeat_interleave(torch.arange(volume), torch.tensor(block.counts))
-        for start, end in zip(block.ends[:-1], block.ends[1:], strict=True):
-            places = block.by_column[start:end].long()
+    for panel in PairPanels(rows).listed(8):
+        assert panel.rows.dtype == panel.by_column.dtype == panel.ends.dtype == torch.int32
+        assert sum(panel.counts) == len(panel.rows) == len(panel.by_column)
+        taps = torch.repeat_interleave(torch.arange(volume), torch.tensor(panel.counts))
+        for start, end in zip(panel.ends[:-1], panel.ends[1:], strict=True):
+            places = panel.by_column[start:end].long()
             columns.append(
-                list(zip(taps[places].tolist(), block.rows[places].tolist(), strict=True))
+                list(zip(taps[places].tolist(), panel.rows[places].tolist(), strict=True))
             )
     expected = [[(v, int(row)) for v, row in enumerate(c) if row >= 0] for c in rows.T]
     assert columns == expected
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_of_pairs_in_any_order():
+@pytest.mark.usefixtures("small_panels")
+def test_panels_of_pairs_in_any_order():
     """Within a tap; the sums of columns run over taps all the same."""
     rows = random_rows(8, 200, 50, 0.4)
     columns, entries, counts, _ = taps_of_table(rows)
@@ -57,24 +57,24 @@ def test_blocks_of_pairs_in_any_order():
     for tap_columns, tap_entries in parts:
         order = torch.randperm(len(tap_columns))
         shuffled.append((tap_columns[order], tap_entries[order]))
-    blocks = PairBlocks(rows, TapPairs.joined(shuffled))
-    for ours, theirs in zip(blocks.listed(8), PairBlocks(rows).listed(8), strict=True):
+    panels = PairPanels(rows, TapPairs.joined(shuffled))
+    for ours, theirs in zip(panels.listed(8), PairPanels(rows).listed(8), strict=True):
         assert ours.counts == theirs.counts
         assert torch.equal(ours.ends, theirs.ends)
         assert torch.equal(ours.rows[ours.by_column.long()], theirs.rows[theirs.by_column.long()])
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_panels")
 @pytest.mark.parametrize(("volume", "n"), [(27, 1), (1, 63), (8, 200), (27, 400)])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.4, 1.0])
 def test_taps_whose_columns_ascend_are_cut(volume, n, share, monkeypatch):
-    """To the blocks that a sort makes, which taps in any order take."""
+    """To the panels that a sort makes, which taps in any order take."""
     rows = random_rows(volume, n, 50, share)
     known = taps_of_table(rows)
     assert pairs._ascend(known.columns, known.counts)
-    cut = PairBlocks(rows, known).listed(8)
+    cut = PairPanels(rows, known).listed(8)
     monkeypatch.setattr(pairs, "_ascend", lambda columns, counts: False)
-    for ours, theirs in zip(cut, PairBlocks(rows, known).listed(8), strict=True):
+    for ours, theirs in zip(cut, PairPanels(rows, known).listed(8), strict=True):
         assert ours.counts == theirs.counts
         for name in ("rows", "columns", "by_column", "ends"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
@@ -113,14 +113,14 @@ def test_distinct(n):
         assert torch.equal(distinct(some), torch.unique(some))
 
 
-def test_columns_of_one_pair_each(small_blocks):
+def test_columns_of_one_pair_each(small_panels):
     """A transposed layer that undoes a window without overlap: products are only put in place."""
     down = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
     kmap = kernel_map(random_sites(200, extent=8), down)
-    blocks = kmap.in_table.blocks.listed(8)
-    assert len(blocks) > 2
-    assert all(block.is_one_each for block in blocks)
-    assert not any(block.is_one_each for block in kmap.out_table.blocks.listed(8))
+    panels = kmap.in_table.panels.listed(8)
+    assert len(panels) > 2
+    assert all(panel.is_one_each for panel in panels)
+    assert not any(panel.is_one_each for panel in kmap.out_table.panels.listed(8))
     feats, weight = torch.randn(kmap.n_out, 5).double(), torch.randn(8, 5, 3).double()
     coarse, fine, tap_ptr = kmap.inverse().pairs()
     tap = torch.repeat_interleave(torch.arange(8), tap_ptr.diff())
@@ -129,18 +129,18 @@ def test_columns_of_one_pair_each(small_blocks):
     torch.testing.assert_close(sparse_conv(feats, weight, kmap.inverse()), expected)
 
 
-def test_blocks_are_listed_once():
-    blocks = PairBlocks(random_rows(8, 200, 50, 0.5))
-    assert blocks.listed(64) is blocks.listed(64) is blocks.listed(128)
+def test_panels_are_listed_once():
+    panels = PairPanels(random_rows(8, 200, 50, 0.5))
+    assert panels.listed(64) is panels.listed(64) is panels.listed(128)
 
 
-def test_few_channels_take_larger_blocks():
+def test_few_channels_take_larger_panels():
     kmap = kernel_map(random_sites(20_000, extent=40), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
-    few, many = (kmap.out_table.blocks.listed(channels) for channels in (16, 64))
+    few, many = (kmap.out_table.panels.listed(channels) for channels in (16, 64))
     assert 1 < len(few) < len(many)
-    for blocks in (few, many):
-        assert sum(len(block.ends) - 1 for block in blocks) == kmap.n_out
-        assert sum(len(block.rows) for block in blocks) == kmap.num_pairs() - kmap.n_out
+    for panels in (few, many):
+        assert sum(len(panel.ends) - 1 for panel in panels) == kmap.n_out
+        assert sum(len(panel.rows) for panel in panels) == kmap.num_pairs() - kmap.n_out
     for channels in (0, 1, 16, 17, 32, 64, 65, 1000):
         assert 512 <= pairs._pairs_per_tap(channels) <= 2048
     assert [pairs._pairs_per_tap(channels) for channels in (16, 17, 64, 65, 40_000)] == [
@@ -148,26 +148,26 @@ def test_few_channels_take_larger_blocks():
     ]  # fmt: skip
 
 
-def test_a_map_and_its_mirror_share_their_blocks():
+def test_a_map_and_its_mirror_share_their_panels():
     kmap = kernel_map(random_sites(30, extent=6), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
     assert kmap.in_table.mirrored
-    assert kmap.in_table.blocks is kmap.out_table.blocks
+    assert kmap.in_table.panels is kmap.out_table.panels
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_panels")
 def test_the_centre_of_a_submanifold_map_is_not_listed():
     kmap = kernel_map(random_sites(60, 3, extent=5), ConvGeometry.submanifold((3,) * 3, (1,) * 3))
     table = kmap.out_table
-    assert table.blocks.identity == 13
-    assert all(block.counts[13] == 0 for block in table.blocks.listed(8))
+    assert table.panels.identity == 13
+    assert all(panel.counts[13] == 0 for panel in table.panels.listed(8))
     feats, weight = torch.randn(kmap.n_in, 7), torch.randn(27, 7, 5)
-    listed = PairBlocks(table.rows)
+    listed = PairPanels(table.rows)
     for mirrored in (False, True):
         ours, theirs = (
             kernels.gather_gemm(
-                feats, weight, None, table.rows, None, None, mirrored=mirrored, blocks=blocks
+                feats, weight, None, table.rows, None, None, mirrored=mirrored, panels=panels
             )
-            for blocks in (table.blocks, listed)
+            for panels in (table.panels, listed)
         )
         torch.testing.assert_close(ours, theirs)
 
@@ -180,16 +180,16 @@ def test_a_window_that_repeats_its_centre():
     assert torch.equal(table.rows[:2], own.expand(2, -1))
     feats, weight = torch.randn(sites.num_rows, 4), torch.randn(3, 4, 4)
     ours, theirs = (
-        kernels.gather_gemm(feats, weight, None, table.rows, None, None, mirrored=False, blocks=b)
-        for b in (table.blocks, None)
+        kernels.gather_gemm(feats, weight, None, table.rows, None, None, mirrored=False, panels=b)
+        for b in (table.panels, None)
     )
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_panels")
 @pytest.mark.parametrize("cached", [2**20, 1], ids=["taps together", "tap by tap"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-def test_products_over_many_blocks(monkeypatch, dtype, cached):
+def test_products_over_many_panels(monkeypatch, dtype, cached):
     monkeypatch.setattr(kernels, "_CACHED_BYTES", cached)
     monkeypatch.setattr(kernels, "_FEWEST_ROWS", 3)
     rows = random_rows(8, 200, 50, 0.3)
@@ -204,10 +204,10 @@ def test_products_over_many_blocks(monkeypatch, dtype, cached):
     mask = torch.empty(1, 200, dtype=torch.int32)
     out = kernels.gather_gemm(feats, weight, None, rows, mask, order, mirrored=False)
     assert_close(out, truth, eager=plain)
-    kept = PairBlocks(rows)
+    kept = PairPanels(rows)
     for _ in range(2):
         again = kernels.gather_gemm(
-            feats, weight, None, rows, mask, order, mirrored=False, blocks=kept
+            feats, weight, None, rows, mask, order, mirrored=False, panels=kept
         )
         assert torch.equal(again, out)
 
