@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -115,29 +115,29 @@ def _seal(values: IntTuple) -> IntTuple:
     return tuple(4 * x + 2 for x in values)
 
 
-def seal_box(grid: CellGrid) -> tuple[IntTuple, IntTuple]:
-    """Return a grid's lower corner and shape as sealed kernel arguments; kernels ``unseal`` them.
+def seal_grid(grid: CellGrid) -> IntTuple:
+    """Return a grid's lower corner and shape as one sealed kernel argument; kernels ``unseal`` it.
 
     Triton specialises on an entry of a tuple that is 1 or a multiple of 16, whether or not the
     tuple is in ``do_not_specialize``. It would compile kernels anew for the extents of a scene. A
     sealed value, ``4 * value + 2``, is neither.
     """
-    return _seal(grid.lower), _seal(grid.shape)
+    return _seal((*grid.lower, *grid.shape))
 
 
-def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Window) -> tuple[Any, ...]:
-    """Return the kernel arguments that place a window.
+def box_args(grid: CellGrid, own_grid: CellGrid, offsets: Window) -> tuple[int, IntTuple]:
+    """Return the two kernel arguments that place a window: the batch size, and the box.
 
-    The batch size; then, sealed, lower corner and shape of the grid that the taps lead to, those of
-    the grid of the rows, and the window's corner.
+    The box is a flat, sealed tuple. For each axis it has, in this order: lower corner and shape of
+    the grid that the taps lead to, lower corner and shape of the rows' own grid, and the window's
+    corner.
     """
     batch_size = min(grid.batch_size, own_grid.batch_size)
-    return batch_size, *seal_box(grid), *seal_box(own_grid), _sealed_corner(offsets)
+    return batch_size, _sealed_box(grid, own_grid, window_corner(offsets))
 
 
-@functools.lru_cache(maxsize=512)
-def _sealed_corner(offsets: Window) -> IntTuple:
-    return _seal(window_corner(offsets))
+def _sealed_box(grid: CellGrid, own_grid: CellGrid, corner: IntTuple) -> IntTuple:
+    return _seal((*grid.lower, *grid.shape, *own_grid.lower, *own_grid.shape, *corner))
 
 
 @functools.lru_cache(maxsize=512)

@@ -2,6 +2,8 @@
 
 A thread holds one row and runs through taps that are compile-time constants. The compiler computes
 once what taps have in common, such as the checks of one axis.
+
+``box`` is the tuple of ``_grid.box_args``: sealed numbers, NDIM of each kind, that place a window.
 """
 
 from __future__ import annotations
@@ -21,19 +23,22 @@ _FAR: tl.constexpr = tl.constexpr(3 * 2**29 - 1)
 
 @triton.jit
 def unseal(value):
-    """Undo the sealing of ``_grid.seal_box``."""
+    """Undo the sealing of ``_grid.seal_grid``."""
     return value >> 2
 
 
 @triton.jit
-def row_keys(coords_ptr, rows, mask_n, lower, shape, batch_size, NDIM: tl.constexpr):
-    """Key of each row's own site, int64 [BLOCK_N], and whether the row is inside the grid."""
+def row_keys(coords_ptr, rows, mask_n, box, batch_size, AT: tl.constexpr, NDIM: tl.constexpr):
+    """Key of each row's own site, int64 [BLOCK_N], and whether the row is inside its grid.
+
+    The grid's lower corner stands in ``box`` from AT on, and its shape behind that.
+    """
     at = coords_ptr + rows.to(tl.int64) * (NDIM + 1)
     key = tl.load(at, mask=mask_n, other=-1).to(tl.int64)
     inside = mask_n & (key >= 0) & (key < batch_size)
     for d in tl.static_range(NDIM):
-        cell = tl.load(at + (d + 1), mask=mask_n, other=0).to(tl.int64) - unseal(lower[d])
-        extent = unseal(shape[d])
+        cell = tl.load(at + (d + 1), mask=mask_n, other=0).to(tl.int64) - unseal(box[AT + d])
+        extent = unseal(box[AT + NDIM + d])
         inside = inside & (cell >= 0) & (cell < extent)
         key = key * extent + cell
     return key, inside
@@ -44,8 +49,7 @@ def _row_start(
     coords_ptr,
     rows,
     mask_n,
-    lower,
-    corner,
+    box,
     d: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -53,10 +57,12 @@ def _row_start(
     NARROW: tl.constexpr,
 ):
     own = tl.load(coords_ptr + rows.to(tl.int64) * (NDIM + 1) + (d + 1), mask=mask_n, other=0)
+    lower = unseal(box[d])
+    corner = unseal(box[4 * NDIM + d])
     if DIVIDE:
-        start = own.to(tl.int64) - unseal(lower[d]) * STRIDE[d] - unseal(corner[d])
+        start = own.to(tl.int64) - lower * STRIDE[d] - corner
     else:
-        start = own.to(tl.int64) * STRIDE[d] - unseal(lower[d]) + unseal(corner[d])
+        start = own.to(tl.int64) * STRIDE[d] - lower + corner
     if NARROW:
         start = tl.minimum(tl.maximum(start, -_FAR), _FAR).to(tl.int32)
     return start
@@ -67,8 +73,7 @@ def row_starts(
     coords_ptr,
     rows,
     mask_n,
-    lower,
-    corner,
+    box,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
@@ -86,16 +91,10 @@ def row_starts(
     last: tl.constexpr = NDIM - 1
     return (
         batch,
-        _row_start(coords_ptr, rows, mask_n, lower, corner, 0, STRIDE, DIVIDE, NDIM, NARROW),
-        _row_start(
-            coords_ptr, rows, mask_n, lower, corner, min(1, last), STRIDE, DIVIDE, NDIM, NARROW
-        ),
-        _row_start(
-            coords_ptr, rows, mask_n, lower, corner, min(2, last), STRIDE, DIVIDE, NDIM, NARROW
-        ),
-        _row_start(
-            coords_ptr, rows, mask_n, lower, corner, min(3, last), STRIDE, DIVIDE, NDIM, NARROW
-        ),
+        _row_start(coords_ptr, rows, mask_n, box, 0, STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, box, min(1, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, box, min(2, last), STRIDE, DIVIDE, NDIM, NARROW),
+        _row_start(coords_ptr, rows, mask_n, box, min(3, last), STRIDE, DIVIDE, NDIM, NARROW),
     )
 
 
@@ -146,7 +145,7 @@ def tap_cell(
 def tap_keys(
     starts,
     inside,
-    shape,
+    box,
     v: tl.constexpr,
     TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -158,7 +157,7 @@ def tap_keys(
     key = starts[0]
     for d in tl.static_range(NDIM):
         cell, exists = tap_cell(starts, v, d, TAPS, STRIDE, DIVIDE, NDIM)
-        extent = unseal(shape[d])
+        extent = unseal(box[NDIM + d])
         if NARROW:
             extent = extent.to(tl.int32)
         inside = inside & exists & (cell < extent)

@@ -9,7 +9,6 @@ entries are written once, in contiguous runs.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import triton
@@ -22,6 +21,7 @@ from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._bounds import PADDING_KEY, real_rows
 from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_groups
 from tritonspconv.kernels.triton._grid import (
+    IntTuple,
     Offsets,
     Taps,
     box_args,
@@ -51,6 +51,27 @@ def _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE: tl.constex
         tl.store(order_ptr + offs_n, row.to(tl.int32), mask=offs_n < n)
 
 
+@triton.jit
+def _taking_part(
+    coords_ptr,
+    own_table_ptr,
+    own_rows_ptr,
+    own_size,
+    row,
+    mask_n,
+    box,
+    batch_size,
+    OWN_KIND: tl.constexpr,
+    NDIM: tl.constexpr,
+):
+    """Whether each row lies in its grid, and its own index, if there is one, holds it."""
+    own_key, inside = row_keys(coords_ptr, row, mask_n, box, batch_size, 2 * NDIM, NDIM)
+    if OWN_KIND is not None:
+        site, exists = find_rows(own_key, inside, own_table_ptr, own_rows_ptr, own_size, OWN_KIND)
+        inside = exists & (site == row)
+    return inside
+
+
 @triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
 def lookup_kernel(
     coords_ptr,
@@ -71,11 +92,7 @@ def lookup_kernel(
     n,
     first,
     batch_size,
-    lower,
-    shape,
-    own_lower,
-    own_shape,
-    corner,
+    box,
     KIND: tl.constexpr,
     OWN_KIND: tl.constexpr,
     STAGE: tl.constexpr,
@@ -92,14 +109,53 @@ def lookup_kernel(
     CENTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Look LINES * V taps of each row up, from ``first``, a multiple of 32, on.
+    """Look up LINES * V taps of each row, from tap ``first`` on, a multiple of 32.
 
-    ``_lookup`` tells of the stages, ``_grid.Taps`` of the lines, which a loop runs through. Lines
-    of more than 32 taps in all may straddle two words of the mask: each word is stored after the
-    line that completes it, while its successor's first bits wait above it, in 64 bits.
-    A row that its own index, where there is one, does not hold meets nothing, except that a
-    submanifold row sees itself through tap ``CENTER``. Rows behind the count are padding: their
-    columns stay unwritten, come last in the order, and no kernel reads them.
+    STAGE is ``"plain"``: write entries and masks, column c for row c. Or two launches take its
+    place: ``"masks"`` writes masks and sort keys by row; ``"ordered"`` takes the rows in the order
+    of their keys, and looks up the taps of their masks alone.
+
+    The lines of taps are those of ``_grid.Taps``; a loop runs through them. A line of a window of
+    more than 32 taps may lie in two words of the mask: bits wait in 64 bits until their word is
+    complete. A row that takes no part meets nothing, except that a submanifold row sees itself
+    through tap CENTER. Rows behind the count are padding: their columns stay unwritten, come last
+    in the order, and no kernel reads them.
+
+    Args:
+        coords_ptr: int32 [n, 1 + NDIM], the rows' coordinates.
+        table_ptr: int64, the other side's index (``SiteIndex.table``).
+        index_rows_ptr: int32 or int64, its rows.
+        size: Its size; see ``_grid.index_args``.
+        own_table_ptr: int64, the rows' own index. Read if OWN_KIND is given.
+        own_rows_ptr: int32 or int64, its rows.
+        own_size: Its size.
+        sorted_ptr: int64 [n], the rows in the order of their keys. Ordered only.
+        found_ptr: int32 [n], the masks by row. Ordered only.
+        groups_ptr: int32 [16], the groups of taps of the sort key. Masks only.
+        rows_ptr: int32 [V of the window, n], the entries, written. Plain and ordered.
+        mask_ptr: int32 [words, n], the masks, written.
+        order_ptr: int32 [n], the row of each column, written. Ordered only.
+        key_ptr: int16 [n], the sort keys, written. Masks only.
+        count_ptr: int64 [1], the number of real rows; None: n.
+        n: Number of rows.
+        first: Number of the first tap.
+        batch_size: Number of samples.
+        box: Where the window lies; see ``_grid.box_args``.
+        KIND: Kind of the other side's index.
+        OWN_KIND: Kind of the rows' own index; None: no row repeats another.
+        STAGE: See above.
+        TAPS: The taps of a line; see ``_grid.Taps``.
+        STRIDE: Fine cells per coarse cell.
+        DIVIDE: The rows are fine.
+        NDIM: Number of spatial axes.
+        NARROW: An int32 holds every key; see ``_grid.is_narrow``.
+        V: Number of taps of a line.
+        LINES: Number of lines.
+        LINES_IN_PLANE: Number of lines of a plane.
+        LINE_STEP: Offset between lines.
+        PLANE_STEP: Offset between planes.
+        CENTER: The tap through which a row sees itself, counted from ``first``; -1: none.
+        BLOCK_N: Rows of a program.
     """
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     real = real_rows(count_ptr, n)
@@ -109,7 +165,7 @@ def lookup_kernel(
             _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE)
             return
     if STAGE == "ordered":
-        # What the first look found, in which all conditions on the row took part.
+        # A mask already says which taps have an entry: no condition on the row is left.
         row = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0).to(tl.int32)
         bits = tl.load(found_ptr + row, mask=mask_n, other=0)
         tl.store(order_ptr + offs_n, row, mask=offs_n < n)
@@ -117,17 +173,15 @@ def lookup_kernel(
     else:
         row = offs_n
         bits = tl.zeros_like(row)
-        own_key, inside = row_keys(coords_ptr, row, mask_n, own_lower, own_shape, batch_size, NDIM)
-        if OWN_KIND is not None:
-            site, exists = find_rows(
-                own_key, inside, own_table_ptr, own_rows_ptr, own_size, OWN_KIND
-            )
-            inside = exists & (site == row)
-    starts = row_starts(coords_ptr, row, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+        inside = _taking_part(
+            coords_ptr, own_table_ptr, own_rows_ptr, own_size, row, mask_n, box, batch_size,
+            OWN_KIND, NDIM,
+        )  # fmt: skip
+    starts = row_starts(coords_ptr, row, inside, box, STRIDE, DIVIDE, NDIM, NARROW)
     MANY: tl.constexpr = LINES * V > 32
     if MANY:
         bits = bits.to(tl.int64)
-    # 32 keys of 64 bits at a time would not fit the registers.
+    # 32 keys of 64 bits do not fit the registers at the same time.
     GROUP: tl.constexpr = V if NARROW else 16
     for line in range(LINES):
         plane = moved_starts(starts, line // LINES_IN_PLANE, PLANE_STEP, DIVIDE, NDIM)
@@ -138,13 +192,11 @@ def lookup_kernel(
                 if LINES == 1 and v == CENTER:
                     other, found = row, mask_n
                 else:
-                    key, valid = tap_keys(
-                        begin, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW
-                    )
+                    key, valid = tap_keys(begin, inside, box, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
                     if STAGE == "ordered":
                         valid = mask_n & (((bits >> (line * V + v)) & 1) != 0)
                     if CENTER >= 0 and v == CENTER % V:
-                        # Not looked up: a row outside the grid, which sees itself, has no key.
+                        # A row outside the grid has no key, and yet sees itself: do not look it up.
                         at_center = mask_n & (line == CENTER // V)
                         valid = valid & (line != CENTER // V)
                     other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
@@ -156,13 +208,13 @@ def lookup_kernel(
                     bit = found.to(bits.dtype)
                     bits = bits | (bit << (line * V % 32 + v if MANY else line * V + v))
             if STAGE != "masks":
-                # After all loads of a group, which could not move up across a store.
+                # Store after all loads of the group: no load moves up across a store.
                 column = rows_ptr + (first + line * V + start).to(tl.int64) * n + offs_n
                 for place in tl.static_range(min(GROUP, V - start)):
                     tl.store(column, entries[place], mask=mask_n)
                     column += n
         if MANY:
-            # One or none; a branch would have fewer loads in flight on sm_90.
+            # Store one word or none, by a mask: a branch has fewer loads in flight on sm_90.
             complete = tl.full([BLOCK_N], line * V % 32 + V, tl.int32) >= 32
             word = mask_ptr + ((first + line * V) // 32).to(tl.int64) * n + offs_n
             tl.store(word, bits.to(tl.int32), mask=mask_n & complete)
@@ -208,25 +260,25 @@ def _lookup(
     )
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
     if not has_order(n, volume):
-        kernels, boxes = bound("plain")
+        kernels, place = bound("plain")
         for run, first in kernels:
             run(
                 blocks, device,
                 *inputs, None, None, None, rows, mask, None, None, count,
-                n, first, *boxes,
+                n, first, *place,
             )  # fmt: skip
         return NeighborTable(rows, mask, None, real_columns=count)
     found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
     groups = tap_groups(offsets, device)
-    ((look, _),), boxes = bound("masks")
-    look(blocks, device, *inputs, None, None, groups, None, found, None, keys, count, n, 0, *boxes)
+    ((look, _),), place = bound("masks")
+    look(blocks, device, *inputs, None, None, groups, None, found, None, keys, count, n, 0, *place)
     permutation = torch.sort(keys, stable=True)[1]
     order = torch.empty(n, dtype=torch.int32, device=device)
     ((fill, _),), _ = bound("ordered")
     fill(
         blocks, device,
-        *inputs, permutation, found, None, rows, mask, order, None, count, n, 0, *boxes,
+        *inputs, permutation, found, None, rows, mask, order, None, count, n, 0, *place,
     )  # fmt: skip
     return NeighborTable(rows, mask, order, real_columns=count)
 
@@ -242,7 +294,7 @@ def _bind_lookup(
     grid: CellGrid,
     own_grid: CellGrid,
     stage: str,
-) -> tuple[list[tuple[BoundKernel, int]], tuple[Any, ...]]:
+) -> tuple[list[tuple[BoundKernel, int]], tuple[int, IntTuple]]:
     """Return the kernels of a lookup, with the first tap of each, and their last arguments."""
     narrow = is_narrow(grid, offsets, stride)
     kernels = _lookup_kernels(offsets, stride, divide, center, narrow, kind, own_kind, stage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import triton
@@ -14,6 +13,7 @@ from tritonspconv.kernels.index import CellGrid, IndexKind, SiteIndex
 from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
+    IntTuple,
     Offsets,
     box_args,
     index_args,
@@ -38,11 +38,7 @@ def scatter_kernel(
     repeats_ptr,
     n,
     batch_size,
-    lower,
-    shape,
-    own_lower,
-    own_shape,
-    corner,
+    box,
     KIND: tl.constexpr,
     STEP: tl.constexpr,
     TAP_STEPS: tl.constexpr,
@@ -60,9 +56,9 @@ def scatter_kernel(
     through which tap, ``TAP_STEPS`` apart.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
-    key, valid = tap_keys(starts, inside, shape, 0, STEP, STRIDE, DIVIDE, NDIM, NARROW)
+    _own, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 2 * NDIM, NDIM)
+    starts = row_starts(coords_ptr, rows, inside, box, STRIDE, DIVIDE, NDIM, NARROW)
+    key, valid = tap_keys(starts, inside, box, 0, STEP, STRIDE, DIVIDE, NDIM, NARROW)
     other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
     entry = scratch_ptr + other.to(tl.int64) * V
     for d in tl.static_range(NDIM):
@@ -90,10 +86,10 @@ def scatter_table(
     scratch = new_scratch(n_out, len(offsets), device)
     repeats = torch.zeros(1, dtype=torch.int32, device=device)
     if n and n_out:
-        run, boxes = _bind_scatter(offsets, stride, divide, out_index.kind, out_grid, in_grid)
+        run, place = _bind_scatter(offsets, stride, divide, out_index.kind, out_grid, in_grid)
         run(
             (num_blocks(n, _BLOCK_N),), device,
-            in_coords, *index_args(out_index, in_coords), scratch, repeats, n, *boxes,
+            in_coords, *index_args(out_index, in_coords), scratch, repeats, n, *place,
         )  # fmt: skip
     return table_of(scratch, offsets, count), repeats
 
@@ -106,7 +102,7 @@ def _bind_scatter(
     kind: IndexKind,
     grid: CellGrid,
     own_grid: CellGrid,
-) -> tuple[BoundKernel, tuple[Any, ...]]:
+) -> tuple[BoundKernel, tuple[int, IntTuple]]:
     """Return the kernel of a geometry between two grids, and its last arguments."""
     (step,) = window_steps(offsets, stride, divide)
     if step.volume != 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import triton
@@ -15,9 +14,10 @@ from tritonspconv.kernels.index import CellGrid, ReachedSites, SiteIndex
 from tritonspconv.kernels.triton._bits import popcount
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._grid import (
+    IntTuple,
     box_args,
     is_narrow,
-    seal_box,
+    seal_grid,
     window_steps,
 )
 from tritonspconv.kernels.triton._index import (
@@ -46,15 +46,14 @@ def mark_pages_kernel(
     words_ptr,
     n,
     batch_size,
-    lower,
-    shape,
+    box,
     shift,
     NDIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Set the bit of every page that a row lies in."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
+    key, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 0, NDIM)
     page = key >> shift
     word = tl.load(words_ptr + (page >> 5), mask=inside, other=-1)
     unset = ((word >> (page & 31)) & 1) == 0
@@ -70,8 +69,7 @@ def insert_kernel(
     n,
     n_table,
     batch_size,
-    lower,
-    shape,
+    box,
     shift,
     NDIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -81,7 +79,7 @@ def insert_kernel(
     The table's last entry is set where any site was repeated.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    key, inside = row_keys(coords_ptr, rows, rows < n, lower, shape, batch_size, NDIM)
+    key, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 0, NDIM)
     slot, occupied = find_ranks(key >> shift, inside, words_ptr)
     entry = slots_ptr + slot_entries(slot, key, shift)
     other = tl.atomic_max(entry, rows ^ LAST_ROW, mask=occupied, sem="relaxed")
@@ -96,11 +94,7 @@ def mark_kernel(
     firsts_ptr,
     n,
     batch_size,
-    lower,
-    shape,
-    own_lower,
-    own_shape,
-    corner,
+    box,
     TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -114,12 +108,12 @@ def mark_kernel(
     Which of the rows that reach a site is the first does not matter: it has one.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    _own, inside = row_keys(coords_ptr, rows, rows < n, own_lower, own_shape, batch_size, NDIM)
-    starts = row_starts(coords_ptr, rows, inside, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+    _own, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 2 * NDIM, NDIM)
+    starts = row_starts(coords_ptr, rows, inside, box, STRIDE, DIVIDE, NDIM, NARROW)
     keys = ()
     unset = ()
     for v in tl.static_range(V):
-        key, valid = tap_keys(starts, inside, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
+        key, valid = tap_keys(starts, inside, box, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
         # Several rows reach a site: a load is cheaper than an atomic that changes nothing.
         word = tl.load(words_ptr + (key >> 5), mask=valid, other=-1)
         keys = keys + (key,)  # noqa: RUF005 - Triton has no *
@@ -200,9 +194,7 @@ def write_sites_kernel(
     firsts_ptr,
     out_ptr,
     n,
-    lower,
-    shape,
-    corner,
+    box,
     TAPS: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -214,11 +206,11 @@ def write_sites_kernel(
     """Write the coordinates of every site at its rank, from the row that reached it first."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     firsts = tl.load(firsts_ptr + rows, mask=rows < n, other=0)
-    starts = row_starts(coords_ptr, rows, firsts != 0, lower, corner, STRIDE, DIVIDE, NDIM, NARROW)
+    starts = row_starts(coords_ptr, rows, firsts != 0, box, STRIDE, DIVIDE, NDIM, NARROW)
     ranks = ()
     for v in tl.static_range(V):
         first = ((firsts >> v) & 1) != 0
-        key, inside = tap_keys(starts, first, shape, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
+        key, inside = tap_keys(starts, first, box, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
         rank, found = find_ranks(key, inside, words_ptr)
         ranks = ranks + (tl.where(found, rank, -1),)  # noqa: RUF005 - Triton has no *
     for v in tl.static_range(V):
@@ -226,7 +218,7 @@ def write_sites_kernel(
         tl.store(out, starts[0].to(tl.int32), mask=ranks[v] >= 0)
         for d in tl.static_range(NDIM):
             cell, _exists = tap_cell(starts, v, d, TAPS, STRIDE, DIVIDE, NDIM)
-            tl.store(out + (d + 1), (cell + unseal(lower[d])).to(tl.int32), mask=ranks[v] >= 0)
+            tl.store(out + (d + 1), (cell + unseal(box[d])).to(tl.int32), mask=ranks[v] >= 0)
 
 
 def _choose_shift(n: int, cells: int) -> int | None:
@@ -261,14 +253,14 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     memory = torch.zeros(2 * n_table + (n << shift), dtype=torch.int32, device=device)
     table, slots = memory[: 2 * n_table].view(torch.int64), memory[2 * n_table :]
     if n and n_words:
-        blocks, box = (num_blocks(n, _BLOCK_N),), seal_box(grid)
+        blocks, box = (num_blocks(n, _BLOCK_N),), seal_grid(grid)
         kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
         mark = bind(mark_pages_kernel, **kind)
-        mark(blocks, device, coords, table, n, grid.batch_size, *box, shift)
+        mark(blocks, device, coords, table, n, grid.batch_size, box, shift)
         allot = bind(allot_kernel, BLOCK=_BLOCK_ALLOTTED, num_warps=4)
         allot((num_blocks(n_words, _BLOCK_ALLOTTED),), device, table, n_words)
         insert = bind(insert_kernel, **kind)
-        insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, *box, shift)
+        insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, box, shift)
     return SiteIndex("pages", table, slots, shift)
 
 
@@ -279,10 +271,10 @@ def _bind_reach(
     divide: bool,
     grid: CellGrid,
     own_grid: CellGrid,
-) -> tuple[list[BoundKernel], list[BoundKernel], tuple[Any, ...]]:
+) -> tuple[list[BoundKernel], list[BoundKernel], int, IntTuple]:
     """Return the kernels that mark and that write what is reached, and their last arguments."""
     mark, write = _reach_kernels(offsets, stride, divide, is_narrow(grid, offsets, stride))
-    return mark, write, box_args(grid, own_grid, offsets)
+    return mark, write, *box_args(grid, own_grid, offsets)
 
 
 @functools.lru_cache(maxsize=512)
@@ -324,12 +316,12 @@ def reached_sites(
     n_words = num_blocks(cells, 32)
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
-    mark, write, boxes = _bind_reach(offsets, stride, divide, grid, own_grid)
+    mark, write, batch_size, box = _bind_reach(offsets, stride, divide, grid, own_grid)
     # By which steps each row was the first to reach a site, a bit each.
     firsts = [torch.empty(n, dtype=torch.int32, device=device) for _ in mark]
     blocks = (num_blocks(n, _BLOCK_N),)
     for run, first in zip(mark, firsts, strict=True):
-        run(blocks, device, coords, words, first, n, *boxes)
+        run(blocks, device, coords, words, first, n, batch_size, box)
     rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
     count = None if capacity is None else torch.empty((), dtype=torch.int64, device=device)
     rank((word_blocks,), device, words, flag, count, overflow, n_words, capacity or 0)
@@ -341,7 +333,6 @@ def reached_sites(
         out = torch.empty(n_out, coords.shape[1], dtype=torch.int32, device=device)
     else:
         out = torch.full((capacity, coords.shape[1]), -1, dtype=torch.int32, device=device)
-    _, lower, shape, _, _, corner = boxes
     for run, first in zip(write, firsts, strict=True):
-        run(blocks, device, coords, words, first, out, n, lower, shape, corner)
+        run(blocks, device, coords, words, first, out, n, box)
     return ReachedSites(out, SiteIndex("bitmap", words, None), is_set, count)
