@@ -56,7 +56,7 @@ def index_of(sites: ActiveSites, kind: str) -> SiteIndex:
     grid = sites.grid
     if kind == "generated":
         zero, unit = ((0,) * grid.ndim,), (1,) * grid.ndim
-        coords, index, _ = site_kernels.reached_sites(sites.coords, zero, unit, False, grid, grid)
+        coords, index, *_ = site_kernels.reached_sites(sites.coords, zero, unit, False, grid, grid)
         assert torch.equal(coords, sites.coords), "slots are rows where rows ascend"
         return index
     shift = {"cells": 0, "pages": 3, "sorted": None}[kind]

@@ -114,7 +114,7 @@ def test_windows_that_differ_by_padding_share_their_kernels():
             geometry = ConvGeometry((3, 3, 3), (2, 2, 2), padding, (1, 1, 1))
             grid = Grid((0, 0, 0), (7, 7, 7), 2)
             arguments = inputs.coords, geometry.offsets, geometry.stride, True
-            _, index, _ = sites.reached_sites(*arguments, grid, inputs.grid)
+            _, index, *_ = sites.reached_sites(*arguments, grid, inputs.grid)
             neighbor_table.reverse_table(
                 torch.empty(27, 0), *arguments, build_index(inputs.coords, inputs.grid),
                 index, inputs.grid, grid,
