@@ -48,7 +48,7 @@ def test_reached_sites(triton_device, n, geometry, lower):
     assert coords.dtype == torch.int32
     assert coords.cpu().tolist() == expected.tolist()
     assert torch.equal(coords.cpu(), launch(eager, sites, geometry, grid)[0].cpu())
-    assert index.kind == ("bitmap" if n else "pages")
+    assert index.kind == ("bitmap" if n else "sorted")
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3, 4])
