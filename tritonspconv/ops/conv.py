@@ -49,19 +49,21 @@ def sparse_conv(
     Args:
         feats: Input rows [n_in, c_in]; float16, bfloat16, float32 or float64.
         weight: One matrix per tap [V, c_in, c_out], any strides; read in place.
-        kernel_map: Which rows meet under which tap.
+        kernel_map: The pairs of input and output rows of each tap.
         bias: [c_out], added to every row before rounding to the output dtype.
-        weight_layout: ``"OVI"``: ``weight`` is [c_out, ..., c_in], V taps on the axes between, as
-            in spconv 2.x. A view would do, for which autograd takes longer.
-        precision: Products of float32 operands on a GPU: ``"ieee"`` keeps float32's accuracy,
-            ``"tf32"`` rounds operands to 10 bits and is faster. Large products on NVIDIA GPUs
-            split their operands into float16 parts: entries smaller than a tensor's largest by
-            2**29 and more lose bits one by one.
-        norm: Normalise the channels of the output: by fixed statistics, as batch norm in evaluation
-            does, or by its own, as in training, which needs two rows.
-        residual: [n_out, c_out], added to the output after that.
-        relu: Clamp the output at zero, last. Without gradients and with fixed statistics, all three
-            happen before the output is rounded and cost no pass over it.
+        weight_layout: ``"OVI"``: ``weight`` is [c_out, ..., c_in] with the V taps on the axes
+            between, as in spconv 2.x. A permuted view of such a weight gives the same result;
+            autograd needs longer for it.
+        precision: How a GPU multiplies float32 operands. ``"ieee"`` keeps the accuracy of float32;
+            ``"tf32"`` rounds operands to 10 bits and is faster. For large products, NVIDIA GPUs
+            get each operand as float16 parts. An entry that is 2**29 times smaller than the
+            largest entry of its tensor then loses bits.
+        norm: Batch norm of the output's channels. A :class:`ChannelNorm` normalises by fixed
+            statistics, as in evaluation. A :class:`TrainingNorm` normalises by the statistics of
+            the output, as in training, and needs two rows.
+        residual: [n_out, c_out], added to the output after ``norm``.
+        relu: Clamp the output at zero after ``norm`` and ``residual``. If no gradient is needed
+            and the statistics are fixed, the kernel does all three before it rounds the output.
 
     Returns:
         [n_out, c_out] in the compute dtype; a row without pairs is ``bias``, normalised.

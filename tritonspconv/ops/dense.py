@@ -16,13 +16,13 @@ def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) 
 
     Args:
         feats: Rows [N, C], any dtype.
-        sites: Their sites. The dense tensor covers ``sites.grid``: its first cell is the grid's
-            lower corner, which is the origin unless the grid is unbounded.
+        sites: The sites of the rows. The dense tensor covers ``sites.grid``, and its first cell is
+            the lower corner of the grid. A bounded grid has its lower corner at the origin.
         channels_first: Layout of the result.
 
     Returns:
-        ``[batch_size, C, *shape]``, or ``[batch_size, *shape, C]``; contiguous. Where coordinates
-        repeat the last row stays. Rows outside the grid are left out.
+        ``[batch_size, C, *shape]``, or ``[batch_size, *shape, C]``; contiguous. If several rows
+        have the same coordinates, the last row is written. Rows outside the grid are left out.
 
     Raises:
         ValueError: Rows or devices disagree.
@@ -48,7 +48,7 @@ def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) 
     grid = sites.grid
     cells = grid.num_cells
     key = grid.keys(sites.coords)
-    # One spare row past the last cell takes what must not show.
+    # Rows that must not show go to a spare cell behind the last one.
     key = torch.where(key < 0, cells, key)
     row = torch.arange(sites.num_rows, dtype=torch.int32, device=feats.device)
     last_row = torch.full((cells + 1,), -1, dtype=torch.int32, device=feats.device)

@@ -30,11 +30,11 @@ def global_pool(
 
     Args:
         feats: Rows [N, C], floating point.
-        batch_index: Sample of each row, int32 or int64 [N]; rows whose sample is not in
-            ``[0, batch_size)`` take no part.
+        batch_index: Sample of each row, int32 or int64 [N]. A row whose sample is not in
+            ``[0, batch_size)`` is left out.
         batch_size: Number of samples.
         mode: ``"max"``, ``"avg"`` or ``"sum"``.
-        is_sorted: The caller knows that ``batch_index`` ascends, which saves a sort.
+        is_sorted: Pass True if you know that ``batch_index`` ascends; this saves a sort.
 
     Returns:
         [batch_size, C] in ``feats.dtype``; 0 for a sample without rows.
@@ -70,7 +70,8 @@ def global_broadcast(values: Tensor, batch_index: Tensor, *, is_sorted: bool = F
     Args:
         values: [batch_size, C], floating point.
         batch_index: Sample of each row, int32 or int64 [N].
-        is_sorted: The caller knows that ``batch_index`` ascends, which saves a sort in backward.
+        is_sorted: Pass True if you know that ``batch_index`` ascends; this saves a sort in the
+            backward pass.
 
     Returns:
         [N, C]; 0 for a row whose sample is not in ``[0, batch_size)``.
@@ -101,8 +102,9 @@ def reduce_segments(
 
     Args:
         values: Rows [P, C].
-        segment_of_row: Segment of each row, int [P], -1 for none: the same grouping, for backward.
-        perm: int64 [P], the row at every position; None where they agree.
+        segment_of_row: Segment of each row, int [P]; -1: the row is in no segment. The backward
+            pass uses it.
+        perm: int64 [P], the row at each position; None: position ``p`` is row ``p``.
         segment_start: int64 [S], first position.
         segment_end: int64 [S], one past the last position.
         mode: ``"sum"``, ``"mean"`` or ``"max"``.

@@ -27,16 +27,16 @@ def sparse_pool(
 ) -> Tensor:
     """Pool sparse features along a kernel map, channel by channel.
 
-    Only the inputs that are present count: an average divides by their number.
+    A window pools the inputs that are present. An average divides by the number of them.
 
     Args:
         feats: Input rows [n_in, C], floating point.
         kernel_map: The map from input to output rows.
         mode: ``"max"``, ``"avg"`` or ``"sum"``.
-        ties: Who gets the gradient of a maximum that several inputs share: the ``"first"`` in tap
-            order, or ``"all"`` of them, each in full (spconv).
-        floor: A lower bound of a maximum: spconv's is 0. An input equal to it still gets the
-            gradient; where every input lies below it, none does.
+        ties: Which inputs get the gradient if several share the maximum: the ``"first"`` in tap
+            order, or ``"all"`` of them, each the whole gradient, as in spconv. For ``"max"`` only.
+        floor: A lower bound of a maximum; spconv has 0. An input equal to the bound gets the
+            gradient. If every input is below the bound, no input gets it. For ``"max"`` only.
 
     Returns:
         Output rows [n_out, C] in ``feats.dtype``; a row without inputs is ``floor`` if that is

@@ -30,8 +30,9 @@ class Voxels:
     Attributes:
         feats: [N, F], the points of each voxel reduced; None with ``reduce="none"``.
         coords: int32 [N, 1 + D], batch index first.
-        point_to_voxel: int64 [P], voxel of each point; -1 for points outside the range and for
-            those of voxels beyond ``max_voxels``. Points beyond ``max_points`` keep their voxel.
+        point_to_voxel: int64 [P], voxel of each point; -1 if the point is outside the range, or
+            if its voxel was rejected by ``max_voxels``. A point beyond ``max_points`` keeps its
+            voxel.
         num_points: int32 [N], points that each voxel holds, at most ``max_points``.
         grid_shape: Cells along each axis, in the order of ``coords``.
         points: [N, max_points, F], the points of each voxel, then zeros, with ``reduce="none"``.
@@ -70,11 +71,13 @@ def voxelize(
             with a negative index are dropped.
         reduce: What ``feats`` holds: ``"mean"``, ``"sum"`` or ``"max"`` of all columns, the
             ``"first"`` point, or ``"none"``: the points themselves, in ``Voxels.points``.
-        max_points: Points that a voxel holds; those that come later in ``points`` are not reduced.
-        max_voxels: Voxels of each sample; those whose first point comes later are rejected.
+        max_points: The most points that a voxel holds. Further points, in the order of
+            ``points``, are not reduced.
+        max_voxels: The most voxels of each sample. Further voxels, in the order of their first
+            points, are rejected.
         order: Axis order of the coordinates: ``"zyx"``, reversed, or ``"xyz"``, as the points.
-        row_order: Voxels ascend by ``"key"`` (batch, then coordinates), or come in the order in
-            which their first points do (``"first_seen"``).
+        row_order: ``"key"``: voxels ascend by batch index, then by coordinates. ``"first_seen"``:
+            voxels have the order of their first points.
 
     Returns:
         The voxels.
@@ -91,7 +94,7 @@ def voxelize(
     _check_orders(order, row_order)
     grid, coords = _cells(points, voxel_size, point_range, batch_index, order)
     n_points, device = points.shape[0], points.device
-    # Key -1, points outside, sorts to the front.
+    # Points outside have key -1, so they come first.
     keys, perm = torch.sort(grid.keys(coords), stable=True)
     is_first = keys >= 0
     is_first[1:] &= keys[1:] != keys[:-1]
