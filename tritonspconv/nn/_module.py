@@ -15,8 +15,8 @@ from tritonspconv.sparse_tensor import SparseTensor
 class SparseModule(nn.Module):
     """A module whose ``forward`` takes a :class:`SparseTensor`.
 
-    Derive your own blocks from it to place them in :class:`tritonspconv.nn.Sequential`, which hands
-    the features alone to every other module.
+    Derive your own blocks from this class, to place them in :class:`tritonspconv.nn.Sequential`.
+    The container gives the sparse tensor to such modules, and the features alone to all others.
 
     Full backward hooks get the gradients of the features, as they get those of tensors in torch.
     """
@@ -35,9 +35,10 @@ class SparseModule(nn.Module):
 
 
 class FeatureModule(SparseModule):
-    """Mixin that lets a torch module work on the features of a sparse tensor; sites stay.
+    """A base that lets a torch module take sparse tensors: it changes the features, not the sites.
 
-    List it before the torch module among the bases. Plain tensors pass through as in torch.
+    List this class before the torch module among the bases. A plain tensor is treated as the torch
+    module treats it.
     """
 
     def forward(self, input: Any) -> Any:

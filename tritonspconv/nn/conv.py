@@ -186,7 +186,7 @@ class SubMConvNd(_Conv):
         self.geometry = ConvGeometry.submanifold(size, to_ntuple(dilation, self.ndim, "dilation"))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Convolve; the output has the sites of ``x``."""
+        """Convolve ``x``; the output has the sites of ``x``."""
         return self._convolve(x)
 
     def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
@@ -307,9 +307,9 @@ class SparseConvTransposeNd(_Conv):
 
 
 class SparseInverseConvNd(_Conv):
-    """Undo the change of sites of an earlier convolution or pooling: its kernel map, run backwards.
+    """Undo the change of sites of an earlier convolution or pooling, by its kernel map backwards.
 
-    Outputs are at the sites that the earlier layer read, and no others.
+    The outputs are at the sites that the earlier layer read, and at no others.
 
     Args:
         in_channels: Channels of the input.

@@ -15,8 +15,8 @@ from tritonspconv.sparse_tensor import SparseTensor
 class BatchNorm(FeatureModule, nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` over all rows of all samples.
 
-    Without rows it returns no rows and leaves the running statistics alone. One row has no
-    variance: in training it is refused, as in torch.
+    Without rows the layer returns no rows and does not change the running statistics. One row has
+    no variance: in training the layer raises ValueError, as torch's does.
     """
 
     def forward(self, input: Any) -> Any:
@@ -66,7 +66,8 @@ class LayerNorm(FeatureModule, nn.LayerNorm):
 class GroupNorm(SparseModule):
     """Normalise groups of channels over all rows of each sample, by their biased variance.
 
-    Statistics are taken in float32 (float64 for float64); the same in training and evaluation.
+    The layer computes statistics in float32 (float64 for float64), in training and in evaluation
+    alike.
 
     Args:
         num_groups: Groups that the channels are divided into.
@@ -114,7 +115,7 @@ class GroupNorm(SparseModule):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalise; a sample without rows has none afterwards."""
+        """Normalise the features; a sample without rows stays without rows."""
         if x.channels != self.num_channels:
             raise ValueError(
                 f"{type(self).__name__}: x must have {self.num_channels} channels; got {x}."
