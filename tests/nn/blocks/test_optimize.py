@@ -676,6 +676,27 @@ def test_a_model_without_chains_stays():
     assert ts.optimization_report(net).blocks == ()
 
 
+def test_classes_that_others_derive_meanwhile_are_kept(taken):
+    """FSDP, for one, gives a module a class derived from its class."""
+    module = ts.optimize(settle(DetectorBlock(4, 4)).eval())
+    derived = type("Derived", (type(module),), {})
+    module.__class__ = derived
+    same(module, spconv_input)
+    # The copies that are not optimised once more are optimised already.
+    assert taken == [FIRST, WHOLE] * 3
+    assert type(ts.unoptimize(module)) is derived
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
+def test_a_scripted_child_is_left(taken):
+    module = settle(DetectorBlock(4, 4)).eval()
+    module.head = torch.jit.script(nn.Linear(4, 4))
+    with torch.no_grad():
+        expected = module(spconv_input()).features
+        got = ts.unoptimize(ts.optimize(module))(spconv_input()).features
+    assert torch.equal(got, expected)
+
+
 def test_patched_modules_are_left(taken):
     module = settle(DetectorBlock(4, 4)).eval()
     module.forward = lambda x: x

@@ -100,7 +100,9 @@ def optimized_class(original: type[nn.Module]) -> type[nn.Module]:
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         make, arguments, *rest = original.__reduce_ex__(self, protocol)
-        if make is copyreg.__newobj__ and arguments == (type(self),):  # pyright: ignore
+        own = original_class(self) is original
+        if own and make is copyreg.__newobj__:  # pyright: ignore[reportAttributeAccessIssue]
+            # The class has no name under which pickle would find it.
             make, arguments = _new, (original,)
         return (make, arguments, *rest)
 
@@ -124,13 +126,16 @@ def _new(original: type[nn.Module]) -> nn.Module:
 def install(module: nn.Module, plans: tuple[Plan, ...]) -> None:
     """Make ``module`` run ``plans``."""
     module.__dict__[_PLANS] = Plans(plans)
-    module.__class__ = optimized_class(original_class(module))
+    # Classes of users may refuse to have attributes set.
+    object.__setattr__(module, "__class__", optimized_class(original_class(module)))
 
 
 def uninstall(module: nn.Module) -> None:
     """Make ``module`` run the ``forward`` of its own class again."""
-    module.__class__ = original_class(module)
-    module.__dict__.pop(_PLANS, None)
+    kind = original_class(module)
+    if kind is not type(module):
+        object.__setattr__(module, "__class__", kind)
+        del module.__dict__[_PLANS]
 
 
 def family_in(module: nn.Module, *, in_containers: bool = True) -> LayerFamily | None:
