@@ -1,0 +1,170 @@
+"""The training learns, resumes with the same bits, and reads what it says it reads."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compat.spconv.pytorch as spconv
+from tritonspconv.cli import main
+from tritonspconv.training import (
+    Sample,
+    ScanSet,
+    TrainingSettings,
+    collate,
+    kitti_set,
+    simulated_set,
+    train,
+)
+from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
+from tritonspconv.training.loop import validate
+
+CPU = torch.device("cpu")
+
+
+def layered_set(count: int = 4) -> ScanSet:
+    """Scans whose class is the third of the height that a voxel lies in."""
+
+    def load(number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        points = torch.rand(400, 3, generator=generator) * torch.tensor([1.6, 1.6, 1.2])
+        feats = torch.cat([points - 0.5, torch.ones(400, 1)], dim=1)
+        return points, feats, (points[:, 2] / 0.4).long()
+
+    return ScanSet(("low", "middle", "high"), 0.1, count, load)
+
+
+def make_net() -> nn.Module:
+    torch.manual_seed(0)
+    return spconv.SparseSequential(
+        spconv.SubMConv3d(4, 8, 3, padding=1, indice_key="a"),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        spconv.SubMConv3d(8, 3, 3, padding=1, indice_key="a"),
+    )
+
+
+def forward(net: nn.Module, batch: Sample) -> torch.Tensor:
+    shape = [64, 64, 64]
+    size = int(batch.coords[:, 0].max()) + 1
+    return net(spconv.SparseConvTensor(batch.feats, batch.coords, shape, size)).features
+
+
+def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
+    settings = TrainingSettings(epochs=12, batch_size=2, learning_rate=3e-2)
+    whole_net = make_net()
+    whole = train(whole_net, forward, layered_set(), layered_set(2), settings, CPU)
+    assert whole[-1].loss < 0.5 * whole[0].loss
+    assert whole[-1].miou > 0.8
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch):
+        if epoch.number == 4:
+            raise Stop
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    arguments = (forward, layered_set(), layered_set(2), settings, CPU)
+    with pytest.raises(Stop):  # in the fourth epoch, before its checkpoint
+        train(make_net(), *arguments, checkpoint=checkpoint, report=stop)
+    net = make_net()
+    numbers = []
+    resumed = train(
+        net, *arguments, checkpoint=checkpoint, resume=True,
+        report=lambda epoch: numbers.append(epoch.number),
+    )  # fmt: skip
+    assert numbers == list(range(4, 13))
+    assert [(e.loss, e.miou, e.iou) for e in resumed] == [(e.loss, e.miou, e.iou) for e in whole]
+    for name, value in whole_net.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value)
+    other = TrainingSettings(epochs=13, batch_size=2, learning_rate=3e-2)
+    with pytest.raises(ValueError, match=r"train: the settings must be those of"):
+        train(net, *arguments[:3], other, CPU, checkpoint=checkpoint, resume=True)
+
+
+def test_iou_counts_voxels():
+    class Table(nn.Module):
+        def forward(self, sample: Sample) -> torch.Tensor:
+            # Calls everything low, but for the highest layers.
+            return nn.functional.one_hot(2 * (sample.coords[:, 1] >= 10).long(), 3).float()
+
+    scans = layered_set(2)
+    iou = validate(Table(), lambda net, batch: net(batch), scans, CPU, torch.float32)
+    labels = torch.cat([scans.sample(number).labels for number in range(2)])
+    heights = torch.cat([scans.sample(number).coords[:, 1] for number in range(2)])
+    found = 2 * (heights >= 10).long()
+    for number in range(3):
+        both = ((labels == number) & (found == number)).sum()
+        either = ((labels == number) | (found == number)).sum()
+        assert iou[number] == pytest.approx(float(both / either))
+
+
+def test_voxels_have_the_most_frequent_class_and_mean_features():
+    points = torch.tensor([[0.05, 0, 0], [0.06, 0, 0], [0.07, 0, 0], [0.15, 0, 0], [0.16, 0, 0]])
+    labels = torch.tensor([2, 1, 1, -1, -1])
+    feats = torch.tensor([[1.0], [2.0], [6.0], [4.0], [4.0]])
+    found = voxels_of(points, feats, labels, 0.1, 3)
+    assert found.coords.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
+    assert found.feats.flatten().tolist() == [3, 4]
+    assert found.labels.tolist() == [1, -1]
+    labels[0] = labels[1] = -1  # one labelled point is enough
+    assert voxels_of(points, feats, labels, 0.1, 3).labels.tolist() == [1, -1]
+    batch = collate([found, found])
+    assert batch.coords[:, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["rooms", "streets"])
+def test_simulated_splits_share_no_scan(kind):
+    first, second = simulated_set(kind, "train", 1), simulated_set(kind, "val", 1)
+    assert FIRST_VAL_SEED > 10_000
+    a, b = first.sample(0), second.sample(0)
+    assert a.coords.shape != b.coords.shape
+    assert torch.equal(a.coords, first.sample(0).coords)
+    assert len(a.labels.unique()) > 5
+    turned = first.sample(0, augment_seed=1)
+    assert turned.coords.min() == 0
+    assert not torch.equal(turned.coords, a.coords)
+    assert torch.equal(turned.coords, first.sample(0, augment_seed=1).coords)
+
+
+def test_semantic_kitti_folders_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for sequence in ("00", "08"):
+        folder = tmp_path / "sequences" / sequence
+        (folder / "velodyne").mkdir(parents=True)
+        (folder / "labels").mkdir()
+        points = rng.uniform(-20, 20, (50, 4)).astype(np.float32)
+        points.tofile(folder / "velodyne" / "000000.bin")
+        # The upper half of a label is the number of the object.
+        labels = np.array([40, 10, 252, 1, 99] * 10, np.uint32) | (7 << 16)
+        labels.tofile(folder / "labels" / "000000.label")
+    scans = kitti_set(tmp_path, "val", 0.01)
+    assert scans.count == 1
+    sample = scans.sample(0)
+    assert sorted(sample.labels.tolist()) == [-1] * 20 + [0] * 20 + [8] * 10
+    assert [scans.class_names[0], scans.class_names[8]] == ["car", "road"]
+    (tmp_path / "sequences" / "08" / "velodyne" / "000000.bin").write_bytes(b"1234")
+    with pytest.raises(ValueError, match=r"000000.bin must hold the 50 points"):
+        kitti_set(tmp_path, "val").sample(0)
+    with pytest.raises(FileNotFoundError, match=r"must hold sequences/NN/labels"):
+        kitti_set(tmp_path / "sequences", "train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["minkunet", "spunet"])
+def test_the_command_trains_and_draws(network, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    arguments = ["train", "--network", network, "--out", str(out), "--narrow", "16"]
+    arguments += ["--scans", "2", "--val-scans", "1", "--epochs", "1", "--device", "cpu"]
+    assert main([*arguments, "--voxel", "0.2", "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch   1: loss" in printed
+    assert not math.isnan(float(printed.split("loss ")[1].split(",")[0]))
+    for name in ("curves.png", "predictions.png", "checkpoint.pt"):
+        assert (out / name).stat().st_size > 10_000
+    assert main(["train", "--resume", "--out", str(tmp_path / "none")]) == 2
+    assert "--resume needs" in capsys.readouterr().err
