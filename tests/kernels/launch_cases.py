@@ -76,7 +76,14 @@ def _table(volume: int, n: int, ordered: bool) -> tuple[Tensor, Tensor, Tensor |
     )
 
 
-def _sites_case(geometry: ConvGeometry, box: Grid, flag: Tensor | None = None) -> None:
+def _real_rows() -> Tensor:
+    """Return a number of real rows, as kernels read it from the device."""
+    return torch.zeros((), dtype=torch.int64)
+
+
+def _sites_case(
+    geometry: ConvGeometry, box: Grid, flag: Tensor | None = None, capacity: int | None = None
+) -> None:
     # The number of sites is read back from memory that no kernel has written here: zero.
     sites.reached_sites(
         _coords(FEW, geometry.ndim),
@@ -86,12 +93,20 @@ def _sites_case(geometry: ConvGeometry, box: Grid, flag: Tensor | None = None) -
         box,
         box,
         flag,
+        capacity,
+        None if capacity is None else torch.zeros((), dtype=torch.int32),
     )
 
 
-def _lookup_case(geometry: ConvGeometry, index: SiteIndex, n: int, box: Grid | None = None) -> None:
+def _lookup_case(
+    geometry: ConvGeometry,
+    index: SiteIndex,
+    n: int,
+    box: Grid | None = None,
+    count: Tensor | None = None,
+) -> None:
     neighbor_table.lookup_table(
-        _coords(n, geometry.ndim), geometry.offsets, index, box or _box(geometry.ndim)
+        _coords(n, geometry.ndim), geometry.offsets, index, box or _box(geometry.ndim), count=count
     )
 
 
@@ -139,6 +154,7 @@ def _gather_gemm_case(
     fused: bool = False,
     norm: ChannelNorm | None = None,
     one_row: bool = False,
+    count: Tensor | None = None,
 ) -> None:
     rows, mask, order = _table(volume, n, ordered=n >= MANY or one_row)
     weight = torch.zeros(c_out, volume, c_in, dtype=dtype).permute(1, 2, 0)
@@ -155,6 +171,7 @@ def _gather_gemm_case(
         norm=norm,
         residual=torch.zeros(n, c_out, dtype=dtype) if fused else None,
         relu=fused or norm is not None,
+        count=count,
     )
 
 
@@ -188,17 +205,23 @@ def _parts_cases(c_in: int, c_out: int, with_low: bool, norm: bool = False) -> N
     )  # fmt: skip
 
 
-def _pool_case(mode: str, dtype: torch.dtype, ordered: bool, by_value: bool = False) -> None:
+def _pool_case(
+    mode: str,
+    dtype: torch.dtype,
+    ordered: bool,
+    by_value: bool = False,
+    count: Tensor | None = None,
+) -> None:
     rows, _, order = _table(8, FEW, ordered)
     feats, out = torch.zeros(FEW, 20, dtype=dtype), torch.zeros(FEW, 20, dtype=dtype)
-    pool.pool_fwd(feats, rows, order, mode, 0.0 if by_value else None, not by_value)
+    pool.pool_fwd(feats, rows, order, mode, 0.0 if by_value else None, not by_value, count)
     saved = {
         "max": {"argmax": torch.zeros(FEW, 20, dtype=torch.int32)},
-        "avg": {"count": torch.zeros(FEW, dtype=torch.int32)},
+        "avg": {"present": torch.zeros(FEW, dtype=torch.int32)},
         "sum": {},
     }[mode]
     saved = {"feats": feats, "out": out} if by_value else saved
-    pool.pool_bwd(out, rows, order, mode, **saved)
+    pool.pool_bwd(out, rows, order, mode, count=count, **saved)
 
 
 def _segment_case(mode: str, dtype: torch.dtype, n: int) -> None:
@@ -214,14 +237,31 @@ def _segment_case(mode: str, dtype: torch.dtype, n: int) -> None:
 
 
 def _batch_norm_case(
-    n: int, c: int, dtype: torch.dtype, affine: bool, relu: bool, added: bool = False
+    n: int,
+    c: int,
+    dtype: torch.dtype,
+    affine: bool,
+    relu: bool,
+    added: bool = False,
+    real: Tensor | None = None,
 ) -> None:
     feats, vector = torch.zeros(n, c, dtype=dtype), torch.zeros(c)
     factors = (vector, vector) if affine else (None, None)
     count = torch.zeros((), dtype=torch.int64) if affine else None
     other = torch.zeros_like(feats) if added else None
-    batch_norm.batch_norm(feats, TrainingNorm(vector, vector, *factors, count), relu, other)
-    batch_norm.batch_norm_grad(feats, feats, torch.zeros(2, c), *factors, relu, other)
+    batch_norm.batch_norm(feats, TrainingNorm(vector, vector, *factors, count), relu, other, real)
+    batch_norm.batch_norm_grad(feats, feats, torch.zeros(2, c), *factors, relu, other, real)
+
+
+def _bounded_invert_case() -> None:
+    rows, _, order = _table(27, MANY, True)
+    counts = {"count": _real_rows(), "other_count": _real_rows()}
+    invert_table.invert_table(rows, order, MANY, DOWN.offsets, **counts)
+
+
+def _bounded_order_case() -> None:
+    rows, mask, _ = _table(27, FEW, False)
+    order_columns.order_columns(rows, mask, CUBE.offsets, _real_rows())
 
 
 def _gemm_cases() -> list[tuple[str, Case]]:
@@ -246,6 +286,7 @@ def _gemm_cases() -> list[tuple[str, Case]]:
         ("norm-f32", (MANY, 64, 64, single, 27, False, "ieee", False, _norm(64, single, False))),
         ("norm-f64", (FEW, 20, 40, double, 27, False, "ieee", True, _norm(40, double))),
         ("one-row", (MANY, 64, 64, half, 8, True, "ieee", False, None, True)),
+        ("bounded", (MANY, 64, 64, half, 27, False, "ieee", True, None, False, _real_rows())),
         ("one-row-64-taps", (FEW, 16, 33, single, 64, False, "ieee", True, None, True)),
     ]
     return [(f"gather_gemm-{name}", partial(_gather_gemm_case, *args)) for name, args in shapes]
@@ -277,6 +318,12 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("lookup-sorted-ordered", partial(_lookup_case, CUBE, _sorted_index(64), MANY)),
     ("lookup-sorted-wide", partial(_lookup_case, HYPER, _sorted_index(64), FEW, WIDE_BOX)),
     ("lookup-given-wide", partial(_lookup_case, HYPER, _block_index(64), FEW, WIDE_BOX)),
+    ("reached_sites-bounded", partial(_sites_case, DOWN, _box(3), None, FEW)),
+    ("lookup-bounded", partial(_lookup_case, CUBE, _block_index(64), FEW, None, _real_rows())),
+    (
+        "lookup-bounded-ordered",
+        partial(_lookup_case, CUBE, _block_index(64), MANY, None, _real_rows()),
+    ),
     ("lookup-125", partial(_lookup_case, WIDE, _block_index(64), FEW)),
     ("reach-down", partial(_reach_case, DOWN, _block_index(64), MANY)),
     (
@@ -294,6 +341,9 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
         "order_columns",
         lambda: order_columns.order_columns(*_table(27, FEW, False)[:2], CUBE.offsets),
     ),
+    ("invert-bounded", _bounded_invert_case),
+    ("order_columns-bounded", _bounded_order_case),
+    ("pairs-bounded", lambda: pairs.pair_lists(*_table(27, MANY, True), 27, MANY, _real_rows())),
     ("pairs-few", lambda: pairs.pair_lists(*_table(27, FEW, False), 14, 14 * FEW)),
     ("pairs-many", lambda: pairs.pair_lists(*_table(27, MANY, True), 27, 27 * MANY)),
     ("pairs-125-taps", lambda: pairs.pair_lists(*_table(125, FEW, False), 63, 63 * FEW)),
@@ -309,11 +359,16 @@ LAUNCH_CASES: list[tuple[str, Case]] = [
     ("pool-max", partial(_pool_case, "max", torch.float16, True)),
     ("pool-max-ties", partial(_pool_case, "max", torch.float32, False, True)),
     ("pool-avg", partial(_pool_case, "avg", torch.bfloat16, True)),
+    ("pool-max-bounded", partial(_pool_case, "max", torch.float16, True, False, _real_rows())),
     ("pool-sum", partial(_pool_case, "sum", torch.float64, False)),
     ("batch_norm-16", partial(_batch_norm_case, MANY, 16, torch.float16, True, True)),
     ("batch_norm-128", partial(_batch_norm_case, MANY, 128, torch.bfloat16, True, True)),
     ("batch_norm-odd-f32", partial(_batch_norm_case, FEW, 33, torch.float32, False, False)),
     ("batch_norm-added", partial(_batch_norm_case, MANY, 64, torch.float16, True, True, True)),
+    (
+        "batch_norm-bounded",
+        partial(_batch_norm_case, MANY, 64, torch.float16, True, True, True, _real_rows()),
+    ),
     ("segment-sum", partial(_segment_case, "sum", torch.float16, FEW)),
     ("segment-max", partial(_segment_case, "max", torch.float32, FEW)),
     ("segment-max-split", partial(_segment_case, "max", torch.bfloat16, 70_000)),

@@ -95,7 +95,7 @@ def test_pool(kernels, triton_device, mode, ties, floor, size, dtype, shuffle):
     if mode == "avg":
         count = torch.tensor([sum(o == row for _, o, _ in triples) for row in range(n_out)])
         assert torch.equal(saved.cpu(), count.int())
-        state = {"count": saved}
+        state = {"present": saved}
     elif mode == "max":
         state = {"argmax": saved} if ties == "first" else {"feats": ours, "out": out}
     rows, order = shuffled(in_rows, shuffle, triton_device)

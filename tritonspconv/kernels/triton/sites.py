@@ -172,11 +172,12 @@ def rank_kernel(
         while tl.min(sums, axis=0) == 0:
             sums = tl.load(sums_ptr + start + lane, mask=wanted, other=1, volatile=True)
         before += tl.sum(sums - 1, axis=0)
-    rank = before + (tl.cumsum(count, axis=0) - count)
-    word |= rank << 32
-    if count_ptr is not None:
-        word = tl.where(rank + count > capacity, 0, word)
-    tl.store(words_ptr + offs, word, mask=count > 0)
+    upto = tl.cumsum(count, axis=0)
+    tl.store(words_ptr + offs, word | ((before + (upto - count)) << 32), mask=count > 0)
+    if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
+        if before + own > capacity:
+            room = (capacity - before).to(tl.int32)
+            tl.store(words_ptr + offs, tl.zeros_like(word), mask=upto > room)
     if block == last:
         total = before + own
         if count_ptr is not None:
@@ -322,7 +323,8 @@ def reached_sites(
     blocks = (num_blocks(n, _BLOCK_N),)
     for run, first in zip(mark, firsts, strict=True):
         run(blocks, device, coords, words, first, n, batch_size, box)
-    rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8)
+    # With a capacity eight warps would have too few registers.
+    rank = bind(rank_kernel, BLOCK=_BLOCK_WORDS, num_warps=8 if capacity is None else 16)
     count = None if capacity is None else torch.empty((), dtype=torch.int64, device=device)
     rank((word_blocks,), device, words, flag, count, overflow, n_words, capacity or 0)
     is_set = None
