@@ -18,9 +18,10 @@ from compat.spconv.pytorch._maps import (
     check_submanifold_reuse,
     map_for,
 )
+from compat.spconv.pytorch._numbers import per_axis
 from compat.spconv.pytorch._pair_ops import activate
 from compat.spconv.pytorch._voxel_count import count_voxels
-from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
+from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops
 from tritonspconv.nn.chain import convolve, normalise
 from tritonspconv.nn.fusable import Norm
@@ -84,11 +85,11 @@ class SparseConvolutionBase:
         self.ndim = ndim
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = expand_nd(ndim, kernel_size)
-        self.stride = expand_nd(ndim, stride)
-        self.padding = expand_nd(ndim, padding)
-        self.dilation = expand_nd(ndim, dilation)
-        self.output_padding = expand_nd(ndim, output_padding)
+        self.kernel_size = per_axis("kernel_size", ndim, kernel_size)
+        self.stride = per_axis("stride", ndim, stride)
+        self.padding = per_axis("padding", ndim, padding)
+        self.dilation = per_axis("dilation", ndim, dilation)
+        self.output_padding = per_axis("output_padding", ndim, output_padding)
         self.groups = groups
         self.subm = subm
         self.transposed = transposed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._numbers import whole_number, whole_numbers
 from compat.spconv.pytorch._repeats import RepeatedSites
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import plain
@@ -71,7 +72,7 @@ class LocatedSites:
             SpconvError: The grid has too many cells, or an extent is not a whole number.
         """
         shape = whole_numbers("spatial_shape", spatial_shape)
-        (batch_size,) = whole_numbers("batch_size", (batch_size,))
+        batch_size = whole_number("batch_size", batch_size)
         grid = _grid(shape, batch_size)
         coords = _copy(indices) if _needs_copy(indices) else indices
         located = cls(ActiveSites(coords, grid), indices, shape, batch_size)
@@ -127,28 +128,6 @@ class LocatedSites:
         if self._compares_values:
             return torch.equal(plain(self.indices), self.sites.coords)
         return self._version is None or self._version == self.indices._version
-
-
-def whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
-    """Return ``values`` as ints.
-
-    Args:
-        name: The argument's name in messages.
-        values: Ints, or floats and tensors that hold whole numbers.
-
-    Raises:
-        SpconvError: A value is no whole number.
-    """
-    if set(map(type, values)) == {int}:
-        return tuple(values)
-    given = [value.item() if isinstance(value, torch.Tensor) else value for value in values]
-    try:
-        found = tuple(map(int, given))
-    except (TypeError, ValueError, OverflowError):
-        found = ()
-    if list(found) != given:
-        raise SpconvError(f"{name} must be whole numbers; got {given}. Round first.")
-    return found
 
 
 def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:

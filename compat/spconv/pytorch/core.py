@@ -12,8 +12,9 @@ from compat.spconv import constants
 from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._numbers import per_axis, whole_number, whole_numbers
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
-from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, whole_numbers
+from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.tools import CUDAKernelTimer
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
@@ -51,11 +52,7 @@ def expand_nd(ndim: int, val: Any) -> list[int]:
     Raises:
         SpconvError: A sequence of another length, or a number that is not whole.
     """
-    if not hasattr(val, "__len__") or getattr(val, "ndim", 1) == 0:
-        return list(whole_numbers("an argument", [val] * ndim))
-    if len(val) != ndim:
-        raise SpconvError(f"expected an int or {ndim} ints, one per axis; got {list(val)}.")
-    return list(whole_numbers("an argument", val))
+    return per_axis("val", ndim, val)
 
 
 def scatter_nd(indices: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor:
@@ -130,7 +127,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
             _check_parts(features, indices, spatial_shape, batch_size)
             spatial_shape = whole_numbers("SparseConvTensor: spatial_shape", spatial_shape)
             if type(batch_size) is not int:
-                (batch_size,) = whole_numbers("SparseConvTensor: batch_size", (batch_size,))
+                batch_size = whole_number("SparseConvTensor: batch_size", batch_size)
         self._features = features
         self.indices = indices
         self.spatial_shape = [*map(int, spatial_shape)]

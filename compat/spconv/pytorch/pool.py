@@ -12,8 +12,9 @@ from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._maps import check_submanifold_reuse, map_for
 from compat.spconv.pytorch._module import SparseModule
+from compat.spconv.pytorch._numbers import per_axis
 from compat.spconv.pytorch._voxel_count import CountsVoxels, count_voxels
-from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
+from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops as _ops
 from tritonspconv.kernel_map import KernelMap
 
@@ -52,10 +53,10 @@ class _SparsePool(CountsVoxels):
     ) -> None:
         super().__init__(name=name)
         self.ndim = ndim
-        self.kernel_size = expand_nd(ndim, kernel_size)
-        self.stride = list(self.kernel_size) if stride is None else expand_nd(ndim, stride)
-        self.padding = expand_nd(ndim, padding)
-        self.dilation = expand_nd(ndim, dilation)
+        self.kernel_size = per_axis("kernel_size", ndim, kernel_size)
+        self.stride = list(self.kernel_size) if stride is None else per_axis("stride", ndim, stride)
+        self.padding = per_axis("padding", ndim, padding)
+        self.dilation = per_axis("dilation", ndim, dilation)
         self.output_padding = [0] * ndim
         self.subm = subm
         self.indice_key = indice_key
@@ -243,7 +244,7 @@ __getattr__ = module_getattr(
     elsewhere={
         "compat.spconv.cppconstants": "CPU_ONLY_BUILD",
         "compat.spconv.pytorch.conv": "_MAX_NUM_VOXELS_DURING_TRAINING",
-        "compat.spconv.pytorch.core": "ImplicitGemmIndiceData IndiceData",
+        "compat.spconv.pytorch.core": "ImplicitGemmIndiceData IndiceData expand_nd",
         "compat.spconv.utils": "nullcontext",
     },
 )

@@ -370,7 +370,7 @@ def test_wrong_channels_groups_and_input_types_raise(make, device):
         spconv.SubMConv3d(4, 4, 3, groups=2)
     with pytest.raises(TypeError, match="takes a SparseConvTensor"):
         spconv.SubMConv3d(4, 4, 3)(torch.ones(2, 4))
-    with pytest.raises(AssertionError, match="3 ints"):
+    with pytest.raises(AssertionError, match="3 of them"):
         spconv.SubMConv3d(4, 4, [3, 3])
 
 
@@ -391,8 +391,10 @@ def test_record_voxel_count_keeps_the_largest_output(make, device):
         ({"stride": 0}, "stride must be at least 1"),
         ({"dilation": 0}, "dilation must be at least 1"),
         ({"kernel_size": 0}, "kernel_size must be at least 1"),
-        ({"stride": 1.5}, "must be whole numbers"),
-        ({"padding": [1, 0.5, 0]}, "must be whole numbers"),
+        ({"stride": 1.5}, r"stride must be a whole number, or 3 of them, .*; got 1\.5"),
+        ({"padding": [1, 0.5, 0]}, r"padding must be .*; got \[1, 0\.5, 0\]"),
+        ({"kernel_size": "3"}, "kernel_size must be .*; got '3'"),
+        ({"dilation": object}, "dilation must be .* one per axis"),
     ],
     ids=str,
 )

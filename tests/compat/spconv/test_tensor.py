@@ -56,8 +56,8 @@ def test_construction_checks(make):
         (2, [6, 5, 7.5], r"spatial_shape must be whole numbers; got \[6, 5, 7\.5\]"),
         (2, torch.tensor([6, 5, 7.5]), "spatial_shape must be whole numbers"),
         (2, [6, 5, None], "spatial_shape must be whole numbers"),
-        (3, 1.5, r"batch_size must be whole numbers; got \[1\.5\]"),
-        (3, torch.tensor(1.5), "batch_size must be whole numbers"),
+        (3, 1.5, r"batch_size must be a whole number; got 1\.5"),
+        (3, torch.tensor(1.5), "batch_size must be a whole number"),
         (0, x.features[:3], r"one row per site each; got shapes \(3, 4\) and \(40, 4\)"),
     ):
         parts = list(good)
@@ -233,7 +233,7 @@ def test_expand_nd_and_scatter_nd():
     assert expand(3, (1, 2, 3)) == [1, 2, 3]
     assert expand(2, np.array([1, 2])) == [1, 2]
     assert expand(2, np.int64(3)) == [3, 3]
-    with pytest.raises(AssertionError, match="3 ints"):
+    with pytest.raises(AssertionError, match="3 of them"):
         expand(3, [1, 2])
     where = torch.tensor([[0, 1], [1, 0], [0, 1]])
     out = spconv.core.scatter_nd(where, torch.tensor([1.0, 2.0, 3.0]), [2, 2])
