@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import compat.minkowski as ME
+from tests._back_end import every_back_end
 from tests.compat.minkowski import _oracle as oracle
+
+pytestmark = every_back_end
 
 
 def tensor(coords, device, **options):

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import compat.minkowski as ME
+from tests._back_end import every_back_end
+
+pytestmark = every_back_end
 
 POOLS = {
     "Sum": lambda rows: rows.sum(0),
