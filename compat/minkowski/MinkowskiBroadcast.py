@@ -12,7 +12,6 @@ from compat.minkowski.enums import BroadcastMode
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
-    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
@@ -107,11 +106,11 @@ class MinkowskiBroadcastBase(MinkowskiBroadcast):
         if not isinstance(operation_type, BroadcastMode):
             raise MinkowskiError(f"operation_type must be a BroadcastMode; got {operation_type!r}.")
         self.operation_type = operation_type
-        self.broadcast = MinkowskiBroadcastFunction()
+        self.broadcast = self._own_function = MinkowskiBroadcastFunction()
 
     def forward(self, input: SparseTensor, input_glob: SparseTensor) -> SparseTensor:
         """Return the combined features; see :meth:`MinkowskiBroadcast.forward`."""
-        if not is_replaced(self.broadcast, MinkowskiBroadcastFunction):
+        if self.broadcast is self._own_function:
             return super().forward(input, input_glob)
         manager, key = input.coordinate_manager, input.coordinate_map_key
         features = self.broadcast.apply(
@@ -150,6 +149,9 @@ class MinkowskiBroadcastMultiplication(MinkowskiBroadcastBase):
 
 class MinkowskiBroadcastFunction:
     """A broadcast of features, called as the original's autograd function is."""
+
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
 
     @staticmethod
     def apply(

@@ -21,7 +21,15 @@ _Target = TypeVar("_Target", bound=Callable[..., Any])
 
 
 class MinkowskiModuleBase(nn.Module):
-    """Base class of the layers."""
+    """Base class of the layers.
+
+    Attributes:
+        _own_function: The autograd function that the layer made, of layers that keep one as
+            ``conv``, ``pooling`` and so on. Where users put another in its place, the layer calls
+            that.
+    """
+
+    _own_function: object
 
 
 def convert_to_int_list(arg: StrideType, dimension: int) -> list[int]:
@@ -55,15 +63,6 @@ def _whole(value: Any) -> int | None:
 def convert_to_int_tensor(arg: StrideType, dimension: int) -> Tensor:
     """Return an int32 tensor [dimension]; see :func:`convert_to_int_list`."""
     return torch.tensor(convert_to_int_list(arg, dimension), dtype=torch.int32, device="cpu")
-
-
-def is_replaced(function: object, own: type) -> bool:
-    """Return whether a layer's autograd function is no longer the one that the layer made.
-
-    Users put functions of their own in the place of ``layer.conv`` or ``pool.pooling``, or patch
-    the ``apply`` of the one that is there. The layer then calls it.
-    """
-    return type(function) is not own or bool(vars(function))
 
 
 def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:

@@ -14,7 +14,6 @@ from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import (
     MinkowskiModuleBase,
     StrideType,
-    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
@@ -81,7 +80,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         shape = (in_channels, out_channels) if self.use_mm else (volume, in_channels, out_channels)
         self.kernel = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
-        self.conv = _function(is_transpose)()
+        self.conv = self._own_function = _function(is_transpose)()
         self.reset_parameters(is_transpose)
 
     def reset_parameters(self, is_transpose: bool = False) -> None:
@@ -128,7 +127,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
             return SparseTensor._on(features, input.coordinate_map_key, input._manager)
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key
-        if is_replaced(self.conv, _function(self.is_transpose)):
+        if self.conv is not self._own_function:
             out_key = _get_coordinate_map_key(input, coordinates, self._out_stride(input))
             features = self.conv.apply(
                 input._F, self.kernel, generator, self.convolution_mode, in_key, out_key, manager
@@ -367,6 +366,9 @@ class MinkowskiGenerativeConvolutionTranspose(MinkowskiConvolutionBase):
 class MinkowskiConvolutionFunction:
     """Convolution of features, called as the original's autograd function is."""
 
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
+
     _is_transpose = False
 
     @classmethod
@@ -402,6 +404,9 @@ class MinkowskiConvolutionFunction:
 
 class MinkowskiConvolutionTransposeFunction(MinkowskiConvolutionFunction):
     """Transposed convolution of features, called as the original's autograd function is."""
+
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
 
     _is_transpose = True
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
 from compat.minkowski._keys import CoordinateMapKey
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, is_replaced
+from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv import ops
@@ -15,6 +15,9 @@ from tritonspconv import ops
 
 class MinkowskiInterpolationFunction:
     """Interpolation of features, called as the original's autograd function is."""
+
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
 
     @staticmethod
     def apply(
@@ -51,7 +54,7 @@ class MinkowskiInterpolation(MinkowskiModuleBase):
         super().__init__()
         self.return_kernel_map = return_kernel_map
         self.return_weights = return_weights
-        self.interp = MinkowskiInterpolationFunction()
+        self.interp = self._own_function = MinkowskiInterpolationFunction()
 
     def forward(self, input: SparseTensor, tfield: Tensor) -> Tensor | tuple[object, ...]:
         """Return features [M, C] at points, and what the arguments ask for.
@@ -71,7 +74,7 @@ class MinkowskiInterpolation(MinkowskiModuleBase):
                 f"{type(input).__name__} and points on {tfield.device}."
             )
         returns_more = self.return_kernel_map or self.return_weights
-        if not (returns_more or is_replaced(self.interp, MinkowskiInterpolationFunction)):
+        if not (returns_more or self.interp is not self._own_function):
             found = input.coordinate_manager._map(input.coordinate_map_key)
             return ops.gather_weighted(input.F, *corners(found, tfield))
         features, rows, samples, weights = self.interp.apply(

@@ -17,7 +17,6 @@ from compat.minkowski.MinkowskiBroadcast import (
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
-    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiPooling import MinkowskiGlobalAvgPooling
@@ -119,6 +118,9 @@ class MinkowskiSyncBatchNorm(MinkowskiBatchNorm):
 class MinkowskiInstanceNormFunction:
     """The arithmetic of :class:`MinkowskiInstanceNorm`, called as the original's function is."""
 
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
+
     @staticmethod
     def apply(
         in_feat: Tensor,
@@ -159,7 +161,7 @@ class MinkowskiInstanceNorm(MinkowskiModuleBase):
         self.num_features = num_features
         self.weight = nn.Parameter(torch.empty(1, num_features))
         self.bias = nn.Parameter(torch.empty(1, num_features))
-        self.inst_norm = MinkowskiInstanceNormFunction()
+        self.inst_norm = self._own_function = MinkowskiInstanceNormFunction()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -177,7 +179,7 @@ class MinkowskiInstanceNorm(MinkowskiModuleBase):
             raise MinkowskiError(
                 f"{type(self).__name__}: input must be a SparseTensor; got {type(input).__name__}."
             )
-        if is_replaced(self.inst_norm, MinkowskiInstanceNormFunction):
+        if self.inst_norm is not self._own_function:
             features = self.inst_norm.apply(
                 input.F, input.coordinate_map_key, None, input.coordinate_manager
             )

@@ -17,7 +17,7 @@ from compat.minkowski._global_pooling import (
 )
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski.enums import PoolingMode
-from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, is_replaced
+from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
 from compat.minkowski.MinkowskiSparseTensor import (
@@ -70,7 +70,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         self.kernel_generator = kernel_generator
         self.pooling_mode = pooling_mode
         self.dimension = dimension
-        self.pooling = _function(is_transpose)()
+        self.pooling = self._own_function = _function(is_transpose)()
 
     def forward(self, input: SparseTensor, coordinates: Coordinates | None = None) -> SparseTensor:
         """Pool.
@@ -95,7 +95,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
             )
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key
-        if is_replaced(self.pooling, _function(self.is_transpose)):
+        if self.pooling is not self._own_function:
             out_key = _get_coordinate_map_key(input, coordinates)
             features = self.pooling.apply(
                 input._F, self.pooling_mode, generator, in_key, out_key, manager
@@ -261,6 +261,9 @@ class MinkowskiPoolingTranspose(MinkowskiPoolingBase):
 class MinkowskiLocalPoolingFunction:
     """Local pooling of features, called as the original's autograd function is."""
 
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
+
     @staticmethod
     def apply(
         input_features: Tensor,
@@ -291,6 +294,9 @@ class MinkowskiLocalPoolingFunction:
 
 class MinkowskiLocalPoolingTransposeFunction:
     """Transposed pooling of features, called as the original's autograd function is."""
+
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
 
     @staticmethod
     def apply(

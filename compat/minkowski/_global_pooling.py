@@ -11,7 +11,6 @@ from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
-    is_replaced,
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
@@ -82,7 +81,7 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
             raise MinkowskiError(f"mode must be a PoolingMode; got {mode!r}.")
         self.pooling_mode = mode
         self._reduction: PoolMode = _global_mode(mode)
-        self.pooling = MinkowskiGlobalPoolingFunction()
+        self.pooling = self._own_function = MinkowskiGlobalPoolingFunction()
 
     def forward(
         self, input: SparseTensor | TensorField, coordinates: Coordinates | None = None
@@ -96,7 +95,7 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
         manager = input.coordinate_manager
         is_field = isinstance(input, TensorField)
         key = manager.origin_field() if is_field else manager.origin()
-        if is_replaced(self.pooling, MinkowskiGlobalPoolingFunction):
+        if self.pooling is not self._own_function:
             features = self.pooling.apply(
                 input.F, self.pooling_mode, input.coordinate_key, key, manager
             )
@@ -143,6 +142,9 @@ class MinkowskiGlobalMaxPooling(MinkowskiGlobalPooling):
 
 class MinkowskiGlobalPoolingFunction:
     """Global pooling of features, called as the original's autograd function is."""
+
+    # Without instance attributes, a patched ``apply`` is an error, not ignored.
+    __slots__ = ()
 
     @staticmethod
     def apply(

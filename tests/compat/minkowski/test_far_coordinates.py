@@ -5,7 +5,6 @@ import torch
 
 import compat.minkowski as ME
 from compat.minkowski.MinkowskiKernelGenerator import Window
-from tests._back_end import every_back_end
 from tests.compat.minkowski import _oracle as oracle
 from tritonspconv.geometry import ConvGeometry
 
@@ -134,7 +133,6 @@ def few_taps(monkeypatch):
     monkeypatch.setattr(Window, "cells", cells)
 
 
-@every_back_end
 @pytest.mark.parametrize("stride", [64, 1000, 10**6, [7, 10**6, 1]], ids=str)
 def test_large_strides_list_no_taps(stride, device, few_taps):
     strides = [stride] * 3 if isinstance(stride, int) else stride

@@ -118,6 +118,24 @@ def test_a_layer_calls_the_function_that_takes_the_place_of_its_own(ME, name):
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("pruning", "union")])
+def test_a_patched_apply_is_refused(name):
+    """These layers do not call their own function, so a patch of it would do nothing."""
+    held = getattr(LAYERS[name][1](compat.minkowski), ATTRIBUTES[name])
+    with pytest.raises(AttributeError):
+        held.apply = print
+
+
+@pytest.mark.parametrize("name", ["pruning", "union"])
+def test_a_patched_apply_is_called(name):
+    layer, calls = LAYERS[name][1](compat.minkowski), []
+    held, x = getattr(layer, ATTRIBUTES[name]), tensor(compat.minkowski)
+    own = held.apply
+    held.apply = lambda *arguments: calls.append(arguments) or own(*arguments)
+    layer(x, torch.ones(4).bool() if name == "pruning" else x)
+    assert len(calls) == 1
+
+
 def test_subclasses_call_the_function_themselves(ME):
     """The way in which downstream layers change a convolution."""
 
