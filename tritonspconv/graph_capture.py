@@ -126,7 +126,7 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
                 continue
             for function in functions:
                 if function.__qualname__ not in traceable:
-                    _mark(function)
+                    mark_opaque(function)
 
 
 def _functions_of(kind: Any) -> list[types.FunctionType]:
@@ -143,7 +143,8 @@ def _functions_of(kind: Any) -> list[types.FunctionType]:
     return [member for member in members if isinstance(member, types.FunctionType)]
 
 
-def _mark(function: Any) -> None:
+def mark_opaque(function: Any) -> None:
+    """Mark a function for ``torch.compile``, as :func:`make_opaque` does."""
     # For calls that torch.compile meets in a function that it traces,
     function._torchdynamo_disable = True
     function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"

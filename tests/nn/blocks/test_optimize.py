@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import traceback
 
 import pytest
 import torch
@@ -685,6 +686,25 @@ def test_classes_that_others_derive_meanwhile_are_kept(taken):
     # The copies that are not optimised once more are optimised already.
     assert taken == [FIRST, WHOLE] * 3
     assert type(ts.unoptimize(module)) is derived
+
+
+def test_a_traceback_shows_the_line(taken):
+    module = ts.optimize(settle(DetectorBlock(4, 4)).eval())
+    module.bn2.running_mean = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"norm\.mean must be") as caught, torch.no_grad():
+        module(spconv_input())
+    assert "    fused_conv2 = " in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_torch_compile_runs_an_optimised_model(taken):
+    torch.compiler.reset()
+    module = ts.optimize(settle(DetectorBlock(4, 4)).eval())
+    compiled = torch.compile(module, backend="eager")
+    with torch.no_grad():
+        for rows in (80, 60, 40):
+            expected = module(spconv_input(rows)).features
+            assert torch.equal(compiled(spconv_input(rows)).features, expected)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")

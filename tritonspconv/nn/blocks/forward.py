@@ -6,12 +6,14 @@ import contextlib
 import copyreg
 import functools
 import linecache
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
+from tritonspconv.graph_capture import mark_opaque
 from tritonspconv.nn.blocks.chains import Chain, ChainFinder
 from tritonspconv.nn.blocks.guards import Guards, find
 from tritonspconv.nn.blocks.record import Untraceable, record
@@ -97,6 +99,8 @@ def optimized_class(original: type[nn.Module]) -> type[nn.Module]:
                 if plan.fits(self, args):
                     return plan.run(self, self, *args)
         return original.forward(self, *args, **kwargs)
+
+    mark_opaque(forward)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         make, arguments, *rest = original.__reduce_ex__(self, protocol)
@@ -206,7 +210,7 @@ def _plan(module: nn.Module, family: LayerFamily) -> Plan:
     for node in recording.graph.nodes:
         if node.op == "call_function" and node.target in family.functions:
             node.target = _Function(node.target)
-    name = f"<optimised forward of {type(module).__name__}>"
+    name = f"optimised forward of {original_class(module).__name__}"
     return Plan(
         _compiled(recording.graph, name), recording.guards, recording.num_inputs, family.tensor,
         tuple(map(str, chains)),
@@ -249,8 +253,9 @@ class _Function:
 def _compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
     """Return the graph as a function of the module and the arguments."""
     code = graph.python_code("self")
+    # One name for one text: tracebacks show the lines of the text that ran.
+    name = f"<{name} {zlib.crc32(code.src.encode()):08x}>"
     scope = dict(code.globals)
     exec(compile(code.src, name, "exec"), scope)
-    # Tracebacks show the lines.
     linecache.cache[name] = (len(code.src), None, code.src.splitlines(keepends=True), name)
     return scope["forward"]
