@@ -15,8 +15,8 @@ from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
 
 _MAX_ROWS = 2**31 - 1
-# A larger index of a GPU is made again for each map, in some 0.05 ms: all layers of a network would
-# hold its memory until the last.
+# A larger index on a GPU is made again for each map, in some 0.05 ms. If it were kept, a network
+# would hold its memory until the last layer.
 _MAX_KEPT_BYTES = 2**24
 
 
@@ -26,8 +26,7 @@ class ActiveSites:
     Args:
         coords: int32 [N, 1 + D], batch index first; kept by reference, so do not write to them.
         grid: The box the coordinates live in.
-        index: A lookup index of these very coordinates, when one is at hand; not kept where it is
-            large.
+        index: A lookup index of ``coords``, if there is one already. A large one is not kept.
         bounds: How many rows are real, where ``coords`` are padded to a capacity; None: those of
             ``coords`` if they are a row tensor, else all.
 
@@ -63,7 +62,7 @@ class ActiveSites:
         self.coords = plain(coords).contiguous()
         self.grid = grid
         self._index = index if index is not None and _is_kept(index) else None
-        # Whether rows repeat; as long as nobody asked, a flag on the device or None.
+        # Whether rows repeat: a bool, or a flag on the device that was not read yet, or None.
         self._repeats: Tensor | bool | None = None
         if index is not None and index.kind == "bitmap":
             self._repeats = False
@@ -96,35 +95,35 @@ class ActiveSites:
 
     @property
     def version(self) -> int | None:
-        """How often ``coords`` was written to; None for inference tensors, which do not count."""
+        """Number of writes to ``coords``; None for inference tensors, which count none."""
         return None if self.coords.is_inference() else self.coords._version
 
     @property
     def index(self) -> SiteIndex:
-        """The lookup index; built on first use, and kept where it is not large."""
+        """The lookup index; built on first use, and kept unless it is large."""
         index = self._take_index()
         if _is_kept(index):
             self._index = index
         elif self._repeats is None:
-            # Of an index that goes, what would need it again.
+            # The index is dropped; keep only its repeat flag.
             self._repeats = index.table[-1].clone()
         return index
 
     @property
     def may_repeat(self) -> bool:
-        """Whether a map has to look for rows that repeat another. Does not wait.
+        """Whether a map has to look for rows that repeat another row. Does not wait.
 
-        False of sites that were generated, and after :meth:`has_repeats` found none; but sorted
-        keys, which tell at no cost, are always to be looked at.
+        False for generated sites, and after :meth:`has_repeats` found no repeated row. Always True
+        for an index of sorted keys, where the look costs nothing.
         """
         held = self._index
         return self._repeats is not False or (held is not None and held.kind == "sorted")
 
     @property
     def unread_repeats(self) -> Tensor | None:
-        """What :meth:`has_repeats` would wait for, int64 []; None where it would do more.
+        """The repeat flag on the device, int64 []; None if it was read, or does not exist yet.
 
-        Who reads it, while it waits for something else, tells by :meth:`note_repeats`.
+        If you read this flag during another synchronisation, pass it to :meth:`note_repeats`.
         """
         held = self._index
         if self.count is not None:
@@ -134,7 +133,7 @@ class ActiveSites:
         return self._repeats if isinstance(self._repeats, Tensor) else None
 
     def note_repeats(self, repeats: bool) -> None:
-        """Keep what was read from :attr:`unread_repeats`."""
+        """Keep the value that was read from :attr:`unread_repeats`."""
         self._repeats = repeats
 
     def report_repeats(self, flag: Tensor) -> None:
@@ -149,11 +148,11 @@ class ActiveSites:
         report the run if that was wrong.
         """
         if self._repeats is None:
-            # Left to the map that follows, even where it is large.
+            # Keep the index for the next map, even a large one.
             index = self._index = self._take_index()
             if index.kind == "sorted":
                 keys = index.table
-                # Behind the cells are rows outside the grid, all with one key.
+                # Rows outside the grid share one key, which lies behind those of all cells.
                 self._repeats = ((keys[1:] == keys[:-1]) & (keys[1:] < self.grid.num_cells)).any()
             else:
                 self._repeats = index.table[-1]
@@ -172,8 +171,8 @@ class ActiveSites:
     def rows_of(self, coords: Tensor) -> Tensor:
         """Return the row of each of ``coords`` int [M, 1 + D], int64 [M]; -1 where it is no site.
 
-        Of rows that repeat a site, the lowest. By binary search on every device; the keys are
-        sorted on first use and kept.
+        Where rows repeat a site, return the lowest. This is a binary search on every device; the
+        keys are sorted on first use and kept.
         """
         index = self._sorted_index or self._index
         if index is None or index.kind != "sorted":
@@ -206,7 +205,7 @@ class ActiveSites:
     def validate(self) -> None:
         """Check that every row is inside the grid and that no coordinate repeats.
 
-        Waits for the device. Kernels are safe without it: such rows take no part in any map.
+        Waits for the device. Kernels are safe without this check: such rows take part in no map.
 
         Raises:
             ValueError: Names the first offending rows.

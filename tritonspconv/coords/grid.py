@@ -19,16 +19,16 @@ _MAX_CELLS = 2**62
 class Grid:
     """A box of ``batch_size * prod(shape)`` cells whose keys ascend with (batch, coordinates).
 
-    spconv's grid has ``lower = 0`` and a shape the user gives. MinkowskiEngine's space is
-    unbounded: its grid is the box around the coordinates seen, possibly negative. Nothing else
-    differs between the two.
+    spconv's grid has ``lower = 0`` and a shape that the user gives. MinkowskiEngine's space is
+    unbounded: its grid is the box around the coordinates, which may be negative. The two differ in
+    nothing else.
 
     Attributes:
         lower: Smallest coordinate of each spatial axis, inclusive.
         shape: Number of cells along each spatial axis.
         batch_size: Number of samples.
-        bounded: True: the box is a wall, outputs beyond it are dropped and output shapes follow
-            the dense-layer formula. False: the box grows with the outputs.
+        bounded: True: outputs beyond the box are dropped, and output shapes follow the formula of
+            dense layers. False: the box grows with the outputs.
     """
 
     lower: tuple[int, ...]
@@ -84,12 +84,12 @@ class Grid:
 
     @cached_property
     def _hash(self) -> int:
-        # Kept, since every look for a kernel map asks for it.
+        # Keep it: every look for a kernel map asks for it.
         return hash((self.lower, self.shape, self.batch_size, self.bounded))
 
     @property
     def num_cells(self) -> int:
-        """Cells over all samples."""
+        """Number of cells of all samples."""
         cells = self.batch_size
         for extent in self.shape:
             cells *= extent

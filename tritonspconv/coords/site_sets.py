@@ -34,10 +34,10 @@ def unique_sites(coords: Tensor, grid: Grid) -> tuple[ActiveSites, Tensor, Tenso
         grid: Their grid.
 
     Returns:
-        The sites; and of their coordinates what :func:`unique_rows` returns of keys.
+        The sites; and the two results of :func:`unique_rows` for the rows of ``coords``.
 
-    Deterministic. Waits for the device. Where no row repeats another, the look at that leaves the
-    index that kernel maps need.
+    Deterministic. Waits for the device. If no row repeats another, the sites keep the index by
+    which that was found, and the next kernel map reads it.
     """
     sites = ActiveSites(coords.clone(), grid)
     if not sites.has_repeats():
@@ -52,7 +52,7 @@ def unique_sites(coords: Tensor, grid: Grid) -> tuple[ActiveSites, Tensor, Tenso
 
 
 def _first_rows(ordered: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what :func:`unique_rows` does, of keys in ascending order and where they were."""
+    """Return the results of :func:`unique_rows` for sorted keys and the place each key had."""
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
     firsts = perm[is_first]
