@@ -1,4 +1,4 @@
-"""Building kernel maps, and the cache that each set of sites owns."""
+"""Building of kernel maps, and the cache that each set of sites owns."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def recorded_maps(sites: ActiveSites) -> list[KernelMap]:
 
 
 class _CacheEntry:
-    """What ``ActiveSites.map_cache`` keeps of one map.
+    """An entry of ``ActiveSites.map_cache``: all of one map but its sites.
 
-    Sites own their maps, so an entry holds no reference back to them: neither to the input sites
-    nor to output sites that were given. Memory then goes when the sites go, not when the garbage
-    collector finds a cycle.
+    Sites own their maps, so an entry holds no reference to the input sites, and none to output
+    sites that a caller gave. Memory is then freed with the sites, and does not wait for the garbage
+    collector.
     """
 
     __slots__ = ("made_sites", "relation", "view")
@@ -93,7 +93,7 @@ def _build(
         )
         return _CacheEntry(relation, None)
     is_scattered = scatters(sites.device) and geometry.feeds_one_output
-    # Before the sites, with whose number the host then reads whether rows repeat.
+    # Build this first: the repeat flag is read in the same synchronisation as the number of sites.
     in_index = None if is_scattered else sites.index
     made_sites = out_index = repeats = None
     if geometry.sites == "same" and out_sites is None:
@@ -179,8 +179,8 @@ def output_sites(
         geometry: A geometry with the rule ``"reached"`` or ``"cells"``.
         out_grid: Grid of the output sites; None: derived from the input grid.
 
-    Waits for the device once, for their number. :func:`kernel_map` does this for itself; use it
-    where several geometries are to write the same sites.
+    Waits for the device once, for the number of sites. :func:`kernel_map` generates sites itself.
+    Call this function if several geometries are to write the same sites.
     """
     return _made_sites(sites, geometry, out_grid)[0]
 
@@ -188,7 +188,7 @@ def output_sites(
 def _made_sites(
     sites: ActiveSites, geometry: ConvGeometry, out_grid: Grid | None
 ) -> tuple[ActiveSites, SiteIndex]:
-    """Return what :func:`output_sites` does, and the index that came with it, large or not."""
+    """Return the output sites and their index, which the sites keep only if it is small."""
     grid = out_grid or output_grid(sites.grid, geometry)
     stride = geometry.stride
     if geometry.sites == "cells":

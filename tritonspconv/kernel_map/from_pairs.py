@@ -1,4 +1,4 @@
-"""Kernel maps from pairs that somebody else listed."""
+"""Kernel maps from pairs that the caller lists."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def map_from_pairs(
 ) -> KernelMap:
     """Build a kernel map from explicit pairs; the reverse of :meth:`KernelMap.pairs`.
 
-    The map knows rows, not places: its geometry is a window of V taps on a line, and its sites are
-    the row numbers. Convolution and pooling need no more.
+    The map has rows and no coordinates: its geometry is a window of V taps on a line, and its sites
+    are the row numbers. Convolution and pooling need nothing else.
 
     Args:
         in_rows: Input row of each pair, integer [P], in tap order.
@@ -40,7 +40,8 @@ def map_from_pairs(
     reached[taps, in_rows.long()] = out_rows.int()
     geometry = ConvGeometry((volume,), (1,), (0,), (1,))
     table = invert_table(reached, None, n_out, geometry.offsets)
-    # A row that repeats within a tap overwrites another entry on its own side.
+    # A row that a tap has twice has overwritten an entry, so the table has fewer entries than
+    # pairs.
     if int((table.rows >= 0).sum()) != in_rows.shape[0]:
         raise ValueError(
             "map_from_pairs: within a tap, every input row and every output row may occur once; "
@@ -67,7 +68,7 @@ def _check_metadata(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor) -> None:
 
 
 def _check_rows(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor, n_in: int, n_out: int) -> None:
-    """Check the values that later steps index with."""
+    """Check the values that index memory below."""
     total = in_rows.shape[0]
     outside = (in_rows < 0) | (in_rows >= n_in) | (out_rows < 0) | (out_rows >= n_out)
     descends = (tap_ptr.diff() < 0).sum()

@@ -1,4 +1,4 @@
-"""KernelMap: the relation of one geometry between two sets of sites, in every form kernels need."""
+"""KernelMap: the relation of one geometry between two sets of sites, in each form of a kernel."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from tritonspconv.kernels.table import NeighborTable, PairList
 
 
 class Relation:
-    """Tables and pairs of one geometry; shared by a map and its inverse, each made once.
+    """Tables and pairs of one geometry, each made once. A map and its inverse share them.
 
-    ``mirrored``: inputs and outputs are one set of sites and the geometry is mirrored. ``listed``:
-    the pairs were given, and the geometry does not know them. ``versions``: those of the input and
-    of the output coordinates that the table was made of. ``repeats``: on the device, whether inputs
-    that reach an output share a cell; None where only their sites can tell. ``in_count``: number of
-    real inputs, on the device; None: all. That of outputs is ``out_table.real_columns``.
+    Args:
+        geometry: The geometry.
+        n_in: Number of input rows.
+        n_out: Number of output rows.
+        out_table: The table of the outputs.
+        mirrored: Inputs and outputs are one set of sites, and the geometry is mirrored.
+        listed: A caller listed the pairs; they do not follow from the geometry.
+        versions: Versions of the input and of the output coordinates that the table was made of.
+        repeats: Flag on the device: inputs that reach an output share a cell. None: ask their
+            sites.
+        in_count: Number of real inputs, int64 [] on the device; None: all. The number of real
+            outputs is ``out_table.real_columns``.
     """
 
     __slots__ = (
@@ -68,7 +75,7 @@ class Relation:
     def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         """Return the table seen from the inputs, made on first use, between the relation's sites.
 
-        The sites are arguments because a relation, which sites own, holds no reference to them.
+        The sites are arguments, because sites own relations: a relation holds no reference to them.
         """
         if self._in_table is None:
             self._list_inputs()
@@ -77,7 +84,7 @@ class Relation:
         return self._in_table
 
     def _list_inputs(self) -> None:
-        """Keep pairs and table of the inputs, where the pairs, input by input, are that table."""
+        """Make pairs and table of the inputs at once, where an input feeds one output at most."""
         if not self.geometry.feeds_one_output or self.listed or self.mirrored:
             return
         found = list_inputs(self.out_table, self.n_in, self.in_count)
@@ -88,7 +95,7 @@ class Relation:
         table, geometry = self.out_table, self.geometry
         if self.mirrored:
             return table._replace(mirrored=True)
-        # Coordinates that users wrote to since no longer say where the sites were.
+        # A user may have written to the coordinates since: then they do not say where sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
         if self.listed or geometry.sites == "same" or edited or geometry.feeds_one_output:
             return invert_table(
@@ -113,7 +120,7 @@ class Relation:
     def ordered(self, table: NeighborTable) -> NeighborTable:
         """Return one of the relation's two tables with its columns in order; made once and kept.
 
-        Pairs are listed from the table as it was made, so this changes no other result.
+        Pairs are listed from the plain table, so this changes no other result.
         """
         place = int(table is not self.out_table)
         found = self._ordered[place]
@@ -126,7 +133,7 @@ class Relation:
         return found
 
     def has_repeats(self, in_sites: ActiveSites) -> bool:
-        """Return whether inputs that take part share a cell. Waits for the device, once."""
+        """Return whether inputs of the map share a cell. Waits for the device, once."""
         if self._repeats is None:
             return in_sites.has_repeats()
         if self.in_count is not None and isinstance(self._repeats, Tensor):
@@ -156,7 +163,7 @@ class Relation:
 class KernelMap:
     """Every (input row, output row, tap) of one geometry between two sets of sites.
 
-    Made by :func:`tritonspconv.kernel_map.kernel_map`. Its pairs and tables never change; derived
+    :func:`tritonspconv.kernel_map.kernel_map` makes maps. Pairs and tables never change; derived
     forms are made on first use and kept.
 
     Attributes:
@@ -211,11 +218,11 @@ class KernelMap:
         return self._relation.out_table if self.is_inverse else self._seen_from_inputs()
 
     def out_table_for(self, c_in: int, c_out: int) -> NeighborTable:
-        """Return ``out_table`` as a layer of such channels multiplies it fastest."""
+        """Return ``out_table``, with ordered columns if a layer of these channels gains by it."""
         return self._ordered_for(self.out_table, c_in, c_out)
 
     def in_table_for(self, c_in: int, c_out: int) -> NeighborTable:
-        """Return ``in_table`` as the gradient of a layer of such channels multiplies it fastest."""
+        """Return ``in_table``, with ordered columns if a gradient of these channels gains by it."""
         return self._ordered_for(self.in_table, c_in, c_out)
 
     def _ordered_for(self, table: NeighborTable, c_in: int, c_out: int) -> NeighborTable:
@@ -241,8 +248,8 @@ class KernelMap:
     def has_repeats(self) -> bool:
         """Return whether rows that the geometry reads share a cell. Waits for the device, once.
 
-        The map knows the first row of each cell only. Where windows do not overlap, rows that reach
-        no output are not looked at.
+        A map has pairs of the first row of each cell only. Where windows do not overlap, only rows
+        that reach an output count.
         """
         return self._relation.has_repeats(self.out_sites if self.is_inverse else self.in_sites)
 
