@@ -1,4 +1,4 @@
-"""What both back ends see of a grid, and what they use to find the row of a coordinate."""
+"""Grids as both back ends see them, and the indices that find the row of a coordinate."""
 
 from __future__ import annotations
 

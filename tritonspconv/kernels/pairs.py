@@ -35,9 +35,9 @@ def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -
 def list_inputs(
     table: NeighborTable, n_in: int, in_count: Int64[Tensor, ""] | None = None
 ) -> tuple[PairList, NeighborTable] | None:
-    """List the pairs of a table that names no input twice, and with them the table of the inputs.
+    """List the pairs of a table that names no input twice; they are also the table of the inputs.
 
-    Inputs by tap are both. The table needs one row of entries, since its columns have one at most.
+    That table has one row of entries, because a column has one entry at most.
 
     Args:
         table: The table of the outputs.

@@ -40,7 +40,7 @@ def scatter_table(
         stride: Fine sites per coarse site.
         divide: True when inputs are fine.
         out_index: Index of the output sites.
-        in_grid: Grid of the input sites; rows outside it, and such that repeat one, reach nothing.
+        in_grid: Grid of the input sites. Rows outside it, and repeated rows, reach nothing.
         out_grid: Grid of the output sites.
         n_out: Number of output rows.
         count: int64 [], how many of them are real; None: all.

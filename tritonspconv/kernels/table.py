@@ -21,10 +21,10 @@ class NeighborTable(NamedTuple):
         rows: int32 [V, n], a row of the other side or -1; or [1, n] where no row meets two, and
             ``mask`` says through which tap.
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
-            None on a CPU, whose kernels have no need of it.
+            None on a CPU, whose kernels do not read it.
         order: int32 [n], the row that each column stands for; None: column c is row c.
-        panels: The pairs in the form that the torch kernels multiply, listed on first use; None: a
-            table of the Triton kernels, which have no need of it.
+        panels: The pairs in the form that the torch kernels multiply, listed on first use; None in
+            a table of the Triton kernels, which do not read them.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
         real_columns: int64 [], how many columns stand for real rows, on the device; None: all. The
             columns behind them are padding: no kernel reads them, and Triton kernels leave ``rows``
@@ -100,7 +100,7 @@ class ConvMap(Protocol):
         ...
 
     def in_table_for(self, c_in: int, c_out: int) -> NeighborTable:
-        """Return ``in_table`` as the gradient of a layer of such channels multiplies it fastest."""
+        """Return ``in_table``, with ordered columns if a gradient of these channels gains by it."""
         ...
 
     @property

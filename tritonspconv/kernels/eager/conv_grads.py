@@ -48,9 +48,9 @@ def both_grads(
 ) -> Tensor:
     """Return the gradient of ``feats``, and fill ``out`` with that of ``weight``.
 
-    What ``gather_gemm`` and ``weight_grad`` return one after the other; but a row of ``grad`` is
-    gathered once for both, while the rows of ``feats`` beside it are those of a panel of columns,
-    and no second list of pairs is needed.
+    The results are those of ``gather_gemm`` and ``weight_grad``. But a row of ``grad`` is gathered
+    once for both, the rows of ``feats`` beside it are those of a panel of columns, and there is no
+    second list of pairs.
 
     Args:
         feats: [n_in, c_in].
@@ -72,7 +72,7 @@ def both_grads(
     if mirrored:
         matrices, sums = matrices[::-1], sums[::-1]
     panels = PairPanels(rows) if panels is None else panels
-    # Memory that is used over and over stays in the cache; new memory is cleared page by page.
+    # Reuse memory: it stays in the cache, and the system clears new memory page by page.
     most = largest_tap(panels.listed(max(weight.shape[1:])))
     scratch = feats.new_empty(most, feats.shape[1])
 

@@ -13,17 +13,17 @@ from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairPanel, PairPanels, largest_tap
 from tritonspconv.kernels.operand import Operand
 
-# Bytes of the rows that a core gathers at a time, to find them in its cache.
+# Bytes of rows that a core gathers at a time: they stay in its cache.
 _CACHED_BYTES = 2**20
 _FEWEST_ROWS = 256
 ONLY_TENSORS = "torch multiplies float32 as it is; see eager/half_parts.py"
 
-# Called with a tap, columns that have a pair through it, and the rows that they meet [P, C].
+# A function of a tap, the columns that have a pair through it, and the rows that they meet [P, C].
 Use = Callable[[int, Tensor | slice, Tensor], None]
 
 
 def rows_in_cache(channels: int, dtype: torch.dtype) -> int:
-    """Return how many rows of so many channels to work on at a time."""
+    """Return the number of rows of ``channels`` channels to work on at a time."""
     cached = _CACHED_BYTES * torch.get_num_threads()
     return max(cached // max(channels * dtype.itemsize, 1), _FEWEST_ROWS)
 
@@ -44,7 +44,7 @@ def gather_gemm(
     panels: PairPanels | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Multiply panel by panel of columns, then sum by column; None for ``panels`` lists them."""
+    """Multiply and sum panel by panel of columns. If ``panels`` is None, list them first."""
     assert isinstance(feats, Tensor), ONLY_TENSORS
     assert isinstance(weight, Tensor), ONLY_TENSORS
     dtype = acc_dtype(feats.dtype)
@@ -89,17 +89,17 @@ def sum_products(
         feats: [N, c_in].
         matrices: V of [c_in, c_out], of the same dtype.
         panels: The pairs.
-        n: How many columns they have.
-        use: What else to do with gathered rows, while they are in the cache.
+        n: Number of columns of all panels.
+        use: Called with gathered rows while they are in the cache.
     """
     c_in, c_out = matrices[0].shape
     out = feats.new_empty(n, c_out)
     listed, identity = panels.listed(max(c_in, c_out)), panels.identity
-    # Memory that is used over and over stays in the cache; new memory is cleared page by page.
+    # Reuse memory: it stays in the cache, and the system clears new memory page by page.
     at_once = rows_in_cache(c_in, feats.dtype)
     products = out.new_empty(max((len(panel.rows) for panel in listed), default=0), c_out)
     gathered = out.new_empty(min(max(at_once, largest_tap(listed)), len(products)), c_in)
-    # Autocast would round the operands of the products below once more.
+    # Autocast would round the operands of these products once more.
     with torch.autocast(feats.device.type, enabled=False):
         start = 0
         for panel in listed:
@@ -107,7 +107,7 @@ def sum_products(
             made, sums = products[: len(panel.rows)], out[start:end]
             _multiply(feats, matrices, panel, gathered, made, use)
             if identity is not None:
-                # The rows are where they belong, and so are their products.
+                # The rows stand in column order, and so do their products.
                 torch.mm(feats[start:end], matrices[identity], out=sums)
                 sums += _sum_by_column(made, panel)
                 if use is not None:
@@ -146,14 +146,14 @@ def _multiply(
         end = start + sum(counts)
         operands = gathered[: end - start]
         torch.index_select(feats, 0, panel.rows[start:end], out=operands)
-        parts = zip(
+        taps = zip(
             range(first, stop),
             operands.split(counts),
             out[start:end].split(counts),
             panel.columns[start:end].split(counts),
             strict=True,
         )
-        for tap, operand, product, columns in parts:
+        for tap, operand, product, columns in taps:
             if operand.shape[0]:
                 torch.mm(operand, matrices[tap], out=product)
                 if use is not None:
@@ -162,7 +162,7 @@ def _multiply(
 
 
 def _runs(counts: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yield the ends of runs of taps that have at most ``most`` pairs together, or of one tap."""
+    """Yield first and last of runs of taps: one tap, or several with at most ``most`` pairs."""
     first = held = 0
     for tap, count in enumerate(counts):
         if held and held + count > most:

@@ -1,4 +1,4 @@
-"""A table seen from its other side, out of nothing but the table (vectorised torch)."""
+"""A table seen from its other side, made of the table alone (torch)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mask_words(rows: Tensor) -> Tensor:
 def table_of(pairs: TapPairs, n: int, count: Tensor | None = None) -> NeighborTable:
     """Build the table of ``n`` columns that has these pairs; columns in the order of rows.
 
-    On a CPU, where no kernel reads the mask, it is None.
+    The mask is None on a CPU, where no kernel reads it.
     """
     columns, entries, counts, identity = pairs
     rows = torch.full((len(counts), n), -1, dtype=torch.int32, device=columns.device)

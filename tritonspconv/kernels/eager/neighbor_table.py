@@ -26,7 +26,7 @@ def lookup_table(
     """Search half of the taps: the other half are the same pairs, swapped."""
     n, volume, ndim = coords.shape[0], len(offsets), coords.shape[1] - 1
     zero = (0,) * ndim
-    # Of opposite taps one is searched: who finds whom through the other is known then.
+    # Search one of two opposite taps: the other has the same pairs, swapped.
     opposite = {
         v: volume - 1 - v
         for v, offset in enumerate(offsets)
@@ -77,7 +77,7 @@ def reach_table(
     assert in_sites.rows is not None, "a sorted index has rows"
     none = out_coords.new_empty(0)
     taps = [(none, none)] * len(offsets)
-    # The coarse sites, of whichever side they are, find the fine ones.
+    # Coarse sites look for fine ones, whichever side they are on.
     if divide:
         coarse = out_coords.index_select(0, out_sites.rows)
         for v, finder, found in found_rows(coarse, out_grid, stride, offsets, in_sites, in_grid):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tritonspconv.kernels.eager._stable_sort import stable_sort
 
-# Pairs of a panel for each tap, times channels. Products of few rows are slow; products of many
-# leave the cache before they are summed.
+# Pairs of a panel for each tap, times channels. A product of few rows is slow. The products of many
+# rows leave the cache before they are summed.
 _ENTRIES_PER_TAP = 2**15
 _FEWEST_PER_TAP, _MOST_PER_TAP = 512, 2048
-# A window of fewer taps has panels as large as one of so many.
+# A window of fewer taps has panels as large as a window of this many.
 _FEWEST_TAPS = 16
 
 
@@ -51,9 +51,9 @@ class TapPairs(NamedTuple):
     Attributes:
         columns: int32 [P], the table's columns.
         rows: int32 [P], their entries.
-        counts: How many pairs each tap has; [V].
-        identity: A tap through which every column meets the row of its own number. Its pairs are
-            not listed.
+        counts: Number of pairs of each tap; [V].
+        identity: A tap whose entry is the column's own number in every column. Its pairs are not
+            listed.
     """
 
     columns: Tensor
@@ -86,11 +86,10 @@ class PairPanel(NamedTuple):
     Attributes:
         rows: int32 [P], the entries, by tap.
         columns: int32 [P], their columns, counted from the table's first.
-        counts: How many of them each tap has; [V].
+        counts: Number of pairs of each tap; [V].
         by_column: int32 [P], places in ``rows``, by column and then by tap.
         ends: int32 [columns + 1], where each column's part of ``by_column`` begins.
-        is_one_each: Whether every column has one pair, as behind a window that its stride leaves
-            no overlap.
+        is_one_each: Whether every column has one pair, as it does if windows do not overlap.
     """
 
     rows: Tensor
@@ -104,13 +103,13 @@ class PairPanel(NamedTuple):
 class PairPanels:
     """The pairs of a table in panels of columns; listed on first use and kept.
 
-    One panel's products, made tap by tap, stay in the cache until they are summed by column. So
-    few channels take larger panels.
-    Memory: 8 bytes a pair, and for each size of panels 12 and 4 a column.
+    The products of a panel are made tap by tap and stay in the cache until they are summed by
+    column. Fewer channels therefore take larger panels. Memory: 8 bytes a pair, and for each size
+    of panels 12 bytes a pair and 4 a column.
 
     Args:
         rows: int32 [V, n], a row or -1.
-        pairs: The pairs of ``rows``, where they are known.
+        pairs: The pairs of ``rows``; None: list them on first use.
 
     Attributes:
         identity: The tap whose pairs the panels leave out, see :class:`TapPairs`.
@@ -125,7 +124,7 @@ class PairPanels:
         self._listed: dict[int, list[PairPanel]] = {}
 
     def listed(self, channels: int) -> list[PairPanel]:
-        """Return the panels for products of so many channels; together every column, in order."""
+        """Return the panels for products of ``channels`` channels: all columns, in order."""
         per_tap = _pairs_per_tap(channels)
         if per_tap not in self._listed:
             if self._pairs is None:
@@ -135,18 +134,18 @@ class PairPanels:
 
 
 def largest_tap(panels: list[PairPanel]) -> int:
-    """Return the most pairs that a tap has in a panel."""
+    """Return the largest number of pairs that a tap has in a panel."""
     return max((max(panel.counts) for panel in panels), default=0)
 
 
 def _pairs_per_tap(channels: int) -> int:
-    """Return a power of two, so that layers of like channels share their panels."""
+    """Return a power of two: layers of similar channels then share panels."""
     wanted = min(max(_ENTRIES_PER_TAP // max(channels, 1), _FEWEST_PER_TAP), _MOST_PER_TAP)
     return 1 << wanted.bit_length() - 1
 
 
 def _list_panels(pairs: TapPairs, n: int, per_tap: int) -> list[PairPanel]:
-    """List the pairs of ``n`` columns in panels that hold about ``per_tap`` of each tap."""
+    """List the pairs of ``n`` columns in panels of about ``per_tap`` pairs of each tap."""
     if not n:
         return []
     columns, rows, counts, _ = pairs
@@ -156,7 +155,7 @@ def _list_panels(pairs: TapPairs, n: int, per_tap: int) -> list[PairPanel]:
     starts = list(range(0, n, width))
     if len(starts) > 1:
         columns, rows, counts = _by_panel(pairs, width, len(starts))
-    # Panels lie one behind the other in both orders, by tap and by column.
+    # In both orders, by tap and by column, panels follow each other.
     by_column = stable_sort(columns)[1].int()
     ends = torch.zeros(n + 1, dtype=torch.int32, device=columns.device)
     held = torch.bincount(columns, minlength=n)
@@ -175,7 +174,7 @@ def _list_panels(pairs: TapPairs, n: int, per_tap: int) -> list[PairPanel]:
 
 
 def _by_panel(pairs: TapPairs, width: int, panels: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return columns and entries by panel of ``width`` columns, then by tap; and their counts."""
+    """Sort columns and entries by panel of ``width`` columns, then by tap; return counts too."""
     columns, rows, counts, _ = pairs
     volume, device = len(counts), columns.device
     if _ascend(columns, counts):
@@ -192,7 +191,7 @@ def _by_panel(pairs: TapPairs, width: int, panels: int) -> tuple[Tensor, Tensor,
 
 
 def _ascend(columns: Tensor, counts: list[int]) -> bool:
-    """Return whether the columns of every tap ascend, as they do between sorted sites."""
+    """Return whether the columns of every tap ascend; they do if both sets of sites are sorted."""
     descends = columns[1:] < columns[:-1]
     if int(torch.count_nonzero(descends)) >= len(counts):
         return False
@@ -201,7 +200,7 @@ def _ascend(columns: Tensor, counts: list[int]) -> bool:
 
 
 def _cut_taps(pairs: TapPairs, width: int, panels: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return what :func:`_by_panel` does, of taps whose columns ascend: without a sort."""
+    """Return the result of :func:`_by_panel` without a sort, if the columns of every tap ascend."""
     columns, rows, counts, _ = pairs
     ends = torch.arange(1, panels, dtype=columns.dtype, device=columns.device) * width
     sizes: list[int] = []

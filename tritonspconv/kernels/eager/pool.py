@@ -42,7 +42,7 @@ def pool_fwd(
 
 
 def _max_into(acc: Tensor, feats: Tensor, rows: Tensor, want_saved: bool) -> Tensor | None:
-    """Raise ``acc`` to the largest of the present inputs; return the winning rows if wanted."""
+    """Set ``acc`` to the maximum of itself and the inputs; return the winning rows if wanted."""
     argmax = None
     if want_saved:
         argmax = torch.full(acc.shape, -1, dtype=torch.int32, device=acc.device)
@@ -99,7 +99,7 @@ def _present(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _by_row(columns: Tensor, order: Tensor | None) -> Tensor:
-    """Return what is given by table column, by row."""
+    """Reorder values from table columns to rows."""
     if order is None:
         return columns
     by_row = torch.empty_like(columns)

@@ -14,7 +14,7 @@ _INT32_LAST, _SORTED_LAST = 2**31 - 1, 2**63 - 1
 
 
 def without_outsiders(coords: Tensor, grid: CellGrid) -> Tensor:
-    """Return a copy of ``coords`` with rows outside ``grid`` moved to batch -1, in no grid."""
+    """Return a copy of ``coords`` in which rows outside ``grid`` have batch index -1."""
     coords = coords.clone()
     coords[:, 0] = coords[:, 0].where(coord_keys(coords, grid) >= 0, -1)
     return coords
@@ -28,7 +28,7 @@ def tap_keys(
     grid: CellGrid,
     limit: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Return the key of the site that one tap relates to each row; -1 where there is none.
+    """Return the key of the site that a tap relates to each row; -1 if there is none.
 
     ``divide=False``: ``fine = stride * coarse + offset``. ``divide=True``: rows are fine and the
     coarse site exists only where the division leaves a remainder below ``limit``; None: no
@@ -55,7 +55,7 @@ def tap_keys(
 def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
-    A stable sort puts the lowest of repeated rows first, where a left-sided search finds it.
+    A stable sort puts the lowest of repeated rows first, and a left-sided search finds it.
     """
     keys = coord_keys(coords, grid)
     keys = torch.where(keys < 0, _SORTED_LAST, keys)
@@ -89,7 +89,7 @@ def reached_sites(
 ) -> ReachedSites:
     """Sort the keys of all that is reached."""
     batch, *cells = _insiders(coords, own_grid).long().unbind(1)
-    # Steps share what they need of an axis: the keys and which of them exist.
+    # Steps share the part of the key that an axis gives, and whether it exists.
     axes: list[dict[tuple[int, int], tuple[Tensor, Tensor]]] = [{} for _ in cells]
     in_batch = batch < grid.batch_size
     reached = []
@@ -104,7 +104,7 @@ def reached_sites(
             key, exists = key * grid.shape[axis] + part, exists & fits
         reached.append(key[exists])
     found = torch.cat(reached)
-    # Short keys sort in two thirds of the time.
+    # int32 keys take two thirds of the time to sort.
     keys = distinct(found.int() if grid.num_cells <= _INT32_LAST else found).long()
     if overflow is not None and capacity is not None:
         overflow.fill_(keys.shape[0] > capacity)
@@ -122,7 +122,7 @@ def reached_sites(
 def _reached_along(
     cell: Tensor, offset: int, limit: int, stride: int, divide: bool, grid: CellGrid, axis: int
 ) -> tuple[Tensor, Tensor]:
-    """Return where in the grid a step leads along one axis, and whether it leads there."""
+    """Return the cell that a step leads to along one axis, and whether the grid has it."""
     moved = cell - offset if divide else cell * stride + offset
     target = torch.div(moved, stride, rounding_mode="floor") if divide else moved
     inside = target - grid.lower[axis]
@@ -133,7 +133,7 @@ def _reached_along(
 
 
 def _insiders(coords: Tensor, grid: CellGrid) -> Tensor:
-    """Return the rows of ``coords`` in ``grid``; ``coords`` themselves where all are."""
+    """Return the rows of ``coords`` in ``grid``; ``coords`` itself if these are all."""
     if coords.shape[0] == 0:
         return coords
     first, last = torch.stack(torch.aminmax(coords, dim=0)).tolist()

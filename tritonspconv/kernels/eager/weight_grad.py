@@ -27,13 +27,13 @@ def weight_grad(
     feats, grad = feats.to(dtype), grad.to(dtype)
     volume, c_in, c_out = out.shape
     block = rows_in_cache(max(c_in, c_out), dtype)
-    # Memory that is used over and over stays in the cache; new memory is cleared page by page.
+    # Reuse memory: it stays in the cache, and the system clears new memory page by page.
     scratch = feats.new_empty(block, c_in), feats.new_empty(block, c_out)
     totals = (
         out if out.dtype == dtype else out.new_empty(1, c_in, c_out, dtype=dtype).expand_as(out)
     )
     ends = tap_ptr.tolist()
-    # Autocast would round the operands once more.
+    # Autocast would round the operands of these products once more.
     with torch.autocast(feats.device.type, enabled=False):
         for v, total in enumerate(totals):
             listed = min(v, volume - 1 - v) if mirrored else v

@@ -66,7 +66,7 @@ def _taps(steps: Steps, corner: IntTuple, first: int, in_lines: bool) -> Taps:
     )
 
 
-def _parts(steps: Steps, corner: IntTuple, in_lines: bool) -> list[Taps]:
+def _split(steps: Steps, corner: IntTuple, in_lines: bool) -> list[Taps]:
     return [
         _taps(steps[first : first + 32], corner, first, in_lines)
         for first in range(0, len(steps), 32)
@@ -102,12 +102,12 @@ def window_taps(offsets: Offsets) -> list[Taps]:
     steps = tuple((offset, (1,) * len(offset)) for offset in offsets)
     corner = window_corner(offsets)
     whole = _taps(steps, corner, 0, in_lines=True)
-    return [whole] if whole.volume <= 32 else _parts(steps, corner, in_lines=True)
+    return [whole] if whole.volume <= 32 else _split(steps, corner, in_lines=True)
 
 
 def window_steps(offsets: Window, stride: IntTuple, divide: bool) -> list[Taps]:
     """Return the steps that reach what a window reaches, 32 at a time."""
-    return _parts(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
+    return _split(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
 
 
 @functools.lru_cache(maxsize=512)

@@ -14,9 +14,9 @@ from tritonspconv.kernels.triton._column_order import has_order, sort_key, tap_g
 from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
 
-# What a scratch holds where a row meets none through a tap. Kernels write the lowest row.
+# The entry of a scratch for a tap without a pair. Kernels write the lowest row, by atomic minimum.
 SCRATCH_ABSENT: tl.constexpr = tl.constexpr(2**31 - 1)
-# Rows times taps of a block.
+# Rows times taps of a program.
 _BLOCK = 1024
 
 
@@ -84,7 +84,7 @@ def arrange_kernel(
 
 
 def new_scratch(n: int, volume: int, device: torch.device) -> Tensor:
-    """Return a scratch int32 [n, V] of rows that meet none."""
+    """Return a scratch int32 [n, V] without pairs."""
     return torch.full((n, volume), SCRATCH_ABSENT.value, dtype=torch.int32, device=device)
 
 

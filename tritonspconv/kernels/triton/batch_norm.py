@@ -1,10 +1,10 @@
 """Batch norm of training over the rows of a matrix, with residual and ReLU behind it (Triton).
 
-Two launches forward, two backward. The first launch cuts the rows into parts and sums each part.
-Every program of the second launch adds up all parts, in one order, and then changes its rows.
-Backward needs to know where the ReLU passed. It computes the norm again for that; behind a
-residual it reads the output instead, and the first launch writes the gradient in front of the ReLU,
-which is the residual's gradient and the input of the second launch.
+Forward and backward take two launches each. The first launch cuts the rows into strips and sums
+each strip. Every program of the second launch adds up all strips, in one order, and then changes
+its rows. Backward needs to know where the ReLU passed, and computes the norm again for that. Behind
+a residual it reads the output instead. There the first launch writes the gradient in front of the
+ReLU, which is the residual's gradient and the input of the second launch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 # Elements of a tile, and its most rows and channels.
 _TILE, _MAX_ROWS, _MAX_CHANNELS = 4096, 256, 32
 _NUM_WARPS = 8
-# Parts that rows are cut into, at most: a program holds the sums of all of them at once.
-_PARTS: tl.constexpr = tl.constexpr(256)
-# Programs that change rows, at most, over all channels: four for each multiprocessor of an H200.
+# The most strips of rows: a program holds the sums of all strips at once.
+_STRIPS: tl.constexpr = tl.constexpr(256)
+# The most programs that change rows, over all channels: four for each multiprocessor of an H200.
 _WRITERS = 528
 
 
@@ -74,7 +74,7 @@ def _scaled(x, mean, inverse_std, weight, bias):
 @triton.jit(do_not_specialize=["n", "tiles"])
 def moments_kernel(
     feats_ptr,
-    parts_ptr,
+    strips_ptr,
     count_ptr,
     n,
     c,
@@ -84,16 +84,16 @@ def moments_kernel(
 ):
     """Write mean and sum of squared deviations of ``tiles`` tiles of rows, float32 [2, c]."""
     n = real_rows(count_ptr, n)
-    part = tl.program_id(0)
+    strip = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
     mean = tl.zeros((BLOCK_C,), tl.float32)
     square = tl.zeros((BLOCK_C,), tl.float32)
     for tile in range(tiles):
-        number = part * tiles + tile
+        number = strip * tiles + tile
         start, offs, mask = _tile(number, n, c, offs_c, mask_c, BLOCK_N)
         x = _load_tile(feats_ptr + start, offs, mask)
-        before = ((number - part * tiles) * BLOCK_N).to(tl.float32)
+        before = ((number - strip * tiles) * BLOCK_N).to(tl.float32)
         own = tl.minimum(tl.maximum(n - number * BLOCK_N, 0), BLOCK_N).to(tl.float32)
         own_mean = tl.sum(x, axis=0) / tl.maximum(own, 1.0)
         far = tl.where(mask, x - own_mean[None, :], 0.0)
@@ -102,15 +102,15 @@ def moments_kernel(
         share = own / tl.maximum(before + own, 1.0)
         mean += step * share
         square += tl.sum(far * far, axis=0) + step * step * (before * share)
-    at = parts_ptr + part * (2 * c) + offs_c
+    at = strips_ptr + strip * (2 * c) + offs_c
     tl.store(at, mean, mask=mask_c)
     tl.store(at + c, square, mask=mask_c)
 
 
-@triton.jit(do_not_specialize=["n", "tiles", "n_parts", "part_rows"])
+@triton.jit(do_not_specialize=["n", "tiles", "n_strips", "strip_rows"])
 def normalise_kernel(
     feats_ptr,
-    parts_ptr,
+    strips_ptr,
     weight_ptr,
     bias_ptr,
     running_mean_ptr,
@@ -123,8 +123,8 @@ def normalise_kernel(
     n,
     c,
     tiles,
-    n_parts,
-    part_rows,
+    n_strips,
+    strip_rows,
     momentum,
     eps,
     RELU: tl.constexpr,
@@ -141,15 +141,15 @@ def normalise_kernel(
     first = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
-    part = tl.arange(0, _PARTS)
-    size = tl.minimum(tl.maximum(real - part.to(tl.int64) * part_rows, 0), part_rows)
-    # [PARTS, BLOCK_C]
-    at = parts_ptr + part[:, None] * (2 * c) + offs_c[None, :]
-    held = (part < n_parts)[:, None] & mask_c[None, :]
+    strip = tl.arange(0, _STRIPS)
+    size = tl.minimum(tl.maximum(real - strip.to(tl.int64) * strip_rows, 0), strip_rows)
+    # [STRIPS, BLOCK_C]
+    at = strips_ptr + strip[:, None] * (2 * c) + offs_c[None, :]
+    held = (strip < n_strips)[:, None] & mask_c[None, :]
     size = size.to(tl.float32)[:, None]
     count = tl.maximum(real, 1).to(tl.float32)
     # Differences from one of the means lose no digits to what all have in common.
-    base = tl.load(parts_ptr + offs_c, mask=mask_c, other=0.0)
+    base = tl.load(strips_ptr + offs_c, mask=mask_c, other=0.0)
     step = tl.load(at, mask=held, other=0.0) - base[None, :]
     mean = tl.sum(step * size, axis=0) / count
     step -= mean[None, :]
@@ -209,7 +209,7 @@ def gradient_sums_kernel(
     weight_ptr,
     bias_ptr,
     out_ptr,
-    parts_ptr,
+    strips_ptr,
     masked_ptr,
     count_ptr,
     n,
@@ -225,7 +225,7 @@ def gradient_sums_kernel(
     gradient in front of that ReLU.
     """
     real = real_rows(count_ptr, n)
-    part = tl.program_id(0)
+    strip = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
     mean = _load_channels(stats_ptr, offs_c, mask_c, 0.0)
@@ -235,7 +235,7 @@ def gradient_sums_kernel(
     total = tl.zeros((BLOCK_C,), tl.float32)
     product = tl.zeros((BLOCK_C,), tl.float32)
     for tile in range(tiles):
-        number = part * tiles + tile
+        number = strip * tiles + tile
         start, offs, mask = _tile(number, real, c, offs_c, mask_c, BLOCK_N)
         grad, normal = _load_gradient(
             grad_ptr + start, feats_ptr + start, offs, mask, mean, inverse_std, weight, bias, RELU
@@ -245,19 +245,19 @@ def gradient_sums_kernel(
             _store_tile(masked_ptr, grad, mask, number, n, c, offs_c, mask_c, BLOCK_N)
         total += tl.sum(grad, axis=0)
         product += tl.sum(grad * normal, axis=0)
-    at = parts_ptr + part * (2 * c) + offs_c
+    at = strips_ptr + strip * (2 * c) + offs_c
     tl.store(at, total, mask=mask_c)
     tl.store(at + c, product, mask=mask_c)
 
 
-@triton.jit(do_not_specialize=["n", "tiles", "n_parts"])
+@triton.jit(do_not_specialize=["n", "tiles", "n_strips"])
 def gradient_kernel(
     grad_ptr,
     feats_ptr,
     stats_ptr,
     weight_ptr,
     bias_ptr,
-    parts_ptr,
+    strips_ptr,
     grad_weight_ptr,
     grad_bias_ptr,
     out_ptr,
@@ -265,7 +265,7 @@ def gradient_kernel(
     n,
     c,
     tiles,
-    n_parts,
+    n_strips,
     RELU: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -275,9 +275,9 @@ def gradient_kernel(
     first = tl.program_id(0)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < c
-    part = tl.arange(0, _PARTS)
-    at = parts_ptr + part[:, None] * (2 * c) + offs_c[None, :]
-    held = (part < n_parts)[:, None] & mask_c[None, :]
+    strip = tl.arange(0, _STRIPS)
+    at = strips_ptr + strip[:, None] * (2 * c) + offs_c[None, :]
+    held = (strip < n_strips)[:, None] & mask_c[None, :]
     total = tl.sum(tl.load(at, mask=held, other=0.0), axis=0)
     product = tl.sum(tl.load(at + c, mask=held, other=0.0), axis=0)
     if first == 0:
@@ -306,8 +306,8 @@ class _Plan(NamedTuple):
         block_n: Rows of a tile.
         block_c: Channels of a tile.
         channels: Blocks of channels.
-        part_tiles: Tiles of a part.
-        parts: Parts.
+        strip_tiles: Tiles of a strip.
+        strips: Strips.
         tiles: Tiles that a program changes.
         writers: Programs that change rows.
     """
@@ -315,8 +315,8 @@ class _Plan(NamedTuple):
     block_n: int
     block_c: int
     channels: int
-    part_tiles: int
-    parts: int
+    strip_tiles: int
+    strips: int
     tiles: int
     writers: int
 
@@ -326,10 +326,10 @@ def _plan(n: int, c: int) -> _Plan:
     block_c = min(next_power_of_2(c), _MAX_CHANNELS)
     block_n = min(_TILE // block_c, _MAX_ROWS)
     blocks, channels = num_blocks(n, block_n), num_blocks(c, block_c)
-    part_tiles = num_blocks(blocks, _PARTS.value)
+    strip_tiles = num_blocks(blocks, _STRIPS.value)
     tiles = num_blocks(blocks, max(_WRITERS // channels, 1))
     return _Plan(
-        block_n, block_c, channels, part_tiles, num_blocks(blocks, part_tiles), tiles,
+        block_n, block_c, channels, strip_tiles, num_blocks(blocks, strip_tiles), tiles,
         num_blocks(blocks, tiles),
     )  # fmt: skip
 
@@ -359,15 +359,15 @@ def batch_norm(
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
     moments, normalise, *_ = _bind(plan.block_n, plan.block_c, relu)
-    partial = torch.empty(plan.parts, 2, c, dtype=torch.float32, device=device)
-    moments((plan.parts, plan.channels), device, feats, partial, count, n, c, plan.part_tiles)
+    partial = torch.empty(plan.strips, 2, c, dtype=torch.float32, device=device)
+    moments((plan.strips, plan.channels), device, feats, partial, count, n, c, plan.strip_tiles)
     stats = torch.empty(2, c, dtype=torch.float32, device=device)
     out = torch.empty_like(feats)
     normalise(
         (plan.writers, plan.channels), device,
         feats, partial, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-        norm.num_batches, residual, stats, out, count, n, c, plan.tiles, plan.parts,
-        plan.part_tiles * plan.block_n, float(norm.momentum), float(norm.eps),
+        norm.num_batches, residual, stats, out, count, n, c, plan.tiles, plan.strips,
+        plan.strip_tiles * plan.block_n, float(norm.momentum), float(norm.eps),
     )  # fmt: skip
     return out, stats
 
@@ -388,11 +388,11 @@ def batch_norm_grad(
     # Once the ReLU behind a residual is undone, what is left is a norm without ReLU.
     at_once = relu and out is None
     *_, sums, gradient = _bind(plan.block_n, plan.block_c, at_once)
-    partial = torch.empty(plan.parts, 2, c, dtype=torch.float32, device=device)
+    partial = torch.empty(plan.strips, 2, c, dtype=torch.float32, device=device)
     masked = None if out is None else torch.empty_like(grad)
     sums(
-        (plan.parts, plan.channels), device,
-        grad, feats, stats, weight, bias, out, partial, masked, count, n, c, plan.part_tiles,
+        (plan.strips, plan.channels), device,
+        grad, feats, stats, weight, bias, out, partial, masked, count, n, c, plan.strip_tiles,
     )  # fmt: skip
     grad = grad if masked is None else masked
     grad_feats = torch.empty_like(feats)
@@ -401,6 +401,6 @@ def batch_norm_grad(
     gradient(
         (plan.writers, plan.channels), device,
         grad, feats, stats, weight, bias, partial, grad_weight, grad_bias, grad_feats,
-        count, n, c, plan.tiles, plan.parts,
+        count, n, c, plan.tiles, plan.strips,
     )  # fmt: skip
     return grad_feats, grad_weight, grad_bias, grad

@@ -76,19 +76,19 @@ def gather_gemm_kernel(
 ):
     """``out[order[m]] = bias + sum_v feats[rows[v, m]] @ weight[v]`` for BLOCK_M columns m.
 
-    The sum is then normalised, added to the residual and clamped, as the flags say.
+    Then normalise the sum, add the residual and clamp, as the flags say.
 
-    ONE_ROW: a column has one entry at most, all stand in one row, and masks tell through which tap.
-    PARTS: float16 parts of each float32 operand, or 0 for operands as they are. WIDE: operands or
-    table have 2**31 entries and more; 32-bit offsets save a tenth at 256 channels.
-    Columns behind the count are padding: their output rows are zero.
+    ONE_ROW: A column has one entry at most. All entries stand in one row, and the masks say through
+    which tap. PARTS: float16 parts of each float32 operand, or 0. WIDE: Operands or table have
+    2**31 entries or more; 32-bit offsets save a tenth of the time at 256 channels. Columns behind
+    the count are padding: their output rows are zero.
     """
     OFFSET: tl.constexpr = tl.int64 if WIDE else tl.int32
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
     pid_m = tl.program_id(0) // N_TILES
     if HAS_ORDER and BLOCK_N < 256:
-        # The last columns have the most taps: started first, they leave no long tail.
+        # The last columns have the most taps. Start them first, so that none ends late.
         pid_m = tl.num_programs(0) // N_TILES - 1 - pid_m
     pid_n = tl.program_id(0) % N_TILES
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -98,8 +98,9 @@ def gather_gemm_kernel(
     mask_n = offs_n < C_OUT
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
     if PARTS == 2:
-        # Matrix units truncate what they add to: each step of the leading product starts from zero
-        # and is added in float32. A zero that the compiler knew would be folded away.
+        # Matrix units truncate the sum that they add to. So each step of the leading product starts
+        # from zero and is added in float32. The compiler must not know this zero, or it merges the
+        # sums.
         zeros = acc + tl.minimum(n_out, 0).to(ACC_TYPE)
     acc_low = acc
     for word in tl.static_range((V + 31) // 32):
@@ -111,7 +112,7 @@ def gather_gemm_kernel(
             if ONE_ROW:
                 row = tl.load(rows_ptr + offs_m, mask=((masks >> (v % 32)) & 1) != 0, other=-1)
             else:
-                # Loaded in the loop so that the pipeliner can run the gather ahead.
+                # Load in the loop, so that the pipeliner can run the gather ahead.
                 row = tl.load(rows_ptr + v.to(OFFSET) * n_out + offs_m, mask=mask_m, other=-1)
             channel = chunk * BLOCK_K + offs_k
             # [BLOCK_M, BLOCK_K]
@@ -196,7 +197,7 @@ def gather_gemm(
     if n_out == 0 or c_out == 0:
         return out
     if feats.dtype == torch.float32 and weight.stride(1) != 1:
-        # wgmma takes 32-bit operands with the summed axis contiguous only.
+        # wgmma takes 32-bit operands only if the summed axis is contiguous.
         weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
     bias = None if bias is None else bias.contiguous()
     norm = None if norm is None else norm.each(Tensor.contiguous)
@@ -252,13 +253,13 @@ def _bind(
     wide: bool,
     config: GemmConfig | None,
 ) -> tuple[BoundKernel, int, int]:
-    """Return the kernel for such operands, its output rows per tile, and its tiles per row."""
+    """Return the kernel for these operands, the rows of its tiles, and its tiles per row."""
     cfg = (
         config
         or tuned_tile(problem("gather_gemm", dtype, parts, c_in, c_out), log2_rows, card)
         or gather_gemm_config(card, log2_rows, c_in, c_out, dtype, parts, one_row)
     )
-    # The epsilon is a constant of the kernel: networks have one, and a run-time argument would be
+    # The epsilon is a constant of the kernel: a network has one, and a run-time argument would be
     # rounded to float32.
     has_norm_weight, has_norm_bias, eps = norm or (False, False, 0.0)
     kernel = bind(

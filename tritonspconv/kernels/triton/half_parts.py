@@ -1,10 +1,10 @@
 """float32 operands as float16 parts, which the matrix units multiply twice as fast (Triton).
 
 A power of two per tensor brings its largest magnitude into ``[2**14, 2**15)``. There
-``high = float16(x)`` keeps 11 bits and ``low = float16((x - high) * 2**11)`` the next 11, so that
+``high = float16(x)`` keeps 11 bits, and ``low = float16((x - high) * 2**11)`` keeps the next 11. So
 ``high @ high + (high @ low + low @ high) * 2**-11`` has IEEE float32 grade, and ``high @ high``
-alone that of tf32, which keeps as many bits. Entries smaller than the largest by ``2**29`` and more
-lose bits one by one. After arXiv:2203.03341.
+alone has the grade of tf32, which keeps 11 bits too. Entries smaller than the largest by ``2**29``
+and more lose bits one by one. After arXiv:2203.03341.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tritonspconv.kernels.triton.configs import card_of
 
 _BLOCK = 4096
 _MAXIMA = 512
-# Rows x c_in x c_out from which the faster product is worth two more launches per operand.
+# From this rows x c_in x c_out on, the faster product gains more than two launches per operand
+# take.
 _MIN_WORK = 2**30
 
 
@@ -39,9 +40,9 @@ def power_of_two(exponent):
 
 @triton.jit
 def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
-    """Return the product of two split operands: sums of its leading and of its next products.
+    """Return the product of two split operands, from the sums of their leading and next products.
 
-    ``2**-exponent`` is applied in two steps, so that neither leaves float32's range early.
+    Multiply by ``2**-exponent`` in two steps: either factor then lies in float32's range.
     """
     if PARTS == 2:
         # An infinite leading product is the result: of next products, infinity times either sign.
@@ -56,7 +57,7 @@ def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
 def maxima_kernel(
     x_ptr, maxima_ptr, count_ptr, units, row_size, UNIT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write the largest finite magnitude of every n-th block, n being the number of programs.
+    """Write a program's largest finite magnitude: of every n-th block, for n programs.
 
     There are ``units * UNIT`` entries. Where UNIT is 16, the compiler loads whole vectors. Rows of
     ``row_size`` entries behind the count are padding, whose magnitudes do not matter.
@@ -96,7 +97,7 @@ def split_kernel(
     tl.store(high_ptr + offs, high, mask=mask)
     if HAS_LOW:
         kept = high.to(tl.float32)
-        # An infinite or undefined entry is all in the high part.
+        # The high part holds infinite entries and NaN; the low part is zero there.
         finite = tl.abs(kept) < float("inf")
         rest = tl.where(finite, x, 0.0) - tl.where(finite, kept, 0.0)
         tl.store(low_ptr + offs, (rest * 2048.0).to(tl.float16), mask=mask)
@@ -131,7 +132,7 @@ def split_half(x: Tensor, *, with_low: bool, count: Tensor | None = None) -> Hal
     low = torch.empty_like(high) if with_low else None
     if x.numel() == 0:
         return HalfParts(high, low, x.new_zeros(()))
-    # The last entry is the maximum of the others.
+    # The last entry will be the maximum of the others.
     maxima = torch.empty(_MAXIMA + 1, dtype=torch.float32, device=x.device)
     largest = maxima[_MAXIMA]
     unit = 16 if x.numel() % 16 == 0 else 1

@@ -1,4 +1,4 @@
-"""A table seen from its other side, out of nothing but the table (Triton)."""
+"""A table seen from its other side, made of the table alone (Triton)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def invert_kernel(
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """``scratch[i, v]`` = the row whose tap v is i: the table seen from its other side."""
+    """``scratch[i, v]`` = the row whose entry of tap v is i."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.program_id(1)
     mask_n = offs_n < real_rows(count_ptr, n)

@@ -43,7 +43,7 @@ _BLOCK_N = 128
 
 @triton.jit
 def _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE: tl.constexpr):
-    """Write what a block of padding columns needs: keys that sort last, or their own order."""
+    """Write a block of padding columns: sort keys that come last, or the order."""
     if STAGE == "masks":
         tl.store(key_ptr + offs_n, tl.zeros_like(offs_n) + PADDING_KEY, mask=offs_n < n)
     elif STAGE == "ordered":
@@ -239,11 +239,9 @@ def _lookup(
     center: int,
     count: Tensor | None,
 ) -> NeighborTable:
-    """Build the table whose columns are the rows of ``coords``, out of the other side's ``index``.
+    """Build the table whose columns are the rows of ``coords``, from the other side's ``index``.
 
-    Where columns are to be ordered the kernel runs twice. Stage "masks" writes masks in row order
-    and sort keys; stage "ordered" writes order, masks and table in column order. Else stage
-    "plain" writes masks and table.
+    :func:`lookup_kernel` describes the stages: ``"plain"``, or ``"masks"`` and ``"ordered"``.
     """
     n, volume, device = coords.shape[0], len(offsets), coords.device
     words = num_blocks(volume, 32)
@@ -328,7 +326,7 @@ def _lookup_kernels(
 
 
 def _place(tap: int, taps: Taps) -> int:
-    """Return the number of a tap among ``taps``, or -1 where it is not one of them."""
+    """Return the number of a tap among ``taps``; -1 if it is not one of them."""
     place = tap - taps.first
     return place if 0 <= place < taps.volume * taps.lines else -1
 

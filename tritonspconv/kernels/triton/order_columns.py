@@ -1,4 +1,4 @@
-"""The columns of a table that were left as they came, put in order for large layers (Triton)."""
+"""The columns of a table put in order, for layers of many channels (Triton)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
 
 _BLOCK_N = 512
-# What ordered columns save a layer grows with its columns, taps and channels, less than in
-# proportion to the last: few channels reach a lower rate. From here on a layer saves some 20 us.
+# Ordered columns save a layer more time, the more columns, taps and channels it has; with the
+# channels the gain grows less than in proportion. From this product on, a layer saves some 20 us.
 _MIN_WORK = 2**30
 
 
@@ -41,7 +41,7 @@ def permute_columns_kernel(
     n,
     BLOCK_N: tl.constexpr,
 ):
-    """Write one tap's entries of a block of columns in their new order; the first tap's, masks."""
+    """Write one tap's entries of a block of columns in their new order; for tap 0, masks too."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     v = tl.program_id(1)
     mask_n = offs_n < real_rows(count_ptr, n)
@@ -56,7 +56,7 @@ def permute_columns_kernel(
 
 
 def pays_to_order(n: int, volume: int, c_in: int, c_out: int) -> bool:
-    """Return whether a layer saves what it takes to order the ``n`` columns of its table."""
+    """Return whether a layer saves more than it takes to order ``n`` columns."""
     return 1 < volume <= 32 and n * volume * (c_in * c_out) ** 0.75 >= _MIN_WORK
 
 

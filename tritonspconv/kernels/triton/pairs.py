@@ -16,8 +16,8 @@ from tritonspconv.kernels.triton._bounds import real_rows
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 1024
-# Up to so many columns, and 32 taps, each program counts the pairs before its own from the masks:
-# one launch instead of three, for which the host takes longer than the GPU.
+# Up to this many columns, and 32 taps, each program counts the pairs before its own in the masks.
+# That takes one launch instead of three, whose launches take longer than their kernels.
 _MAX_COUNTED = 32_768
 _COUNTED_BLOCK_N = 2048
 _BLOCK_COUNTS = 4096
@@ -78,8 +78,8 @@ def write_pairs_kernel(
 ):
     """Write the pairs of each block at its place, and where each tap's pairs begin.
 
-    HAS_ENDS: the running sum of the counts of blocks is given; else masks of one word tell.
-    WORDS: mask words of a table of the inputs, which is to be written too; see ``list_inputs``.
+    HAS_ENDS: the running sums of the blocks' counts are given; else count in masks of one word.
+    WORDS: Mask words of the table of the inputs, if that is to be written too; else 0.
     """
     v = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_N
@@ -119,9 +119,10 @@ def append_unpaired_kernel(
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Put the inputs that no pair names behind the pairs: without an output, without a tap.
+    """Append the inputs that no pair names: entry -1, and no bit in the mask.
 
-    Blocks take places as they come: all these inputs fare alike, so that none shows in a result.
+    A block takes the next free places. The order does not matter, because these inputs have no
+    pairs.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     seen = tl.load(seen_ptr + rows, mask=rows < n_in, other=1)
@@ -163,10 +164,10 @@ def list_inputs(
     """List all pairs, then append the inputs that have none."""
     volume, device = rows.shape[0], rows.device
     words = num_blocks(volume, 32)
-    # Both rows aligned to 16 bytes, whatever the number of inputs.
+    # Both rows start at a multiple of 16 bytes.
     pairs = torch.empty(2, 4 * num_blocks(n_in, 4), dtype=torch.int32, device=device)
     in_mask = torch.empty(words, n_in, dtype=torch.int32, device=device)
-    # Behind the flags how many inputs without an output have a place.
+    # The entry behind the flags counts the inputs without an output that have a place.
     seen = torch.zeros(n_in + 1, dtype=torch.int32, device=device)
     tap_ptr = _write(rows, mask, order, count, volume, pairs, words, seen, in_mask)
     if n_in:
@@ -189,7 +190,7 @@ def _write(
     seen: Tensor | None,
     in_mask: Tensor | None,
 ) -> Tensor:
-    """Write the pairs, and of a table of the inputs what they tell; return ``tap_ptr``."""
+    """Write the pairs, and with ``seen`` the table of the inputs; return ``tap_ptr``."""
     n, device = rows.shape[1], rows.device
     if n == 0:
         return torch.zeros(taps + 1, dtype=torch.int64, device=device)
@@ -214,7 +215,7 @@ def _block_ends(rows: Tensor, real: Tensor | None, taps: int) -> Tensor:
     counts = torch.empty(taps * blocks, dtype=torch.int32, device=rows.device)
     count = bind(count_pairs_kernel, BLOCK_N=_BLOCK_N)
     count((blocks, taps), rows.device, rows, counts, real, n)
-    # Torch's cumulative sum takes the host as long as ten launches.
+    # Torch's cumulative sum takes as much host time as ten launches.
     ends = torch.empty(taps * blocks, dtype=torch.int64, device=rows.device)
     add_up = bind(running_sums_kernel, BLOCK=_BLOCK_COUNTS, num_warps=8)
     add_up((1,), rows.device, counts, ends, taps * blocks)
@@ -223,7 +224,7 @@ def _block_ends(rows: Tensor, real: Tensor | None, taps: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _bind_write(has_order: bool, has_ends: bool, words: int) -> tuple[BoundKernel, int]:
-    """Return the writing kernel and how many columns a program takes."""
+    """Return the kernel that writes, and the number of columns of a program."""
     block_n = _BLOCK_N if has_ends else _COUNTED_BLOCK_N
     kernel = bind(
         write_pairs_kernel,

@@ -1,7 +1,7 @@
 """Max, average and sum over the present taps of a neighbour table (Triton).
 
 One program owns ``BLOCK_M`` columns of the table and ``BLOCK_N`` channels and walks the taps in
-order. Both directions gather, so nothing is ever added from two programs.
+order. Both directions gather, so no two programs add to one row.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pool_fwd_kernel(
         source = feats_ptr + row.to(tl.int64)[:, None] * stride_feats_n + offs_n[None, :]
         value = tl.load(source, mask=present, other=0.0).to(ACC_DTYPE)
         if MODE == "max":
-            # The first input is taken even where it is -inf or the floor; NaN always is.
+            # Take the first input even if it is -inf or the floor, and take NaN always.
             better = (value > acc) | ((value == acc) & (argmax < 0)) | (value != value)
             better = better & present
             acc = tl.where(better, value, acc)
@@ -83,7 +83,7 @@ def pool_fwd_kernel(
     if WANT_SAVED and MODE == "max":
         tl.store(saved_ptr + at, argmax, mask=mask)
     if WANT_SAVED and MODE == "avg":
-        # Every tile of channels writes the same.
+        # All tiles of channels write the same values.
         tl.store(saved_ptr + out_row, count, mask=mask_out)
 
 
@@ -109,7 +109,7 @@ def pool_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Add up what the outputs of a tile of inputs send back."""
+    """Sum the gradients that a tile of inputs gets from its outputs."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_m = offs_m < real_rows(count_ptr, n_in)

@@ -51,9 +51,8 @@ def scatter_kernel(
 ):
     """``scratch[o, v]`` = the lowest of the inputs that reach output o through tap v.
 
-    ``repeats`` is set where there are several: they share a cell.
-    ``STEP`` is the one step of ``window.reach_steps``: what it leaves as remainder on an axis says
-    through which tap, ``TAP_STEPS`` apart.
+    If several inputs reach o through v, they share a cell: set ``repeats``. STEP is the one step of
+    ``window.reach_steps``. Its remainder on each axis gives the tap; taps are TAP_STEPS apart.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _own, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 2 * NDIM, NDIM)

@@ -36,7 +36,7 @@ from tritonspconv.kernels.window import Window
 _BLOCK_N = 128
 _BLOCK_WORDS, _BLOCK_ALLOTTED = 2048, 1024
 _FLAG_BIT: tl.constexpr = tl.constexpr(62)
-# What an index may take: this, and as much a row as a table of 64 taps.
+# The most memory of an index: this many bytes, and as many a row as a table of 64 taps has.
 _MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
 
 
@@ -74,9 +74,9 @@ def insert_kernel(
     NDIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Store every row in its page's slot; the lowest of those that repeat a site stays.
+    """Store every row in its page's slot. Of rows that repeat a site, the lowest stays.
 
-    The table's last entry is set where any site was repeated.
+    If any row repeats a site, set the table's last entry.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     key, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 0, NDIM)
@@ -103,9 +103,9 @@ def mark_kernel(
     V: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Set the bit of every site that a row reaches; note in ``firsts`` by which steps as the first.
+    """Set the bit of every site that a row reaches.
 
-    Which of the rows that reach a site is the first does not matter: it has one.
+    Bit v of ``firsts[row]`` says that this row set step v's bit first. Any winner will do.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     _own, inside = row_keys(coords_ptr, rows, rows < n, box, batch_size, 2 * NDIM, NDIM)
@@ -114,7 +114,7 @@ def mark_kernel(
     unset = ()
     for v in tl.static_range(V):
         key, valid = tap_keys(starts, inside, box, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
-        # Several rows reach a site: a load is cheaper than an atomic that changes nothing.
+        # Several rows reach a site. Load the word first: that is cheaper than a needless atomic.
         word = tl.load(words_ptr + (key >> 5), mask=valid, other=-1)
         keys = keys + (key,)  # noqa: RUF005 - Triton has no *
         unset = unset + (((word >> (key & 31)) & 1) == 0,)  # noqa: RUF005
@@ -130,8 +130,8 @@ def mark_kernel(
 def allot_kernel(words_ptr, n_words, BLOCK: tl.constexpr):
     """Write the number of each word's first slot to its upper half.
 
-    Behind the words stands how many slots are taken. Blocks of words take theirs as they come: no
-    result depends on which, so that none waits for the blocks before it, as ranks must.
+    The entry behind the words counts the slots that are taken. A block of words takes the next free
+    slots: no result depends on which, so no block waits for the blocks before it.
     """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
@@ -148,12 +148,12 @@ def rank_kernel(
 ):
     """Write the rank of each word's first set bit to its upper half, and the total at the end.
 
-    The total's bit ``_FLAG_BIT`` says whether the flag is set, where there is one. Behind the words
-    stand one sum for each block of words, a ticket counter, and the total. A program publishes its
-    block's sum and adds up those before it. It takes blocks in the order in which programs start,
-    so all that it waits for are running.
-    With ``count_ptr`` only ``capacity`` sites may be: words that hold later ones are cleared, the
-    count is at most the capacity, and the overflow flag says whether words were cleared.
+    Bit ``_FLAG_BIT`` of the total says whether the flag is set, if there is a flag. Behind the
+    words stand one sum for each block of words, a ticket counter, and the total. A program takes a
+    ticket, which is the number of its block, publishes the block's sum, and adds up the sums before
+    it. So it waits only for programs that have started. With ``count_ptr`` only ``capacity`` sites
+    may be: words that hold later ones are cleared, the count is at most the capacity, and the
+    overflow flag says whether words were cleared.
     """
     last = tl.num_programs(0) - 1
     sums_ptr = words_ptr + n_words
@@ -163,7 +163,7 @@ def rank_kernel(
     word = tl.load(words_ptr + offs, mask=offs < n_words, other=0)
     count = popcount(word.to(tl.uint32))
     own = tl.sum(count, axis=0).to(tl.int64)
-    # Zero stands for "not yet".
+    # Zero means that a sum is not published yet, so publish sum + 1.
     tl.atomic_xchg(sums_ptr + block, own + 1, sem="relaxed")
     before = block * 0
     for start in range(0, block.to(tl.int32), BLOCK):
@@ -223,9 +223,9 @@ def write_sites_kernel(
 
 
 def _choose_shift(n: int, cells: int) -> int | None:
-    """Return log2 of the cells in a page for ``n`` sites, or None where an index is too large.
+    """Return log2 of the cells in a page for ``n`` sites; None if the index would be too large.
 
-    Of all sizes this one takes the least memory, words and slots together.
+    Pages of this size take the least memory, words and slots together.
     """
     shift = (cells // (16 * max(n, 1))).bit_length() // 2
     fits = _is_affordable((cells >> shift) // 4 + (4 * n << shift), n) and n << shift < 2**31
@@ -240,16 +240,15 @@ def _is_affordable(size: int, n: int) -> bool:
 def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     """Index ``coords`` [N, 1 + D] by key; rows outside the grid are left out.
 
-    Where cells are so many that words and slots would take too much memory, the index is sorted
-    keys.
+    If the grid has so many cells that pages would take too much memory, the index is sorted keys.
     """
     n, device = coords.shape[0], coords.device
     shift = _choose_shift(n, grid.num_cells)
     if shift is None:
         return eager_sites.build_index(coords, grid)
     n_words = num_blocks(grid.num_cells, 32 << shift)
-    # Behind the words how many slots are taken, and last whether rows repeat. Slots start aligned
-    # to 16 bytes.
+    # Behind the words stand the number of slots taken and, last, the repeat flag. Slots start at a
+    # multiple of 16 bytes.
     n_table = 2 * num_blocks(n_words + 2, 2)
     memory = torch.zeros(2 * n_table + (n << shift), dtype=torch.int32, device=device)
     table, slots = memory[: 2 * n_table].view(torch.int64), memory[2 * n_table :]
@@ -273,7 +272,7 @@ def _bind_reach(
     grid: CellGrid,
     own_grid: CellGrid,
 ) -> tuple[list[BoundKernel], list[BoundKernel], int, IntTuple]:
-    """Return the kernels that mark and that write what is reached, and their last arguments."""
+    """Return the kernels that mark and write reached sites, and their last arguments."""
     mark, write = _reach_kernels(offsets, stride, divide, is_narrow(grid, offsets, stride))
     return mark, write, *box_args(grid, own_grid, offsets)
 
@@ -282,7 +281,7 @@ def _bind_reach(
 def _reach_kernels(
     offsets: Window, stride: tuple[int, ...], divide: bool, narrow: bool
 ) -> tuple[list[BoundKernel], list[BoundKernel]]:
-    """Return the kernels that mark and that write what a window reaches, 32 steps each."""
+    """Return the kernels that mark and write the sites a window reaches, 32 steps each."""
     metas = [
         {
             "TAPS": taps.constants, "STRIDE": stride, "DIVIDE": divide, "NDIM": len(stride),
@@ -309,7 +308,7 @@ def reached_sites(
 ) -> ReachedSites:
     """Mark what is reached in a bitmap, rank it, and write each site once."""
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
-    # Words of 8 bytes for 32 cells.
+    # A bitmap takes 8 bytes for 32 cells.
     if n == 0 or cells == 0 or not _is_affordable(cells // 4, n):
         return eager_sites.reached_sites(
             coords, offsets, stride, divide, grid, own_grid, flag, capacity, overflow
@@ -318,7 +317,7 @@ def reached_sites(
     word_blocks = num_blocks(n_words, _BLOCK_WORDS)
     words = torch.zeros(n_words + word_blocks + 2, dtype=torch.int64, device=device)
     mark, write, batch_size, box = _bind_reach(offsets, stride, divide, grid, own_grid)
-    # By which steps each row was the first to reach a site, a bit each.
+    # Bit v of a row's word: the row was the first to reach a site by step v.
     firsts = [torch.empty(n, dtype=torch.int32, device=device) for _ in mark]
     blocks = (num_blocks(n, _BLOCK_N),)
     for run, first in zip(mark, firsts, strict=True):
