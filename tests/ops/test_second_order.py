@@ -13,16 +13,18 @@ from torch.nn import functional as F
 import compat.minkowski as ME
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
+from tests._back_end import every_back_end
 from tritonspconv import ops
 from tritonspconv.ops import TrainingNorm
 
 EXTENT = 4
 
 
-def sites(rows: int = 14) -> ts.ActiveSites:
+def sites(rows: int = 14, device: torch.device | str = "cpu") -> ts.ActiveSites:
     cells = torch.randperm(2 * EXTENT**2)[:rows].sort().values
     axes = [cells // EXTENT**2, cells // EXTENT % EXTENT, cells % EXTENT]
-    return ts.ActiveSites(torch.stack(axes, 1).int(), ts.Grid((0, 0), (EXTENT, EXTENT), 2))
+    coords = torch.stack(axes, 1).int().to(device)
+    return ts.ActiveSites(coords, ts.Grid((0, 0), (EXTENT, EXTENT), 2))
 
 
 GEOMETRIES = {
@@ -35,10 +37,10 @@ GEOMETRIES = {
 MAPS = [*GEOMETRIES, "inverse"]
 
 
-def map_of(kind: str) -> ts.KernelMap:
+def map_of(kind: str, device: torch.device | str = "cpu") -> ts.KernelMap:
     if kind == "inverse":
-        return ts.kernel_map(sites(), GEOMETRIES["strided"]).inverse()
-    return ts.kernel_map(sites(), GEOMETRIES[kind])
+        return ts.kernel_map(sites(device=device), GEOMETRIES["strided"]).inverse()
+    return ts.kernel_map(sites(device=device), GEOMETRIES[kind])
 
 
 def double(*shape: int) -> Tensor:
@@ -130,10 +132,49 @@ def test_other_operations() -> None:
         assert gradgradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("has_residual", [False, True])
-def test_batch_norm_in_the_node(has_residual: bool, relu: bool) -> None:
-    found = map_of("submanifold")
+@every_back_end
+@pytest.mark.parametrize("kind", ["submanifold", "inverse"])
+def test_penalties_by_every_back_end(kind: str, device: torch.device) -> None:
+    """Values beside those of products that torch differentiates, in float64 on a CPU."""
+    found = map_of(kind, device)
+    rows, others, tap_ptr = (part.cpu().long() for part in found.pairs())
+    taps = torch.arange(found.kernel_volume).repeat_interleave(tap_ptr.diff())
+    feats = torch.randn(found.n_in, 16, requires_grad=True)
+    weight = torch.randn(found.kernel_volume, 16, 8, requires_grad=True)
+
+    def layer() -> Tensor:
+        return ops.sparse_conv(feats.to(device), weight.to(device), found).cpu()
+
+    def products() -> Tensor:
+        made = torch.bmm(feats.double()[rows, None], weight.double()[taps])[:, 0]
+        return made.new_zeros(found.n_out, 8).index_add(0, others, made)
+
+    grads = [_penalty_grads(run, [feats, weight]) for run in (layer, products)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+
+
+@every_back_end
+@pytest.mark.parametrize(("mode", "ties"), POOLS)
+def test_pools_by_every_back_end(
+    mode: ops.pool.PoolMode, ties: ops.pool.TieRule, device: torch.device
+) -> None:
+    """The gradient is a linear map of the gradient that comes in, so it has a transpose."""
+    found = map_of("strided", device)
+    feats = torch.randn(found.n_in, 3).round(decimals=1).to(device).requires_grad_()
+    seed = torch.randn(found.n_out, 3).to(device).requires_grad_()
+    weight = torch.randn(found.n_in, 3).to(device)
+    out = ops.sparse_pool(feats, found, mode, ties=ties)
+    (grad,) = torch.autograd.grad(out, feats, seed, create_graph=True)
+    (transposed,) = torch.autograd.grad(grad, seed, weight)
+    torch.testing.assert_close((transposed * seed).sum(), (grad * weight).sum())
+    assert transposed.abs().sum() > 0
+
+
+@every_back_end
+@pytest.mark.parametrize(("has_residual", "relu"), [(False, True), (True, False), (True, True)])
+def test_batch_norm_in_the_node(has_residual: bool, relu: bool, device: torch.device) -> None:
+    found = map_of("submanifold", device)
     inputs = {
         "feats": torch.randn(found.n_in, 2),
         "weight": torch.randn(9, 2, 3),
@@ -141,13 +182,13 @@ def test_batch_norm_in_the_node(has_residual: bool, relu: bool) -> None:
         "shift": torch.randn(3),
         "residual": torch.randn(found.n_out, 3),
     }
-    for value in inputs.values():
-        value.requires_grad_()
+    inputs = {name: value.to(device).requires_grad_() for name, value in inputs.items()}
     feats, weight, scale, shift, residual = inputs.values()
     added = residual if has_residual else None
 
     def node() -> Tensor:
-        norm = TrainingNorm(torch.zeros(3), torch.ones(3), scale, shift)
+        statistics = torch.zeros(3, device=device), torch.ones(3, device=device)
+        norm = TrainingNorm(*statistics, scale, shift)
         return ops.sparse_conv(feats, weight, found, norm=norm, residual=added, relu=relu)
 
     def apart() -> Tensor:
@@ -157,7 +198,9 @@ def test_batch_norm_in_the_node(has_residual: bool, relu: bool) -> None:
         return out.relu() if relu else out
 
     leaves = [value for name, value in inputs.items() if has_residual or name != "residual"]
-    torch.testing.assert_close(_penalty_grads(node, leaves), _penalty_grads(apart, leaves))
+    grads = _penalty_grads(node, leaves), _penalty_grads(apart, leaves)
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 
 
 def _penalty_grads(run: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
