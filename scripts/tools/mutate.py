@@ -260,7 +260,7 @@ def _wait(process: int, timeout: float) -> int | None:
     return None
 
 
-def run(mutants: list[Mutant], results: Path, timeout: float) -> None:
+def run(mutants: list[Mutant], results: Path, timeout: float, interprets: bool) -> None:
     """Judge mutants that ``results`` does not hold, and add a line for each."""
     known = {entry["key"] for entry in _read(results)}
     with tempfile.TemporaryDirectory() as folder:
@@ -271,7 +271,7 @@ def run(mutants: list[Mutant], results: Path, timeout: float) -> None:
         for number, mutant in enumerate(mutants):
             if mutant.key in known:
                 continue
-            runs = tests_of(mutant.path)
+            runs = [run for run in tests_of(mutant.path) if interprets or not run[0]]
             name = json.dumps(runs)
             if name not in sound:
                 sound[name] = run_tests(checkout, runs, 3 * timeout) == "survived"
@@ -332,6 +332,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--modules", default="**/*.py", help="pattern of files, from the root")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one run of pytest")
+    parser.add_argument(
+        "--quick", action="store_true", help="without the tests that interpret kernels"
+    )
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, read and added to")
     parser.add_argument("--table", type=Path, help="write the page of these results and end")
     options = parser.parse_args()
@@ -340,7 +343,8 @@ def main() -> None:
         return
     import torch  # noqa: F401 - each child would import it anew
 
-    run(chosen(options.count, options.seed, options.modules), options.results, options.timeout)
+    drawn = chosen(options.count, options.seed, options.modules)
+    run(drawn, options.results, options.timeout, not options.quick)
 
 
 if __name__ == "__main__":

@@ -62,10 +62,12 @@ class Resources:
     Attributes:
         shared_bytes: Shared memory (AMD: LDS) of a block, in bytes.
         spill: Registers' overflow; bytes of stack on NVIDIA, count of registers on AMD.
+        registers: Registers of a thread: on AMD, vector registers.
     """
 
     shared_bytes: int
     spill: int
+    registers: int
 
 
 @contextmanager
@@ -114,11 +116,15 @@ def compile_for(launch: Launch, target: GPUTarget) -> CompiledKernel:
 def resources(compiled: CompiledKernel) -> Resources:
     """Read from a binary what it takes of the device."""
     if compiled.metadata.target.backend == "cuda":
-        spill = _cubin_stack_bytes(compiled.asm["cubin"])
+        usage = _cubin_usage(compiled.asm["cubin"])
+        # The only user of the stack in a Triton kernel is the spilling of registers.
+        spill = sum(map(int, re.findall(r"\b(?:STACK|LOCAL):(\d+)", usage)))
+        counts = re.findall(r"\bREG:(\d+)", usage)
     else:
-        counts = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
-        spill = sum(map(int, counts))
-    return Resources(compiled.metadata.shared, spill)
+        code = compiled.asm["amdgcn"]
+        spill = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", code)))
+        counts = re.findall(r"\.vgpr_count:\s*(\d+)", code)
+    return Resources(compiled.metadata.shared, spill, max(map(int, counts)))
 
 
 def _bind(
@@ -134,12 +140,10 @@ def _bind(
     return ASTSource(kernel, signature, constexprs, attrs), options.__dict__, bound
 
 
-def _cubin_stack_bytes(cubin: bytes) -> int:
-    # The only user of the stack in a Triton kernel is the spilling of registers.
+def _cubin_usage(cubin: bytes) -> str:
     tool = Path(triton.backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         command = [str(tool), "-res-usage", str(path)]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return sum(map(int, re.findall(r"\b(?:STACK|LOCAL):(\d+)", usage)))
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -17,31 +17,17 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = pytest.importorskip("triton.language", reason="Triton is not installed")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402 - Triton may be absent
-
 from tests.kernels._record import (  # noqa: E402
     Launch,
     compile_for,
     record_launches,
     resources,
 )
+from tests.kernels._targets import IN_CI, MAY_SPILL, TARGETS, card  # noqa: E402
 from tests.kernels.launch_cases import LAUNCH_CASES  # noqa: E402
 from tritonspconv.kernels.triton import configs, gather_gemm, weight_grad  # noqa: E402
 
 pytestmark = pytest.mark.compile
-
-# Each target with the bytes of shared memory that one block may use there.
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
-    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
-    "gfx90a": (GPUTarget("hip", "gfx90a", 64), 64 * 1024),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
-}
-
-
-# Kernels that may spill registers on sm_90, with the reason.
-MAY_SPILL: dict[str, str] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +35,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", IN_CI)
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in LAUNCH_CASES])
 def test_compiles(case: Callable[[], object], target: str, monkeypatch: pytest.MonkeyPatch):
-    gpu, shared_bytes = TARGETS[target]
-    card = configs.Card(gpu.backend == "hip", shared_bytes)
     for module in (gather_gemm, weight_grad):
-        monkeypatch.setattr(module, "card_of", lambda device: card)
+        monkeypatch.setattr(module, "card_of", lambda device: card(target))
     with record_launches() as launches:
         case()
     assert launches, "the case launched no kernel"
@@ -123,13 +107,13 @@ def kernels_of(package_name: str) -> set[tuple[str, str]]:
 
 
 def check_compiles(launch: Launch, target: str) -> None:
-    gpu, shared_limit = TARGETS[target]
+    gpu, kilobytes, _ = TARGETS[target]
     compiled = compile_for(launch, gpu)
     assert compiled.asm["cubin" if gpu.backend == "cuda" else "hsaco"]
     used = resources(compiled)
-    assert used.shared_bytes <= shared_limit, f"{launch} does not fit {target}: {used}"
-    if target == "sm_90" and launch.name not in MAY_SPILL:
-        assert used.spill == 0, f"{launch} spills {used.spill} bytes on {target}"
+    assert used.shared_bytes <= kilobytes * 1024, f"{launch} does not fit {target}: {used}"
+    if (target, launch.name) not in MAY_SPILL:
+        assert used.spill == 0, f"{launch} spills on {target}: {used}"
 
 
 # The recorder itself, on a kernel with the traits of the real ones: gather, dot, tails, flags.
@@ -257,7 +241,7 @@ def test_kernels_of_a_package_that_has_none():
     assert kernels_of("json") == set()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", IN_CI)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_toy_kernel_compiles(dtype: torch.dtype, target: str):
     with record_launches() as launches:

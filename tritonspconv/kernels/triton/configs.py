@@ -30,10 +30,12 @@ class Card(NamedTuple):
     Attributes:
         is_amd: An AMD card, through ROCm.
         shared_bytes: Shared memory (AMD: LDS) that one program may use.
+        warp_size: Threads of a warp (AMD: wave): 64 on CDNA, else 32.
     """
 
     is_amd: bool
     shared_bytes: int
+    warp_size: int = 32
 
 
 # A Hopper card; the interpreter gets it too.
@@ -48,7 +50,8 @@ def card_of(device: torch.device) -> Card:
     properties = torch.cuda.get_device_properties(device)
     # CUDA allows 48 KiB without the opt-in value; ROCm has one value only.
     most = getattr(properties, "shared_memory_per_block_optin", 0)
-    return Card(bool(torch.version.hip), most or properties.shared_memory_per_block)
+    shared_bytes = most or properties.shared_memory_per_block
+    return Card(bool(torch.version.hip), shared_bytes, properties.warp_size)
 
 
 def _padded(channels: int, most: int) -> int:
@@ -76,7 +79,20 @@ def _fitted(config: GemmConfig, bytes_per_entry: int, card: Card) -> GemmConfig:
         block_k //= 2
     while stages > 2 and not fits():
         stages -= 1
-    return config._replace(block_k=block_k, num_stages=stages)
+    return _in_registers(config._replace(block_k=block_k, num_stages=stages), card)
+
+
+def _in_registers(config: GemmConfig, card: Card) -> GemmConfig:
+    """Return the config with as many warps as hold the accumulators of its tile.
+
+    The tiles were made for warpgroup products of Hopper and for waves of 64 threads. Cards with 32
+    threads a warp and other products keep operands in registers too.
+    """
+    if card.warp_size == 32 and (card.is_amd or card.shared_bytes < 128 * 1024):
+        entries = config.block_m * config.block_n
+        if entries >= (2**12 if card.is_amd else 2**14):
+            return config._replace(num_warps=8)
+    return config
 
 
 def gather_gemm_config(
@@ -142,11 +158,14 @@ def weight_grad_config(
 
 
 def _weight_grad_tile(card: Card, c_in: int, c_out: int, itemsize: int, parts: int) -> GemmConfig:
+    is_rdna = card.is_amd and card.warp_size == 32
     if itemsize == 8:
-        return GemmConfig(_padded(c_in, 32), _padded(c_out, 32), 16, 4, 2)
+        return GemmConfig(_padded(c_in, 32), _padded(c_out, 32), 16, 8 if is_rdna else 4, 2)
     if card.is_amd:
         most = 64 if itemsize > 2 else 128
-        return GemmConfig(_padded(c_in, most), _padded(c_out, most), 32, 4, 2)
+        # RDNA has no matrix unit for float32: a step's operands are in registers.
+        block_k = 16 if is_rdna and itemsize > 2 else 32
+        return GemmConfig(_padded(c_in, most), _padded(c_out, most), block_k, 4, 2)
     # Matrix units truncate: within a step, they cut off bits of products that are small beside the
     # sum. This is the largest error in float32, and shorter steps make it smaller; see
     # docs/accuracy.md.

@@ -1,0 +1,32 @@
+"""GPUs that the kernels are compiled for, without one."""
+
+from triton.backends.compiler import GPUTarget
+
+from tritonspconv.kernels.triton.configs import Card
+
+# Each with the KiB of shared memory (AMD: LDS) that one block may use there.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163, "A100"),
+    "sm_86": (GPUTarget("cuda", 86, 32), 99, "RTX 30, A40"),
+    "sm_89": (GPUTarget("cuda", 89, 32), 99, "RTX 40, L40"),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227, "H100, H200"),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227, "B200"),
+    "sm_120": (GPUTarget("cuda", 120, 32), 99, "RTX 50"),
+    "gfx90a": (GPUTarget("hip", "gfx90a", 64), 64, "MI250"),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64, "MI300"),
+    "gfx950": (GPUTarget("hip", "gfx950", 64), 160, "MI350"),
+    "gfx1100": (GPUTarget("hip", "gfx1100", 32), 64, "RX 7900"),
+    "gfx1201": (GPUTarget("hip", "gfx1201", 32), 64, "RX 9070"),
+}
+
+# What CI has time for: each kind of matrix unit, of warp and of shared memory once.
+IN_CI = ("sm_86", "sm_90", "sm_100", "gfx942", "gfx1201")
+
+# Kernels that may spill registers, with the reason.
+MAY_SPILL: dict[tuple[str, str], str] = {}
+
+
+def card(target: str) -> Card:
+    """Return what tiles are chosen by on a target."""
+    gpu, kilobytes, _ = TARGETS[target]
+    return Card(gpu.backend == "hip", kilobytes * 1024, gpu.warp_size)
