@@ -4,8 +4,8 @@ try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        "tritonspconv needs torch 2.6 or newer, which is not installed here. Install the build for "
-        "your GPU as pytorch.org says, or for a CPU: pip install torch"
+        "tritonspconv needs torch 2.11 or newer, which is not installed here. Install the build "
+        "for your GPU as pytorch.org says, or for a CPU: pip install torch"
     ) from error
 
 from tritonspconv import nn, ops
