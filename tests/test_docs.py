@@ -1,18 +1,70 @@
-"""The Python blocks of pages in docs/ that promise to run do run, on a CPU."""
+"""The code of the pages runs, links lead somewhere, tables and drawings are those of the code."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+from scripts.tools import draw_concepts, name_tables
+from tests._process import run
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RUN = [
+    "index.md", "concepts.md", "files.md", "training.md", "from-spconv.md", "from-minkowski.md",
+]  # fmt: skip
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
-@pytest.mark.parametrize("page", ["capture.md"])
-def test_blocks_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
-    assert found
+@pytest.mark.parametrize("name", RUN)
+def test_the_code_runs(name):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
+    assert blocks
     names: dict[str, object] = {}
-    for block in found:
-        exec(compile(block, page, "exec"), names)
-    assert "torch.Size([1, 160, 20, 20])" in capsys.readouterr().out
+    for block in blocks:
+        exec(compile(block, name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://", "#")):
+            continue
+        target, _, anchor = link.partition("#")
+        found = (page.parent / target).resolve()
+        assert found.exists(), f"{page.name}: {link}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+            assert anchor in slugs, f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize(("page", "module"), name_tables.PAGES.items())
+def test_tables_of_names_are_those_of_the_code(page, module):
+    text = (DOCS / page).read_text()
+    message = "out of date: run python -m scripts.tools.name_tables"
+    assert name_tables.with_table(text, name_tables.table(module)) == text, message
+
+
+def test_drawings_are_those_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw_concepts, "IMAGES", tmp_path)
+    draw_concepts.main()
+    for name in ("kinds.svg", "taps.svg"):
+        drawn = (tmp_path / name).read_text()
+        kept = (DOCS / "img" / name).read_text()
+        assert drawn == kept, "run python -m scripts.tools.draw_concepts"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("*.md")}
+    assert set(navigation) == pages
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="the site needs pip install '.[docs]'")
+    pytest.importorskip("material", reason="the site needs pip install '.[docs]'")
+    run("-m", "mkdocs", "build", "--strict", "-d", tmp_path / "site", cwd=ROOT)
+    assert "SparseTensor" in (tmp_path / "site" / "reference" / "index.html").read_text()
