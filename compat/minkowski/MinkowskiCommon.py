@@ -52,7 +52,7 @@ def convert_to_int_list(arg: StrideType, dimension: int) -> list[int]:
 
 
 def _whole(value: Any) -> int | None:
-    """Return a whole number as an int; None: it is none."""
+    """Return a whole number as an int, and None for any other value."""
     try:
         number = value.item() if hasattr(value, "item") else value
         return int(number) if float(number).is_integer() else None
@@ -66,7 +66,7 @@ def convert_to_int_tensor(arg: StrideType, dimension: int) -> Tensor:
 
 
 def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:
-    """Decorate a class or function whose keyword arguments of 0.4 shall raise with their new name.
+    """Make keyword arguments of MinkowskiEngine 0.4 raise an error that has their new name.
 
     Args:
         new_names: The new name, or what to do instead, of each old one.

@@ -96,7 +96,7 @@ class CoordinateManager(FieldMaps):
         is_transpose: bool,
         in_cells: bool = False,
     ) -> CoordinateMapKey:
-        """Return the output key of a convolution, whose sites are generated where need be."""
+        """Return the output key of a convolution; make the output sites if there are none yet."""
         if not is_transpose and not generator.expand_coordinates:
             return self._strided_key(in_key, generator._stride)
         tensor_stride, _ = in_key.value

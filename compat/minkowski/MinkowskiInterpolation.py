@@ -57,7 +57,7 @@ class MinkowskiInterpolation(MinkowskiModuleBase):
         self.interp = self._own_function = MinkowskiInterpolationFunction()
 
     def forward(self, input: SparseTensor, tfield: Tensor) -> Tensor | tuple[object, ...]:
-        """Return features [M, C] at points, and what the arguments ask for.
+        """Return features [M, C] at points; also map and weights where the layer returns them.
 
         Args:
             input: [N, C].

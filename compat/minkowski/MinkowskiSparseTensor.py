@@ -140,7 +140,7 @@ class SparseTensor(Tensor):
     def _on(
         cls, features: TorchTensor, key: CoordinateMapKey, manager: CoordinateManager
     ) -> SparseTensor:
-        """Return features on a map, unchecked: what layers return."""
+        """Return a tensor of features on a map. Layers call this; nothing is checked."""
         made = SparseTensor.__new__(SparseTensor)
         made.quantization_mode = SparseTensorQuantizationMode.RANDOM_SUBSAMPLE
         made._set(features, key, manager)
@@ -210,9 +210,10 @@ class SparseTensor(Tensor):
         return self._manager._have_equal_rows(self.coordinate_key, other.coordinate_key)
 
     def _on_union(self, other: Tensor, function: Callable[[Any, Any], TorchTensor]) -> Self:
-        """Apply ``function`` where ``other`` has rows, with 0 for what this tensor lacks there.
+        """Combine two tensors on the union of their coordinates.
 
-        Rows of this tensor alone keep their features, whatever the function.
+        ``function`` is applied at the rows of ``other``; this tensor counts as 0 where it has no
+        row. Rows that only this tensor has keep their features, whatever the function.
         """
         key = CoordinateMapKey(1 + self._D)
         own, others = self._manager.union_map([self.coordinate_key, other.coordinate_key], key)

@@ -59,7 +59,7 @@ _NAMES_SINCE_0_5 = {
 def checked_inputs(
     features: Any, coordinates: Any, device: torch.device | str | None
 ) -> tuple[TorchTensor, TorchTensor | None]:
-    """Return what a tensor is made from, on its device.
+    """Return features and coordinates on the device of the tensor that is made of them.
 
     Raises:
         MinkowskiError: Types, shapes or devices disagree.

@@ -205,7 +205,7 @@ class TensorField(Tensor):
         return SparseTensor._on(features, key, self._manager)
 
     def inverse_mapping(self, sparse_tensor_map_key: CoordinateMapKey) -> TorchTensor:
-        """Return the row of a sparse tensor's map in whose cell each point lies, int64 [N].
+        """Return for each point the row of a map whose cell holds the point, int64 [N].
 
         Works for every map of the manager, at any stride.
 

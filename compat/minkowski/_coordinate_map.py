@@ -16,11 +16,10 @@ IntTuple = tuple[int, ...]
 
 
 class CoordinateMap:
-    """Active sites and what they stand for: ``coordinates = unit * sites.coords``, batch apart.
+    """Active sites and their unit: ``coordinates = unit * sites.coords``, the batch index apart.
 
-    MinkowskiEngine keeps coordinates in input units at every tensor stride. The engine counts in
-    cells: where coordinates are multiples of the tensor stride, that is the unit, and negative ones
-    need no care. Where a caller's are not, the unit is 1.
+    MinkowskiEngine keeps coordinates in input units at every tensor stride. The engine counts
+    cells. The unit is the tensor stride where all coordinates are its multiples, and 1 otherwise.
 
     Args:
         sites: The active sites; an attribute.

@@ -68,7 +68,7 @@ class FieldMaps(CoordinateMaps):
     def get_field_to_sparse_map(
         self, field_map_key: CoordinateMapKey, sparse_map_key: CoordinateMapKey
     ) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`field_to_sparse_insert_and_map` returned: first points, map rows."""
+        """Return first points and map rows, as :meth:`field_to_sparse_insert_and_map` did."""
         return self._field_maps[field_map_key.value, sparse_map_key.value]
 
     def field_to_sparse_map(
@@ -112,7 +112,7 @@ class FieldMaps(CoordinateMaps):
     def interpolation_map_weight(
         self, key: CoordinateMapKey, samples: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what linear interpolation at points reads.
+        """Return the rows and weights of a linear interpolation at points.
 
         Args:
             key: The map to read.

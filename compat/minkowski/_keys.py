@@ -1,4 +1,4 @@
-"""CoordinateMapKey: what a coordinate map is known by."""
+"""CoordinateMapKey: the name of a coordinate map in its manager."""
 
 from __future__ import annotations
 

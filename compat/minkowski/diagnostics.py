@@ -1,4 +1,4 @@
-"""``MinkowskiEngine.diagnostics``: what a report of a problem should say about the machine."""
+"""``MinkowskiEngine.diagnostics``: the facts about a machine that belong into a bug report."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from collections.abc import Callable
@@ -293,6 +294,13 @@ def _sp_in_place_tensor(spconv: Any) -> str:
     return shares(x.features, own)
 
 
+def _sp_sparse_add(spconv: Any) -> str:
+    first, second = _sp_tensor(spconv), _sp_tensor(spconv)
+    total = importlib.import_module(f"{spconv.__name__}.functional").sparse_add(first, second)
+    assert shares(total.features, first.features) == "copies"
+    return shares(total.indices, first.indices)
+
+
 def _sp_inverse(spconv: Any) -> str:
     x = _sp_tensor(spconv)
     down = spconv.SparseConv2d(2, 2, 3, indice_key="down")
@@ -327,6 +335,7 @@ SPCONV = [
          _sp_module(lambda spconv: spconv.SparseReLU(inplace=True)), "writes, shares"),
     Cell("AddTable", _sp_module(lambda spconv: lambda x: spconv.AddTable()([x, x])), "copies"),
     Cell("JoinTable", _sp_module(lambda spconv: lambda x: spconv.JoinTable()([x, x])), "copies"),
+    Cell("functional.sparse_add of equal sites: the indices", _sp_sparse_add, "shares", "copies"),
     Cell("x + tensor", _sp_module(lambda spconv: lambda x: x + torch.ones(3, 2)), "copies"),
     Cell("x += tensor", _sp_in_place_tensor, "copies", ValueError),
 ]  # fmt: skip

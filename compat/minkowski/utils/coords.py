@@ -9,7 +9,7 @@ from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 
 
 def get_coords_map(x: SparseTensor, y: SparseTensor) -> tuple[Tensor, Tensor]:
-    """Return rows of ``x`` and the rows of ``y`` whose cells they are in, int64 [n] each.
+    """Return rows of ``x`` and, for each, the row of ``y`` whose cell holds it, int64 [n] each.
 
     Args:
         x: The finer tensor.
