@@ -19,8 +19,9 @@ import torch
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map, ops
 from tritonspconv.kernel_map import map_from_pairs
+from tritonspconv.kernels import order_columns
 from tritonspconv.kernels import triton as kernels
-from tritonspconv.kernels.triton import _column_order, _launch, half_parts, order_columns, sites
+from tritonspconv.kernels.triton import _column_order, _launch, half_parts, sites
 
 DEVICE = torch.device("cuda")
 SHAPE, BATCH = (21, 33, 40), 2

@@ -46,7 +46,7 @@ def triton_back_end(triton_device, monkeypatch) -> torch.device:
         monkeypatch.setattr(face, "_back_end", lambda *_args, back_end=back_end: back_end)
     column_order = importlib.import_module("tritonspconv.kernels.triton._column_order")
     monkeypatch.setattr(column_order, "MIN_ROWS_TO_ORDER", 50)
-    order_columns = importlib.import_module("tritonspconv.kernels.triton.order_columns")
+    order_columns = importlib.import_module("tritonspconv.kernels.order_columns")
     monkeypatch.setattr(order_columns, "_MIN_WORK", 2000)
     scatter = importlib.import_module("tritonspconv.kernels.scatter_table")
     monkeypatch.setattr(scatter, "scatters", lambda _device: True)

@@ -12,7 +12,7 @@ from tritonspconv.testing import random_sites
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tritonspconv.kernels.triton import order_columns
+from tritonspconv.kernels import order_columns
 
 SUBM = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 DOWN = ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))

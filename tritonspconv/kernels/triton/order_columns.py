@@ -14,9 +14,6 @@ from tritonspconv.kernels.triton._grid import Offsets
 from tritonspconv.kernels.triton._launch import launch
 
 _BLOCK_N = 512
-# Ordered columns save a layer more time, the more columns, taps and channels it has; with the
-# channels the gain grows less than in proportion. From this product on, a layer saves some 20 us.
-_MIN_WORK = 2**30
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -53,11 +50,6 @@ def permute_columns_kernel(
         tl.store(order_ptr + offs_n, column.to(tl.int32), mask=offs_n < n)
         present = tl.load(mask_ptr + column, mask=mask_n, other=0)
         tl.store(new_mask_ptr + offs_n, present, mask=mask_n)
-
-
-def pays_to_order(n: int, volume: int, c_in: int, c_out: int) -> bool:
-    """Return whether a layer saves more than it takes to order ``n`` columns."""
-    return 1 < volume <= 32 and n * volume * (c_in * c_out) ** 0.75 >= _MIN_WORK
 
 
 def order_columns(
