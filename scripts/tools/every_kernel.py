@@ -109,7 +109,8 @@ def run_layers(name: str, geometry: ConvGeometry) -> None:
             ops.sparse_conv(feats, weight, kmap, bias, norm=norm, residual=out, relu=True)
         count = torch.tensor(0, device=DEVICE)
         vectors = torch.rand(4, 20, device=DEVICE)
-        norm = ops.TrainingNorm(*vectors[:2], *vectors[2:].requires_grad_(), count)
+        scale, shift = vectors[2:].requires_grad_()
+        norm = ops.TrainingNorm(vectors[0], vectors[1], scale, shift, count)
         normed = ops.sparse_conv(feats, weight, kmap, bias, norm=norm, relu=True)
         pooled = [
             ops.sparse_pool(feats, kmap, "max", ties="first"),
@@ -127,6 +128,7 @@ def run_reductions() -> None:
     points = torch.rand(70_001, 5, device=DEVICE, requires_grad=True)
     for reduce in ("mean", "max"):
         voxels = ops.voxelize(points, (0.1, 0.1, 0.1), (0, 0, 0, 1, 1, 1), reduce=reduce)
+        assert voxels.feats is not None
         voxels.feats.sum().backward()
     batch = torch.zeros(70_001, dtype=torch.int32, device=DEVICE)
     for mode in ("max", "avg", "sum"):

@@ -53,7 +53,8 @@ def fuzz(cases: int, start: int, device: torch.device) -> Counter[str]:
     for number in range(-(-cases // (batch * len(kinds)))):
         for name, (strategy, check) in kinds.items():
             options = settings(
-                max_examples=batch, deadline=None, database=None, suppress_health_check=HealthCheck,
+                max_examples=batch, deadline=None, database=None,
+                suppress_health_check=[*HealthCheck],  # pyright: ignore
                 phases=[Phase.generate, Phase.shrink],
             )  # fmt: skip
             try:
@@ -69,7 +70,7 @@ def fuzz(cases: int, start: int, device: torch.device) -> Counter[str]:
 
 def main() -> None:
     """Fuzz, print a log, and end with 1 if anything was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cases", type=int, default=20_000, help="over all kinds")
     parser.add_argument("--seed", type=int, default=0, help="of the first batch")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))

@@ -121,7 +121,7 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
     found = []
     for node, text in _changes(ast.parse(source), source):
         start = begins[node.lineno - 1] + node.col_offset
-        stop = begins[node.end_lineno - 1] + node.end_col_offset
+        stop = begins[(node.end_lineno or 1) - 1] + (node.end_col_offset or 0)
         data = source.encode()
         changed = (data[:start] + text.encode() + data[stop:]).decode()
         with contextlib.suppress(SyntaxError, IndexError):
@@ -299,7 +299,9 @@ def _read(results: Path) -> list[dict]:
 def table(results: Path) -> str:
     """Return the page of what became of the mutants."""
     entries = _read(results)
-    explained = tomllib.loads(EXPLANATIONS.read_text()) if EXPLANATIONS.exists() else {}
+    explained = {}
+    if EXPLANATIONS.exists():
+        explained = tomllib.loads(EXPLANATIONS.read_text())  # pyright: ignore
     fates = Counter(entry["fate"] for entry in entries)
     killed = fates["killed"] + fates["timeout"]
     lines = [
@@ -327,7 +329,7 @@ def table(results: Path) -> str:
 
 def main() -> None:
     """Run mutants, or write their table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=150, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--modules", default="**/*.py", help="pattern of files, from the root")

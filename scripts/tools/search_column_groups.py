@@ -19,6 +19,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,13 @@ HALF = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
 STRIDED = ConvGeometry((3,) * 3, (2,) * 3, (1,) * 3, (1,) * 3)
 
 Box = tuple[str, str, str]
-Groups = list[Box]
+Groups = Sequence[Box]
 
 # Each sort of box but the whole window and its centre, which nearly every column has.
 BOXES: list[Box] = [
-    box for box in itertools.product(RANGES, repeat=3) if box not in {("*",) * 3, ("0",) * 3}
+    (slow, middle, fast)
+    for slow, middle, fast in itertools.product(RANGES, RANGES, RANGES)
+    if (slow, middle, fast) not in {("*", "*", "*"), ("0", "0", "0")}
 ]
 
 
@@ -94,9 +97,9 @@ def samples(waymo: Path | None, max_points: int | None) -> tuple[list[Sample], S
     ], Sample("scan in voxels of 5 cm, held out", sites_of("waymo_5cm_b4"), SUBMANIFOLD, 0.0)
 
 
-def changed(groups: Groups) -> Groups:
+def changed(old: Groups) -> Groups:
     """Return groups with one box replaced, changed along an axis, swapped or moved."""
-    groups, place, kind = list(groups), random.randrange(BITS), random.random()
+    groups, place, kind = list(old), random.randrange(BITS), random.random()
     if kind < 0.25:
         groups[place] = random.choice(BOXES)
     elif kind < 0.6:
@@ -121,7 +124,8 @@ def anneal(looked_at: list[Sample], seconds: float) -> Groups:
         ratios = (s.taps_per_pair(groups) / was for s, was in zip(looked_at, first, strict=True))
         return sum(s.weight * ratio for s, ratio in zip(looked_at, ratios, strict=True)) / total
 
-    groups = best = list(CUBE_GROUPS)
+    groups: Groups = list(CUBE_GROUPS)
+    best = groups
     cost = least = 1.0
     start = said = time.monotonic()
     while (gone := time.monotonic() - start) < seconds:

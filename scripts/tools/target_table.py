@@ -75,7 +75,7 @@ def survey(target: str, pattern: str) -> tuple[str, list[str]]:
 
 def main() -> None:
     """Compile, and write or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
     parser.add_argument("--cases", default="", help="those whose names hold this pattern")
     options = parser.parse_args()

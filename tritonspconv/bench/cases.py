@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from tritonspconv.bench.peers import Peer, first_line
+from tritonspconv.bench.peers import first_line
 from tritonspconv.bench.report import Cell, Report
 from tritonspconv.bench.timing import Measurement, Meter, Metric, Run
+
+
+class MeasuredLibrary(Protocol):
+    """A library under measurement: `peers.Peer`, or `minkowski.Library`."""
+
+    @property
+    def name(self) -> str:
+        """The head of its column."""
+        ...
+
+    def tf32(self, allowed: bool) -> AbstractContextManager[None]:
+        """Let float32 layers multiply in TF32, or not, within the context."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Case:
 
     labels: tuple[str, ...]
     passes: tuple[str, ...]
-    prepare: Callable[[Peer], Trial]
+    prepare: Callable[[Any], Trial]
     limits: dict[str, float]
     tf32: bool = False
 
@@ -52,7 +67,7 @@ def measure_cases(
     title: str,
     header: tuple[str, ...],
     cases: Sequence[Case],
-    peers: Sequence[Peer],
+    peers: Sequence[MeasuredLibrary],
     meter: Meter,
     report: Report,
     metric: Metric,
@@ -89,7 +104,7 @@ def measure_cases(
 
 
 def _run_case(
-    case: Case, peers: Sequence[Peer], meter: Meter, metric: Metric, checked: bool
+    case: Case, peers: Sequence[MeasuredLibrary], meter: Meter, metric: Metric, checked: bool
 ) -> dict[str, dict[str, Cell]]:
     """Return by library a cell for each pass."""
     entries = [_Entry(case, peer, meter) for peer in peers]
@@ -108,7 +123,7 @@ def _run_case(
 class _Entry:
     """A library in a case, from its trial to its cells."""
 
-    def __init__(self, case: Case, peer: Peer, meter: Meter) -> None:
+    def __init__(self, case: Case, peer: MeasuredLibrary, meter: Meter) -> None:
         self.case, self.peer, self.meter = case, peer, meter
         self._trial: Trial | None = None
         self._errors: dict[str, float] = {}

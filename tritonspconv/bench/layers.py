@@ -100,7 +100,7 @@ def _case(kind: str, scene: Scene, channels: int, dtype: str, passes: tuple[str,
     sites, window = _input_sites(kind, scene)
     labels = (scene.name, f"{len(sites.indices):,}", kind, str(channels), dtype)
     limit = LAYER_TOLERANCE[dtype]
-    limits = dict.fromkeys(("sites", "out", "out in eval"), limit)
+    limits: dict[str, float] = dict.fromkeys(("sites", "out", "out in eval"), limit)
     limits |= dict.fromkeys(("grad feats", "grad weight"), GRADIENT_SLACK * limit)
     storage = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     bench = partial(_LayerBench, kind, scene, sites, window, channels, storage)

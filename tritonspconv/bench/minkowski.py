@@ -36,7 +36,7 @@ from tritonspconv.bench.peers import OURS, first_line
 from tritonspconv.bench.reference import relative_error
 from tritonspconv.bench.report import Report
 from tritonspconv.bench.scenes import Scene, SceneStore
-from tritonspconv.bench.timing import Meter
+from tritonspconv.bench.timing import Meter, Run
 from tritonspconv.models.minkowski import mink_unet, mink_unet_of_spconv
 
 MODULES = {
@@ -286,7 +286,7 @@ def _case(subject: Subject, dtype: str, training: bool) -> Case:
 
     def prepare(library: Any) -> Trial:
         bench = Bench(subject, library, subject.network(library), dtype, training)
-        runs = {"train step": bench.step} if training else {"infer": bench.infer}
+        runs: dict[str, Run] = {"train step": bench.step} if training else {"infer": bench.infer}
         if not training and not library.is_spconv:
             runs["infer, maps cached"] = bench.again
         return Trial(runs, lambda: subject.errors(bench))
@@ -296,7 +296,7 @@ def _case(subject: Subject, dtype: str, training: bool) -> Case:
 
 def _libraries(wanted: Sequence[str]) -> list[Library]:
     # The original takes ``Sequence`` from where Python 3.9 had it.
-    vars(collections)["Sequence"] = collections.abc.Sequence
+    setattr(collections, "Sequence", collections.abc.Sequence)  # noqa: B010
     found = []
     for name in wanted:
         try:

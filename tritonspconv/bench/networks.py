@@ -251,6 +251,7 @@ class _Subject:
         """Initial weights, with batch norms whose statistics fit, so that halves do not vanish."""
         if self._state is None:
             self._state = self._first(self._calibrated)
+        assert self._state is not None
         return self._state
 
     def errors(self, bench: NetworkBench) -> dict[str, float]:

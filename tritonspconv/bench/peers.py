@@ -46,11 +46,11 @@ class Peer:
     def tf32(self, allowed: bool) -> Iterator[None]:
         """Let float32 layers multiply in TF32, or not."""
         before = self.constants.SPCONV_ALLOW_TF32
-        self.constants.SPCONV_ALLOW_TF32 = allowed
+        setattr(self.constants, "SPCONV_ALLOW_TF32", allowed)  # noqa: B010
         try:
             yield
         finally:
-            self.constants.SPCONV_ALLOW_TF32 = before
+            setattr(self.constants, "SPCONV_ALLOW_TF32", before)  # noqa: B010
 
 
 def load_peer(name: str, device: torch.device) -> Peer:

@@ -115,7 +115,9 @@ class Meter:
         for _ in range(3):
             run()
         warmup, rep = (10, 17) if self.quick else (10, 67)
-        return do_bench(run, warmup=warmup, rep=rep, return_mode="all")
+        times = do_bench(run, warmup=warmup, rep=rep, return_mode="all")
+        assert isinstance(times, list)
+        return times
 
     def _wall(self, run: Run) -> list[float]:
         if self.on_gpu:
@@ -136,7 +138,7 @@ class Meter:
     def _device_time(self, run: Run) -> list[float]:
         if not self.on_gpu:
             raise RuntimeError("device time needs a GPU")
-        from torch.autograd import DeviceType
+        from torch._C._autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         repeat = 5 if self.quick else 10
@@ -148,7 +150,7 @@ class Meter:
             self.synchronize()
         microseconds = sum(
             event.time_range.elapsed_us()
-            for event in profiler.events()
+            for event in profiler.events() or ()
             if event.device_type == DeviceType.CUDA
         )
         if not microseconds:
