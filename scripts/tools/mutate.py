@@ -44,7 +44,7 @@ TESTS = {
     "tritonspconv/kernels": f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
     f"{_BACK_ENDS}",
     "tritonspconv/kernels/eager": f"{_MAPS} tests/ops/test_{{stem}}.py interpreter "
-    "tests/kernels/test_{stem}.py tests/kernels/test_pair_blocks.py",
+    "tests/kernels/test_{stem}.py tests/kernels/test_pair_panels.py",
     "tritonspconv/kernels/eager/gather_gemm.py": "tests/ops/test_conv.py",
     "tritonspconv/kernels/eager/weight_grad.py": "tests/ops/test_conv.py interpreter "
     "tests/kernels/test_weight_grad.py",
