@@ -5,6 +5,8 @@ import torch
 
 import compat.minkowski as ME
 from compat.minkowski import SparseTensorQuantizationMode as Mode
+from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._fields import CoordinateField
 from tests.compat.minkowski import _oracle as oracle
 
 POINTS = [[0, 0.5, -0.2], [0, 0.9, -0.9], [1, 0.5, -0.2], [0, -3.0, 2.0], [0, 0.1, -0.4]]
@@ -205,3 +207,9 @@ def test_errors(field, device):
     other = ME.TensorField(field.F, points + 3)
     with pytest.raises(AssertionError, match="must share a coordinate manager"):
         field + other
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 5)])
+def test_points_of_another_shape_are_refused(shape):
+    with pytest.raises(MinkowskiError, match=r"points must have shape \[N, 4\].* got"):
+        CoordinateField(torch.zeros(shape), 3)

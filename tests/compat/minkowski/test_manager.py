@@ -297,3 +297,10 @@ def test_old_names():
 def test_repr_lists_the_maps(make):
     x = make(12)
     assert repr(x.coordinate_manager) == "CoordinateManager(\n\t[1, 1, 1]:\t12x4\n)"
+
+
+def test_coordinates_that_are_no_multiples_of_their_stride_stay_apart():
+    coords = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 2, 3]], dtype=torch.int32)
+    x = ME.SparseTensor(torch.arange(3.0)[:, None], coordinates=coords, tensor_stride=2)
+    assert sorted(x.C.tolist()) == coords.tolist()
+    assert x.tensor_stride == [2, 2]
