@@ -7,7 +7,10 @@ import pytest
 
 # Every module with an example; a new one belongs here.
 MODULES = [
+    "tritonspconv.points.grids",
+    "tritonspconv.points.table",
     "tritonspconv.sparse_tensor",
+    "tritonspconv.testing.rooms",
 ]
 
 

@@ -15,6 +15,10 @@ class VoxelGrid:
     Attributes:
         point_range: Lower x, y, z, then upper x, y, z, in metres.
         voxel_size: Metres along x, y, z.
+
+    Example:
+        >>> VoxelGrid((0, -40, -3, 70.4, 40, 1), (0.05, 0.05, 0.1)).spatial_shape
+        [40, 1600, 1408]
     """
 
     point_range: tuple[float, float, float, float, float, float]
@@ -42,6 +46,11 @@ def voxel_range(points: Tensor) -> VoxelGrid:
 
     Args:
         points: ``[N, F]`` with x, y, z first, in metres; N >= 1.
+
+    Example:
+        >>> import torch
+        >>> voxel_range(torch.tensor([[1.0, 2.0, 3.0]])).spatial_shape
+        [32, 32, 32]
     """
     ordered = points[:, :3].double().sort(dim=0).values
     trim = len(points) // 1000

@@ -36,6 +36,10 @@ def parse_columns(text: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: x, y or z is missing, or a name comes twice.
+
+    Example:
+        >>> parse_columns("x,y,z,intensity,_")
+        ('x', 'y', 'z', 'intensity', '_')
     """
     names = tuple(name.strip() for name in text.split(","))
     kept = [name for name in names if name != SKIPPED]

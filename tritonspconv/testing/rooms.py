@@ -50,6 +50,13 @@ def simulate_room(
     Returns:
         The points in random order with their classes.
 
+    Example:
+        >>> room = simulate_room(seed=1, density=50)
+        >>> room.points.shape[1], len(room.points) == len(room.labels)
+        (6, True)
+        >>> ROOM_CLASSES[int(room.labels.mode().values)]
+        'wall'
+
     Raises:
         ValueError: The density is not positive, the noise is negative, or there is no station.
     """
