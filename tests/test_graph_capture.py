@@ -148,11 +148,12 @@ def test_every_forward_is_marked_or_known_to_be_traceable() -> None:
 
 
 def _subclasses(kind: type) -> set[type]:
-    """Return our classes that derive from ``kind``."""
+    """Return our layers that derive from ``kind``; networks made of them are not layers."""
     found = set()
     for derived in kind.__subclasses__():
         found |= _subclasses(derived)
-        if derived.__module__.startswith(("tritonspconv", "compat.")):
+        is_network = derived.__module__.startswith("compat.minkowski.modules.")
+        if derived.__module__.startswith(("tritonspconv.nn", "compat.")) and not is_network:
             found.add(derived)
     return found
 
