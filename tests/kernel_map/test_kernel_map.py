@@ -411,9 +411,9 @@ def test_maps_are_deterministic(device):
         assert torch.equal(first.out_sites.coords, second.out_sites.coords)
         for name in ("out_table", "in_table"):
             tables = getattr(first, name), getattr(second, name)
-            # The blocks are the rows once more, and other objects.
+            # The panels are the rows once more, and other objects.
             for ours, theirs in zip(
-                *(table._replace(blocks=None) for table in tables), strict=True
+                *(table._replace(panels=None) for table in tables), strict=True
             ):
                 assert ours is theirs or ours is False or torch.equal(ours, theirs)
         for ours, theirs in zip(first.pairs(), second.pairs(), strict=True):
