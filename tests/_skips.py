@@ -19,6 +19,7 @@ ANY_NUMBER = sys.maxsize
 BUDGET = {
     r"no GPU: torch\.cuda\.is_available\(\) is False": ANY_NUMBER,
     r"needs two GPUs": 2,
+    r"capturable=True needs a GPU": 1,
     # Parameters that do not go together.
     r"only tiles of half operands are that large": 8,
     r"weight gradients do not depend on the number of rows": 80,
