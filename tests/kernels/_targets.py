@@ -32,3 +32,14 @@ def card(target: str) -> Card:
     """Return what tiles are chosen by on a target."""
     gpu, kilobytes, _ = TARGETS[target]
     return Card(gpu.backend == "hip", kilobytes * 1024, gpu.warp_size)
+
+
+# Bytes that a case spills where its tile has not been made for the target yet; at most these.
+KNOWN_SPILLS = {
+    ("gather_gemm-norm", "sm_100"): 392,
+    ("gather_gemm-norm-256", "sm_100"): 1064,
+    ("parts-1-128", "sm_100"): 32,
+    ("parts-2-norm", "sm_86"): 40,
+    ("parts-2-odd", "gfx942"): 27,
+    ("parts-2-odd", "gfx1201"): 17,
+}

@@ -23,7 +23,7 @@ from tests.kernels._record import (  # noqa: E402
     record_launches,
     resources,
 )
-from tests.kernels._targets import IN_CI, MAY_SPILL, TARGETS, card  # noqa: E402
+from tests.kernels._targets import IN_CI, KNOWN_SPILLS, MAY_SPILL, TARGETS, card  # noqa: E402
 from tests.kernels.launch_cases import LAUNCH_CASES  # noqa: E402
 from tritonspconv.kernels.triton import configs, gather_gemm, weight_grad  # noqa: E402
 
@@ -36,15 +36,19 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("target", IN_CI)
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in LAUNCH_CASES])
-def test_compiles(case: Callable[[], object], target: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "case"), [pytest.param(name, case, id=name) for name, case in LAUNCH_CASES]
+)
+def test_compiles(
+    name: str, case: Callable[[], object], target: str, monkeypatch: pytest.MonkeyPatch
+):
     for module in (gather_gemm, weight_grad):
         monkeypatch.setattr(module, "card_of", lambda device: card(target))
     with record_launches() as launches:
         case()
     assert launches, "the case launched no kernel"
     for launch in launches:
-        check_compiles(launch, target)
+        check_compiles(launch, target, KNOWN_SPILLS.get((name, target), 0))
 
 
 @pytest.mark.parametrize("kilobytes", [99, 163, 227])
@@ -106,14 +110,14 @@ def kernels_of(package_name: str) -> set[tuple[str, str]]:
     return found
 
 
-def check_compiles(launch: Launch, target: str) -> None:
+def check_compiles(launch: Launch, target: str, known_spill: int = 0) -> None:
     gpu, kilobytes, _ = TARGETS[target]
     compiled = compile_for(launch, gpu)
     assert compiled.asm["cubin" if gpu.backend == "cuda" else "hsaco"]
     used = resources(compiled)
     assert used.shared_bytes <= kilobytes * 1024, f"{launch} does not fit {target}: {used}"
     if (target, launch.name) not in MAY_SPILL:
-        assert used.spill == 0, f"{launch} spills on {target}: {used}"
+        assert used.spill <= known_spill, f"{launch} spills on {target}: {used}"
 
 
 # The recorder itself, on a kernel with the traits of the real ones: gather, dot, tails, flags.
