@@ -177,7 +177,7 @@ def rank_kernel(
     if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
         if before + own > capacity:
             room = (capacity - before).to(tl.int32)
-            tl.store(words_ptr + offs, tl.zeros_like(word), mask=upto > room)
+            tl.store(words_ptr + offs, tl.zeros_like(word), mask=(count > 0) & (upto > room))
     if block == last:
         total = before + own
         if count_ptr is not None:
