@@ -224,7 +224,7 @@ class TestOverflow:
 
 
 class TestRefused:
-    """What cannot be right on padded rows is refused at the capture, with the line."""
+    """The capture refuses code that would count padding, and names its line."""
 
     @pytest.mark.parametrize(
         ("step", "function"),

@@ -18,7 +18,7 @@ from tritonspconv.coords.site_plan import SitePlan
 
 
 class Problem(NamedTuple):
-    """What buckets of every capacity share.
+    """The function and the arguments that buckets of every capacity share.
 
     Attributes:
         function: What to capture.
@@ -99,20 +99,34 @@ def run_padded(
     """Run a function on rows that are padded to ``capacity``; arguments as for :class:`Bucket`."""
     device = plain(call[problem.signature.coords]).device
     plan = SitePlan(capacities, device)
-    plan.start()
-    bounds = RowBounds(torch.tensor(n, device=device), plan)
-    tensors = padded(problem.signature, call, capacity)
-    before = Saved(problem.buffers)
-    inputs = RowInputs(problem.example, problem.signature, tensors, bounds)
-    outputs = Outputs.of(problem.function, inputs)
-    plan.finish()
     status = Status(plan)
-    status.write(outputs.counts())
+    bounds = RowBounds(torch.tensor(n, device=device), plan)
+    before = Saved(problem.buffers)
+    outputs = run_bounded(problem, padded(problem.signature, call, capacity), bounds, status)
     reason, counts = status.read()
     if reason is not None:
         before.restore()
         return reason, None
     return None, outputs.rebuilt(call, outputs.tensors(), counts if cut else None)
+
+
+def run_bounded(
+    problem: Problem, tensors: dict[str, Tensor], bounds: RowBounds, status: Status
+) -> Outputs:
+    """Run the function on padded rows and write how the run went; part of every graph.
+
+    Args:
+        problem: The function and its arguments.
+        tensors: The padded tensors among the arguments, by path.
+        bounds: How many rows are real, and the plan of the run.
+        status: Flags and counts, which are copied to the host.
+    """
+    bounds.plan.start()
+    inputs = RowInputs(problem.example, problem.signature, tensors, bounds)
+    outputs = Outputs.of(problem.function, inputs)
+    bounds.plan.finish()
+    status.write(outputs.counts())
+    return outputs
 
 
 class GraphedBucket:
@@ -163,14 +177,8 @@ class GraphedBucket:
 
     def _work(self) -> Outputs:
         self._before.update()
-        self._plan.start()
         bounds = RowBounds(self._buffers.count, self._plan)
-        problem = self._problem
-        inputs = RowInputs(problem.example, problem.signature, self._buffers.tensors, bounds)
-        outputs = Outputs.of(problem.function, inputs)
-        self._plan.finish()
-        self._status.write(outputs.counts())
-        return outputs
+        return run_bounded(self._problem, self._buffers.tensors, bounds, self._status)
 
     def _sources(self) -> list[Tensor]:
         return [self._buffers.tensors[path] for path in sorted(self._problem.needs_grad)]

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from tritonspconv import nn
-from tritonspconv.capture._buckets import Bucket, Problem, run_padded
+from tritonspconv.capture._buckets import Bucket, Problem, run_bounded, run_padded
 from tritonspconv.capture._captured import Captured, Overflow, check_options
-from tritonspconv.capture._inputs import RowInputs, StaticBuffers
+from tritonspconv.capture._inputs import StaticBuffers
 from tritonspconv.capture._program import GraphMemory, Program, warm_up
-from tritonspconv.capture._results import Outputs, Status
+from tritonspconv.capture._results import Status
 from tritonspconv.capture._state import Saved
 from tritonspconv.capture._tree import leaves
 from tritonspconv.coords.row_tensor import RowBounds, plain
@@ -175,15 +175,10 @@ class _GraphedStep:
 
     def _gradients(self) -> Tensor:
         self._before.update()
-        self._plan.start()
         for alias in self._problem.aliases:
             alias.grad = None
         bounds = RowBounds(self._buffers.count, self._plan)
-        problem = self._problem
-        inputs = RowInputs(problem.example, problem.signature, self._buffers.tensors, bounds)
-        outputs = Outputs.of(problem.function, inputs)
-        self._plan.finish()
-        self._status.write([])
+        outputs = run_bounded(self._problem, self._buffers.tensors, bounds, self._status)
         loss = plain(outputs.tree)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError(
