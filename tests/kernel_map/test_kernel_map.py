@@ -198,6 +198,39 @@ def test_large_windows(device, geometry, bounded):
     check_forms(kernel_map(sites, geometry))
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ConvGeometry.submanifold((301,), (1,)),
+        ConvGeometry((301,), (3,), (7,), (1,)),
+        ConvGeometry((301,), (3,), (7,), (1,), transposed=True),
+    ],
+    ids=["subm", "strided", "transposed"],
+)
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_windows_of_more_taps_than_pairs_of_sites(geometry, rows):
+    """A row then asks for the taps between the sites that there are, not for every tap."""
+    sites = random_sites(rows, 1, extent=400, bounded=True)
+    search = importlib.import_module("tritonspconv.kernels.eager._row_search")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        searches = count_calls(monkeypatch, search, "_search")
+        kmap = kernel_map(sites, geometry)
+    assert len(searches) <= rows * kmap.n_out
+    check_forms(kmap)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module, name: str) -> list:
+    """Replace a function of ``module`` by one that appends to the returned list at each call."""
+    original, calls = getattr(module, name), []
+
+    def counted(*args):
+        calls.append(name)
+        return original(*args)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2, UP2], ids=["subm", "strided", "transposed"])
 def test_many_rows(device, geometry, monkeypatch):
     """Many rows whose columns, on a GPU, are put in order of their masks."""

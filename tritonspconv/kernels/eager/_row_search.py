@@ -51,14 +51,18 @@ def found_rows(
             1.
 
     Yields:
-        Each tap once, in any order; the coarse sites that find a row, int64 [P], ascending; and the
-        fine rows that they find, int32 [P].
+        Each tap that finds a row, at most once and in any order, perhaps with others; the coarse
+        sites that find a row, int64 [P], ascending; and the fine rows that they find, int32 [P].
 
     The keys count cells of a larger grid, with room beside the fine one. There the key of a
     neighbour is the own key plus a constant, also for a neighbour outside the fine grid. Neighbours
     along the last axis follow each other among the sorted keys, so one binary search finds a run.
     """
-    if not offsets:
+    taps = range(len(offsets))
+    if coarse.shape[0] * fine.table.shape[0] < len(offsets):
+        # There are more taps than pairs of sites: most taps find nothing.
+        taps = _reachable_taps(coarse, stride, offsets, key_coords(fine.table, fine_grid))
+    if not taps:
         return
     extents = _roomy_extents(coarse_grid, stride, offsets, fine_grid)
     cells = max(coarse_grid.batch_size, fine_grid.batch_size) * math.prod(extents)
@@ -67,8 +71,8 @@ def found_rows(
     reach = max(map(abs, steps))
     if cells + reach > _MAX_LONG:
         # The larger grid has more cells than an int64 can number: search offset by offset.
-        for v, offset in enumerate(offsets):
-            found = find_rows(fine, tap_keys(coarse, offset, stride, False, fine_grid))
+        for v in taps:
+            found = find_rows(fine, tap_keys(coarse, offsets[v], stride, False, fine_grid))
             finder = torch.nonzero(found >= 0).squeeze(1)
             yield v, finder, found.index_select(0, finder).int()
         return
@@ -87,7 +91,7 @@ def found_rows(
     rows = fine.rows.int()
     before: IntTuple | None = None
     at = hit = own
-    for v in sorted(range(len(offsets)), key=offsets.__getitem__):
+    for v in sorted(taps, key=offsets.__getitem__):
         *line, place = offset = offsets[v]
         wanted = own + steps[v]
         if before == (*line, place - 1):
@@ -99,6 +103,16 @@ def found_rows(
         before = offset
         finder = torch.nonzero(hit).squeeze(1)
         yield v, finder, rows.index_select(0, at.index_select(0, finder))
+
+
+def _reachable_taps(
+    coarse: Tensor, stride: IntTuple, offsets: tuple[IntTuple, ...], fine: Tensor
+) -> list[int]:
+    """Return the taps that lead from a coarse to a fine cell of any sample: [M, 1+D], [F, 1+D]."""
+    steps = torch.tensor(stride, device=coarse.device)
+    ways = fine[:, None, 1:].long() - coarse[None, :, 1:].long() * steps
+    reachable = set(map(tuple, ways.flatten(0, 1).tolist()))
+    return [v for v, offset in enumerate(offsets) if offset in reachable]
 
 
 def _search(table: Tensor, wanted: Tensor) -> Tensor:

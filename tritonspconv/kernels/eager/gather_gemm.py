@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.kernels.eager.pairs import PairPanel, PairPanels, largest_tap
+from tritonspconv.kernels.eager.pairs import PairPanel, PairPanels, largest_tap, taken_taps
 from tritonspconv.kernels.operand import Operand
 
 # Bytes of rows that a core gathers at a time: they stay in its cache.
@@ -146,18 +146,12 @@ def _multiply(
         end = start + sum(counts)
         operands = gathered[: end - start]
         torch.index_select(feats, 0, panel.rows[start:end], out=operands)
-        taps = zip(
-            range(first, stop),
-            operands.split(counts),
-            out[start:end].split(counts),
-            panel.columns[start:end].split(counts),
-            strict=True,
-        )
-        for tap, operand, product, columns in taps:
-            if operand.shape[0]:
-                torch.mm(operand, matrices[tap], out=product)
-                if use is not None:
-                    use(tap, columns, operand)
+        products, columns = out[start:end], panel.columns[start:end]
+        for tap, begin, last in taken_taps(counts):
+            operand = operands[begin:last]
+            torch.mm(operand, matrices[first + tap], out=products[begin:last])
+            if use is not None:
+                use(first + tap, columns[begin:last], operand)
         start = end
 
 

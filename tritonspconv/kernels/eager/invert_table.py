@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels.eager.pairs import PairPanels, TapPairs, taps_of_table
+from tritonspconv.kernels.eager.pairs import PairPanels, TapPairs, taken_taps, taps_of_table
 from tritonspconv.kernels.table import NeighborTable
 
 
@@ -26,9 +26,8 @@ def table_of(pairs: TapPairs, n: int, count: Tensor | None = None) -> NeighborTa
     """
     columns, entries, counts, identity = pairs
     rows = torch.full((len(counts), n), -1, dtype=torch.int32, device=columns.device)
-    taps = zip(rows, columns.split(counts), entries.split(counts), strict=True)
-    for row, places, values in taps:
-        row.index_copy_(0, places.long(), values)
+    for tap, start, end in taken_taps(counts):
+        rows[tap].index_copy_(0, columns[start:end].long(), entries[start:end])
     if identity is not None:
         torch.arange(n, dtype=torch.int32, device=rows.device, out=rows[identity])
     mask = None if rows.device.type == "cpu" else mask_words(rows)

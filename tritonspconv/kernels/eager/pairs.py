@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -64,13 +65,25 @@ class TapPairs(NamedTuple):
     @classmethod
     def joined(cls, taps: list[tuple[Tensor, Tensor]], identity: int | None = None) -> TapPairs:
         """Join the columns and entries of every tap, of any integer dtype."""
-        columns = torch.cat([columns.int() for columns, _ in taps])
-        rows = torch.cat([rows.int() for _, rows in taps])
-        return cls(columns, rows, [columns.shape[0] for columns, _ in taps], identity)
+        counts = [columns.shape[0] for columns, _ in taps]
+        # At least one, for the device of an empty list.
+        taken = [tap for tap, _, _ in taken_taps(counts)] or [0]
+        columns = torch.cat([taps[tap][0].int() for tap in taken])
+        rows = torch.cat([taps[tap][1].int() for tap in taken])
+        return cls(columns, rows, counts, identity)
 
     def swapped(self) -> TapPairs:
         """Return the pairs of the table seen from the other side."""
         return self._replace(columns=self.rows, rows=self.columns)
+
+
+def taken_taps(counts: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield each tap that has pairs, and the first and the end of its pairs in a list by tap."""
+    start = 0
+    for tap, count in enumerate(counts):
+        if count:
+            yield tap, start, start + count
+            start += count
 
 
 def taps_of_table(rows: Tensor) -> TapPairs:
