@@ -25,7 +25,7 @@ __all__ = ["ConvGeometry", "IntTuple", "SiteRule", "TapOrder", "to_ntuple"]
 
 # Coordinates are int32, and so are numbers of taps in the kernels.
 _MAX_REACH = 2**31 - 1
-_MAX_TAPS = 2**31 - 1
+MAX_TAPS = 2**31 - 1
 
 TapOrder = Literal["last_axis_fastest", "first_axis_fastest"]
 SiteRule = Literal["same", "reached", "cells"]
@@ -92,7 +92,7 @@ class ConvGeometry:
                 raise ValueError(
                     f"{name} must be one of {get_args(rules)}; got {getattr(self, name)!r}."
                 )
-        if self.kernel_volume > _MAX_TAPS:
+        if self.kernel_volume > MAX_TAPS:
             raise ValueError(
                 f"a window must have less than 2**31 taps; got kernel_size={self.kernel_size}."
             )

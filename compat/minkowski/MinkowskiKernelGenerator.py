@@ -13,8 +13,12 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
+from tritonspconv.geometry import MAX_TAPS
 
 IntTuple = tuple[int, ...]
+
+# A limit for mistakes: the work of making a layer grows with the dimension.
+_MAX_DIMENSION = 1024
 
 
 class Window(NamedTuple):
@@ -112,8 +116,16 @@ def get_kernel_volume(
     if region_type == RegionType.HYPER_CROSS:
         if not all(size % 2 for size in kernel_size):
             raise MinkowskiError(f"a HYPER_CROSS needs odd kernel sizes; got {kernel_size}.")
-        return 1 + sum(size - 1 for size in kernel_size)
-    return math.prod(kernel_size)
+        volume = 1 + sum(size - 1 for size in kernel_size)
+    else:
+        volume = math.prod(kernel_size)
+    if volume > MAX_TAPS:
+        raise MinkowskiError(
+            f"a window must have less than 2**31 taps; got "
+            f"kernel_size={sorted(set(kernel_size))} in {dimension} dimensions. Take a smaller "
+            "kernel_size or dimension."
+        )
+    return volume
 
 
 class KernelGenerator:
@@ -162,8 +174,10 @@ class KernelGenerator:
         axis_types: Any = None,
         dimension: int = -1,
     ) -> None:
-        if dimension < 1:
-            raise MinkowskiError(f"dimension must be at least 1; got {dimension}.")
+        if not 1 <= dimension <= _MAX_DIMENSION:
+            raise MinkowskiError(
+                f"dimension must be at least 1 and at most {_MAX_DIMENSION}; got {dimension}."
+            )
         if not isinstance(region_type, RegionType):
             raise MinkowskiError(f"region_type must be a RegionType; got {region_type!r}.")
         self.kernel_size = convert_to_int_list(kernel_size, dimension)

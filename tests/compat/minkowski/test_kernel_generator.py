@@ -77,7 +77,12 @@ def test_generators_can_be_copied():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dimension": 0}, "dimension must be at least 1; got 0"),
+        ({"dimension": 0}, "dimension must be at least 1 and at most 1024; got 0"),
+        ({"dimension": 10**9}, "dimension must be at least 1 and at most 1024; got 1000000000"),
+        (
+            {"dimension": 20},
+            r"less than 2\*\*31 taps; got kernel_size=\[3\] in 20 dimensions",
+        ),
         ({"kernel_size": 0}, r"kernel_size must be at least 1 on every axis; got \[0, 0\]"),
         ({"kernel_size": [3]}, r"expected an int or 2 of them, one per axis; got \[3\]"),
         ({"stride": 0}, r"stride must be at least 1 on every axis; got \[0, 0\]"),
