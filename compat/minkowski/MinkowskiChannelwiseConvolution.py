@@ -11,7 +11,7 @@ from torch import nn
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, renamed_arguments
-from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
+from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator, check_taps
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv import ops
 
@@ -52,6 +52,7 @@ class MinkowskiChannelwiseConvolution(MinkowskiModuleBase):
         self.kernel_generator = kernel_generator
         self.in_channels = in_channels
         self.dimension = dimension
+        check_taps(kernel_generator.kernel_volume, kernel_generator.kernel_size)
         self.kernel_shape = (kernel_generator.kernel_volume, in_channels)
         self.kernel = nn.Parameter(torch.empty(self.kernel_shape))
         self.bias = nn.Parameter(torch.empty(1, in_channels)) if bias else None

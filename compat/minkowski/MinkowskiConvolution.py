@@ -17,7 +17,7 @@ from compat.minkowski.MinkowskiCommon import (
     renamed_arguments,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
-from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
+from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator, check_taps
 from compat.minkowski.MinkowskiSparseTensor import (
     Coordinates,
     SparseTensor,
@@ -72,6 +72,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         self.dimension = dimension
         self.convolution_mode = convolution_mode
         volume = kernel_generator.kernel_volume
+        check_taps(volume, kernel_generator.kernel_size)
         self.use_mm = (
             volume == 1
             and kernel_generator.requires_strided_coordinates

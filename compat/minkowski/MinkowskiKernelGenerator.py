@@ -38,6 +38,7 @@ class Window(NamedTuple):
 
     def cells(self) -> Window:
         """Return the window of the same extent that begins at its own coordinate on every axis."""
+        check_taps(math.prod(self.kernel_size), self.kernel_size)
         taps = itertools.product(*(range(size) for size in self.kernel_size[::-1]))
         first_axis_fastest = tuple(tap[::-1] for tap in taps)
         ones = (1,) * len(self.kernel_size)
@@ -53,8 +54,18 @@ class Window(NamedTuple):
             return self.region_offsets
         if self.region_type == RegionType.HYPER_CROSS:
             return _cross(self.kernel_size)
+        check_taps(math.prod(self.kernel_size), self.kernel_size)
         axes = [_centred(size) for size in self.kernel_size]
         return tuple(tap[::-1] for tap in itertools.product(*axes[::-1]))
+
+
+def check_taps(volume: int, kernel_size: Sequence[int]) -> None:
+    """Refuse to list the taps of a window that has too many, or to make a weight for each."""
+    if volume > MAX_TAPS:
+        raise MinkowskiError(
+            f"a window must have less than 2**31 taps; got kernel_size={sorted(set(kernel_size))} "
+            f"in {len(kernel_size)} dimensions. Take a smaller kernel_size or dimension."
+        )
 
 
 def _centred(size: int) -> range:
@@ -116,16 +127,8 @@ def get_kernel_volume(
     if region_type == RegionType.HYPER_CROSS:
         if not all(size % 2 for size in kernel_size):
             raise MinkowskiError(f"a HYPER_CROSS needs odd kernel sizes; got {kernel_size}.")
-        volume = 1 + sum(size - 1 for size in kernel_size)
-    else:
-        volume = math.prod(kernel_size)
-    if volume > MAX_TAPS:
-        raise MinkowskiError(
-            f"a window must have less than 2**31 taps; got "
-            f"kernel_size={sorted(set(kernel_size))} in {dimension} dimensions. Take a smaller "
-            "kernel_size or dimension."
-        )
-    return volume
+        return 1 + sum(size - 1 for size in kernel_size)
+    return math.prod(kernel_size)
 
 
 class KernelGenerator:
