@@ -139,7 +139,7 @@ class SparseTensor:
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return self.sites.num_rows
+        return self._feats.shape[0]
 
     @property
     def channels(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor as TorchTensor
 
+from compat.minkowski._coordinate_map import CoordinateMap
 from compat.minkowski._dense import to_dense, to_torch_sparse
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
@@ -31,6 +32,7 @@ from compat.minkowski.sparse_matrix_functions import (
     MinkowskiSPMMFunction as MinkowskiSPMMFunction,
 )
 from tritonspconv import ops
+from tritonspconv.coords import ActiveSites
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,6 +168,17 @@ class SparseTensor(Tensor):
         self.unique_index = rows
         self.inverse_mapping = position
         return key, reduce_rows(features, rows, position, self.quantization_mode)
+
+    def _cell_rows(self) -> tuple[TorchTensor, ActiveSites]:
+        """Return features and sites, in cells; see :func:`tritonspconv.export_onnx`."""
+        return self._F, self._manager._map(self.coordinate_map_key).sites
+
+    def _with_cell_rows(self, features: TorchTensor, sites: ActiveSites) -> SparseTensor:
+        """Return features at other sites in cells of the same size, with a manager of their own."""
+        old = self._manager._map(self.coordinate_map_key)
+        manager = CoordinateManager(D=self._D)
+        key = manager._add(CoordinateMap(sites, old.tensor_stride, old.unit), "")
+        return SparseTensor._on(features, key, manager)
 
     def initialize_coordinates(
         self,

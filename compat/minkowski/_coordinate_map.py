@@ -108,7 +108,8 @@ class CoordinateMap:
 
     def coordinates(self) -> Tensor:
         """Return a new tensor of the coordinates in input units, int32 [N, 1 + D]."""
-        return self.sites.coords * self.sites.coords.new_tensor((1, *self.unit))
+        steps = self.sites.coords.new_tensor((1, *self.unit))
+        return self.sites.as_rows(self.sites.coords * steps)
 
     def sites_in(self, unit: IntTuple) -> ActiveSites:
         """Return the sites counted in another unit, a divisor of the map's own; made once."""
@@ -120,7 +121,9 @@ class CoordinateMap:
             lower = [lo * f for lo, f in zip(grid.lower, factor, strict=True)]
             upper = [hi * f for hi, f in zip(grid.upper, factor, strict=True)]
             coords = self.sites.coords * self.sites.coords.new_tensor((1, *factor))
-            self._rescaled[unit] = ActiveSites(coords, grid.with_box(lower, upper))
+            self._rescaled[unit] = ActiveSites(
+                coords, grid.with_box(lower, upper), bounds=self.sites.bounds
+            )
         return self._rescaled[unit]
 
     def rows_of(self, coordinates: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ architecture page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,12 @@ class SitePlan:
         sizes: Number of sites of each set that was recorded.
         flags: int32 [1 + number of capacities]: entry 0 is set if input rows repeat each other,
             entry ``1 + i`` if set ``i`` needed more rows than its capacity.
+        show_rows: A function ``(tensor, bounds)`` that makes the row tensors that user code sees.
+            None: :func:`tritonspconv.coords.row_tensor.as_rows` makes them. A recorder of the
+            export sets it.
     """
+
+    show_rows: Callable[[Tensor, Any], Any] | None = None
 
     def __init__(
         self, capacities: Sequence[int] | None = None, device: torch.device | str = "cpu"

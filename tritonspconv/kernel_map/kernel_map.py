@@ -198,6 +198,11 @@ class KernelMap:
         self.n_in, self.n_out = sizes[::-1] if is_inverse else sizes
 
     @property
+    def is_listed(self) -> bool:
+        """Whether a caller listed the pairs: they do not follow from the geometry."""
+        return self._relation.listed
+
+    @property
     def in_count(self) -> Tensor | None:
         """Number of real input rows, int64 [] on the device; None: all."""
         return self.in_sites.count

@@ -316,6 +316,11 @@ def _of_samples(func: Function, args: Args, kwargs: Kwargs) -> Any:
     return out if bounds is None else as_rows(out, bounds)
 
 
+def reads_no_values(func: Function) -> bool:
+    """Return whether a function tells a shape, a dtype, a device or an address, and no value."""
+    return RULES.get(func) is _no_values
+
+
 def _found(names: Iterable[str]) -> set[Function]:
     """Return the functions of these names in torch, its tensors and its functional API."""
     owners = torch, Tensor, F, torch.special
