@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
 from tritonspconv import nn, ops
 from tritonspconv.capture import Captured, CapturedStep, CaptureOverflow, capture, capture_step
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.export import OnnxExportError, OnnxNetwork, OnnxReport, export_onnx
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.graph_capture import GraphCaptureError, make_opaque
 from tritonspconv.kernel_map import KernelMap, kernel_map, map_from_pairs
@@ -28,11 +29,15 @@ __all__ = [
     "GraphCaptureError",
     "Grid",
     "KernelMap",
+    "OnnxExportError",
+    "OnnxNetwork",
+    "OnnxReport",
     "SparseTensor",
     "__version__",
     "capture",
     "capture_step",
     "cat",
+    "export_onnx",
     "fuse",
     "kernel_map",
     "map_from_pairs",
