@@ -170,8 +170,18 @@ class SparseTensor(Tensor):
         return key, reduce_rows(features, rows, position, self.quantization_mode)
 
     def _cell_rows(self) -> tuple[TorchTensor, ActiveSites]:
-        """Return features and sites, in cells; see :func:`tritonspconv.export_onnx`."""
-        return self._F, self._manager._map(self.coordinate_map_key).sites
+        """Return features and sites, in cells; see :func:`tritonspconv.export_onnx`.
+
+        Raises:
+            MinkowskiError: The tensor stride does not divide the coordinates.
+        """
+        found = self._manager._map(self.coordinate_map_key)
+        if found.unit != found.tensor_stride:
+            raise MinkowskiError(
+                f"the coordinates are not multiples of the tensor stride {self.tensor_stride}, so "
+                "that they have no cells. Divide them, and use tensor_stride=1."
+            )
+        return self._F, found.sites
 
     def _with_cell_rows(self, features: TorchTensor, sites: ActiveSites) -> SparseTensor:
         """Return features at other sites in cells of the same size, with a manager of their own."""

@@ -272,3 +272,52 @@ def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(OnnxExportError, match="has 1 rows; an example needs at least two"):
         export_onnx(net, engine(x.feats[:1], x.coords[:1]), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_dict_whose_dense_tensor_is_changed_in_place(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = spconv.SparseConv3d(4, 8, 3, 4, 1)
+
+        def forward(self, batch_dict: dict[str, Any]) -> dict[str, Any]:
+            x = spconv.SparseConvTensor(
+                batch_dict["voxel_features"], batch_dict["voxel_coords"].int(), SHAPE,
+                batch_dict["batch_size"],
+            )  # fmt: skip
+            batch_dict["encoded"] = self.conv(x)
+            dense = batch_dict["encoded"].dense()
+            dense.relu_()
+            n, c, d, h, w = dense.shape
+            bev = dense.view(n, c * d, h, w)
+            bev[:, 0] = -1
+            batch_dict["dense"], batch_dict["bev"] = dense, bev * 2
+            return batch_dict
+
+    def scan(seed: int) -> dict[str, Any]:
+        feats, coords = sweep(seed)
+        return {"voxel_features": feats, "voxel_coords": coords.long(), "batch_size": 1}
+
+    net, given = Backbone().eval(), scan(0)
+    report = export_onnx(net, given, tmp_path / "net.onnx", check=[scan(1)])
+    assert report.max_error == 0
+    assert report.inputs == ("batch_dict.voxel_features", "batch_dict.voxel_coords")
+    assert list(given) == ["voxel_features", "voxel_coords", "batch_size"]
+    found = OnnxNetwork(tmp_path / "net.onnx")(*list(scan(2).values())[:2])
+    assert found.keys() == {"voxel_features", "voxel_coords", "encoded", "dense", "bev"}
+    with torch.no_grad():
+        assert torch.equal(found["bev"], net(scan(2))["bev"])
+    onnx.checker.check_model(onnx.load(tmp_path / "net.onnx"))
+
+
+def test_coordinates_that_the_tensor_stride_does_not_divide(tmp_path: Path) -> None:
+    feats, coords = sweep(0)
+    net = ME.MinkowskiConvolution(4, 4, 3, stride=2, dimension=3).eval()
+    with pytest.raises(ValueError, match="not multiples of the tensor stride"):
+        export_onnx(net, ME.SparseTensor(feats, coords, tensor_stride=2), tmp_path / "net.onnx")
+    steps = torch.tensor([1, 2, 2, 2], dtype=torch.int32)
+    doubled = [ME.SparseTensor(f, c * steps, tensor_stride=2) for f, c in map(sweep, range(2))]
+    report = export_onnx(net, doubled[0], tmp_path / "net.onnx", check=doubled[1:])
+    assert report.max_error < 1e-6

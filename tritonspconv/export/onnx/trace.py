@@ -212,9 +212,7 @@ class Recorder:
         """Return the name of a constant; equal keys share one."""
         if key is not None and key in self._named:
             return self._named[key]
-        if hint in self.graph.constants:
-            hint = self.fresh(hint)
-        self._taken.add(hint)
+        hint = self.unique(hint)
         self.graph.constants[hint] = (
             plain(value).detach().clone(memory_format=torch.contiguous_format)
         )
