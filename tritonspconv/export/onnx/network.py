@@ -112,7 +112,8 @@ class Run:
         values: Tensors by name.
         sites: The engine's sites of values that are coordinates.
         row_sites: The sites of values that are features, of files that do not name coordinates.
-        maps: Kernel maps by name, of files that name them.
+        maps: Kernel maps that later nodes may run backwards: by input, output and geometry, or by
+            the name that the file has for them.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Run:
         self.values: dict[str, Any] = {}
         self.sites: dict[str, ActiveSites] = {}
         self.row_sites: dict[str, ActiveSites] = {}
-        self.maps: dict[str, KernelMap] = {}
+        self.maps: dict[Any, KernelMap] = {}
         self.batch_size = batch_size
         self._constants = constants
         self._nodes = nodes
@@ -228,6 +229,9 @@ class Run:
         if out_indices:
             out_sites = self.sites_of(out_indices, shape)
             if a["inverse"]:
+                known = self.maps.get((out_indices, node.input[1], geometry))
+                if known is not None:
+                    return known.inverse()
                 return kernel_map(out_sites, geometry, out_sites=sites).inverse()
             return kernel_map(sites, geometry, out_sites=out_sites)
         grid = (
@@ -235,6 +239,7 @@ class Run:
         )
         found = kernel_map(sites, geometry, out_grid=grid)
         self.set_sites(made, found.out_sites)
+        self.maps[node.input[1], made, geometry] = found
         return found
 
 
