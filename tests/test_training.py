@@ -1,5 +1,6 @@
 """The training learns, resumes with the same bits, and reads what it says it reads."""
 
+import json
 import math
 
 import numpy as np
@@ -8,17 +9,21 @@ import torch
 from torch import nn
 
 import compat.spconv.pytorch as spconv
+from tests._process import run, write
 from tritonspconv.cli import main
 from tritonspconv.training import (
     Sample,
     ScanSet,
+    Segmentation,
     TrainingSettings,
     collate,
+    fit,
     kitti_set,
+    scannet_set,
     simulated_set,
-    train,
 )
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
+from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
 
 CPU = torch.device("cpu")
@@ -55,9 +60,10 @@ def forward(net: nn.Module, batch: Sample) -> torch.Tensor:
 def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
     settings = TrainingSettings(epochs=12, batch_size=2, learning_rate=3e-2)
     whole_net = make_net()
-    whole = train(whole_net, forward, layered_set(), layered_set(2), settings, CPU)
+    task = Segmentation(forward, layered_set(), layered_set(2))
+    whole = fit(whole_net, task, settings, CPU)
     assert whole[-1].loss < 0.5 * whole[0].loss
-    assert whole[-1].miou > 0.8
+    assert whole[-1].score > 0.8
 
     class Stop(Exception):
         pass
@@ -67,22 +73,41 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
             raise Stop
 
     checkpoint = tmp_path / "checkpoint.pt"
-    arguments = (forward, layered_set(), layered_set(2), settings, CPU)
     with pytest.raises(Stop):  # in the fourth epoch, before its checkpoint
-        train(make_net(), *arguments, checkpoint=checkpoint, report=stop)
+        fit(make_net(), task, settings, CPU, checkpoint=checkpoint, report=stop)
     net = make_net()
     numbers = []
-    resumed = train(
-        net, *arguments, checkpoint=checkpoint, resume=True,
+    resumed = fit(
+        net, task, settings, CPU, checkpoint=checkpoint, resume=True,
         report=lambda epoch: numbers.append(epoch.number),
     )  # fmt: skip
     assert numbers == list(range(4, 13))
-    assert [(e.loss, e.miou, e.iou) for e in resumed] == [(e.loss, e.miou, e.iou) for e in whole]
+    assert [(e.loss, e.score, e.parts) for e in resumed] == [
+        (e.loss, e.score, e.parts) for e in whole
+    ]
     for name, value in whole_net.state_dict().items():
         assert torch.equal(net.state_dict()[name], value)
     other = TrainingSettings(epochs=13, batch_size=2, learning_rate=3e-2)
-    with pytest.raises(ValueError, match=r"train: the settings must be those of"):
-        train(net, *arguments[:3], other, CPU, checkpoint=checkpoint, resume=True)
+    with pytest.raises(ValueError, match=r"fit: the settings must be those of"):
+        fit(net, task, other, CPU, checkpoint=checkpoint, resume=True)
+    checkpoint.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"must be a checkpoint of a training"):
+        fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
+
+
+def test_the_last_batch_is_filled_with_the_first_scans():
+    seen = []
+
+    class Counted(Segmentation):
+        def batch(self, numbers, seeds):
+            seen.append(list(numbers))
+            return super().batch(numbers, seeds)
+
+    task = Counted(forward, layered_set(5), layered_set(1))
+    fit(make_net(), task, TrainingSettings(epochs=1, batch_size=2), CPU)
+    first, second, third = seen
+    assert sorted([*first, *second, third[0]]) == [0, 1, 2, 3, 4]
+    assert third[1] == first[0]
 
 
 def test_iou_counts_voxels():
@@ -92,7 +117,8 @@ def test_iou_counts_voxels():
             return nn.functional.one_hot(2 * (sample.coords[:, 1] >= 10).long(), 3).float()
 
     scans = layered_set(2)
-    iou = validate(Table(), lambda net, batch: net(batch), scans, CPU, torch.float32)
+    task = Segmentation(lambda net, batch: net(batch), scans, scans)
+    iou = list(validate(Table(), task, CPU, torch.float32).parts.values())
     labels = torch.cat([scans.sample(number).labels for number in range(2)])
     heights = torch.cat([scans.sample(number).coords[:, 1] for number in range(2)])
     found = 2 * (heights >= 10).long()
@@ -153,6 +179,109 @@ def test_semantic_kitti_folders_are_read(tmp_path):
         kitti_set(tmp_path / "sequences", "train")
 
 
+def write_scannet(folder, scenes):
+    """Write scenes of six vertices as ScanNet has them; labels 1, 39 and 40, twice each."""
+    plyfile = pytest.importorskip("plyfile")
+    for scene in scenes:
+        (folder / "scans" / scene).mkdir(parents=True)
+        vertex = np.zeros(
+            6, [(n, "<f4") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")]
+        )
+        vertex["x"], vertex["red"] = np.arange(6), 255
+        stem = folder / "scans" / scene / f"{scene}_vh_clean_2"
+        plyfile.PlyData([plyfile.PlyElement.describe(vertex, "vertex")]).write(f"{stem}.ply")
+        label = np.array([(n,) for n in (1, 39, 40) * 2], [("label", "<u2")])
+        plyfile.PlyData([plyfile.PlyElement.describe(label, "vertex")]).write(f"{stem}.labels.ply")
+
+
+def test_scannet_folders_are_read(tmp_path):
+    write_scannet(tmp_path, ["scene0000_00", "scene0001_00"])
+    write(tmp_path, "scannetv2_train.txt", "scene0000_00\nscene0042_00\n")
+    write(tmp_path, "scannetv2_val.txt", "scene0001_00\n")
+    scans = scannet_set(tmp_path, "train", 0.5)
+    assert scans.count == 1
+    sample = scans.sample(0)
+    assert sample.labels.tolist() == [0, 19, -1] * 2
+    assert [SCANNET_CLASSES[n] for n in (0, 19)] == ["wall", "other furniture"]
+    assert sample.feats[:, 0].tolist() == [0.5] * 6
+    assert sample.feats[:, 1].tolist() == [-0.5] * 6
+    mesh = tmp_path / "scans" / "scene0001_00" / "scene0001_00_vh_clean_2.ply"
+    mesh.write_bytes(b"ply\nnothing")
+    with pytest.raises(ValueError, match=r"vh_clean_2\.ply must be a PLY file"):
+        scannet_set(tmp_path, "val").sample(0)
+    write(tmp_path, "scannetv2_val.txt", "scene0009_00\n")
+    with pytest.raises(FileNotFoundError, match=r"must hold scans/SCENE"):
+        scannet_set(tmp_path, "val")
+    with pytest.raises(FileNotFoundError, match=r"must hold scannetv2_train\.txt"):
+        scannet_set(tmp_path / "scans", "train")
+
+
+TWO_PROCESSES = """
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tests.test_training import forward, layered_set, make_net
+from tritonspconv.training import Segmentation, TrainingSettings, fit
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
+
+
+def keep(epoch):
+    if epoch.number == 3 and not resume:  # the checkpoint is still that of the second epoch
+        shutil.copy(folder / "whole.pt", folder / "resume.pt")
+
+
+net = make_net()
+history = fit(
+    net,
+    Segmentation(forward, layered_set(), layered_set(3)),
+    TrainingSettings(epochs=4, batch_size=2, learning_rate=3e-2),
+    torch.device("cpu"),
+    checkpoint=folder / f"{sys.argv[2]}.pt",
+    resume=resume,
+    report=keep,
+)
+result = {"net": net.state_dict(), "losses": [e.loss for e in history], "score": history[-1].score}
+torch.save(result, folder / f"{sys.argv[2]}{dist.get_rank()}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path):
+    script = write(tmp_path, "two.py", TWO_PROCESSES)
+    launch = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        script,
+        tmp_path,
+    )
+    for name in ("whole", "resume"):
+        run(*launch, name, cwd=tmp_path)
+    names = ("whole0", "whole1", "resume0", "resume1")
+    first, *others = (torch.load(tmp_path / f"{name}.pt") for name in names)
+    assert first["losses"][-1] < 0.8 * first["losses"][0]
+    for other in others:
+        assert other["losses"] == first["losses"]
+        assert other["score"] == first["score"]
+        for name, value in first["net"].items():
+            assert torch.equal(other["net"][name], value), name
+    # One process is told apart: it would see other batch norms.
+    alone = TrainingSettings(epochs=4, batch_size=2, learning_rate=3e-2)
+    task = Segmentation(forward, layered_set(), layered_set(3))
+    with pytest.raises(ValueError, match=r"'processes': 2"):
+        fit(make_net(), task, alone, CPU, checkpoint=tmp_path / "resume.pt", resume=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["minkunet", "spunet"])
 def test_the_command_trains_and_draws(network, tmp_path, capsys):
@@ -168,3 +297,27 @@ def test_the_command_trains_and_draws(network, tmp_path, capsys):
         assert (out / name).stat().st_size > 10_000
     assert main(["train", "--resume", "--out", str(tmp_path / "none")]) == 2
     assert "--resume needs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_original_trains_beside_ours(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("spconv.pytorch")
+    report = tmp_path / "report.json"
+    arguments = ["train", "--network", "spunet", "--backend", "ours", "original", "--narrow", "16"]
+    arguments += ["--scans", "1", "--val-scans", "1", "--epochs", "1", "--batch-size", "1"]
+    arguments += [
+        "--device",
+        "cpu",
+        "--voxel",
+        "0.3",
+        "--out",
+        str(tmp_path),
+        "--json",
+        str(report),
+    ]
+    assert main(arguments) == 0
+    assert "spunet through spconv.pytorch on CPU" in capsys.readouterr().out
+    ours, original = (run["epochs"][0] for run in json.loads(report.read_text())["runs"])
+    assert ours["loss"] == pytest.approx(original["loss"], rel=1e-4)
+    assert (tmp_path / "checkpoint-original.pt").is_file()

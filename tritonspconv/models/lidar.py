@@ -17,19 +17,22 @@ SparseTensor = Any  # the SparseConvTensor of whichever module the network was b
 Stages = dict[str, SparseTensor]
 
 
-def second_encoder(spconv: ModuleType, in_channels: int = 4, algo: Any = None) -> nn.Module:
+def second_encoder(
+    spconv: ModuleType, in_channels: int = 4, algo: Any = None, channel_divisor: int = 1
+) -> nn.Module:
     """Build the encoder of SECOND, known as VoxelBackBone8x (Yan et al., Sensors 2018).
 
     Args:
         spconv: The module with the sparse layers.
         in_channels: Features of a voxel.
         algo: Passed to every convolution; the original needs ``ConvAlgo.Native`` on a CPU.
+        channel_divisor: Makes all levels narrower by this factor.
 
     Returns:
         A module from a sparse tensor to ``(encoded, stages)``. Its grid is the usual one of
         SECOND: one voxel more along z than the points fill, for example ``[41, 1600, 1408]``.
     """
-    return SecondEncoder(_Layers(spconv, algo), in_channels)
+    return SecondEncoder(_Layers(spconv, algo), in_channels, channel_divisor)
 
 
 def residual_encoder(spconv: ModuleType, in_channels: int = 4, algo: Any = None) -> nn.Module:
@@ -115,16 +118,16 @@ def _norm(channels: int) -> nn.BatchNorm1d:
 class SecondEncoder(nn.Module):
     """The encoder of SECOND: four levels of submanifold convolutions, 8x smaller at the end."""
 
-    def __init__(self, layers: _Layers, in_channels: int) -> None:
+    def __init__(self, layers: _Layers, in_channels: int, channel_divisor: int = 1) -> None:
         super().__init__()
-        self.conv_input = layers.normed(layers.subm(in_channels, 16, 3, "subm1"))
-        self.conv1 = nn.Sequential(layers.normed(layers.subm(16, 16, 3, "subm1")))
-        self.conv2 = self._level(layers, 16, 32, 2, padding=1)
-        self.conv3 = self._level(layers, 32, 64, 3, padding=1)
-        self.conv4 = self._level(layers, 64, 64, 4, padding=(0, 1, 1))
-        self.conv_out = layers.normed(
-            layers.down(64, 128, "spconv_down2", kernel_size=(3, 1, 1), stride=(2, 1, 1), padding=0)
-        )
+        c16, c32, c64, c128 = (n // channel_divisor for n in (16, 32, 64, 128))
+        self.conv_input = layers.normed(layers.subm(in_channels, c16, 3, "subm1"))
+        self.conv1 = nn.Sequential(layers.normed(layers.subm(c16, c16, 3, "subm1")))
+        self.conv2 = self._level(layers, c16, c32, 2, padding=1)
+        self.conv3 = self._level(layers, c32, c64, 3, padding=1)
+        self.conv4 = self._level(layers, c64, c64, 4, padding=(0, 1, 1))
+        out = {"kernel_size": (3, 1, 1), "stride": (2, 1, 1), "padding": 0}
+        self.conv_out = layers.normed(layers.down(c64, c128, "spconv_down2", **out))
 
     @staticmethod
     def _level(

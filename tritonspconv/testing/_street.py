@@ -21,6 +21,8 @@ CLASS_NAMES = (
 ROAD, SIDEWALK, TERRAIN, BUILDING, CAR, VEGETATION, TRUNK, POLE, PEDESTRIAN = range(9)
 
 MISS = math.inf
+# Metres between the road and the body of a car.
+_CLEARANCE = 0.22
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def _car(rng: random.Random, ground: Ground, x: float, y: float, yaw: float) -> 
     cabin_x, cabin_y = x + back * math.cos(yaw), y + back * math.sin(yaw)
     cabin = 0.85 * length if van else 0.58 * length
     return [
-        Box(x, y, z + 0.22, shoulder, CAR, paint, length=length, width=width, yaw=yaw),
+        Box(x, y, z + _CLEARANCE, shoulder, CAR, paint, length=length, width=width, yaw=yaw),
         Box(
             cabin_x,
             cabin_y,
@@ -268,6 +270,17 @@ def _car(rng: random.Random, ground: Ground, x: float, y: float, yaw: float) -> 
             glazing=0.8,
         ),
     ]
+
+
+def car_boxes(shapes: list[Shape]) -> Tensor:
+    """Return a box around body, cabin and the air below of each car: see `LidarSweep.boxes`."""
+    parts = [shape for shape in shapes if isinstance(shape, Box) and shape.label == CAR]
+    rows = []
+    for body, cabin in zip(parts[::2], parts[1::2], strict=True):
+        base = body.base - _CLEARANCE
+        size = (body.length, body.width, cabin.top - base)
+        rows.append((body.x, body.y, 0.5 * (base + cabin.top), *size, body.yaw))
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 7)
 
 
 def _parked_cars(rng: random.Random, ground: Ground, side: int) -> list[Shape]:

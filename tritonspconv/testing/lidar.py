@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tritonspconv.testing._street import CLASS_NAMES, MISS, Ground, Shape, furnish_street
+from tritonspconv.testing._street import CLASS_NAMES, MISS, Ground, Shape, car_boxes, furnish_street
 
 __all__ = ["CLASS_NAMES", "LidarSweep", "simulate_sweep"]
 
@@ -20,10 +20,14 @@ class LidarSweep:
         points: float32 ``[N, 4]``: x (forward), y (left), z (up) in metres from the sensor, and
             intensity in 0..1. The road lies near ``z = -sensor_height``.
         labels: int64 ``[N]``: index into `CLASS_NAMES`.
+        boxes: float32 ``[M, 7]``, one box for each car of the street, seen or not: x, y, z of the
+            centre, length, width and height in metres, and the angle about z of the length from the
+            x axis, in radians, counter-clockwise.
     """
 
     points: Tensor
     labels: Tensor
+    boxes: Tensor
 
 
 def simulate_sweep(
@@ -51,10 +55,16 @@ def simulate_sweep(
         dropout: Chance that an echo at close range and normal incidence is lost.
 
     Returns:
-        The points in firing order (azimuth by azimuth, upper beam first) with their classes.
+        The points in firing order (azimuth by azimuth, upper beam first) with their classes, and
+        the boxes of the cars.
 
     Raises:
         ValueError: A size is below one or a length is not positive.
+
+    Example:
+        >>> sweep = simulate_sweep(seed=1, beams=16, azimuths=128)
+        >>> sweep.points.shape[1], sweep.boxes.shape[1], len(sweep.boxes) > 10
+        (4, 7, True)
     """
     if beams < 1 or azimuths < 1:
         raise ValueError(
@@ -75,7 +85,8 @@ def simulate_sweep(
     echo = _cast_ground(ground, rays, max_range)
     for shape in shapes:
         _cast_shape(shape, rays, fuzz, echo)
-    return _measure(echo, rays, generator, max_range, range_noise, dropout)
+    points, labels = _measure(echo, rays, generator, max_range, range_noise, dropout)
+    return LidarSweep(points, labels, car_boxes(shapes))
 
 
 def _directions(beams: int, azimuths: int) -> Tensor:
@@ -116,7 +127,7 @@ def _measure(
     max_range: float,
     range_noise: float,
     dropout: float,
-) -> LidarSweep:
+) -> tuple[Tensor, Tensor]:
     """Turn exact hits into noisy echoes: range noise, intensity and lost returns."""
     shape = echo.distance.shape
     noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
@@ -133,7 +144,7 @@ def _measure(
     measured = echo.distance[kept] + range_noise * noise[1][kept]
     xyz = rays[kept] * measured[:, None]
     points = torch.cat([xyz, brightness[kept][:, None]], dim=1).to(torch.float32)
-    return LidarSweep(points=points, labels=echo.label[kept])
+    return points, echo.label[kept]
 
 
 def _cast_ground(ground: Ground, rays: Tensor, max_range: float) -> _Echo:

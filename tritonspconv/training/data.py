@@ -1,11 +1,10 @@
-"""Labelled scans as voxels: simulated rooms and streets, and folders of SemanticKITTI."""
+"""Labelled scans as voxels; simulated rooms and streets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,19 +18,6 @@ CHANNELS = 4
 IGNORED = -1
 # Seeds of the validation scans start here: no training scan has one of them.
 FIRST_VAL_SEED = 1_000_000
-
-# SemanticKITTI's own list of classes for a single scan; moving objects count as their class.
-KITTI_CLASSES = (
-    "car", "bicycle", "motorcycle", "truck", "other-vehicle", "person", "bicyclist",
-    "motorcyclist", "road", "parking", "sidewalk", "other-ground", "building", "fence",
-    "vegetation", "trunk", "terrain", "pole", "traffic-sign",
-)  # fmt: skip
-_KITTI_IDS = {
-    10: 0, 11: 1, 13: 4, 15: 2, 16: 4, 18: 3, 20: 4, 30: 5, 31: 6, 32: 7, 40: 8, 44: 9, 48: 10,
-    49: 11, 50: 12, 51: 13, 60: 8, 70: 14, 71: 15, 72: 16, 80: 17, 81: 18, 252: 0, 253: 6, 254: 5,
-    255: 7, 256: 4, 257: 4, 258: 3, 259: 4,
-}  # fmt: skip
-_KITTI_VAL = ("08",)
 
 
 class Sample(NamedTuple):
@@ -101,41 +87,6 @@ def simulated_set(
     return ScanSet(ROOM_CLASSES if kind == "rooms" else CLASS_NAMES, size, count, load)
 
 
-def kitti_set(folder: str | Path, split: Split, voxel_size: float = 0.1) -> ScanSet:
-    """Return the scans of a SemanticKITTI folder, which holds ``sequences/00/velodyne`` and so on.
-
-    Args:
-        folder: The folder above ``sequences``.
-        split: ``"val"``: sequence 08; ``"train"``: the others that have labels.
-        voxel_size: Metres.
-
-    Raises:
-        FileNotFoundError: The folder holds no labelled scan of the split.
-    """
-    labels = sorted(Path(folder).glob("sequences/*/labels/*.label"))
-    labels = [p for p in labels if (p.parts[-3] in _KITTI_VAL) == (split == "val")]
-    if not labels:
-        raise FileNotFoundError(
-            f"kitti_set: {folder} must hold sequences/NN/labels/*.label for the split {split!r} "
-            f"(val is sequence {_KITTI_VAL[0]}); it holds none. Name the folder above sequences."
-        )
-    table = torch.full((2**16,), IGNORED)
-    for name, number in _KITTI_IDS.items():
-        table[name] = number
-
-    def load(number: int) -> tuple[Tensor, Tensor, Tensor]:
-        path = labels[number]
-        scan = path.parent.parent / "velodyne" / f"{path.stem}.bin"
-        count = path.stat().st_size // 4
-        if not scan.is_file() or scan.stat().st_size != 16 * count:
-            raise ValueError(f"kitti_set: {scan} must hold the {count} points that {path} labels.")
-        points = torch.from_file(str(scan), size=4 * count, dtype=torch.float32).view(-1, 4)
-        classes = torch.from_file(str(path), size=count, dtype=torch.int32) & 0xFFFF
-        return points[:, :3], _lidar_feats(points), table[classes.long()]
-
-    return ScanSet(KITTI_CLASSES, voxel_size, len(labels), load)
-
-
 def voxels_of(
     points: Tensor, feats: Tensor, labels: Tensor, voxel_size: float, num_classes: int
 ) -> Sample:
@@ -169,25 +120,30 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return Sample(torch.cat(coords), torch.cat(feats), torch.cat(labels))
 
 
+def room_feats(xyz: Tensor, color: Tensor) -> Tensor:
+    """Return colour ``[N, 3]`` in 0..1 and height, shifted around zero."""
+    return torch.cat([color - 0.5, xyz[:, 2:] - 1.2], dim=1)
+
+
+def lidar_feats(points: Tensor) -> Tensor:
+    """Return intensity, height, distance and a one, of like size."""
+    distance = points[:, :2].norm(dim=1, keepdim=True)
+    parts = [points[:, 3:4], 0.5 * points[:, 2:3], distance / 30, torch.ones_like(distance)]
+    return torch.cat(parts, dim=1)
+
+
 def _room(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     # 10 cm voxels need a quarter of the points that 5 cm voxels need.
     room = simulate_room(seed, density=600)
-    xyz, color = room.points[:, :3], room.points[:, 3:]
-    return xyz, torch.cat([color - 0.5, xyz[:, 2:] - 1.2], dim=1), room.labels
+    xyz = room.points[:, :3]
+    return xyz, room_feats(xyz, room.points[:, 3:]), room.labels
 
 
 def _street(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     sweep = simulate_sweep(seed, azimuths=1024)
     near = sweep.points[:, :2].norm(dim=1) < 40
     points = sweep.points[near]
-    return points[:, :3], _lidar_feats(points), sweep.labels[near]
-
-
-def _lidar_feats(points: Tensor) -> Tensor:
-    """Return intensity, height, distance and a one, of like size."""
-    distance = points[:, :2].norm(dim=1, keepdim=True)
-    parts = [points[:, 3:4], 0.5 * points[:, 2:3], distance / 30, torch.ones_like(distance)]
-    return torch.cat(parts, dim=1)
+    return points[:, :3], lidar_feats(points), sweep.labels[near]
 
 
 def _augmented(points: Tensor, seed: int) -> Tensor:

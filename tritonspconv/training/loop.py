@@ -1,18 +1,21 @@
-"""The training: steps, validation, checkpoints, and a resume that gives the same bits."""
+"""The training: steps, validation, checkpoints, and a resume that gives the same bits.
+
+Under torchrun every process takes its share of each batch and of the validation scans.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-
-from tritonspconv.training.data import IGNORED, Sample, ScanSet, collate
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class TrainingSettings:
 
     Attributes:
         epochs: Passes over the training scans.
-        batch_size: Scans in a step.
+        batch_size: Scans in a step, those of all processes together. Where the scans run out, the
+            last batch of an epoch takes the epoch's first ones again.
         learning_rate: The largest; it rises over a tenth of the steps and falls like a cosine.
         weight_decay: Of AdamW.
         dtype: float32, or the autocast dtype.
@@ -37,6 +41,18 @@ class TrainingSettings:
     seed: int = 0
 
 
+class Scores(NamedTuple):
+    """What a validation gave, in 0..1.
+
+    Attributes:
+        main: The number to judge by.
+        parts: The numbers that it is made of, by name; NaN where nothing could be counted.
+    """
+
+    main: float
+    parts: dict[str, float]
+
+
 @dataclass
 class Epoch:
     """What an epoch gave.
@@ -44,26 +60,52 @@ class Epoch:
     Attributes:
         number: From 1 on.
         loss: Mean training loss.
-        miou: Mean IoU over the classes that the validation scans have, in 0..1.
-        iou: IoU of each class; NaN for a class that occurs nowhere.
+        score: What the task is judged by, in 0..1: mean IoU, or average precision.
+        parts: The numbers behind the score, by name: the IoU of each class; NaN for a class that
+            occurs nowhere.
         seconds: Time of the epoch, validation included.
     """
 
     number: int
     loss: float
-    miou: float
-    iou: list[float]
+    score: float
+    parts: dict[str, float]
     seconds: float
 
 
-Forward = Callable[[nn.Module, Sample], Tensor]
+class Task(Protocol):
+    """What is learnt: the batches, the loss, and how a network is judged."""
+
+    @property
+    def train_count(self) -> int:
+        """Number of scans to learn from."""
+        ...
+
+    @property
+    def val_count(self) -> int:
+        """Number of scans to judge by."""
+        ...
+
+    def batch(self, numbers: Sequence[int], seeds: Sequence[int]) -> Any:
+        """Return a named tuple of tensors: training scans, changed at random by the seeds."""
+        ...
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of a batch whose tensors are on the network's device."""
+        ...
+
+    def judge(self, network: nn.Module, number: int, device: torch.device) -> Any:
+        """Return what the scores need to know about one validation scan."""
+        ...
+
+    def scores(self, judged: Sequence[Any]) -> Scores:
+        """Return the scores of all validation scans."""
+        ...
 
 
-def train(
+def fit(
     network: nn.Module,
-    forward: Forward,
-    train_set: ScanSet,
-    val_set: ScanSet,
+    task: Task,
     settings: TrainingSettings,
     device: torch.device,
     *,
@@ -73,11 +115,12 @@ def train(
 ) -> list[Epoch]:
     """Train a network and validate it after every epoch.
 
+    Where ``torch.distributed`` is initialised, gradients are averaged over its processes, and the
+    first one writes checkpoints and reports. Batch norms see the scans of their own process.
+
     Args:
-        network: From voxels to logits ``[N, classes]``; on ``device``.
-        forward: Runs the network on a batch whose tensors are on ``device``.
-        train_set: Scans to learn from; they are turned, mirrored and scaled.
-        val_set: Scans to judge by.
+        network: What to train; on ``device``.
+        task: What to learn.
         settings: How to train.
         device: Where to train.
         checkpoint: Write weights, optimiser and history to this file after every epoch.
@@ -89,8 +132,15 @@ def train(
         All epochs, those before a resume included.
 
     Raises:
-        ValueError: The checkpoint was made with other settings.
+        ValueError: The checkpoint was made with other settings, or the processes cannot share a
+            batch evenly.
     """
+    rank, processes = _processes()
+    if settings.batch_size % processes:
+        raise ValueError(
+            f"fit: batch_size must be a multiple of the {processes} processes; got "
+            f"{settings.batch_size}."
+        )
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -99,89 +149,112 @@ def train(
     history: list[Epoch] = []
     if resume and checkpoint is not None:
         history = _load(checkpoint, network, optimizer, scaler, settings, device)
-    weights = _class_weights(train_set).to(device)
-    steps = math.ceil(train_set.count / settings.batch_size)
+    step = _LossOf(network, task, device, settings.dtype)
+    forward: nn.Module = DistributedDataParallel(step) if processes > 1 else step
+    steps = math.ceil(task.train_count / settings.batch_size)
     for number in range(len(history) + 1, settings.epochs + 1):
         start = time.perf_counter()
         network.train()
         losses = []
-        for step, batch in enumerate(_batches(train_set, settings, number)):
-            rate = _rate((number - 1) * steps + step, settings.epochs * steps)
+        for index, batch in enumerate(_batches(task, settings, number, rank, processes)):
+            rate = _rate((number - 1) * steps + index, settings.epochs * steps)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate
-            moved = Sample(*(part.to(device) for part in batch))
-            with _autocast(device, settings.dtype):
-                logits = forward(network, moved)
-            loss = nn.functional.cross_entropy(
-                logits.float(), moved.labels, weights, ignore_index=IGNORED
-            )
+            loss = forward(*(part.to(device) for part in batch), kind=type(batch))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             losses.append(loss.detach())
-        iou = validate(network, forward, val_set, device, settings.dtype)
-        known = iou[iou.isfinite()]
-        epoch = Epoch(
-            number,
-            float(torch.stack(losses).mean()),
-            float(known.mean()) if len(known) else math.nan,
-            iou.tolist(),
-            time.perf_counter() - start,
-        )
+        scores = validate(network, task, device, settings.dtype)
+        mean_loss = _mean_over_processes(torch.stack(losses).mean())
+        epoch = Epoch(number, mean_loss, *scores, time.perf_counter() - start)
         history.append(epoch)
-        report(epoch)
-        if checkpoint is not None:
-            _save(checkpoint, network, optimizer, scaler, settings, history)
+        if rank == 0:
+            report(epoch)
+            if checkpoint is not None:
+                _save(checkpoint, network, optimizer, scaler, settings, history)
     return history
 
 
-def validate(
-    network: nn.Module, forward: Forward, scans: ScanSet, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return the IoU of each class over all voxels of the scans; NaN for a class without one."""
-    classes = len(scans.class_names)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    for number in range(scans.count):
-        sample = scans.sample(number)
-        found = predict(network, forward, sample, device, dtype)
-        counted = sample.labels != IGNORED
-        pairs = sample.labels[counted] * classes + found[counted]
-        confusion += pairs.bincount(minlength=classes**2).view(classes, classes)
-    right = confusion.diagonal().double()
-    union = confusion.sum(dim=0) + confusion.sum(dim=1) - confusion.diagonal()
-    return torch.where(union > 0, right / union.clamp(min=1), math.nan)
+def follow_quickly(network: nn.Module, momentum: float = 0.1) -> None:
+    """Let the running statistics of batch norms follow a training of few steps.
+
+    Networks for long trainings have a momentum of 0.01: after 100 steps a third of the statistics
+    would still be those of the start.
+
+    Args:
+        network: Its batch norms are changed in place.
+        momentum: Share of each batch.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
 
 
 @torch.no_grad()
-def predict(
-    network: nn.Module, forward: Forward, sample: Sample, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return the most likely class of each voxel, int64 ``[N]`` on the CPU."""
+def validate(network: nn.Module, task: Task, device: torch.device, dtype: torch.dtype) -> Scores:
+    """Return the scores of the validation scans; each process judges its share of them."""
+    rank, processes = _processes()
     network.eval()
-    moved = Sample(*(part.to(device) for part in sample))
-    with _autocast(device, dtype):
-        return forward(network, moved).argmax(dim=1).cpu()
+    if processes > 1:
+        # Batch norms have statistics of their own process.
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+    with autocast(device, dtype):
+        mine = [task.judge(network, n, device) for n in range(rank, task.val_count, processes)]
+    if processes == 1:
+        return task.scores(mine)
+    shares: list[Any] = [None] * processes
+    dist.all_gather_object(shares, mine)
+    return task.scores([shares[n % processes][n // processes] for n in range(task.val_count)])
 
 
-def _batches(scans: ScanSet, settings: TrainingSettings, epoch: int):
-    """Yield the batches of an epoch; equal arguments yield equal batches."""
+def autocast(device: torch.device, dtype: torch.dtype) -> Any:
+    """Return autocast to ``dtype``; it does nothing for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+class _LossOf(nn.Module):
+    """A network with its loss, so that DDP sees the whole step."""
+
+    def __init__(
+        self, network: nn.Module, task: Task, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._task, self._device, self._dtype = task, device, dtype
+
+    def forward(self, *parts: Tensor, kind: Callable[..., Any]) -> Tensor:
+        with autocast(self._device, self._dtype):
+            return self._task.loss(self.network, kind(*parts))
+
+
+def _processes() -> tuple[int, int]:
+    """Return the number of this process, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _mean_over_processes(value: Tensor) -> float:
+    _, processes = _processes()
+    if processes > 1:
+        dist.all_reduce(value)
+    return float(value) / processes
+
+
+def _batches(
+    task: Task, settings: TrainingSettings, epoch: int, rank: int, processes: int
+) -> Iterator[Any]:
+    """Yield this process's share of the batches of an epoch; equal arguments, equal batches."""
     seed = settings.seed * 1_000_003 + epoch
-    order = torch.randperm(scans.count, generator=torch.Generator().manual_seed(seed)).tolist()
-    for first in range(0, scans.count, settings.batch_size):
-        numbers = order[first : first + settings.batch_size]
-        yield collate([scans.sample(n, augment_seed=seed * 10_007 + n) for n in numbers])
-
-
-def _class_weights(scans: ScanSet) -> Tensor:
-    """Return a weight for each class: the root of how rare it is, in the first twenty scans."""
-    counts = torch.zeros(len(scans.class_names))
-    for number in range(min(20, scans.count)):
-        labels = scans.sample(number).labels
-        counts += labels[labels != IGNORED].bincount(minlength=len(counts))
-    share = (counts / counts.sum()).clamp(min=1e-4)
-    weights = share.rsqrt()
-    return weights / (weights * share).sum()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(task.train_count, generator=generator).tolist()
+    size = settings.batch_size
+    for first in range(0, len(order), size):
+        numbers = [order[(first + n) % len(order)] for n in range(rank, size, processes)]
+        yield task.batch(numbers, [seed * 10_007 + number for number in numbers])
 
 
 def _rate(step: int, steps: int) -> float:
@@ -192,12 +265,8 @@ def _rate(step: int, steps: int) -> float:
     return max(1e-3, 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def _autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 def _comparable(settings: TrainingSettings) -> dict[str, Any]:
-    return asdict(settings) | {"dtype": str(settings.dtype)}
+    return asdict(settings) | {"dtype": str(settings.dtype), "processes": _processes()[1]}
 
 
 def _save(
@@ -230,10 +299,17 @@ def _load(
     settings: TrainingSettings,
     device: torch.device,
 ) -> list[Epoch]:
-    content = torch.load(path, map_location=device, weights_only=True)
-    if content["settings"] != _comparable(settings):
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        found = content["settings"]
+    except Exception as error:
         raise ValueError(
-            f"train: the settings must be those of {path}, {content['settings']}; got "
+            f"fit: {path} must be a checkpoint of a training; it cannot be read as one: {error}. "
+            "Train into another folder."
+        ) from error
+    if found != _comparable(settings):
+        raise ValueError(
+            f"fit: the settings must be those of {path}, {found}; got "
             f"{_comparable(settings)}. Train with the same settings, or into another folder."
         )
     network.load_state_dict(content["network"])

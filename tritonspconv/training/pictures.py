@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tritonspconv.points import VoxelGrid
+from tritonspconv.training.box_scenes import BoxScene
+from tritonspconv.training.boxes import corners
 from tritonspconv.training.data import IGNORED
 from tritonspconv.training.loop import Epoch
 
@@ -20,8 +23,16 @@ class Shown(NamedTuple):
     found: Tensor
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Epoch]]) -> None:
-    """Draw loss and mean IoU over the epochs, one line a run."""
+class ShownBoxes(NamedTuple):
+    """A scene, the boxes found in it, float32 ``[M, 7]``, and their scores ``[M]``."""
+
+    scene: BoxScene
+    boxes: Tensor
+    scores: Tensor
+
+
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Epoch]], score_name: str = "mIoU") -> None:
+    """Draw loss and score over the epochs, one line a run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -29,9 +40,9 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Epoch]]) -> None:
     for name, epochs in runs.items():
         numbers = [epoch.number for epoch in epochs]
         left.plot(numbers, [epoch.loss for epoch in epochs], marker="o", ms=3, label=name)
-        right.plot(numbers, [100 * epoch.miou for epoch in epochs], marker="o", ms=3, label=name)
+        right.plot(numbers, [100 * epoch.score for epoch in epochs], marker="o", ms=3, label=name)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="validation mIoU, %", ylim=(0, 100))
+    right.set(xlabel="epoch", ylabel=f"validation {score_name}, %", ylim=(0, 100))
     right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.25)
@@ -77,5 +88,49 @@ def draw_predictions(path: Path, scans: Sequence[Shown], class_names: Sequence[s
         Patch(color=color, label=name) for color, name in zip(colors, class_names, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=7, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def draw_boxes(
+    path: Path, scenes: Sequence[ShownBoxes], grid: VoxelGrid, least_score: float = 0.3
+) -> None:
+    """Draw scenes from above, side by side: points, true boxes, and found boxes with their scores.
+
+    Args:
+        path: The file.
+        scenes: What to draw.
+        grid: What the detector sees.
+        least_score: Boxes below this score are left out.
+    """
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    x0, y0, _, x1, y1, _ = grid.point_range
+    height = 7 * (y1 - y0) / (x1 - x0)
+    figure = Figure(figsize=(7 * len(scenes), height + 0.6), layout="constrained")
+    colors = {"a car": "#2ca02c", "a car with too few points": "#b9c2ce", "found": "#d62728"}
+    for axis, shown in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
+        points, boxes, ignored = shown.scene
+        axis.scatter(points[:, 0], points[:, 1], s=0.35, c="#6b7686", linewidths=0, rasterized=True)
+        kept = shown.scores >= least_score
+        groups = zip(
+            colors.items(), (boxes[~ignored], boxes[ignored], shown.boxes[kept]), strict=True
+        )
+        for (name, color), group in groups:
+            wide = 1.6 if name == "found" else 2.6
+            shapes = list(corners(group).numpy())
+            axis.add_collection(
+                PolyCollection(shapes, facecolors="none", edgecolors=color, linewidths=wide)
+            )
+        for box, score in zip(shown.boxes[kept].tolist(), shown.scores[kept].tolist(), strict=True):
+            axis.annotate(
+                f"{100 * score:.0f}", (box[0], box[1]), (0, 9), textcoords="offset points",
+                fontsize=8, color="#8c1c1d", ha="center", annotation_clip=True,
+            )  # fmt: skip
+        axis.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="x, m", ylabel="y, m", aspect="equal")
+    handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -1,0 +1,168 @@
+"""What the command trains: a task, a network for it, and the library that the network is of."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from tritonspconv.bench.peers import ORIGINAL, load_peer
+from tritonspconv.cli.errors import CommandError
+from tritonspconv.models.detector import second_detector
+from tritonspconv.models.lidar import sparse_unet
+from tritonspconv.models.minkowski import mink_unet
+from tritonspconv.points import VoxelGrid
+from tritonspconv.training.box_scenes import KITTI_GRID, STREET_GRID, kitti_boxes, simulated_boxes
+from tritonspconv.training.data import CHANNELS, Sample, ScanSet, Split, simulated_set
+from tritonspconv.training.detection import CapturedDetector, Detection, run_detector
+from tritonspconv.training.folders import kitti_set, scannet_set
+from tritonspconv.training.loop import Task, follow_quickly
+from tritonspconv.training.segmentation import Forward, Segmentation
+
+# Network -> the module of ours, and of the original.
+LIBRARIES = {
+    "minkunet": ("compat.minkowski", "MinkowskiEngine"),
+    "spunet": ("compat.spconv.pytorch", "spconv.pytorch"),
+    "second": ("compat.spconv.pytorch", "spconv.pytorch"),
+}
+BACKENDS = ("ours", "original")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one backend trains.
+
+    Attributes:
+        backend: ``"ours"`` or ``"original"``.
+        library: The name of the library's module.
+        network: The network.
+        task: What it learns.
+    """
+
+    backend: str
+    library: str
+    network: nn.Module
+    task: Task
+
+
+def experiments(args: argparse.Namespace, device: torch.device) -> list[Experiment]:
+    """Return an experiment for each backend; their networks start from the same weights.
+
+    Raises:
+        CommandError: A library or a combination of arguments is not there.
+    """
+    build = _second if args.network == "second" else _segmentation
+    made = []
+    for backend in args.backend:
+        library, algo = _library(args.network, backend, device)
+        torch.manual_seed(args.seed)
+        network, task = build(args, library, algo)
+        if made:
+            _same_start(made[0].network, network)
+        follow_quickly(network)
+        made.append(Experiment(backend, library.__name__, network.to(device), task))
+    return made
+
+
+def _second(
+    args: argparse.Namespace, library: ModuleType, algo: Any
+) -> tuple[nn.Module, Detection]:
+    streets = args.data in (None, "streets")
+    if args.data == "rooms":
+        raise CommandError("--network second looks for cars, and rooms have none. --data streets")
+    grid = STREET_GRID if streets else KITTI_GRID
+    if args.voxel is not None:
+        lower, upper = grid.point_range[:3], grid.point_range[3:]
+        grid = VoxelGrid((*lower, *upper), (args.voxel, args.voxel, grid.voxel_size[2]))
+    if streets:
+        sets = (
+            simulated_boxes("train", args.scans, grid),
+            simulated_boxes("val", args.val_scans, grid),
+        )
+    else:
+        sets = kitti_boxes(args.data, "train", grid), kitti_boxes(args.data, "val", grid)
+    network = second_detector(
+        library, grid.spatial_shape, CHANNELS, algo=algo, channel_divisor=args.narrow
+    )
+    captured = args.capture and library.__name__.startswith("compat")
+    return network, Detection(*sets, CapturedDetector() if captured else run_detector)
+
+
+def _segmentation(
+    args: argparse.Namespace, library: ModuleType, algo: Any
+) -> tuple[nn.Module, Segmentation]:
+    if args.capture:
+        raise CommandError("--capture is for --network second: the others' grids change in size")
+    train_set, val_set = (
+        _scan_set(args, "train", args.scans),
+        _scan_set(args, "val", args.val_scans),
+    )
+    classes = len(train_set.class_names)
+    if args.network == "minkunet":
+        network = mink_unet(library, CHANNELS, classes, depth=14, channel_divisor=args.narrow)
+        return network, Segmentation(_run_minkunet(library), train_set, val_set)
+    network = sparse_unet(library, CHANNELS, classes, algo, args.narrow)
+    return network, Segmentation(_run_spunet(library), train_set, val_set)
+
+
+def _scan_set(args: argparse.Namespace, split: Split, count: int) -> ScanSet:
+    if args.data in (None, "rooms", "streets"):
+        return simulated_set(args.data or "rooms", split, count, args.voxel)
+    folder = Path(args.data)
+    if any(folder.glob("**/scannetv2_*.txt")):
+        return scannet_set(folder, split, args.voxel or 0.05)
+    return kitti_set(folder, split, args.voxel or 0.1)
+
+
+def _library(network: str, backend: str, device: torch.device) -> tuple[ModuleType, Any]:
+    """Return the module and the algorithm to ask it for; prepare an original for its device."""
+    name = LIBRARIES[network][BACKENDS.index(backend)]
+    algo = None
+    if name == "MinkowskiEngine":
+        # MinkowskiEngine looks for names that Python 3.10 moved.
+        import collections
+        import collections.abc
+
+        collections.Sequence = collections.abc.Sequence  # pyright: ignore
+    try:
+        module = importlib.import_module(name)
+        if name == "spconv.pytorch" and device.type == "cpu":
+            algo = load_peer(ORIGINAL, device).algo
+    except ImportError as error:
+        raise CommandError(
+            f"--backend {backend} needs {name}, which is not installed: {error}"
+        ) from error
+    if backend == "original" and device.type == "cpu":
+        # Both originals go wrong with several threads on a CPU.
+        torch.set_num_threads(1)
+    return module, algo
+
+
+def _same_start(first: nn.Module, second: nn.Module) -> None:
+    """Copy the weights, whose layout is the same in both libraries."""
+    second.load_state_dict(first.state_dict())
+
+
+def _run_minkunet(library: ModuleType) -> Forward:
+    def run(net: nn.Module, batch: Sample) -> torch.Tensor:
+        return net(library.SparseTensor(batch.feats, coordinates=batch.coords)).F
+
+    return run
+
+
+def _run_spunet(library: ModuleType) -> Forward:
+    def run(net: nn.Module, batch: Sample) -> torch.Tensor:
+        # The network halves the grid four times.
+        largest = batch.coords.amax(dim=0).tolist()
+        shape = [-(-(extent + 1) // 16) * 16 for extent in largest[1:]]
+        x = library.SparseConvTensor(batch.feats, batch.coords, shape, largest[0] + 1)
+        out, _ = net(x)
+        return out.features
+
+    return run

@@ -1,0 +1,237 @@
+"""Detection of cars as a task: maps of centres, their loss, boxes from maps, average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tritonspconv.capture import Captured, capture
+from tritonspconv.models.detector import BOX_CHANNELS, STRIDE
+from tritonspconv.ops import voxelize
+from tritonspconv.points import VoxelGrid
+from tritonspconv.training.box_scenes import BoxScene, BoxSet, changed_scene
+from tritonspconv.training.boxes import Judged, average_precision, distinct
+from tritonspconv.training.loop import Scores
+
+# What a box of the map is scored by: name, least overlap, and whether heights count.
+SCORES = (
+    ("from above, 0.7", 0.7, False),
+    ("volume, 0.7", 0.7, True),
+    ("from above, 0.5", 0.5, False),
+)
+_MOST_BOXES = 60
+_LEAST_SCORE = 0.05
+# How much the boxes' values weigh beside the centres, and the values among themselves.
+_BOX_SHARE = 1.0
+_VALUE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
+
+
+class BoxBatch(NamedTuple):
+    """The voxels of some scenes, and the maps that a network should give.
+
+    Attributes:
+        feats: float32 ``[N, 4]``.
+        coords: int32 ``[N, 4]``: batch, z, y, x.
+        centres: float32 ``[B, Y, X]``: 1 at a centre, falling around it.
+        cells: int64 ``[M]``: flat numbers of the cells that hold a centre, in ``[B, Y, X]``.
+        values: float32 ``[M, 8]``: what the map should hold there.
+    """
+
+    feats: Tensor
+    coords: Tensor
+    centres: Tensor
+    cells: Tensor
+    values: Tensor
+
+
+# Runs a detector on features, coordinates and the batch size.
+Forward = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+
+
+def run_detector(network: nn.Module, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+    """Return the maps ``[B, 1 + 8, Y, X]``."""
+    return network(feats, coords, batch_size)
+
+
+class CapturedDetector:
+    """Runs a detector; in training through `tritonspconv.capture`, made at the first call.
+
+    The room for voxels is twice that of the first batch. A batch that does not fit, and validation,
+    run eagerly. On a CPU the network runs on padded rows, with equal results.
+    """
+
+    def __init__(self) -> None:
+        self._fast: Captured | None = None
+
+    def __call__(
+        self, network: nn.Module, feats: Tensor, coords: Tensor, batch_size: int
+    ) -> Tensor:
+        """Return the maps ``[B, 1 + 8, Y, X]``."""
+        if not (network.training and torch.is_grad_enabled()):
+            return network(feats, coords, batch_size)
+        call = {"feats": feats, "indices": coords, "batch_size": batch_size}
+        if self._fast is None:
+            room = [2 * len(feats)]
+            self._fast = capture(network, coords="indices", capacities=room, **call)
+        return self._fast(**call)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box for every car; see `tritonspconv.training.loop.Task`.
+
+    Attributes:
+        train_set: Scenes to learn from; they are turned, mirrored and scaled.
+        val_set: Scenes to judge by.
+        forward: Runs the network.
+    """
+
+    train_set: BoxSet
+    val_set: BoxSet
+    forward: Forward = run_detector
+
+    @property
+    def train_count(self) -> int:
+        """Number of scenes to learn from."""
+        return self.train_set.count
+
+    @property
+    def val_count(self) -> int:
+        """Number of scenes to judge by."""
+        return self.val_set.count
+
+    def batch(self, numbers: Sequence[int], seeds: Sequence[int]) -> BoxBatch:
+        """Return voxels and maps of training scenes."""
+        scenes = [
+            changed_scene(self.train_set.load(number), seed)
+            for number, seed in zip(numbers, seeds, strict=True)
+        ]
+        return box_batch(scenes, self.train_set.grid)
+
+    def loss(self, network: nn.Module, batch: BoxBatch) -> Tensor:
+        """Return the focal loss of the centres and the error of the boxes' values."""
+        size = batch.centres.shape[0]
+        maps = self.forward(network, batch.feats, batch.coords, size).float()
+        count = max(1, len(batch.cells))
+        centre_loss = _focal_loss(maps[:, 0], batch.centres) / count
+        at_cells = maps[:, 1:].permute(0, 2, 3, 1).reshape(-1, BOX_CHANNELS)[batch.cells]
+        weights = at_cells.new_tensor(_VALUE_WEIGHTS)
+        return centre_loss + _BOX_SHARE * ((at_cells - batch.values).abs() * weights).sum() / count
+
+    def judge(self, network: nn.Module, number: int, device: torch.device) -> Judged:
+        """Return what is found in a validation scene, and what is there."""
+        scene = self.val_set.load(number)
+        boxes, scores = self.find(network, scene, device)
+        inside = self.val_set.grid
+        lower, upper = torch.tensor(inside.point_range).view(2, 3)
+        truth = scene.boxes[:, :2]
+        there = ((truth >= lower[:2]) & (truth < upper[:2])).all(dim=1)
+        return Judged(boxes, scores, scene.boxes[there], scene.ignored[there])
+
+    def find(
+        self, network: nn.Module, scene: BoxScene, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return boxes float32 ``[M, 7]`` and scores ``[M]`` on the CPU, best first.
+
+        The network must be in evaluation mode, and gradients off.
+        """
+        feats, coords = scene_voxels(scene, self.val_set.grid)
+        maps = self.forward(network, feats.to(device), coords.to(device), 1)
+        return boxes_of(maps[0].float().cpu(), self.val_set.grid)
+
+    def scores(self, judged: Sequence[Judged]) -> Scores:
+        """Return the average precisions; the first is the one to judge by."""
+        parts = {
+            name: average_precision(judged, least, heights=heights)
+            for name, least, heights in SCORES
+        }
+        return Scores(parts[SCORES[0][0]], parts)
+
+
+def scene_voxels(scene: BoxScene, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
+    """Return the mean points of the voxels, scaled, float32 ``[N, 4]``, and int32 ``[N, 4]``."""
+    voxels = voxelize(scene.points, grid.voxel_size, grid.point_range)
+    assert voxels.feats is not None
+    scale = voxels.feats.new_tensor([1 / 32, 1 / 32, 0.5, 1.0])
+    return voxels.feats * scale, voxels.coords
+
+
+def box_batch(scenes: Sequence[BoxScene], grid: VoxelGrid) -> BoxBatch:
+    """Return voxels and maps; a box whose centre lies outside the grid is in no map."""
+    feats, coords, centres, cells, values = [], [], [], [], []
+    for number, scene in enumerate(scenes):
+        scene_feats, scene_coords = scene_voxels(scene, grid)
+        feats.append(scene_feats)
+        coords.append(torch.cat([scene_coords[:, :1] + number, scene_coords[:, 1:]], dim=1))
+        heat, flat, targets = maps_of(scene.boxes[~scene.ignored], grid)
+        centres.append(heat)
+        cells.append(flat + number * heat.numel())
+        values.append(targets)
+    return BoxBatch(
+        torch.cat(feats), torch.cat(coords), torch.stack(centres), torch.cat(cells),
+        torch.cat(values),
+    )  # fmt: skip
+
+
+def maps_of(boxes: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the map of centres, the cells that hold one, and the values there.
+
+    Args:
+        boxes: float32 ``[M, 7]``.
+        grid: Of the voxels; a cell of the maps has ``STRIDE`` of them a side.
+    """
+    lower = boxes.new_tensor(grid.point_range[:2])
+    side = STRIDE * boxes.new_tensor(grid.voxel_size[:2])
+    rows, columns = (extent // STRIDE for extent in grid.spatial_shape[1:])
+    place = (boxes[:, :2] - lower) / side
+    cell = place.floor().long()
+    inside = (cell >= 0).all(dim=1) & (cell[:, 0] < columns) & (cell[:, 1] < rows)
+    boxes, place, cell = boxes[inside], place[inside], cell[inside]
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    distance = (x[None] - cell[:, 0, None, None]) ** 2 + (y[None] - cell[:, 1, None, None]) ** 2
+    # The bell is as wide as the car: cells near the centre are half right.
+    width = (boxes[:, 4] / side[0] / 2).clamp(min=0.6)[:, None, None]
+    bells = torch.exp(-distance / (2 * width.square()))
+    heat = bells.amax(dim=0) if len(boxes) else torch.zeros(rows, columns)
+    angle = 2 * boxes[:, 6:]
+    values = [place - cell, boxes[:, 2:3], boxes[:, 3:6].log(), angle.sin(), angle.cos()]
+    return heat, cell[:, 1] * columns + cell[:, 0], torch.cat(values, dim=1)
+
+
+def boxes_of(maps: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
+    """Return the boxes of a map, best first, and their scores.
+
+    Args:
+        maps: float32 ``[1 + 8, Y, X]``.
+        grid: Of the voxels.
+    """
+    chance = maps[0].sigmoid()
+    peak = nn.functional.max_pool2d(chance[None, None], 3, stride=1, padding=1)[0, 0]
+    chance = torch.where(chance == peak, chance, 0.0).flatten()
+    scores, cells = chance.topk(min(_MOST_BOXES, chance.numel()))
+    cells, scores = cells[scores > _LEAST_SCORE], scores[scores > _LEAST_SCORE]
+    values = maps[1:].flatten(1).t()[cells]
+    columns = maps.shape[2]
+    cell = torch.stack([cells % columns, cells // columns], dim=1)
+    side = STRIDE * values.new_tensor(grid.voxel_size[:2])
+    centre = (cell + values[:, :2]) * side + values.new_tensor(grid.point_range[:2])
+    sizes = values[:, 3:6].clamp(-3, 4).exp()
+    angle = torch.atan2(values[:, 6], values[:, 7]) / 2
+    boxes = torch.cat([centre, values[:, 2:3], sizes, angle[:, None]], dim=1)
+    kept = distinct(boxes, scores)
+    return boxes[kept], scores[kept]
+
+
+def _focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the sum over cells (Law and Deng, ECCV 2018).
+
+    Easy cells and cells near a centre weigh less.
+    """
+    chance = logits.sigmoid()
+    hit = nn.functional.logsigmoid(logits) * (1 - chance).square()
+    miss = nn.functional.logsigmoid(-logits) * chance.square() * (1 - target) ** 4
+    return -torch.where(target == 1, hit, miss).sum()
