@@ -1,5 +1,6 @@
 """The code of the pages runs, links lead somewhere, tables and drawings are those of the code."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -17,6 +18,11 @@ WITH_CODE = [
     page
     for page in sorted(DOCS.rglob("*.md"))
     if "```python" in page.read_text() and page not in FRAGMENTS
+]
+# Every public name of these is in the reference.
+REFERENCE = [
+    f"tritonspconv{part}"
+    for part in ("", ".nn", ".ops", ".points", ".profile", ".training", ".testing")
 ]
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
@@ -79,4 +85,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocstrings", reason="the site needs pip install '.[docs]'")
     pytest.importorskip("material", reason="the site needs pip install '.[docs]'")
     run("-m", "mkdocs", "build", "--strict", "-d", tmp_path / "site", cwd=ROOT)
-    assert "SparseTensor" in (tmp_path / "site" / "reference" / "index.html").read_text()
+    reference = (tmp_path / "site" / "reference" / "index.html").read_text()
+    assert ":class:" not in reference
+    shown = set(re.findall(r'id="[\w.]*?(\w+)"', reference))
+    for module in REFERENCE:
+        assert set(importlib.import_module(module).__all__) - {"__version__"} - shown == set(), (
+            module
+        )

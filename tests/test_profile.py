@@ -89,7 +89,7 @@ def test_the_command_writes_all_its_files(tmp_path, monkeypatch, capsys):
     assert main([*arguments, *outputs]) == 0
     assert "The slowest layers are" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<rect") == 4 * 5
+    assert page.count("<rect") == 4 * 5 + 4
     assert "http" not in page
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert {"0", "3", "4"} <= {event.get("name") for event in events}
@@ -98,6 +98,75 @@ def test_the_command_writes_all_its_files(tmp_path, monkeypatch, capsys):
     assert report["verdicts"]
     assert main(["profile", "torch.nn:ReLU", "scan.csv", "--device", "cpu"]) == 2
     assert "must hold layers of a sparse library" in capsys.readouterr().err
+
+
+SCRIPT = """
+import argparse
+import torch
+from tests.test_profile import make_input, make_net
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int)
+steps = parser.parse_args().steps
+net = make_net()
+torch.nn.Linear(3, 3)(torch.ones(1, 3))  # no network of ours
+for step in range(steps):
+    try:
+        net(make_input()).features.sum().backward()
+    except Exception:
+        print("a handler of the script")
+    print("step", step)
+"""
+
+
+def make_input():
+    coords = random_sites(300, extent=12, batch_size=1).coords
+    return spconv.SparseConvTensor(torch.randn(300, 4), coords, [12, 12, 12], 1)
+
+
+def test_a_script_is_run_until_its_network_is_measured(tmp_path, capsys):
+    script = write(tmp_path, "train.py", SCRIPT)
+    page = tmp_path / "page.html"
+    calls = ops.sparse_conv, KernelMap.__init__, nn.Module.__call__
+    arguments = ["profile", str(script), "--html", str(page), "--call", "2"]
+    assert main([*arguments, "--args", "--steps 5"]) == 0
+    assert calls == (ops.sparse_conv, KernelMap.__init__, nn.Module.__call__)
+    printed = capsys.readouterr().out
+    assert "step 0" in printed
+    assert "step 1" not in printed
+    assert "SubMConv3d" in printed
+    assert "train.py, forward pass 2" in page.read_text()
+    assert main([*arguments, "--args", "--steps 1"]) == 2
+    assert "it ended after 1" in capsys.readouterr().err
+    assert main(["profile", str(tmp_path / "none.py")]) == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # the originals' own
+@pytest.mark.parametrize("library", ["spconv.pytorch", "MinkowskiEngine"])
+def test_layers_of_the_originals(library):
+    import collections
+    import collections.abc
+
+    if library == "MinkowskiEngine":
+        collections.Sequence = collections.abc.Sequence
+    module = pytest.importorskip(library, exc_type=ImportError)
+    coords = random_sites(200, extent=10, batch_size=1).coords
+    feats = torch.randn(200, 4)
+    if library == "MinkowskiEngine":
+        net = nn.Sequential(module.MinkowskiConvolution(4, 8, kernel_size=3, dimension=3))
+        found = profile_network(
+            net, lambda: module.SparseTensor(feats, coordinates=coords), CPU, passes=1
+        )
+    else:
+        conv = module.SubMConv3d(4, 8, 3, padding=1, algo=module.ConvAlgo.Native)
+        net = module.SparseSequential(conv)
+        found = profile_network(
+            net, lambda: module.SparseConvTensor(feats, coords, [10] * 3, 1), CPU,
+            backward=False, passes=1,
+        )  # fmt: skip
+    (layer,) = found.layers
+    assert (layer.role, layer.sites_in, layer.sites_out) == ("sparse", 200, 200)
+    assert layer.ms > 0
 
 
 def layer(role: str, **numbers: float) -> LayerProfile:

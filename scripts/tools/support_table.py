@@ -2,8 +2,8 @@
 
   python -m scripts.tools.support_table
 
-An entry means: the result is as near to that in float64 as the dtype allows, gradients are finite and
-agree likewise. The last column is of gradients of gradients, in float64.
+An entry means: the result is as near to that in float64 as the dtype allows, and so is the
+gradient. The last column is of gradients of gradients, in float64.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _minkowski(name: str, *args: Any, **options: Any) -> Case:
 
 
 def _generative(feats: Tensor, coords: Tensor, ndim: int) -> Tensor:
-    options = {"kernel_size": 2, "stride": 2, "dimension": ndim}
+    options: dict[str, Any] = {"kernel_size": 2, "stride": 2, "dimension": ndim}
     down = _weights(ME.MinkowskiConvolution(CHANNELS, 5, **options), feats)
     up = _weights(ME.MinkowskiGenerativeConvolutionTranspose(5, 3, **options), feats)
     return up(down(ME.SparseTensor(feats, coordinates=coords))).F

@@ -3,16 +3,19 @@
   tritonspconv profile second scan.bin --html profile.html
   tritonspconv profile minkunet --eval --trace trace.json     # for chrome://tracing or Perfetto
   tritonspconv profile mypackage.nets:build scan.bin
+  tritonspconv profile train.py --args "--epochs 1"           # the network that a script runs
 
-NETWORK is second, unet (through compat.spconv), minkunet (through compat.minkowski), or
-MODULE:FACTORY. A factory takes no argument and returns a network of compat.spconv,
+NETWORK is second, unet (through compat.spconv), minkunet (through compat.minkowski),
+MODULE:FACTORY, or a script. A factory takes no argument and returns a network of compat.spconv,
 compat.minkowski, tritonspconv.nn, or of the originals. The network gets the voxels of the scan with
-four features.
+four features. A script runs until its network has run --call times; its last forward pass is
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -40,18 +43,19 @@ from tritonspconv.models.minkowski import mink_unet
 from tritonspconv.points import VoxelGrid, voxel_range
 from tritonspconv.profile.layers import NetworkProfile, profile_network
 from tritonspconv.profile.page import write_profile
+from tritonspconv.profile.script import profile_script
 from tritonspconv.profile.words import verdicts
 from tritonspconv.sparse_tensor import SparseTensor
 
 HEAD = [
     "layer", "type", "sites in", "sites out", "nbrs/site", "map", "ms", "map ms", "product ms",
-    "host ms", "bandwidth", "memory MiB",
+    "host ms", "bandwidth", "rate", "memory MiB",
 ]  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("network", help="second, unet, minkunet or MODULE:FACTORY")
+    parser.add_argument("network", help="second, unet, minkunet, MODULE:FACTORY or SCRIPT.py")
     add_scan_arguments(parser)
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=at_least_one, default=1, help="scans (default 1)")
@@ -59,12 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval", action="store_true", help="evaluation mode without gradients; no backward pass"
     )
+    parser.add_argument("--args", default="", help="what a script finds in sys.argv")
+    parser.add_argument("--call", type=at_least_one, default=3, help="of a script (default 3)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with bars")
 
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Profile; return the exit status and the report."""
+    if args.network.endswith(".py"):
+        if args.trace is not None or args.scan is not None:
+            raise CommandError("a script brings its own data, and no --trace is made of it")
+        profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
+        return _report(args, profile, f"{Path(args.network).name}, forward pass {args.call}")
     device = choose_device(args.device)
     scans = read_scans(args, args.batch_size)
     grid = voxel_range(scans[0])
@@ -75,6 +86,14 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     profile = profile_network(
         network, make_input, device, backward=not args.eval, passes=args.passes, trace=args.trace
     )
+    title = f"{args.network} on {args.scan.name if args.scan else 'a simulated street'}"
+    return _report(args, profile, title)
+
+
+def _report(
+    args: argparse.Namespace, profile: NetworkProfile, title: str
+) -> tuple[int, dict[str, Any]]:
+    """Print, and write the files that were asked for."""
     rows = table(profile)
     shown = [
         row for row, layer in zip(rows[1:], profile.layers, strict=True) if layer.role == "sparse"
@@ -86,7 +105,6 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         f"{profile.backward_ms:,.1f} ms; layers one by one: {profile.total('ms'):,.1f} ms forward"
     )
     print(*(f"- {sentence}" for sentence in sentences), sep="\n")
-    title = f"{args.network} on {args.scan.name if args.scan else 'a simulated street'}"
     if args.html is not None:
         write_profile(args.html, title, profile, sentences, rows)
         print(f"wrote {args.html}")
@@ -100,7 +118,8 @@ def table(profile: NetworkProfile) -> list[list[str]]:
     rows = [HEAD]
     for layer in profile.layers:
         sparse = layer.role == "sparse"
-        moved = layer.moved_bytes / (layer.product_ms / 1e3) if layer.product_ms else 0.0
+        seconds = layer.product_ms / 1e3 or float("inf")
+        moved, worked = layer.moved_bytes / seconds, layer.flops / seconds
         rows.append(
             [
                 layer.name,
@@ -114,6 +133,7 @@ def table(profile: NetworkProfile) -> list[list[str]]:
                 f"{layer.product_ms:.2f}" if sparse else "-",
                 f"{layer.host_ms:.2f}",
                 f"{100 * moved / profile.bandwidth:.0f} %" if sparse else "-",
+                f"{100 * worked / profile.rate:.0f} %" if sparse else "-",
                 f"{layer.added_bytes / 2**20:.1f}" if layer.added_bytes else "-",
             ]
         )

@@ -122,8 +122,8 @@ def profile_network(
         passes: Free-running passes to time.
         trace: Write a Chrome trace of one pass to this file.
     """
-    profile = NetworkProfile(_name(device))
-    profile.bandwidth, profile.rate = _measure_device(device)
+    profile = NetworkProfile(device_name(device))
+    profile.bandwidth, profile.rate = measure_device(device)
     _pass(network, make_input, device, backward)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -134,7 +134,7 @@ def profile_network(
         profile.peak_bytes = torch.cuda.max_memory_allocated(device)
     if device.type == "cuda" or trace is not None:
         profile.busy = _traced_pass(network, make_input, device, backward, trace)
-    recorder = _Recorder(device)
+    recorder = Recorder(device)
     with recorder.attached(network), torch.set_grad_enabled(backward):
         network(make_input())
     profile.layers = recorder.layers
@@ -165,14 +165,14 @@ def _pass(
     """Return the times of a forward and a backward pass in ms."""
     with torch.set_grad_enabled(backward):
         x = make_input()
-        start = _now(device)
+        start = now(device)
         out = _first_tensor(network(x))
-        middle = _now(device)
+        middle = now(device)
         if not backward or out is None or not out.requires_grad:
             return middle - start, 0.0
         network.zero_grad()
         out.backward(torch.ones_like(out))
-        return middle - start, _now(device) - middle
+        return middle - start, now(device) - middle
 
 
 def _traced_pass(
@@ -187,9 +187,9 @@ def _traced_pass(
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler, _named_layers(network):
-        start = _now(device)
+        start = now(device)
         _pass(network, make_input, device, backward)
-        wall_ms = _now(device) - start
+        wall_ms = now(device) - start
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
@@ -225,7 +225,7 @@ def _named_layers(network: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-class _Recorder:
+class Recorder:
     """Measures the leaf modules of a network while it is attached."""
 
     def __init__(self, device: torch.device) -> None:
@@ -257,14 +257,14 @@ class _Recorder:
     def _before(self, name: str) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
             rows = features_of(args[0]) if args else None
-            layer = LayerProfile(name, type(module).__name__, _role(module))
+            layer = LayerProfile(name, type(module).__name__, role_of(module))
             if rows is not None and rows.ndim == 2:
                 layer.sites_in, layer.channels_in = rows.shape
             self._current = layer
             if self._device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self._device)
                 layer.added_bytes = -torch.cuda.memory_allocated(self._device)
-            self._started = _now(self._device)
+            self._started = now(self._device)
 
         return before
 
@@ -273,7 +273,7 @@ class _Recorder:
         if layer is None:
             return
         layer.host_ms = 1e3 * time.perf_counter() - self._started
-        layer.ms = _now(self._device) - self._started
+        layer.ms = now(self._device) - self._started
         self._current = None
         rows = features_of(out)
         if rows is not None and rows.ndim == 2:
@@ -291,10 +291,10 @@ class _Recorder:
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(feats: Tensor, *args: Any, **kwargs: Any) -> Any:
             found = [x for x in (*args, *kwargs.values()) if isinstance(x, KernelMap)]
-            start = _now(self._device)
+            start = now(self._device)
             out = call(feats, *args, **kwargs)
             if self._current is not None and found:
-                self._current.product_ms += _now(self._device) - start
+                self._current.product_ms += now(self._device) - start
                 self._current.pairs += found[0].num_pairs()
             return out
 
@@ -322,24 +322,27 @@ def _count_work(layer: LayerProfile, module: nn.Module, rows: Tensor | None) -> 
         layer.flops = 2 * pairs * layer.channels_in * layer.channels_out
 
 
-def _role(module: nn.Module) -> str:
+def role_of(module: nn.Module) -> str:
+    """Return ``"sparse"``, ``"norm"`` or ``"other"``; see `LayerProfile`."""
     name = type(module).__name__
     if any(part in name for part in ("Conv", "Pool", "Channelwise", "Unpool")):
         return "sparse"
     return "norm" if "Norm" in name else "other"
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Return the host's time in ms, after the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e3 * time.perf_counter()
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or ``CPU``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _measure_device(device: torch.device) -> tuple[float, float]:
+def measure_device(device: torch.device) -> tuple[float, float]:
     """Return bytes a second of a copy, and operations a second of a float32 product."""
     on_gpu = device.type == "cuda"
     source = torch.zeros((1 << 28 if on_gpu else 1 << 25) // 4, device=device)
@@ -353,7 +356,7 @@ def _measure_device(device: torch.device) -> tuple[float, float]:
 def _best(call: Callable[[], Any], device: torch.device) -> float:
     times = []
     for _ in range(5):
-        start = _now(device)
+        start = now(device)
         call()
-        times.append(_now(device) - start)
+        times.append(now(device) - start)
     return min(times)

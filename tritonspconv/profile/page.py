@@ -13,6 +13,11 @@ _PARTS = (
     ("norm", "#8f6fc1"),
     ("other", "#97a1b3"),
 )
+_FONT = 'font-family="system-ui, sans-serif"'
+_ABOUT = (
+    "Each layer alone, with the device synchronised around it. Bandwidth and rate are shares of a "
+    "copy and of a large matrix product on this device; rows that stay in a cache go beyond 100 %."
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem;
   color: #1d2430; background: #fff; }
@@ -23,10 +28,12 @@ table { border-collapse: collapse; width: 100%; font-size: 13px;
 th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid #e4e8ee; }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 th { position: sticky; top: 0; background: #fff; }
+.wide { overflow-x: auto; } svg text.on { fill: #10151d; }
 .key { margin-right: 1.2rem; white-space: nowrap; }
 .key i { display: inline-block; width: 11px; height: 11px; margin-right: 5px; border-radius: 2px; }
 @media (prefers-color-scheme: dark) { body, th { background: #0f131a; color: #d7dce5; }
-  th, td { border-color: #2a3140; } .about { color: #97a1b3; } svg text { fill: #d7dce5; } }
+  th, td { border-color: #2a3140; } .about { color: #97a1b3; } svg text { fill: #d7dce5; }
+  svg text.on { fill: #10151d; } }
 """
 
 
@@ -60,17 +67,40 @@ def write_profile(
         f"<h1>{escape(title)}</h1>"
         f'<p class="about">{escape(profile.device)}; a free-running pass: {times}</p>'
         f"<h2>What bounds it</h2><ul>{words}</ul>"
-        f"<h2>Time of each layer, forward</h2><p>{keys}</p>{_bars(profile.layers)}"
-        f"<h2>Layers</h2><table>{table}</table></body></html>\n",
+        f"<h2>Where the time goes, forward</h2><p>{keys}</p>{_whole(profile.layers)}"
+        f"{_bars(profile.layers)}"
+        f'<h2>Layers</h2><p class="about">{_ABOUT}</p>'
+        f'<div class="wide"><table>{table}</table></div></body></html>\n',
         encoding="utf-8",
     )
+
+
+def _whole(layers: list[LayerProfile]) -> str:
+    """Return one bar: the shares of all layers together."""
+    totals = [sum(parts) for parts in zip(*(p for _, p in _groups(layers)), strict=True)]
+    whole = sum(totals) or 1.0
+    x, lines = 0.0, []
+    for (label, color), ms in zip(_PARTS, totals, strict=True):
+        length = ms / whole * 1040
+        lines.append(
+            f'<rect class="whole" x="{x:.1f}" y="0" width="{length:.1f}" height="26" '
+            f'fill="{color}"><title>{label} {ms:.2f} ms</title></rect>'
+        )
+        if length > 60:
+            text = f"{100 * ms / whole:.0f} %"
+            lines.append(f'<text class="on" x="{x + 8:.1f}" y="18">{text}</text>')
+        x += length
+    return f'<svg viewBox="0 0 1040 34" {_FONT} font-size="13">' + "".join(lines) + "</svg>"
 
 
 def _bars(layers: list[LayerProfile]) -> str:
     """Return a picture of one bar for each sparse layer and the dense modules behind it."""
     groups = _groups(layers)
     longest = max((sum(parts) for _, parts in groups), default=1.0) or 1.0
-    height, left, width = 18, 300, 640
+    height = 18
+    # Room for the longest name, at some six units a letter.
+    left = 20 + 6.2 * max((len(name) for name, _ in groups), default=0)
+    width = 1040 - left - 80
     lines = []
     for number, (name, parts) in enumerate(groups):
         y, x = number * height, float(left)
@@ -85,11 +115,7 @@ def _bars(layers: list[LayerProfile]) -> str:
             x += length
         lines.append(f'<text x="{x + 5:.1f}" y="{y + 13}">{sum(parts):.2f} ms</text>')
     total = max(1, len(groups)) * height + 4
-    return (
-        f'<svg viewBox="0 0 1040 {total}" font-family="system-ui, sans-serif" font-size="11">'
-        + "".join(lines)
-        + "</svg>"
-    )
+    return f'<svg viewBox="0 0 1040 {total}" {_FONT} font-size="11">' + "".join(lines) + "</svg>"
 
 
 def _groups(layers: list[LayerProfile]) -> list[tuple[str, list[float]]]:

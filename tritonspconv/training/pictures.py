@@ -34,6 +34,7 @@ class ShownBoxes(NamedTuple):
 def draw_curves(path: Path, runs: Mapping[str, Sequence[Epoch]], score_name: str = "mIoU") -> None:
     """Draw loss and score over the epochs, one line a run."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -44,8 +45,12 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Epoch]], score_name: str
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=f"validation {score_name}, %", ylim=(0, 100))
     right.legend()
+    left.yaxis.set_major_formatter(ScalarFormatter())
+    left.yaxis.set_minor_formatter(ScalarFormatter())
     for axis in (left, right):
         axis.grid(alpha=0.25)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -109,11 +114,11 @@ def draw_boxes(
 
     x0, y0, _, x1, y1, _ = grid.point_range
     height = 7 * (y1 - y0) / (x1 - x0)
-    figure = Figure(figsize=(7 * len(scenes), height + 0.6), layout="constrained")
+    figure = Figure(figsize=(7 * len(scenes), height + 0.3), layout="constrained")
     colors = {"a car": "#2ca02c", "a car with too few points": "#b9c2ce", "found": "#d62728"}
     for axis, shown in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
         points, boxes, ignored = shown.scene
-        axis.scatter(points[:, 0], points[:, 1], s=0.35, c="#6b7686", linewidths=0, rasterized=True)
+        axis.scatter(points[:, 0], points[:, 1], s=1.1, c="#56606f", linewidths=0, rasterized=True)
         kept = shown.scores >= least_score
         groups = zip(
             colors.items(), (boxes[~ignored], boxes[ignored], shown.boxes[kept]), strict=True
