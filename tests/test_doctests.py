@@ -4,19 +4,34 @@ import doctest
 import importlib
 
 import pytest
+import torch
+
+import tritonspconv
 
 # Every module with an example; a new one belongs here.
 MODULES = [
+    "tritonspconv.geometry",
+    "tritonspconv.kernel_map.build",
+    "tritonspconv.nn.container",
+    "tritonspconv.nn.conv",
+    "tritonspconv.nn.fuse",
+    "tritonspconv.nn.norm",
+    "tritonspconv.nn.pool",
+    "tritonspconv.ops.voxelize",
     "tritonspconv.points.grids",
     "tritonspconv.points.table",
     "tritonspconv.sparse_tensor",
+    "tritonspconv.testing.lidar",
     "tritonspconv.testing.rooms",
+    "tritonspconv.training.boxes",
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str):
     module = importlib.import_module(name)
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    names = {"torch": torch, "ts": tritonspconv}
+    result = doctest.testmod(module, optionflags=options, extraglobs=names)
     assert result.attempted > 0
     assert result.failed == 0

@@ -49,6 +49,10 @@ class ConvGeometry:
         tap_order: Which axis of the window runs fastest in the tap index.
         output_padding: Extra fine sites at the upper end of a transposed output, per axis.
         taps: Positions of the taps where they do not fill a box; see :meth:`of_taps`.
+
+    Example:
+        >>> ConvGeometry((3,), (2,), (1,), (1,)).offsets  # fine site minus twice the coarse one
+        ((-1,), (0,), (1,))
     """
 
     kernel_size: IntTuple

@@ -36,6 +36,12 @@ def kernel_map(
 
     Raises:
         ValueError: Dimensions, devices or batch sizes disagree, or the output grid has no cells.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.ones(1, 4, 1, 3))  # three cells in a row
+        >>> window = ts.ConvGeometry.submanifold((3, 3), (1, 1))
+        >>> ts.kernel_map(x.sites, window).num_pairs()  # each cell, and two pairs of neighbours
+        7
     """
     key = (geometry, None if out_sites is None else weakref.ref(out_sites), out_grid)
     entry = sites.map_cache.get(key)

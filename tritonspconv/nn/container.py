@@ -30,6 +30,12 @@ class Sequential(SparseModule, nn.Sequential):
     Attributes:
         fuse_layers: False: apply every module by itself. May be set on the class, a derived
             class or a container.
+
+    Example:
+        >>> conv = ts.nn.SubMConv3d(4, 8, kernel_size=3)
+        >>> net = ts.nn.Sequential(conv, torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+        >>> net(ts.SparseTensor.from_dense(torch.ones(1, 4, 2, 2, 2))).shape
+        torch.Size([8, 8])
     """
 
     fuse_layers: bool = True
@@ -54,6 +60,11 @@ class ToDense(SparseModule):
 
     Args:
         channels_first: Layout of the result.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.ones(1, 4, 2, 2, 2))
+        >>> ts.nn.ToDense()(x).shape
+        torch.Size([1, 4, 2, 2, 2])
     """
 
     def __init__(self, channels_first: bool = True) -> None:

@@ -377,7 +377,13 @@ class SubMConv2d(SubMConvNd):
 
 
 class SubMConv3d(SubMConvNd):
-    """Submanifold convolution over three axes; see :class:`SubMConvNd`."""
+    """Submanifold convolution over three axes; see :class:`SubMConvNd`.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.ones(1, 4, 2, 2, 2))
+        >>> ts.nn.SubMConv3d(4, 8, kernel_size=3)(x).shape  # eight sites
+        torch.Size([8, 8])
+    """
 
     ndim = 3
 
@@ -401,7 +407,14 @@ class SparseConv2d(SparseConvNd):
 
 
 class SparseConv3d(SparseConvNd):
-    """Sparse convolution over three axes; see :class:`SparseConvNd`."""
+    """Sparse convolution over three axes; see :class:`SparseConvNd`.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.ones(1, 4, 2, 2, 2))
+        >>> y = ts.nn.SparseConv3d(4, 8, kernel_size=2, stride=2)(x)
+        >>> len(y), y.spatial_shape
+        (1, (1, 1, 1))
+    """
 
     ndim = 3
 
@@ -425,7 +438,14 @@ class SparseConvTranspose2d(SparseConvTransposeNd):
 
 
 class SparseConvTranspose3d(SparseConvTransposeNd):
-    """Transposed sparse convolution over three axes; see :class:`SparseConvTransposeNd`."""
+    """Transposed sparse convolution over three axes; see :class:`SparseConvTransposeNd`.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.ones(1, 4, 2, 2, 2))
+        >>> y = ts.nn.SparseConvTranspose3d(4, 8, kernel_size=2, stride=2)(x)
+        >>> len(y), y.spatial_shape
+        (64, (4, 4, 4))
+    """
 
     ndim = 3
 
@@ -449,7 +469,14 @@ class SparseInverseConv2d(SparseInverseConvNd):
 
 
 class SparseInverseConv3d(SparseInverseConvNd):
-    """Inverse sparse convolution over three axes; see :class:`SparseInverseConvNd`."""
+    """Inverse sparse convolution over three axes; see :class:`SparseInverseConvNd`.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.ones(1, 4, 2, 2, 2))
+        >>> y = ts.nn.SparseConv3d(4, 8, kernel_size=2, stride=2)(x)
+        >>> ts.nn.SparseInverseConv3d(8, 4, kernel_size=2)(y, like=x).sites is x.sites
+        True
+    """
 
     ndim = 3
 

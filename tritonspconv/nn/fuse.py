@@ -37,6 +37,12 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
 
     Raises:
         ValueError: The model is in training mode.
+
+    Example:
+        >>> conv = ts.nn.SubMConv3d(4, 8, kernel_size=3)
+        >>> net = ts.nn.Sequential(conv, ts.nn.BatchNorm(8), ts.nn.ReLU()).eval()
+        >>> len(net), len(ts.fuse(net))
+        (3, 1)
     """
     if model.training:
         raise ValueError(

@@ -17,6 +17,12 @@ class BatchNorm(FeatureModule, nn.BatchNorm1d):
 
     Without rows the layer returns no rows and does not change the running statistics. One row has
     no variance: in training the layer raises ValueError, as torch's does.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.tensor([[[1.0, 0.0, 3.0]]]))
+        >>> ts.nn.BatchNorm(1)(x).feats.round()
+        tensor([[-1.],
+                [ 1.]], grad_fn=<RoundBackward0>)
     """
 
     def forward(self, input: Any) -> Any:

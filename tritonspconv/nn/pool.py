@@ -145,7 +145,14 @@ class GlobalMaxPool(_GlobalPool):
 
 
 class GlobalAvgPool(_GlobalPool):
-    """Mean over all rows of each sample: [batch_size, C]; 0 for a sample without rows."""
+    """Mean over all rows of each sample: [batch_size, C]; 0 for a sample without rows.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.tensor([[[1.0, 0.0, 3.0]], [[0.0, 5.0, 0.0]]]))
+        >>> ts.nn.GlobalAvgPool()(x)  # cells that are zero have no row
+        tensor([[2.],
+                [5.]])
+    """
 
     mode = "avg"
 
@@ -169,7 +176,13 @@ class MaxPool2d(MaxPoolNd):
 
 
 class MaxPool3d(MaxPoolNd):
-    """Max pooling over three axes; see :class:`MaxPoolNd`."""
+    """Max pooling over three axes; see :class:`MaxPoolNd`.
+
+    Example:
+        >>> x = ts.SparseTensor.from_dense(torch.arange(1.0, 9).view(1, 1, 2, 2, 2))
+        >>> ts.nn.MaxPool3d(2)(x).feats
+        tensor([[8.]])
+    """
 
     ndim = 3
 

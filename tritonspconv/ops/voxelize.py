@@ -88,6 +88,14 @@ def voxelize(
 
     Deterministic: by stable sorts, on every device. Waits for the device once, for the number of
     voxels, and again where samples reach ``max_voxels``. Differentiable in ``points``.
+
+    Example:
+        >>> points = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [1.5, 0.5, 0.5]])
+        >>> voxels = voxelize(points, (1, 1, 1), (0, 0, 0, 2, 2, 2))
+        >>> voxels.coords.tolist()  # batch, z, y, x
+        [[0, 0, 0, 0], [0, 0, 0, 1]]
+        >>> voxels.num_points.tolist()
+        [2, 1]
     """
     refuse_capture("voxelize")
     _check(points, voxel_size, point_range, batch_index, reduce, max_points, max_voxels)

@@ -54,6 +54,12 @@ def overlaps(first: Tensor, second: Tensor, *, heights: bool = False) -> Tensor:
         first: ``[M, 7]``.
         second: ``[N, 7]``.
         heights: True: of the volumes; False: of the areas seen from above.
+
+    Example:
+        >>> here = torch.tensor([[0.0, 0, 0, 4, 2, 2, 0]])
+        >>> moved = torch.tensor([[2.0, 0, 0, 4, 2, 2, 0]])
+        >>> round(float(overlaps(here, moved)), 3)
+        0.333
     """
     first, second = first.detach().double().cpu(), second.detach().double().cpu()
     shared = torch.zeros(len(first), len(second), dtype=torch.float64)
