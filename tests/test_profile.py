@@ -185,6 +185,9 @@ def layer(role: str, **numbers: float) -> LayerProfile:
         (NetworkProfile("x", [layer("sparse", ms=10, product_ms=10, moved_bytes=500, flops=10)],
                         bandwidth=1e5, rate=1e4),
          "reach 50 % of the bandwidth of a copy and 10 % of the rate"),
+        (NetworkProfile("x", [layer("sparse", ms=10, product_ms=10, moved_bytes=50, flops=1)],
+                        bandwidth=1e5, rate=1e4),
+         "neither bounds them"),
     ],
 )  # fmt: skip
 def test_what_bounds_a_network_is_said_in_words(profile, expected):

@@ -188,7 +188,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
             whatever code the file holds.
 
     Raises:
-        ValueError: ``weights_only``, and the file holds other objects.
+        ValueError: ``weights_only``, and the file holds other objects; or the file is broken.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=weights_only)
@@ -199,6 +199,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
             f"read_checkpoint: {os.fspath(path)} must hold tensors and plain containers only; got "
             "other objects, whose loading may run any code. If you trust the file, pass "
             "weights_only=False (tritonspconv convert: --trust-pickle)."
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader raises whatever the bytes lead it to
+        raise ValueError(
+            f"read_checkpoint: {os.fspath(path)} must be a whole file that torch.save wrote; it "
+            f"cannot be read ({type(error).__name__}: {str(error)[:100]}). Copy it again."
         ) from error
 
 

@@ -51,10 +51,16 @@ def _about_products(profile: NetworkProfile, product_ms: float, all_ms: float) -
     seconds = product_ms / 1e3
     bandwidth = profile.total("moved_bytes", "sparse") / seconds / profile.bandwidth
     rate = profile.total("flops", "sparse") / seconds / profile.rate
-    what = "moving rows" if bandwidth > rate else "multiplying"
-    advice = "float16 halves the bytes" if bandwidth > rate else "half precision multiplies faster"
-    return (
+    reached = (
         f"Products take {100 * product_ms / all_ms:.0f} % of the time. They reach "
         f"{100 * bandwidth:.0f} % of the bandwidth of a copy and {100 * rate:.0f} % of the rate of "
-        f"a large matrix product here, so {what} bounds them: {advice} on a GPU."
+        "a large matrix product here"
     )
+    if max(bandwidth, rate) < 0.15:
+        return (
+            f"{reached}: neither bounds them. Layers are small, or other programs keep the device "
+            "busy. Profile a larger batch on an idle machine."
+        )
+    what = "moving rows" if bandwidth > rate else "multiplying"
+    advice = "float16 halves the bytes" if bandwidth > rate else "half precision multiplies faster"
+    return f"{reached}, so {what} bounds them: {advice} on a GPU."
