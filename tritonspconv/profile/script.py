@@ -40,10 +40,16 @@ def profile_script(path: Path, arguments: Sequence[str] = (), *, call: int = 3) 
 
     Raises:
         FileNotFoundError: There is no such script.
-        ValueError: The script ends before that call.
+        ValueError: The file is no Python, or the script ends before that call.
     """
     if not path.is_file():
         raise FileNotFoundError(f"profile_script: {path} must be a script; there is no such file.")
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"profile_script: {path} must be a Python script; it cannot be compiled: {error}."
+        ) from error
     watch = _Watch(call)
     argv = [str(path), *arguments]
     places = [str(path.resolve().parent), *sys.path]
