@@ -115,9 +115,9 @@ def kitti_boxes(folder: str | Path, split: Split, grid: VoxelGrid = KITTI_GRID) 
 
 
 def changed_scene(scene: BoxScene, seed: int) -> BoxScene:
-    """Return the scene mirrored, turned by up to 30 degrees and scaled by up to 5 %."""
+    """Return the scene mirrored, turned by up to 45 degrees and scaled by up to 5 %."""
     draw = torch.rand(3, generator=torch.Generator().manual_seed(seed))
-    angle = (float(draw[0]) - 0.5) * math.pi / 3
+    angle = (float(draw[0]) - 0.5) * math.pi / 2
     mirror = 1.0 if draw[1] < 0.5 else -1.0
     scale = 0.95 + 0.1 * float(draw[2])
     cos, sin = math.cos(angle), math.sin(angle)
