@@ -62,8 +62,6 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     passed = _report(checks)
 
     stages, second_layers = _run_second(feats, indices, grid, args.batch_size, dtype)
-    _, unet_layers = _run_unet(feats, indices, grid, args.batch_size, dtype)
-
     picture = args.out / "levels.png"
     source = args.scan.name if args.scan else f"simulated street, seed {args.seed}"
     levels = [
@@ -72,6 +70,7 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     ]
     draw_levels(picture, grid, levels, f"Active voxels in the SECOND encoder: {source}")
     _say(f"wrote {picture}")
+    _, unet_layers = _run_unet(feats, indices, grid, args.batch_size, dtype)
     if not passed:
         _say("FAIL: a layer differs from the reference")
     report = {
