@@ -45,7 +45,7 @@ def kernel_map(
     """
     key = (geometry, None if out_sites is None else weakref.ref(out_sites), out_grid)
     entry = sites.map_cache.get(key)
-    if entry is None:
+    if entry is None or entry.is_edited():
         _check(sites, geometry, out_sites, out_grid)
         entry = _build(sites, geometry, out_sites, out_grid)
         sites.map_cache[key] = entry
@@ -74,12 +74,18 @@ class _CacheEntry:
     collector.
     """
 
-    __slots__ = ("made_sites", "relation", "view")
+    __slots__ = ("_made_version", "made_sites", "relation", "view")
 
     def __init__(self, relation: Relation, made_sites: ActiveSites | None) -> None:
         self.relation = relation
         self.made_sites = made_sites
+        self._made_version = None if made_sites is None else made_sites.version
         self.view: weakref.ref[KernelMap] | None = None
+
+    def is_edited(self) -> bool:
+        """Return whether somebody wrote to the coordinates of the output sites made here."""
+        made = self.made_sites
+        return made is not None and made.version != self._made_version
 
 
 def _build(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
-from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData, record_type
+from compat.spconv.pytorch._records import Record, record_type
 from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.pytorch.core import SparseConvTensor
 from compat.spconv.pytorch.ops import (
-    even_submanifold,
     get_conv_output_size,
     get_deconv_output_size,
     window,
@@ -19,8 +19,6 @@ from compat.spconv.pytorch.ops import (
 from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
-
-Record = IndiceData | ImplicitGemmIndiceData
 
 
 class WindowLayer(Protocol):
@@ -89,11 +87,8 @@ def _submanifold_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
         layer._check_subm_reuse_valid(input, input.spatial_shape, record)
         repeats = None if record.located is None else record.located.repeats
         return LayerMap(record.kernel_map, IndiceDict(input.indice_dict), None, repeats)
-    geometry = _geometry(layer)
-    if geometry is None:
-        raise even_submanifold(layer.kernel_size)
     located = input._locate()
-    found = kernel_map(located.sites, geometry)
+    found = kernel_map(located.sites, _geometry(layer))
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
         indice_dict[key] = _record(layer, input, found, located, located)
@@ -107,14 +102,17 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             f"indice_key {key!r} is in use: only submanifold layers may share a key. Give this "
             f"{type(layer).__name__} a key of its own."
         )
-    located = input._locate()
-    found, out_located = _strided_sites(layer, input, located)
+    located, geometry = input._locate(), _geometry(layer)
+    out_grid = _out_grid(located.sites.grid, geometry)
+    # The extents of a convolution are those of the engine.
+    found = kernel_map(located.sites, geometry, out_grid=out_grid if geometry.transposed else None)
     if found.n_out == 0 and found.n_in > 0:
         raise SpconvError(
             f'no output site is left of {found.n_in} input sites ("points vanished"): spatial '
             f"shape {input.spatial_shape}, batch size {input.batch_size}, {layer}. Check that "
             "indices lie in spatial_shape and batch_size, or add padding."
         )
+    out_located = LocatedSites.generated(found.out_sites)
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:
         indice_dict[key] = _record(layer, input, found, located, out_located)
@@ -175,48 +173,33 @@ def check_inverse_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any
     _compare(what, key, "number of rows", *rows)
 
 
-def _geometry(layer: WindowLayer) -> ConvGeometry | None:
+def _geometry(layer: WindowLayer) -> ConvGeometry:
     return window(
         layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding,
         subm=layer.subm, transposed=layer.transposed,
     )  # fmt: skip
 
 
-def _strided_sites(
-    layer: WindowLayer, input: SparseConvTensor, located: LocatedSites
-) -> tuple[KernelMap, LocatedSites]:
-    """Return the map of a strided layer, and output sites that no user has edited."""
-    geometry = _geometry(layer)
-    assert geometry is not None
-    entry = located.strided.get(geometry)
-    if entry is not None:
-        found, out_located = entry
-        shared = out_located.to_share()
-        if shared is not None:
-            located.strided[geometry] = found, shared
-            return found, shared
-        # A user edited the coordinates that the engine keeps with the map: start again.
-        located = LocatedSites.of(located.indices, located.spatial_shape, located.batch_size)
-        input._located = located
-    shape = input.spatial_shape
-    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    out_grid = None
-    if layer.transposed:
-        out_shape = get_deconv_output_size(shape, *window, layer.output_padding)
-    else:
-        out_shape = get_conv_output_size(shape, *window)
-    if min(out_shape) < 1:
-        raise SpconvError(
-            f"{layer} would turn spatial shape {shape} into {out_shape}: every extent must be at "
-            "least 1. Use a larger spatial_shape, more padding or a smaller kernel."
-        )
-    if layer.transposed:
+@lru_cache(maxsize=1024)
+def _out_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
+    """Return the grid of a strided layer's outputs.
+
+    Raises:
+        SpconvError: It has no cells along some axis.
+    """
+    sizes = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
+    if geometry.transposed:
         # The original leaves dilation out of the size; the engine, like torch, does not.
-        out_grid = Grid((0,) * len(out_shape), tuple(out_shape), located.batch_size)
-    found = kernel_map(located.sites, geometry, out_grid=out_grid)
-    out_located = LocatedSites.generated(found.out_sites, tuple(out_shape), located.batch_size)
-    located.strided[geometry] = found, out_located
-    return found, out_located
+        shape = get_deconv_output_size(grid.shape, *sizes, geometry.output_padding)
+    else:
+        shape = get_conv_output_size(grid.shape, *sizes)
+    if min(shape) < 1:
+        raise SpconvError(
+            f"spatial shape {list(grid.shape)} would turn into {shape} under {geometry}: every "
+            "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
+            "kernel."
+        )
+    return Grid((0,) * grid.ndim, tuple(shape), grid.batch_size)
 
 
 def _record(

@@ -261,6 +261,9 @@ class ImplicitGemmIndiceData(_Record):
         return self._pair_tables[1]
 
 
+Record = IndiceData | ImplicitGemmIndiceData
+
+
 def record_type(algo: ConvAlgo) -> type[IndiceData] | type[ImplicitGemmIndiceData]:
     """Return the class of entry that a layer with ``algo`` makes."""
     return IndiceData if algo is ConvAlgo.Native else ImplicitGemmIndiceData

@@ -15,11 +15,11 @@ from tritonspconv.coords.row_tensor import plain
 from tritonspconv.debug import checks_coords
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from tritonspconv.geometry import ConvGeometry
+    from compat.spconv.pytorch._records import Record
     from tritonspconv.kernel_map import KernelMap
 
 
@@ -43,23 +43,22 @@ class LocatedSites:
     Tensors that are made under ``torch.inference_mode`` cannot be saved for a backward pass. So
     sites that were located in one mode are not used in the other.
 
-    Attributes:
+    Args:
         sites: The engine's coordinate set; owns the kernel maps that start from it.
         indices: int32 ``[N, 1 + ndim]``, the very tensor that users see.
+
+    Attributes:
+        sites, indices: The arguments.
         spatial_shape: Extents of the grid.
         batch_size: Number of samples.
-        strided: Maps to other sites and those sites, by geometry.
         repeats: How rows share sites; None where each row has a site of its own.
     """
 
-    def __init__(
-        self, sites: ActiveSites, indices: Tensor, spatial_shape: tuple[int, ...], batch_size: int
-    ) -> None:
+    def __init__(self, sites: ActiveSites, indices: Tensor) -> None:
         self.sites = sites
         self.indices = indices
-        self.spatial_shape = spatial_shape
-        self.batch_size = batch_size
-        self.strided: dict[ConvGeometry, tuple[KernelMap, LocatedSites]] = {}
+        self.spatial_shape = sites.grid.shape
+        self.batch_size = sites.grid.batch_size
         self._version = None if indices.is_inference() else indices._version
         self._for_inference = torch.is_inference_mode_enabled()
         self._compares_values = _may_compare(indices) and indices is not sites.coords
@@ -75,19 +74,19 @@ class LocatedSites:
         batch_size = whole_number("batch_size", batch_size)
         grid = _grid(shape, batch_size)
         coords = _copy(indices) if _needs_copy(indices) else indices
-        located = cls(ActiveSites(coords, grid), indices, shape, batch_size)
+        located = cls(ActiveSites(coords, grid), indices)
         if checks_coords():
             located.sites.validate_bounds()
         return located
 
     @classmethod
-    def generated(
-        cls, sites: ActiveSites, spatial_shape: tuple[int, ...], batch_size: int
-    ) -> LocatedSites:
-        """Show the output sites of a layer to users."""
+    def generated(cls, sites: ActiveSites) -> LocatedSites:
+        """Show the output sites of a layer to users.
+
+        On a CPU every call shows another copy of the coordinates, so an edit reaches no other call.
+        """
         coords = sites.coords
-        indices = sites.as_rows(_copy(coords) if _needs_copy(coords) else coords)
-        located = cls(sites, indices, spatial_shape, batch_size)
+        located = cls(sites, sites.as_rows(_copy(coords) if _needs_copy(coords) else coords))
         located.repeats = None  # Generated sites do not repeat.
         return located
 
@@ -110,18 +109,6 @@ class LocatedSites:
             and self.spatial_shape == tuple(spatial_shape)
             and self._is_unchanged()
         )
-
-    def to_share(self) -> LocatedSites | None:
-        """Return these sites for another call that generates them; None where they are lost.
-
-        A user of an earlier call may have written to ``indices``. Where the engine has a copy, the
-        new call then shows a fresh one.
-        """
-        if self._is_unchanged() and (self._version is not None or self._compares_values):
-            return self
-        if self.indices is self.sites.coords:
-            return None
-        return self.generated(self.sites, self.spatial_shape, self.batch_size)
 
     def _is_unchanged(self) -> bool:
         """Return whether nobody wrote to ``indices``, as far as that can be known."""
@@ -152,20 +139,47 @@ def _copy(coords: Tensor) -> Tensor:
 
 
 class IndiceDict(dict[Any, Any]):
-    """An ``indice_dict`` that also remembers the sites of the tensors it was last used with.
+    """An ``indice_dict``: recorded kernel maps by ``indice_key``, and the sites of its tensor.
 
-    Downstream code rebuilds a tensor around the same ``indices`` and ``indice_dict`` at every
-    feature-wise layer; without a key, the kernel maps would be lost each time.
+    This is the one keeper of sites. Each layer hands its output a dict of its own, and downstream
+    code that rebuilds a tensor around the same ``indices`` passes the dict on. So the kernel maps
+    that start from the sites live as long as the dict. Any other dict that users assign serves as
+    well, and keeps no sites: a layer then builds its map anew at every call.
 
     Attributes:
-        located: Sites to try before new ones are made, or None.
+        located: The sites that were located last, or None.
     """
 
     __slots__ = ("located",)
 
-    def __init__(self, entries: dict[Any, Any] | None = None) -> None:
+    def __init__(self, entries: dict[Any, Record] | None = None) -> None:
         super().__init__(entries or ())
         self.located: LocatedSites | None = getattr(entries, "located", None)
+
+    def locate(
+        self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int
+    ) -> LocatedSites:
+        """Return the sites of ``indices``: known ones if they still describe it, or new ones."""
+        located = self.located
+        if located is None or not located.still_hold(indices, spatial_shape, batch_size):
+            for located in self._recorded():
+                if located.still_hold(indices, spatial_shape, batch_size):
+                    break
+            else:
+                located = LocatedSites.of(indices, spatial_shape, batch_size)
+            self.located = located
+        return located
+
+    def _recorded(self) -> Iterator[LocatedSites]:
+        """Yield the sites at both ends of every recorded map."""
+        for record in self.values():
+            for located in (record.located, record.out_located):
+                if located is not None:
+                    yield located
+
+    def copy(self) -> IndiceDict:
+        """Return a dict of the same records and sites."""
+        return IndiceDict(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IndiceDict, (dict(self),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -141,15 +141,11 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         self._timer = CUDAKernelTimer(enable_timer)
         self.force_algo = force_algo
         self.int8_scale = None
-        self._located: LocatedSites | None = None
         if checks_coords() and not constants.SPCONV_FX_TRACE_MODE:
             self._locate().sites.validate_bounds()
 
     def __repr__(self) -> str:
         return f"SparseConvTensor[shape={self._features.shape}]"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_located": None}
 
     @property
     def features(self) -> Tensor:
@@ -182,30 +178,11 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         return self._locate().sites
 
     def _locate(self) -> LocatedSites:
-        """Return the sites of ``indices``: those of earlier layers if they still describe it."""
-        indices, shape, batch_size = self.indices, self.spatial_shape, self.batch_size
-        located = self._located
-        if located is not None and located.still_hold(indices, shape, batch_size):
-            return located
-        for located in self._nearby_sites():
-            if located.still_hold(indices, shape, batch_size):
-                break
-        else:
-            located = LocatedSites.of(indices, shape, int(batch_size))
-        self._located = located
-        if isinstance(self.indice_dict, IndiceDict):
-            self.indice_dict.located = located
-        return located
-
-    def _nearby_sites(self) -> Iterator[LocatedSites]:
-        """Yield sites that may fit: code that makes a tensor by hand often passes the old dict."""
-        last = getattr(self.indice_dict, "located", None)
-        if last is not None:
-            yield last
-        for record in self.indice_dict.values():
-            for located in (record.located, record.out_located):
-                if located is not None:
-                    yield located
+        """Return the sites of ``indices``, which ``indice_dict`` keeps."""
+        keeper = self.indice_dict
+        if not isinstance(keeper, IndiceDict):
+            keeper = IndiceDict(keeper)
+        return keeper.locate(self.indices, self.spatial_shape, self.batch_size)
 
     def _derive(
         self,
@@ -227,7 +204,6 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         if located is None:
             fields["spatial_shape"] = list(self.spatial_shape)
         else:
-            fields["_located"] = located
             fields["indices"] = located.indices
             fields["spatial_shape"] = list(located.spatial_shape)
             if isinstance(indice_dict, IndiceDict):
@@ -268,7 +244,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
     def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> SparseConvTensor:
         """Return other rows in the same grid, without recorded kernel maps."""
         out = self._derive(feats, IndiceDict())
-        out.indices, out._located = coords, None
+        out.indices = coords
         return out
 
     def validate_coords(self) -> None:
@@ -370,7 +346,6 @@ _FIELDS = frozenset(
     (
         "_features", "indices", "spatial_shape", "batch_size", "indice_dict", "grid", "voxel_num",
         "benchmark", "benchmark_record", "thrust_allocator", "_timer", "force_algo", "int8_scale",
-        "_located",
     )
 )  # fmt: skip
 # The methods by which layers of spconv make their output, as they are here.

@@ -162,8 +162,12 @@ def window(
     *,
     subm: bool,
     transposed: bool,
-) -> ConvGeometry | None:
-    """Return a layer's geometry; None for a submanifold window without a centre (an even size)."""
+) -> ConvGeometry:
+    """Return a layer's geometry.
+
+    Raises:
+        SpconvError: A number is out of range, or a submanifold window has an even size.
+    """
     sizes = tuple(kernel_size), tuple(dilation)
     if subm:
         return _submanifold_window(*sizes)
@@ -173,11 +177,9 @@ def window(
 
 # Layers ask at every call, because downstream code assigns to their attributes: cached.
 @lru_cache(maxsize=1024)
-def _submanifold_window(
-    kernel_size: tuple[int, ...], dilation: tuple[int, ...]
-) -> ConvGeometry | None:
+def _submanifold_window(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> ConvGeometry:
     if any(size % 2 == 0 for size in kernel_size):
-        return None
+        raise _even_submanifold(kernel_size)
     with _as_spconv_error():
         return ConvGeometry.submanifold(kernel_size, dilation)
 
@@ -210,7 +212,7 @@ def _as_spconv_error() -> Iterator[None]:
         raise SpconvError(str(error)) from error
 
 
-def even_submanifold(kernel_size: Sequence[int]) -> SpconvError:
+def _even_submanifold(kernel_size: Sequence[int]) -> SpconvError:
     """Return the error for a submanifold window without a centre."""
     return SpconvError(
         f"a submanifold convolution needs odd kernel sizes; got {list(kernel_size)}. Use "
@@ -342,8 +344,6 @@ def _found_map(
     geometry = window(
         ksize, stride, padding, dilation, out_padding, subm=subm, transposed=transpose
     )
-    if geometry is None:
-        raise even_submanifold(ksize)
     located = LocatedSites.of(indices, spatial_shape, batch_size)
     shape, batch_size = located.spatial_shape, located.batch_size
     out_grid = None
