@@ -167,7 +167,7 @@ def test_a_layer_walks_as_the_page_says(monkeypatch):
     spconv = importlib.import_module("compat.spconv.pytorch")
     launch = importlib.import_module("tritonspconv.kernels.triton._launch")
     monkeypatch.setattr(launch.BoundKernel, "_launch_by_triton", lambda *_: None)
-    use_triton(monkeypatch, "sites", "neighbor_table", "pairs", "half_parts", "gather_gemm")
+    use_triton(monkeypatch, "sites", "neighbor_table", "pairs", "gather_gemm")
     use_triton(monkeypatch, "conv_grads", "order_columns")
     sites = random_sites(20, extent=8)
     layer = spconv.SubMConv3d(4, 6, 3, indice_key="level")

@@ -31,7 +31,7 @@ GEOMETRIES = {
     "cells": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), sites="cells"),
 }
 _FACES = (
-    "batch_norm", "conv_grads", "gather_gemm", "half_parts", "invert_table", "neighbor_table",
+    "batch_norm", "conv_grads", "gather_gemm", "invert_table", "neighbor_table",
     "order_columns", "pairs", "pool", "scatter_table", "sites",
 )  # fmt: skip
 

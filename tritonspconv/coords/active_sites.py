@@ -30,14 +30,22 @@ class ActiveSites:
         bounds: How many rows are real, where ``coords`` are padded to a capacity; None: those of
             ``coords`` if they are a row tensor, else all.
 
+    Attributes:
+        coords: int32 [N, 1 + D], contiguous.
+        grid, bounds: The arguments.
+        count: Number of real rows, int64 [] on the device; None: all rows are real.
+        device: Where the coordinates are.
+        map_cache: The kernel maps that start from these sites; see
+            :func:`tritonspconv.kernel_map.kernel_map`.
+
     Raises:
         TypeError: ``coords`` is not an int32 tensor.
         ValueError: Its shape does not match the grid, or it has more than 2**31 - 1 rows.
     """
 
     __slots__ = (
-        "__weakref__", "_index", "_repeats", "_sorted_index", "bounds", "coords", "grid",
-        "map_cache",
+        "__weakref__", "_index", "_repeats", "_sorted_index", "bounds", "coords", "count", "device",
+        "grid", "map_cache",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +68,8 @@ class ActiveSites:
             raise ValueError(f"at most 2**31 - 1 rows are supported; got {coords.shape[0]}.")
         self.bounds = bounds_of(coords) if bounds is None else bounds
         self.coords = plain(coords).contiguous()
+        self.count = None if self.bounds is None else self.bounds.count
+        self.device = coords.device
         self.grid = grid
         self._index = index if index is not None and _is_kept(index) else None
         # Whether rows repeat: a bool, or a flag on the device that was not read yet, or None.
@@ -68,11 +78,6 @@ class ActiveSites:
             self._repeats = False
         self._sorted_index: SiteIndex | None = None
         self.map_cache: dict[Any, Any] = {}
-
-    @property
-    def count(self) -> Tensor | None:
-        """Number of real rows, int64 [] on the device; None: all rows are real."""
-        return None if self.bounds is None else self.bounds.count
 
     def as_rows(self, values: Tensor) -> Tensor:
         """Return ``values`` [N, ...], a row for each site; as a row tensor if sites are bounded."""
@@ -87,11 +92,6 @@ class ActiveSites:
     def ndim(self) -> int:
         """Number of spatial axes."""
         return self.grid.ndim
-
-    @property
-    def device(self) -> torch.device:
-        """Where the coordinates are."""
-        return self.coords.device
 
     @property
     def version(self) -> int | None:

@@ -173,12 +173,13 @@ class KernelMap:
         out_sites: Sites of the output rows.
         n_in: Number of input rows.
         n_out: Number of output rows.
+        in_count, out_count: Numbers of real rows, int64 [] on the device; None: all rows are real.
         is_inverse: True for a map that runs ``geometry`` from its outputs to its inputs.
     """
 
     __slots__ = (
-        "__weakref__", "_relation", "geometry", "in_sites", "is_inverse", "kernel_volume", "n_in",
-        "n_out", "out_sites",
+        "__weakref__", "_relation", "geometry", "in_count", "in_sites", "is_inverse",
+        "kernel_volume", "n_in", "n_out", "out_count", "out_sites",
     )  # fmt: skip
 
     def __init__(
@@ -194,6 +195,7 @@ class KernelMap:
         self.is_inverse = is_inverse
         self.geometry = relation.geometry
         self.kernel_volume = relation.geometry.kernel_volume
+        self.in_count, self.out_count = in_sites.count, out_sites.count
         sizes = relation.n_in, relation.n_out
         self.n_in, self.n_out = sizes[::-1] if is_inverse else sizes
 
@@ -201,16 +203,6 @@ class KernelMap:
     def is_listed(self) -> bool:
         """Whether a caller listed the pairs: they do not follow from the geometry."""
         return self._relation.listed
-
-    @property
-    def in_count(self) -> Tensor | None:
-        """Number of real input rows, int64 [] on the device; None: all."""
-        return self.in_sites.count
-
-    @property
-    def out_count(self) -> Tensor | None:
-        """Number of real output rows, int64 [] on the device; None: all."""
-        return self.out_sites.count
 
     @property
     def out_table(self) -> NeighborTable:

@@ -11,16 +11,15 @@ from torch import Tensor
 from tritonspconv.kernels import has_triton
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int64
 
     from tritonspconv.kernels.channel_norm import ChannelNorm
-    from tritonspconv.kernels.operand import HalfParts
     from tritonspconv.kernels.table import NeighborTable
 
 
 def gather_gemm(
-    feats: Float[Tensor, "n_in c_in"] | HalfParts,
-    weight: Float[Tensor, "V c_in c_out"] | HalfParts,
+    feats: Float[Tensor, "n_in c_in"],
+    weight: Float[Tensor, "V c_in c_out"],
     bias: Float[Tensor, "c_out"] | None,
     table: NeighborTable,
     *,
@@ -28,29 +27,33 @@ def gather_gemm(
     norm: ChannelNorm | None = None,
     residual: Float[Tensor, "n_out c_out"] | None = None,
     relu: bool = False,
+    in_count: Int64[Tensor, ""] | None = None,
 ) -> Float[Tensor, "n_out c_out"]:
     """Multiply gathered rows with the taps' matrices and sum over taps.
 
     ``out[table.order[c]] = bias + sum over v of feats[table.rows[v, c]] @ weight[v]``.
 
     Args:
-        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
-        weight: [V, c_in, c_out], any strides, same dtype; parts if ``feats`` are.
+        feats: [n_in, c_in], contiguous rows.
+        weight: [V, c_in, c_out], any strides, same dtype.
         bias: [c_out], any stride; or None.
         table: For each of n_out rows, the rows of ``feats``; of the back end of this device.
-        precision: ``"ieee"`` or ``"tf32"`` products for float32; torch's are always IEEE.
+        precision: ``"ieee"`` or ``"tf32"`` products for float32; torch's are always IEEE. On NVIDIA
+            each operand of a large float32 product is split into float16 parts first.
         norm: Normalises the sum with its bias, in the type of the sum; any strides.
         residual: [n_out, c_out] to add before rounding, contiguous rows, any dtype; or None.
         relu: Clamp the sum at zero.
+        in_count: int64 [], the number of real rows of ``feats``, which alone decide its power of
+            two; None: all.
 
     Returns:
-        [n_out, c_out] in the dtype of ``feats``, float32 for parts; sums in float32 (float64 for
-        float64). Rows for padding columns of the table are zero.
+        [n_out, c_out] in the dtype of ``feats``; sums in float32 (float64 for float64). Rows for
+        padding columns of the table are zero.
     """
     rows, mask, order, panels, mirrored, count = table
     return _back_end(rows.device).gather_gemm(
         feats, weight, bias, rows, mask, order, mirrored=mirrored, precision=precision,
-        norm=norm, residual=residual, relu=relu, panels=panels, count=count,
+        norm=norm, residual=residual, relu=relu, panels=panels, count=count, in_count=in_count,
     )  # fmt: skip
 
 

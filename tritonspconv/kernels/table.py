@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from jaxtyping import Int32
 
     from tritonspconv.kernels.eager.pairs import PairPanels
-    from tritonspconv.kernels.operand import Operand
+
+
+T = TypeVar("T")
 
 
 class NeighborTable(NamedTuple):
@@ -109,9 +111,7 @@ class ConvMap(Protocol):
         ...
 
 
-def in_listed_order(
-    kernel_map: ConvMap, feats: Operand, grad: Operand, out: Tensor
-) -> tuple[Operand, Operand, Tensor]:
+def in_listed_order(kernel_map: ConvMap, feats: T, grad: T, out: Tensor) -> tuple[T, T, Tensor]:
     """Return the operands of a weight gradient in the order of the rows that pairs name.
 
     The pairs of an inverse map name its output rows first.

@@ -13,13 +13,12 @@ from tritonspconv.kernels import has_triton
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from tritonspconv.kernels.operand import HalfParts
     from tritonspconv.kernels.table import PairList
 
 
 def weight_grad(
-    feats: Float[Tensor, "n_in c_in"] | HalfParts,
-    grad: Float[Tensor, "n_out c_out"] | HalfParts,
+    feats: Float[Tensor, "n_in c_in"],
+    grad: Float[Tensor, "n_out c_out"],
     pairs: PairList,
     out: Float[Tensor, "V c_in c_out"],
     *,
@@ -28,8 +27,8 @@ def weight_grad(
     """Fill ``out[v] = sum over pairs (i, o) of tap v of feats[i]^T grad[o]``.
 
     Args:
-        feats: [n_in, c_in], contiguous rows; or the parts of such a tensor.
-        grad: [n_out, c_out], contiguous rows, same dtype; parts if ``feats`` are.
+        feats: [n_in, c_in], contiguous rows.
+        grad: [n_out, c_out], contiguous rows, same dtype.
         pairs: Input and output rows by tap.
         out: [V, c_in, c_out], any strides, any float dtype; every element is written.
         precision: ``"ieee"`` or ``"tf32"`` products for float32; torch's are always IEEE.

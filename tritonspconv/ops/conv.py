@@ -17,7 +17,6 @@ from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
 from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.kernels.conv_grads import conv_grads
 from tritonspconv.kernels.gather_gemm import gather_gemm
-from tritonspconv.kernels.half_parts import as_operand
 from tritonspconv.ops._second_order import conv_gradients, normed_gradients, refuse_second_order
 
 Precision = Literal["ieee", "tf32"]
@@ -341,16 +340,10 @@ def _convolve(
     """Return the convolution of operands of one dtype."""
     _, c_in, c_out = weight.shape
     table = kernel_map.out_table_for(c_in, c_out)
-    x, matrices = feats, weight
-    if feats.dtype == torch.float32:
-        work = max(kernel_map.n_in, kernel_map.n_out) * c_in * c_out
-        x, matrices = (
-            as_operand(feats, work, precision, kernel_map.in_count),
-            as_operand(weight, work, precision),
-        )
     return gather_gemm(
-        x, matrices, bias, table, precision=precision, norm=norm, residual=residual, relu=relu
-    )
+        feats, weight, bias, table, precision=precision, norm=norm, residual=residual, relu=relu,
+        in_count=kernel_map.in_count,
+    )  # fmt: skip
 
 
 def compute_dtype(feats: Tensor, weight: Tensor) -> torch.dtype:

@@ -11,12 +11,10 @@ from torch.nn import functional as F
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairPanel, PairPanels, largest_tap, taken_taps
-from tritonspconv.kernels.operand import Operand
 
 # Bytes of rows that a core gathers at a time: they stay in its cache.
 _CACHED_BYTES = 2**20
 _FEWEST_ROWS = 256
-ONLY_TENSORS = "torch multiplies float32 as it is; see eager/half_parts.py"
 
 # A function of a tap, the columns that have a pair through it, and the rows that they meet [P, C].
 Use = Callable[[int, Tensor | slice, Tensor], None]
@@ -29,8 +27,8 @@ def rows_in_cache(channels: int, dtype: torch.dtype) -> int:
 
 
 def gather_gemm(
-    feats: Operand,
-    weight: Operand,
+    feats: Tensor,
+    weight: Tensor,
     bias: Tensor | None,
     rows: Tensor,
     mask: Tensor | None,
@@ -43,10 +41,9 @@ def gather_gemm(
     relu: bool = False,
     panels: PairPanels | None = None,
     count: Tensor | None = None,
+    in_count: Tensor | None = None,
 ) -> Tensor:
     """Multiply and sum panel by panel of columns. If ``panels`` is None, list them first."""
-    assert isinstance(feats, Tensor), ONLY_TENSORS
-    assert isinstance(weight, Tensor), ONLY_TENSORS
     dtype = acc_dtype(feats.dtype)
     matrices = weight.to(dtype).unbind()
     out = sum_products(

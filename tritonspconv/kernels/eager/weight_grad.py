@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
-from tritonspconv.kernels.eager.gather_gemm import ONLY_TENSORS, rows_in_cache
-from tritonspconv.kernels.operand import Operand
+from tritonspconv.kernels.eager.gather_gemm import rows_in_cache
 
 
 def weight_grad(
-    feats: Operand,
-    grad: Operand,
+    feats: Tensor,
+    grad: Tensor,
     pairs: Tensor,
     tap_ptr: Tensor,
     out: Tensor,
@@ -21,8 +20,6 @@ def weight_grad(
     precision: str = "ieee",
 ) -> Tensor:
     """Multiply the pairs of one tap after the other."""
-    assert isinstance(feats, Tensor), ONLY_TENSORS
-    assert isinstance(grad, Tensor), ONLY_TENSORS
     dtype = acc_dtype(feats.dtype)
     feats, grad = feats.to(dtype), grad.to(dtype)
     volume, c_in, c_out = out.shape

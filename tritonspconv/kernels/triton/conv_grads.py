@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.table import ConvMap, in_listed_order
 from tritonspconv.kernels.triton.gather_gemm import gather_gemm
-from tritonspconv.kernels.triton.half_parts import as_operand
+from tritonspconv.kernels.triton.half_parts import Operand, as_operand
 from tritonspconv.kernels.triton.weight_grad import weight_grad
 
 

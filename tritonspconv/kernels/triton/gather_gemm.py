@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.eager.pairs import PairPanels
-from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._bits import bitwise_or, popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._bounds import real_rows
@@ -23,10 +22,7 @@ from tritonspconv.kernels.triton.configs import (
     card_of,
     gather_gemm_config,
 )
-from tritonspconv.kernels.triton.half_parts import (
-    join_parts,
-    leading_part,
-)
+from tritonspconv.kernels.triton.half_parts import Operand, as_operand, join_parts, leading_part
 from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 
 
@@ -185,13 +181,18 @@ def gather_gemm(
     relu: bool = False,
     panels: PairPanels | None = None,
     count: Tensor | None = None,
+    in_count: Tensor | None = None,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """Multiply a tile of columns and channels in each program; ``config`` chooses the tile."""
+    n_out = rows.shape[1]
+    if isinstance(feats, Tensor) and isinstance(weight, Tensor) and feats.dtype == torch.float32:
+        work = max(feats.shape[0], n_out) * weight.shape[1] * weight.shape[2]
+        feats = as_operand(feats, work, precision, in_count)
+        weight = as_operand(weight, work, precision)
     parts, feats, feats_low, feats_largest = leading_part(feats)
     _, weight, weight_low, weight_largest = leading_part(weight)
     volume, c_in, c_out = weight.shape
-    n_out = rows.shape[1]
     dtype = torch.float32 if parts else feats.dtype
     out = torch.empty(n_out, c_out, dtype=dtype, device=feats.device)
     if n_out == 0 or c_out == 0:

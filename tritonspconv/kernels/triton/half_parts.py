@@ -9,12 +9,13 @@ and more lose bits one by one. After arXiv:2203.03341.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tritonspconv.kernels.operand import HalfParts, Operand
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._launch import launch
 from tritonspconv.kernels.triton.configs import card_of
@@ -24,6 +25,24 @@ _MAXIMA = 512
 # From this rows x c_in x c_out on, the faster product gains more than two launches per operand
 # take.
 _MIN_WORK = 2**30
+
+
+class HalfParts(NamedTuple):
+    """One or two float16 tensors that stand for a float32 one.
+
+    Attributes:
+        high: The leading bits, in the shape and strides of the tensor.
+        low: The next 11 bits, times 2**11; None where tf32's accuracy is enough.
+        largest: float32 [], the largest finite magnitude, from which kernels derive the power of
+            two.
+    """
+
+    high: Tensor
+    low: Tensor | None
+    largest: Tensor
+
+
+Operand = Tensor | HalfParts
 
 
 @triton.jit

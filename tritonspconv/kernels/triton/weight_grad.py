@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels import acc_dtype
-from tritonspconv.kernels.operand import Operand
 from tritonspconv.kernels.triton._blocks import next_power_of_2, num_blocks
 from tritonspconv.kernels.triton._dot_precision import dot_precision
 from tritonspconv.kernels.triton._launch import BoundKernel, bind
@@ -21,10 +20,7 @@ from tritonspconv.kernels.triton.configs import (
     is_in_two_levels,
     weight_grad_config,
 )
-from tritonspconv.kernels.triton.half_parts import (
-    join_parts,
-    leading_part,
-)
+from tritonspconv.kernels.triton.half_parts import Operand, join_parts, leading_part
 from tritonspconv.kernels.triton.tuned_tiles import problem, tuned_tile
 
 # Programs in a wave: one for each multiprocessor of a large GPU.
