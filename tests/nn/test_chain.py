@@ -15,13 +15,13 @@ from tests._fused import UNLIKE, record_fused, settle
 from tritonspconv import nn as tsnn
 from tritonspconv.kernels import gather_gemm
 from tritonspconv.nn import chain
-from tritonspconv.nn.conv import _Conv
+from tritonspconv.nn._conv import Conv
 from tritonspconv.testing import random_sites
 
 
 @pytest.fixture(autouse=True)
 def fused(monkeypatch) -> list[tuple[bool, bool]]:
-    return record_fused(monkeypatch, _Conv)
+    return record_fused(monkeypatch, Conv)
 
 
 def tensor(device, dtype=torch.float32, n=80) -> ts.SparseTensor:

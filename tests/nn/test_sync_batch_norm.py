@@ -11,7 +11,7 @@ from torch import nn
 from tests._fused import record_fused
 from tritonspconv import SparseTensor
 from tritonspconv import nn as tsnn
-from tritonspconv.nn.conv import _Conv
+from tritonspconv.nn._conv import Conv
 from tritonspconv.testing import random_sites
 
 ROWS = (40, 7)
@@ -26,7 +26,7 @@ def network(device) -> tsnn.Sequential:
 @pytest.mark.parametrize("norm", [tsnn.SyncBatchNorm, nn.SyncBatchNorm])
 def test_a_convolution_does_not_take_its_statistics_alone(norm, monkeypatch):
     """Other processes may hold more rows: only the norm itself asks them."""
-    taken = record_fused(monkeypatch, _Conv)
+    taken = record_fused(monkeypatch, Conv)
     net = tsnn.Sequential(tsnn.SubMConv3d(3, 5, 3), norm(5), tsnn.ReLU())
     x = SparseTensor(torch.randn(20, 3), random_sites(20, extent=4))
     net(x)

@@ -49,51 +49,48 @@ def _has_rows(value: Any) -> TypeGuard[HasRows]:
     return hasattr(type(value), "_with_row_tensors")
 
 
-def map_tree(tree: Any, leaf: Callable[[str, Any], Any], path: str = "") -> Any:
+def map_tree(tree: Any, leaf: Callable[[str, Any], Any]) -> Any:
     """Return a copy of ``tree`` with every leaf replaced by ``leaf(path, value)``.
 
     Containers are dicts, lists, tuples and sparse tensors; a sparse tensor's leaves are its
     features and its coordinates.
     """
-    if _has_rows(tree):
-        feats, coords = tree._row_tensors()
-        return tree._with_row_tensors(
-            leaf(f"{path}.features", feats), leaf(f"{path}.coords", coords)
-        )
-    if isinstance(tree, dict):
-        return {key: map_tree(value, leaf, f"{path}[{key!r}]") for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        fields = zip(tree._fields, tree, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
-        return type(tree)(*(map_tree(value, leaf, f"{path}.{name}") for name, value in fields))
-    if isinstance(tree, list | tuple):
-        kind = type(tree) if type(tree) in (list, tuple) else list
-        return kind(map_tree(value, leaf, f"{path}[{place}]") for place, value in enumerate(tree))
-    return leaf(path, tree)
+    return _walk(tree, leaf, "", makes_tensors=True)
 
 
 def leaves(tree: Any) -> dict[str, Any]:
     """Return every leaf of ``tree`` by its path."""
     found: dict[str, Any] = {}
-    _visit(tree, found.__setitem__, "")
+    _walk(tree, found.__setitem__, "", makes_tensors=False)
     return found
 
 
-def _visit(tree: Any, visit: Callable[[str, Any], None], path: str) -> None:
+def _walk(tree: Any, leaf: Callable[[str, Any], Any], path: str, makes_tensors: bool) -> Any:
+    """Call ``leaf`` for every leaf, and return containers of its results.
+
+    Without ``makes_tensors`` the results of a sparse tensor's leaves make no sparse tensor.
+    """
     if _has_rows(tree):
         feats, coords = tree._row_tensors()
-        visit(f"{path}.features", feats)
-        visit(f"{path}.coords", coords)
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            _visit(value, visit, f"{path}[{key!r}]")
-    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        for name, value in zip(tree._fields, tree, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
-            _visit(value, visit, f"{path}.{name}")
-    elif isinstance(tree, list | tuple):
-        for place, value in enumerate(tree):
-            _visit(value, visit, f"{path}[{place}]")
-    else:
-        visit(path, tree)
+        feats, coords = leaf(f"{path}.features", feats), leaf(f"{path}.coords", coords)
+        return tree._with_row_tensors(feats, coords) if makes_tensors else None
+    if isinstance(tree, dict):
+        return {
+            key: _walk(value, leaf, f"{path}[{key!r}]", makes_tensors)
+            for key, value in tree.items()
+        }
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        fields = zip(tree._fields, tree, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
+        return type(tree)(
+            *(_walk(value, leaf, f"{path}.{name}", makes_tensors) for name, value in fields)
+        )
+    if isinstance(tree, list | tuple):
+        kind = type(tree) if type(tree) in (list, tuple) else list
+        return kind(
+            _walk(value, leaf, f"{path}[{place}]", makes_tensors)
+            for place, value in enumerate(tree)
+        )
+    return leaf(path, tree)
 
 
 def is_guarded(value: Any) -> bool:

@@ -6,8 +6,8 @@ import pytest
 
 from compat.minkowski.MinkowskiConvolution import MinkowskiConvolutionBase
 from compat.spconv.pytorch.conv import SparseConvolution
+from tritonspconv.nn._conv import Conv
 from tritonspconv.nn.blocks import step
-from tritonspconv.nn.conv import _Conv
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def taken(monkeypatch) -> list[Taken]:
 
         return call
 
-    for kind in (_Conv, SparseConvolution, MinkowskiConvolutionBase):
+    for kind in (Conv, SparseConvolution, MinkowskiConvolutionBase):
         monkeypatch.setattr(kind, "forward_fused", recorded(kind.forward_fused))
     monkeypatch.setattr(step, "fuses_on", lambda device: True)
     return found

@@ -49,6 +49,11 @@ class Taps(NamedTuple):
     plane_step: IntTuple
     first: int
 
+    @property
+    def window(self) -> tuple[IntTuple, int, int, int, IntTuple, IntTuple]:
+        """All but ``first``, in their order: a constant of a kernel."""
+        return self[:-1]
+
 
 def _taps(steps: Steps, corner: IntTuple, first: int, in_lines: bool) -> Taps:
     taps = [(_minus(offset, corner), limit) for offset, limit in steps]

@@ -9,6 +9,7 @@ entries are written once, in contiguous runs.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -42,16 +43,6 @@ _BLOCK_N = 128
 
 
 @triton.jit
-def _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE: tl.constexpr):
-    """Write a block of padding columns: sort keys that come last, or the order."""
-    if STAGE == "masks":
-        tl.store(key_ptr + offs_n, tl.zeros_like(offs_n) + PADDING_KEY, mask=offs_n < n)
-    elif STAGE == "ordered":
-        row = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0)
-        tl.store(order_ptr + offs_n, row.to(tl.int32), mask=offs_n < n)
-
-
-@triton.jit
 def _taking_part(
     coords_ptr,
     own_table_ptr,
@@ -72,142 +63,107 @@ def _taking_part(
     return inside
 
 
-@triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
-def lookup_kernel(
-    coords_ptr,
+@triton.jit
+def _find_tap(
+    begin,
+    inside,
+    row,
+    mask_n,
+    bits,
+    box,
     table_ptr,
     index_rows_ptr,
     size,
-    own_table_ptr,
-    own_rows_ptr,
-    own_size,
-    sorted_ptr,
-    found_ptr,
-    groups_ptr,
-    rows_ptr,
-    mask_ptr,
-    order_ptr,
-    key_ptr,
-    count_ptr,
-    n,
-    first,
-    batch_size,
-    box,
+    line,
+    v: tl.constexpr,
     KIND: tl.constexpr,
-    OWN_KIND: tl.constexpr,
-    STAGE: tl.constexpr,
-    TAPS: tl.constexpr,
+    KNOWN: tl.constexpr,
+    WINDOW: tl.constexpr,
     STRIDE: tl.constexpr,
     DIVIDE: tl.constexpr,
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
-    V: tl.constexpr,
-    LINES: tl.constexpr,
-    LINES_IN_PLANE: tl.constexpr,
-    LINE_STEP: tl.constexpr,
-    PLANE_STEP: tl.constexpr,
+    CENTER: tl.constexpr,
+):
+    """Return the row that each row meets through tap ``v`` of a line, and whether there is one."""
+    V: tl.constexpr = WINDOW[1]
+    if WINDOW[2] == 1 and v == CENTER:
+        other, found = row, mask_n
+    else:
+        key, valid = tap_keys(begin, inside, box, v, WINDOW[0], STRIDE, DIVIDE, NDIM, NARROW)
+        if KNOWN:
+            valid = mask_n & (((bits >> (line * V + v)) & 1) != 0)
+        if CENTER >= 0 and v == CENTER % V:
+            # A row outside the grid has no key, and yet sees itself: do not look it up.
+            at_center = mask_n & (line == CENTER // V)
+            valid = valid & (line != CENTER // V)
+        other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
+        if CENTER >= 0 and v == CENTER % V:
+            other = tl.where(at_center, row, other)
+            found = at_center | found
+    return other, found
+
+
+@triton.jit
+def _look_up(
+    coords_ptr,
+    table_ptr,
+    index_rows_ptr,
+    size,
+    rows_ptr,
+    mask_ptr,
+    row,
+    inside,
+    mask_n,
+    bits,
+    n,
+    first,
+    box,
+    KIND: tl.constexpr,
+    KNOWN: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
     CENTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Look up LINES * V taps of each row, from tap ``first`` on, a multiple of 32.
+    """Look up the taps of a block of rows, write their entries and masks, and return the last mask.
 
-    STAGE is ``"plain"``: write entries and masks, column c for row c. Or two launches take its
-    place: ``"masks"`` writes masks and sort keys by row; ``"ordered"`` takes the rows in the order
-    of their keys, and looks up the taps of their masks alone.
+    A loop runs through the lines of taps. A line of a window of more than 32 taps may lie in two
+    words of the mask: bits wait in 64 bits until their word is complete.
 
-    The lines of taps are those of ``_grid.Taps``; a loop runs through them. A line of a window of
-    more than 32 taps may lie in two words of the mask: bits wait in 64 bits until their word is
-    complete. A row that takes no part meets nothing, except that a submanifold row sees itself
-    through tap CENTER. Rows behind the count are padding: their columns stay unwritten, come last
-    in the order, and no kernel reads them.
-
-    Args:
-        coords_ptr: int32 [n, 1 + NDIM], the rows' coordinates.
-        table_ptr: int64, the other side's index (``SiteIndex.table``).
-        index_rows_ptr: int32 or int64, its rows.
-        size: Its size; see ``_grid.index_args``.
-        own_table_ptr: int64, the rows' own index. Read if OWN_KIND is given.
-        own_rows_ptr: int32 or int64, its rows.
-        own_size: Its size.
-        sorted_ptr: int64 [n], the rows in the order of their keys. Ordered only.
-        found_ptr: int32 [n], the masks by row. Ordered only.
-        groups_ptr: int32 [16], the groups of taps of the sort key. Masks only.
-        rows_ptr: int32 [V of the window, n], the entries, written. Plain and ordered.
-        mask_ptr: int32 [words, n], the masks, written.
-        order_ptr: int32 [n], the row of each column, written. Ordered only.
-        key_ptr: int16 [n], the sort keys, written. Masks only.
-        count_ptr: int64 [1], the number of real rows; None: n.
-        n: Number of rows.
-        first: Number of the first tap.
-        batch_size: Number of samples.
-        box: Where the window lies; see ``_grid.box_args``.
-        KIND: Kind of the other side's index.
-        OWN_KIND: Kind of the rows' own index; None: no row repeats another.
-        STAGE: See above.
-        TAPS: The taps of a line; see ``_grid.Taps``.
-        STRIDE: Fine cells per coarse cell.
-        DIVIDE: The rows are fine.
-        NDIM: Number of spatial axes.
-        NARROW: An int32 holds every key; see ``_grid.is_narrow``.
-        V: Number of taps of a line.
-        LINES: Number of lines.
-        LINES_IN_PLANE: Number of lines of a plane.
-        LINE_STEP: Offset between lines.
-        PLANE_STEP: Offset between planes.
-        CENTER: The tap through which a row sees itself, counted from ``first``; -1: none.
-        BLOCK_N: Rows of a program.
+    ``row`` is the row of each column of the block, ``inside`` says which rows take part, and
+    ``mask_n`` which columns stand for real rows. ``bits`` are the masks of the rows if KNOWN is
+    true: then only the taps of these masks are looked up. Else ``bits`` are zeros. If ``rows_ptr``
+    is None, no entries are written. The other arguments are those of :func:`lookup_kernel`.
     """
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = real_rows(count_ptr, n)
-    mask_n = offs_n < real
-    if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
-        if tl.program_id(0) * BLOCK_N >= real:
-            _finish_padding(sorted_ptr, order_ptr, key_ptr, offs_n, n, STAGE)
-            return
-    if STAGE == "ordered":
-        # A mask already says which taps have an entry: no condition on the row is left.
-        row = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0).to(tl.int32)
-        bits = tl.load(found_ptr + row, mask=mask_n, other=0)
-        tl.store(order_ptr + offs_n, row, mask=offs_n < n)
-        inside = mask_n
-    else:
-        row = offs_n
-        bits = tl.zeros_like(row)
-        inside = _taking_part(
-            coords_ptr, own_table_ptr, own_rows_ptr, own_size, row, mask_n, box, batch_size,
-            OWN_KIND, NDIM,
-        )  # fmt: skip
-    starts = row_starts(coords_ptr, row, inside, box, STRIDE, DIVIDE, NDIM, NARROW)
+    V: tl.constexpr = WINDOW[1]
+    LINES: tl.constexpr = WINDOW[2]
+    LINES_IN_PLANE: tl.constexpr = WINDOW[3]
     MANY: tl.constexpr = LINES * V > 32
-    if MANY:
-        bits = bits.to(tl.int64)
     # 32 keys of 64 bits do not fit the registers at the same time.
     GROUP: tl.constexpr = V if NARROW else 16
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    starts = row_starts(coords_ptr, row, inside, box, STRIDE, DIVIDE, NDIM, NARROW)
+    if MANY:
+        bits = bits.to(tl.int64)
     for line in range(LINES):
-        plane = moved_starts(starts, line // LINES_IN_PLANE, PLANE_STEP, DIVIDE, NDIM)
-        begin = moved_starts(plane, line % LINES_IN_PLANE, LINE_STEP, DIVIDE, NDIM)
+        plane = moved_starts(starts, line // LINES_IN_PLANE, WINDOW[5], DIVIDE, NDIM)
+        begin = moved_starts(plane, line % LINES_IN_PLANE, WINDOW[4], DIVIDE, NDIM)
         for start in tl.static_range(0, V, GROUP):
             entries = ()
             for v in tl.static_range(start, min(start + GROUP, V)):
-                if LINES == 1 and v == CENTER:
-                    other, found = row, mask_n
-                else:
-                    key, valid = tap_keys(begin, inside, box, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
-                    if STAGE == "ordered":
-                        valid = mask_n & (((bits >> (line * V + v)) & 1) != 0)
-                    if CENTER >= 0 and v == CENTER % V:
-                        # A row outside the grid has no key, and yet sees itself: do not look it up.
-                        at_center = mask_n & (line == CENTER // V)
-                        valid = valid & (line != CENTER // V)
-                    other, found = find_rows(key, valid, table_ptr, index_rows_ptr, size, KIND)
-                    if CENTER >= 0 and v == CENTER % V:
-                        other = tl.where(at_center, row, other)
-                        found = at_center | found
+                other, found = _find_tap(
+                    begin, inside, row, mask_n, bits, box, table_ptr, index_rows_ptr, size, line,
+                    v, KIND, KNOWN, WINDOW, STRIDE, DIVIDE, NDIM, NARROW, CENTER,
+                )  # fmt: skip
                 entries = entries + (tl.where(found, other, -1),)  # noqa: RUF005 - Triton has no *
-                if STAGE != "ordered":
+                if not KNOWN:
                     bit = found.to(bits.dtype)
                     bits = bits | (bit << (line * V % 32 + v if MANY else line * V + v))
-            if STAGE != "masks":
+            if rows_ptr is not None:
                 # Store after all loads of the group: no load moves up across a store.
                 column = rows_ptr + (first + line * V + start).to(tl.int64) * n + offs_n
                 for place in tl.static_range(min(GROUP, V - start)):
@@ -222,9 +178,181 @@ def lookup_kernel(
     if not MANY or LINES * V % 32 != 0:
         last = first // 32 + (LINES * V - 1) // 32
         tl.store(mask_ptr + last.to(tl.int64) * n + offs_n, bits.to(tl.int32), mask=mask_n)
-    if STAGE == "masks":
-        key = tl.where(mask_n, sort_key(bits, groups_ptr), PADDING_KEY)
-        tl.store(key_ptr + offs_n, key, mask=offs_n < n)
+    return bits
+
+
+@triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
+def lookup_kernel(
+    coords_ptr,
+    table_ptr,
+    index_rows_ptr,
+    size,
+    own_table_ptr,
+    own_rows_ptr,
+    own_size,
+    rows_ptr,
+    mask_ptr,
+    count_ptr,
+    n,
+    first,
+    batch_size,
+    box,
+    KIND: tl.constexpr,
+    OWN_KIND: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
+    CENTER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Look up the taps of WINDOW of each row: entries and masks, column c for row c.
+
+    A row that takes no part meets nothing, except that a submanifold row sees itself through tap
+    CENTER. Rows behind the count are padding: their columns stay unwritten, and no kernel reads
+    them.
+
+    Args:
+        coords_ptr: int32 [n, 1 + NDIM], the rows' coordinates.
+        table_ptr: int64, the other side's index (``SiteIndex.table``).
+        index_rows_ptr: int32 or int64, its rows.
+        size: Its size; see ``_grid.index_args``.
+        own_table_ptr: int64, the rows' own index. Read if OWN_KIND is given.
+        own_rows_ptr: int32 or int64, its rows.
+        own_size: Its size.
+        rows_ptr: int32 [V of the window, n], the entries, written.
+        mask_ptr: int32 [words, n], the masks, written.
+        count_ptr: int64 [1], the number of real rows; None: n.
+        n: Number of rows.
+        first: Number of the first tap, a multiple of 32.
+        batch_size: Number of samples.
+        box: Where the window lies; see ``_grid.box_args``.
+        KIND: Kind of the other side's index.
+        OWN_KIND: Kind of the rows' own index; None: no row repeats another.
+        WINDOW: The taps, and the lines that they stand in; see ``_grid.Taps``.
+        STRIDE: Fine cells per coarse cell.
+        DIVIDE: The rows are fine.
+        NDIM: Number of spatial axes.
+        NARROW: An int32 holds every key; see ``_grid.is_narrow``.
+        CENTER: The tap through which a row sees itself, counted from ``first``; -1: none.
+        BLOCK_N: Rows of a program.
+    """
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    real = real_rows(count_ptr, n)
+    mask_n = row < real
+    if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
+        if tl.program_id(0) * BLOCK_N >= real:
+            return
+    inside = _taking_part(
+        coords_ptr, own_table_ptr, own_rows_ptr, own_size, row, mask_n, box, batch_size, OWN_KIND,
+        NDIM,
+    )  # fmt: skip
+    _look_up(
+        coords_ptr, table_ptr, index_rows_ptr, size, rows_ptr, mask_ptr, row, inside, mask_n,
+        tl.zeros_like(row), n, first, box,
+        KIND, False, WINDOW, STRIDE, DIVIDE, NDIM, NARROW, CENTER, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n", "first", "batch_size", "size", "own_size"])
+def lookup_masks_kernel(
+    coords_ptr,
+    table_ptr,
+    index_rows_ptr,
+    size,
+    own_table_ptr,
+    own_rows_ptr,
+    own_size,
+    found_ptr,
+    key_ptr,
+    groups_ptr,
+    count_ptr,
+    n,
+    first,
+    batch_size,
+    box,
+    KIND: tl.constexpr,
+    OWN_KIND: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
+    CENTER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Write the mask of each row, and the key by which rows are sorted; padding comes last.
+
+    The masks go to ``found_ptr``, int32 [n], and the sort keys to ``key_ptr``, int16 [n].
+    ``groups_ptr``, int32 [16], holds the groups of taps of the sort key. The other arguments are
+    those of :func:`lookup_kernel`.
+    """
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    real = real_rows(count_ptr, n)
+    mask_n = row < real
+    if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
+        if tl.program_id(0) * BLOCK_N >= real:
+            tl.store(key_ptr + row, tl.zeros_like(row) + PADDING_KEY, mask=row < n)
+            return
+    inside = _taking_part(
+        coords_ptr, own_table_ptr, own_rows_ptr, own_size, row, mask_n, box, batch_size, OWN_KIND,
+        NDIM,
+    )  # fmt: skip
+    bits = _look_up(
+        coords_ptr, table_ptr, index_rows_ptr, size, None, found_ptr, row, inside, mask_n,
+        tl.zeros_like(row), n, first, box,
+        KIND, False, WINDOW, STRIDE, DIVIDE, NDIM, NARROW, CENTER, BLOCK_N,
+    )  # fmt: skip
+    key = tl.where(mask_n, sort_key(bits, groups_ptr), PADDING_KEY)
+    tl.store(key_ptr + row, key, mask=row < n)
+
+
+@triton.jit(do_not_specialize=["n", "first", "size"])
+def lookup_ordered_kernel(
+    coords_ptr,
+    table_ptr,
+    index_rows_ptr,
+    size,
+    sorted_ptr,
+    found_ptr,
+    rows_ptr,
+    mask_ptr,
+    order_ptr,
+    count_ptr,
+    n,
+    first,
+    box,
+    KIND: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    NDIM: tl.constexpr,
+    NARROW: tl.constexpr,
+    CENTER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Look up the taps of known masks, with the rows in the order of their sort keys.
+
+    ``sorted_ptr``, int64 [n], holds the rows in that order, and ``found_ptr``, int32 [n], the masks
+    by row. The row of each column goes to ``order_ptr``, int32 [n]. The other arguments are those
+    of :func:`lookup_kernel`.
+    """
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    real = real_rows(count_ptr, n)
+    row = tl.load(sorted_ptr + offs_n, mask=offs_n < n, other=0).to(tl.int32)
+    tl.store(order_ptr + offs_n, row, mask=offs_n < n)
+    if count_ptr is not None:  # noqa: SIM102 - Triton compiles one branch of an `if` only
+        if tl.program_id(0) * BLOCK_N >= real:
+            return
+    mask_n = offs_n < real
+    bits = tl.load(found_ptr + row, mask=mask_n, other=0)
+    # A mask already says which taps have an entry: no condition on the row is left.
+    _look_up(
+        coords_ptr, table_ptr, index_rows_ptr, size, rows_ptr, mask_ptr, row, mask_n, mask_n, bits,
+        n, first, box,
+        KIND, True, WINDOW, STRIDE, DIVIDE, NDIM, NARROW, CENTER, BLOCK_N,
+    )  # fmt: skip
 
 
 def _lookup(
@@ -241,7 +369,8 @@ def _lookup(
 ) -> NeighborTable:
     """Build the table whose columns are the rows of ``coords``, from the other side's ``index``.
 
-    :func:`lookup_kernel` describes the stages: ``"plain"``, or ``"masks"`` and ``"ordered"``.
+    One kernel writes the whole table. Or two take its place: one writes masks and sort keys, and
+    after a sort the other writes the table in the order of the keys.
     """
     n, volume, device = coords.shape[0], len(offsets), coords.device
     words = num_blocks(volume, 32)
@@ -251,34 +380,51 @@ def _lookup(
     own_kind = None if own_index is None else own_index.kind
     looked_at = index_args(index, coords)
     own = looked_at if own_index is None else index_args(own_index, coords)
-    inputs = coords, *looked_at, *own
     blocks = (num_blocks(n, _BLOCK_N),)
-    bound = functools.partial(
-        _bind_lookup, offsets, stride, divide, center, index.kind, own_kind, grid, own_grid
-    )
     mask = torch.empty(words, n, dtype=torch.int32, device=device)
-    if not has_order(n, volume):
-        kernels, place = bound("plain")
-        for run, first in kernels:
+    is_ordered = has_order(n, volume)
+    lookup = _bind_lookup(
+        offsets, stride, divide, center, index.kind, own_kind, grid, own_grid, is_ordered
+    )
+    if not is_ordered:
+        for run, first in zip(lookup.kernels, lookup.firsts, strict=True):
             run(
                 blocks, device,
-                *inputs, None, None, None, rows, mask, None, None, count,
-                n, first, *place,
+                coords, *looked_at, *own, rows, mask, count,
+                n, first, lookup.batch_size, lookup.box,
             )  # fmt: skip
         return NeighborTable(rows, mask, None, real_columns=count)
+    find_masks, fill = lookup.kernels
     found = torch.empty(n, dtype=torch.int32, device=device)
     keys = torch.empty(n, dtype=torch.int16, device=device)
-    groups = tap_groups(offsets, device)
-    ((look, _),), place = bound("masks")
-    look(blocks, device, *inputs, None, None, groups, None, found, None, keys, count, n, 0, *place)
+    find_masks(
+        blocks, device,
+        coords, *looked_at, *own, found, keys, tap_groups(offsets, device), count,
+        n, 0, lookup.batch_size, lookup.box,
+    )  # fmt: skip
     permutation = torch.sort(keys, stable=True)[1]
     order = torch.empty(n, dtype=torch.int32, device=device)
-    ((fill, _),), _ = bound("ordered")
     fill(
         blocks, device,
-        *inputs, permutation, found, None, rows, mask, order, None, count, n, 0, *place,
+        coords, *looked_at, permutation, found, rows, mask, order, count, n, 0, lookup.box,
     )  # fmt: skip
     return NeighborTable(rows, mask, order, real_columns=count)
+
+
+class _Lookup(NamedTuple):
+    """The kernels that look a window up, and what places the window.
+
+    Attributes:
+        kernels: One for each 32 taps or window in lines; of an ordered table, the two that find
+            masks and fill in entries.
+        firsts: The number of the first tap of each kernel of a plain table.
+        batch_size, box: See ``_grid.box_args``.
+    """
+
+    kernels: list[BoundKernel]
+    firsts: list[int]
+    batch_size: int
+    box: IntTuple
 
 
 @functools.lru_cache(maxsize=1024)
@@ -291,12 +437,12 @@ def _bind_lookup(
     own_kind: IndexKind | None,
     grid: CellGrid,
     own_grid: CellGrid,
-    stage: str,
-) -> tuple[list[tuple[BoundKernel, int]], tuple[int, IntTuple]]:
-    """Return the kernels of a lookup, with the first tap of each, and their last arguments."""
+    is_ordered: bool,
+) -> _Lookup:
     narrow = is_narrow(grid, offsets, stride)
-    kernels = _lookup_kernels(offsets, stride, divide, center, narrow, kind, own_kind, stage)
-    return kernels, box_args(grid, own_grid, offsets)
+    kernels = _lookup_kernels(offsets, stride, divide, center, narrow, kind, own_kind, is_ordered)
+    firsts = [taps.first for taps in window_taps(offsets)]
+    return _Lookup(kernels, firsts, *box_args(grid, own_grid, offsets))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -308,21 +454,20 @@ def _lookup_kernels(
     narrow: bool,
     kind: IndexKind,
     own_kind: IndexKind | None,
-    stage: str,
-) -> list[tuple[BoundKernel, int]]:
-    """Return the kernels that look a window up, and the first tap of each."""
-    return [
-        (
-            bind(
-                lookup_kernel, KIND=kind, OWN_KIND=own_kind, STAGE=stage, TAPS=taps.constants,
-                STRIDE=stride, DIVIDE=divide, NDIM=len(stride), NARROW=narrow, V=taps.volume,
-                LINES=taps.lines, LINES_IN_PLANE=taps.lines_in_plane, LINE_STEP=taps.line_step,
-                PLANE_STEP=taps.plane_step, CENTER=_place(center, taps), BLOCK_N=_BLOCK_N,
-            ),
-            taps.first,
-        )
-        for taps in window_taps(offsets)
-    ]  # fmt: skip
+    is_ordered: bool,
+) -> list[BoundKernel]:
+    kernels: list[BoundKernel] = []
+    for taps in window_taps(offsets):
+        last = {
+            "WINDOW": taps.window, "STRIDE": stride, "DIVIDE": divide, "NDIM": len(stride),
+            "NARROW": narrow, "CENTER": _place(center, taps), "BLOCK_N": _BLOCK_N,
+        }  # fmt: skip
+        if is_ordered:
+            kernels.append(bind(lookup_masks_kernel, KIND=kind, OWN_KIND=own_kind, **last))
+            kernels.append(bind(lookup_ordered_kernel, KIND=kind, **last))
+        else:
+            kernels.append(bind(lookup_kernel, KIND=kind, OWN_KIND=own_kind, **last))
+    return kernels
 
 
 def _place(tap: int, taps: Taps) -> int:

@@ -10,15 +10,11 @@ or enters a context such as ``torch.no_grad``. Values that the code reads from m
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import copy
 import enum
 import inspect
-import logging
 import operator
-import random
-import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,15 +24,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from tritonspconv.nn.blocks.guards import Guards
+from tritonspconv.nn.blocks.recorded import Recorded, RecordedAttribute, holds_recorded
+from tritonspconv.nn.blocks.watch import no_random_numbers, quiet_torch_fx, replaced
 from tritonspconv.nn.fusable import LayerFamily, original_class
 
 # What a recorded value is known to be.
 SPARSE, FEATURES, INPUT = "sparse", "features", "input"
 
-_MISSING = object()
 _NO_MACHINERY = {"training"}
 _MACHINERY = frozenset(nn.Module().__dict__) - _NO_MACHINERY
 _CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
@@ -71,80 +67,7 @@ class Recording:
     num_inputs: int
 
 
-class Recorded(fx.Proxy):
-    """A value of the recorded code."""
-
-    tracer: _Recorder
-
-    def __init__(self, node: fx.Node, tracer: _Recorder) -> None:
-        object.__setattr__(self, "node", node)
-        object.__setattr__(self, "tracer", tracer)
-
-    def _kind(self) -> str | None:
-        return self.node.meta.get("kind")
-
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What ``isinstance`` sees: the class that the value will have."""
-        return self.tracer.class_of(self)
-
-    def __dir__(self) -> list[str]:
-        self.tracer.expect_sparse(self, "lists the attributes of")
-        return sorted(self.tracer.tensor_names)
-
-    def __getattr__(self, name: str) -> Any:
-        return self.tracer.attribute(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.tracer.refuse(f"sets the attribute {name!r} of a tensor")
-
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def _in_place(self, other: Any) -> Any:
-        self.tracer.refuse("changes a tensor in place")
-
-    __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = _in_place
-    __iand__ = __ior__ = __ixor__ = __imatmul__ = _in_place
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.refuse("writes into a tensor")
-
-    def __len__(self) -> int:
-        return self.tracer.refuse("needs the number of rows of a tensor")
-
-
-class _RecordedAttribute(Recorded):
-    """An attribute of a recorded value; a node of the graph once it is used."""
-
-    def __init__(self, owner: Recorded, name: str, kind: str | None) -> None:
-        for key, value in {
-            "owner": owner, "name": name, "known": kind, "made": None, "used": False,
-            "tracer": owner.tracer,
-        }.items():  # fmt: skip
-            object.__setattr__(self, key, value)
-
-    def _kind(self) -> str | None:
-        return self.known
-
-    @property
-    def node(self) -> fx.Node:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.made is None:
-            made = self.tracer.create_proxy(
-                "call_function", builtins.getattr, (self.owner, self.name), {}
-            ).node
-            made.meta["kind"] = self.known
-            object.__setattr__(self, "made", made)
-            object.__setattr__(self, "used", True)
-            return made
-        return self.made
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        object.__setattr__(self, "used", True)
-        return self.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
-
-
-class _Recorder(fx.Tracer):
+class Recorder(fx.Tracer):
     """Records one ``forward``."""
 
     proxy_buffer_attributes = True
@@ -157,7 +80,7 @@ class _Recorder(fx.Tracer):
         self.tensor_names = family.tensor_names
         self.num_inputs = 0
         self.reason: str | None = None
-        self._unused: list[_RecordedAttribute] = []
+        self._unused: list[RecordedAttribute] = []
         self._recording = False
 
     def refuse(self, reason: str) -> Any:
@@ -201,7 +124,7 @@ class _Recorder(fx.Tracer):
                 return _RANK
             if name in ("dim", "ndimension"):
                 return lambda: _RANK
-        made = _RecordedAttribute(owner, name, known)
+        made = RecordedAttribute(owner, name, known)
         if kind is None:
             self._unused.append(made)
         return made
@@ -351,16 +274,16 @@ class _Recorder(fx.Tracer):
             recorder.refuse(f"enters the context {type(context).__name__}")
 
         with contextlib.ExitStack() as stack:
-            replaced = [
+            watched = [
                 (nn.Module, "__getattribute__", read),
                 (nn.Module, "__setattr__", refuse_set),
             ]
-            replaced += [(context, "__enter__", refuse_enter) for context in _CONTEXTS]
-            stack.enter_context(_replaced(replaced))
+            watched += [(context, "__enter__", refuse_enter) for context in _CONTEXTS]
+            stack.enter_context(replaced(watched))
             stack.enter_context(_recorded_functions(self))
             stack.enter_context(_OwnTensors(self))
-            stack.enter_context(_no_random_numbers(self))
-            stack.enter_context(_quiet_torch_fx())
+            stack.enter_context(no_random_numbers(self.refuse))
+            stack.enter_context(quiet_torch_fx())
             self._recording = True
             stack.callback(setattr, self, "_recording", False)
             yield
@@ -371,7 +294,7 @@ class _Recorder(fx.Tracer):
 class _OwnTensors(TorchFunctionMode):
     """Ends the recording when the code computes with tensors that are not recorded."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
 
@@ -379,7 +302,7 @@ class _OwnTensors(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _holds_recorded(args, kwargs):
+        if not holds_recorded(args, kwargs):
             self._recorder.refuse(f"calls {getattr(func, '__name__', func)} on tensors of its own")
         return func(*args, **kwargs)
 
@@ -398,7 +321,7 @@ def record(root: nn.Module, family: LayerFamily, inline: frozenset[str] = frozen
     Raises:
         Untraceable: The code cannot be kept as a graph.
     """
-    recorder = _Recorder(family, inline)
+    recorder = Recorder(family, inline)
     try:
         with torch.enable_grad():
             graph = recorder.trace(root)
@@ -411,10 +334,6 @@ def record(root: nn.Module, family: LayerFamily, inline: frozenset[str] = frozen
     return Recording(graph, recorder.guards, recorder.num_inputs)
 
 
-def _holds_recorded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return any(issubclass(type(leaf), Recorded) for leaf in pytree.tree_leaves((args, kwargs)))
-
-
 def _is_constant(value: Any) -> bool:
     """Return whether ``value`` can be compared with a copy of itself."""
     if isinstance(value, (list, tuple)):
@@ -424,70 +343,22 @@ def _is_constant(value: Any) -> bool:
     return isinstance(value, _CONSTANTS)
 
 
-@contextlib.contextmanager
-def _replaced(replaced: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Set attributes of classes and modules, and put back what was there."""
-    before = []
-    try:
-        for owner, name, value in replaced:
-            before.append((owner, name, vars(owner).get(name, _MISSING)))
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in reversed(before):
-            if value is _MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
-
-
-def _recorded_functions(recorder: _Recorder) -> Any:
+def _recorded_functions(recorder: Recorder) -> Any:
     """Record calls of the library's functions, such as ``ME.cat``, as one operation each."""
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if _holds_recorded(args, kwargs):
+            if holds_recorded(args, kwargs):
                 return recorder.create_proxy("call_function", function, args, kwargs)
             return function(*args, **kwargs)
 
         return call
 
     functions = set(recorder.family.functions)
-    replaced = [
+    recording = [
         (module, name, recorded(value))
         for module in recorder.family.function_modules
         for name, value in vars(module).items()
         if isinstance(value, types.FunctionType) and value in functions
     ]
-    return _replaced(replaced)
-
-
-@contextlib.contextmanager
-def _quiet_torch_fx() -> Iterator[None]:
-    """Keep torch.fx from logging how a function should be called that only torch.fx calls."""
-    log = logging.getLogger("torch.fx._symbolic_trace")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def _no_random_numbers(recorder: _Recorder) -> Iterator[None]:
-    """End the recording if the code draws numbers from Python's or NumPy's generators."""
-    numpy: Any = sys.modules.get("numpy")
-    state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
-    yield
-    drawn = random.getstate() != state
-    if numpy_state is not None:
-        now = numpy.random.get_state()
-        drawn = drawn or any(
-            not numpy.array_equal(a, b) for a, b in zip(now, numpy_state, strict=True)
-        )
-    if drawn:
-        random.setstate(state)
-        if numpy_state is not None:
-            numpy.random.set_state(numpy_state)
-        recorder.refuse("draws random numbers")
+    return replaced(recording)
