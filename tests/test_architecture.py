@@ -1,6 +1,7 @@
 """The architecture page tells the truth: its picture of the imports, its walk, its files."""
 
 import functools
+import graphlib
 import importlib
 import importlib.util
 import pkgutil
@@ -114,6 +115,14 @@ def test_the_picture_is_that_of_the_imports():
 def test_no_room_leads_back_to_itself():
     arrows = drawn()
     assert not [room for room in arrows if room in reachable(arrows, room)]
+
+
+def test_no_imports_lead_in_a_circle():
+    """Not even those inside functions."""
+    graph = imports()
+    graphlib.TopologicalSorter(
+        {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    ).prepare()
 
 
 def test_every_room_of_the_picture_is_described():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._layer_family import LAYER_FAMILY
 from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import (
     MinkowskiModuleBase,
@@ -149,8 +150,6 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
 
     def layer_family(self) -> LayerFamily:
         """Return the layers that this convolution may be fused with."""
-        from compat.minkowski._layer_family import LAYER_FAMILY
-
         return LAYER_FAMILY
 
     def forward_fused(

@@ -4,6 +4,7 @@ Replace ``import MinkowskiEngine as ME`` by ``import compat.minkowski as ME``. K
 intended differences are listed in ``QUIRKS.md`` beside this file.
 """
 
+import sys as _sys
 from typing import NoReturn
 
 from compat.minkowski import MinkowskiFunctional, MinkowskiOps, modules, utils
@@ -12,6 +13,9 @@ from compat.minkowski._backend._C import (
     cudart_version,
     get_gpu_memory_info,
     is_cuda_available,
+)
+from compat.minkowski._fusion import (
+    name_layers as _name_layers,
 )
 from compat.minkowski._keys import (
     CoordinateMapKey,
@@ -313,4 +317,5 @@ def __getattr__(name: str) -> NoReturn:
     raise AttributeError(f"{text}.")
 
 
+_name_layers(_sys.modules[__name__])
 make_opaque(__name__)

@@ -476,6 +476,19 @@ def test_tables_do_not_follow_coordinates_that_are_edited(
     assert sorted(kernel_pair_triples(kmap)) == expected
 
 
+@pytest.mark.parametrize("geometry", [DOWN2, UP2], ids=["strided", "transposed"])
+def test_a_map_is_made_again_after_its_output_sites_are_edited(device, geometry):
+    sites = random_sites(60, extent=8, device=device)
+    kmap = kernel_map(sites, geometry)
+    expected = sorted(map_triples(kmap))
+    assert kernel_map(sites, geometry) is kmap
+    kmap.out_sites.coords[:, 1:] *= 2
+    again = kernel_map(sites, geometry)
+    assert again is not kmap
+    assert sorted(map_triples(again)) == expected
+    assert kernel_map(sites, geometry) is again
+
+
 @pytest.mark.parametrize("geometry", [DOWN2, HALVE], ids=["strided", "halved"])
 @pytest.mark.parametrize("repeats", [0, 3])
 def test_a_strided_map_on_a_large_scene_makes_one_index(

@@ -13,6 +13,7 @@ from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
+from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number, wait_for_values
 
 _MAX_ROWS = 2**31 - 1
 # A larger index on a GPU is made again for each map, in some 0.05 ms. If it were kept, a network
@@ -159,7 +160,7 @@ class ActiveSites:
         if self.count is not None and isinstance(self._repeats, Tensor):
             self.report_repeats(self._repeats)
             self._repeats = False
-        self._repeats = bool(self._repeats)
+        self._repeats = wait_for_flag(self._repeats)
         return self._repeats
 
     def _take_index(self) -> SiteIndex:
@@ -190,14 +191,15 @@ class ActiveSites:
         """
         keys = self.grid.keys(self.coords)
         if self.count is not None:
-            keys = keys[: int(self.count)]
-        outside = torch.nonzero(keys < 0).squeeze(1)
+            keys = keys[: wait_for_number(self.count)]
+        (outside,) = wait_for_indices(keys < 0)
         if outside.numel():
-            row = int(outside[0])
+            row = wait_for_number(outside[0])
             raise ValueError(
                 f"{outside.numel()} of {self.num_rows} coordinates lie outside the grid "
                 f"(batch size {self.grid.batch_size}, lower {self.grid.lower}, shape "
-                f"{self.grid.shape}); the first is row {row}: {self.coords[row].tolist()}. "
+                f"{self.grid.shape}); the first is row {row}: "
+                f"{wait_for_values(self.coords[row])}. "
                 "Is the axis order that of spatial_shape?"
             )
         return keys
@@ -212,13 +214,13 @@ class ActiveSites:
         """
         keys = self.validate_bounds()
         ordered, rows = torch.sort(keys, stable=True)
-        repeated = torch.nonzero(ordered[1:] == ordered[:-1]).squeeze(1)
+        (repeated,) = wait_for_indices(ordered[1:] == ordered[:-1])
         if repeated.numel():
-            first = int(repeated[0])
+            first, second = wait_for_values(rows[repeated[0] + torch.arange(2, device=rows.device)])
             raise ValueError(
                 f"{repeated.numel()} of {self.num_rows} coordinates repeat an earlier row; rows "
-                f"{int(rows[first])} and {int(rows[first + 1])} are both "
-                f"{self.coords[rows[first]].tolist()}. Merge them first, e.g. with voxelize()."
+                f"{first} and {second} are both {wait_for_values(self.coords[first])}. Merge them "
+                "first, e.g. with voxelize()."
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

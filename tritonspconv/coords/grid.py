@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tritonspconv.arguments import whole_number, whole_numbers
 from tritonspconv.kernels.keys import coord_keys, key_coords
+from tritonspconv.waits import wait_for_values
 
 _MAX_CELLS = 2**62
 
@@ -68,7 +69,7 @@ class Grid:
         ndim = coords.shape[1] - 1
         if coords.shape[0] == 0:
             return cls((0,) * ndim, (0,) * ndim, 0, bounded=False)
-        lower, upper = torch.stack(torch.aminmax(coords, dim=0)).tolist()
+        lower, upper = wait_for_values(torch.stack(torch.aminmax(coords, dim=0)))
         if lower[0] < 0:
             raise ValueError(f"batch indices must not be negative; got {lower[0]}.")
         shape = tuple(hi - lo + 1 for lo, hi in zip(lower[1:], upper[1:], strict=True))

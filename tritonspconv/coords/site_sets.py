@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tritonspconv.coords.active_sites import ActiveSites
 from tritonspconv.coords.grid import Grid
+from tritonspconv.waits import wait_for_indices
 
 
 def unique_rows(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def _first_rows(ordered: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
     """Return the results of :func:`unique_rows` for sorted keys and the place each key had."""
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
-    firsts = perm[is_first]
+    firsts = perm[wait_for_indices(is_first)]
     if firsts.shape[0] == ordered.shape[0]:
         everything = torch.arange(ordered.shape[0], device=ordered.device)
         return everything, everything.clone()
@@ -97,5 +98,6 @@ def union_sites(
         union, _, rows = unique_sites(torch.cat([part.coords for part in parts]), grid)
         return union, list(rows.split(counts))
     keys = torch.cat([grid.keys(part.coords) for part in parts])
+    # Torch waits here, for the number of distinct keys.
     distinct, rows = torch.unique(keys, return_inverse=True)
     return ActiveSites(grid.coords(distinct), grid), list(rows.split(counts))

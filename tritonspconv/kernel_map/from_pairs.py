@@ -9,6 +9,7 @@ from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.invert_table import invert_table
+from tritonspconv.waits import wait_for_number, wait_for_values
 
 
 def map_from_pairs(
@@ -42,7 +43,7 @@ def map_from_pairs(
     table = invert_table(reached, None, n_out, geometry.offsets)
     # A row that a tap has twice has overwritten an entry, so the table has fewer entries than
     # pairs.
-    if int((table.rows >= 0).sum()) != in_rows.shape[0]:
+    if wait_for_number((table.rows >= 0).sum()) != in_rows.shape[0]:
         raise ValueError(
             "map_from_pairs: within a tap, every input row and every output row may occur once; "
             f"{in_rows.shape[0]} pairs hold repeated rows. Merge repeated coordinates before "
@@ -72,9 +73,9 @@ def _check_rows(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor, n_in: int, n
     total = in_rows.shape[0]
     outside = (in_rows < 0) | (in_rows >= n_in) | (out_rows < 0) | (out_rows >= n_out)
     descends = (tap_ptr.diff() < 0).sum()
-    first, last, bad_taps, bad_rows = torch.stack(
-        [tap_ptr[0], tap_ptr[-1], descends, outside.sum()]
-    ).tolist()
+    first, last, bad_taps, bad_rows = wait_for_values(
+        torch.stack([tap_ptr[0], tap_ptr[-1], descends, outside.sum()])
+    )
     if (first, last, bad_taps) != (0, total, 0):
         raise ValueError(
             f"map_from_pairs: tap_ptr must ascend from 0 to the {total} pairs; got {first} to "

@@ -12,6 +12,7 @@ from tritonspconv.kernels.neighbor_table import reverse_table
 from tritonspconv.kernels.order_columns import order_columns, pays_to_order
 from tritonspconv.kernels.pairs import list_inputs, pair_lists
 from tritonspconv.kernels.table import NeighborTable, PairList
+from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number
 
 
 class Relation:
@@ -29,6 +30,10 @@ class Relation:
             sites.
         in_count: Number of real inputs, int64 [] on the device; None: all. The number of real
             outputs is ``out_table.real_columns``.
+
+    Attributes:
+        feeds_one_output: The geometry says that an input feeds one output at most, and the pairs
+            follow from the geometry. Then the inputs have one table row and need no look-up.
     """
 
     __slots__ = (
@@ -37,6 +42,7 @@ class Relation:
         "_pairs",
         "_repeats",
         "_versions",
+        "feeds_one_output",
         "geometry",
         "in_count",
         "listed",
@@ -59,6 +65,7 @@ class Relation:
         in_count: Tensor | None = None,
     ) -> None:
         self.geometry = geometry
+        self.feeds_one_output = geometry.feeds_one_output and not listed and not mirrored
         self.mirrored = mirrored
         self.listed = listed
         self.n_in = n_in
@@ -85,7 +92,7 @@ class Relation:
 
     def _list_inputs(self) -> None:
         """Make pairs and table of the inputs at once, where an input feeds one output at most."""
-        if not self.geometry.feeds_one_output or self.listed or self.mirrored:
+        if not self.feeds_one_output:
             return
         found = list_inputs(self.out_table, self.n_in, self.in_count)
         if found is not None:
@@ -97,7 +104,7 @@ class Relation:
             return table._replace(mirrored=True)
         # A user may have written to the coordinates since: then they do not say where sites were.
         edited = (in_sites.version, out_sites.version) != self._versions
-        if self.listed or geometry.sites == "same" or edited or geometry.feeds_one_output:
+        if self.listed or geometry.sites == "same" or edited or self.feeds_one_output:
             return invert_table(
                 table.rows, table.order, self.n_in, geometry.offsets,
                 count=table.real_columns, other_count=self.in_count,
@@ -139,7 +146,7 @@ class Relation:
         if self.in_count is not None and isinstance(self._repeats, Tensor):
             in_sites.report_repeats(self._repeats)
             self._repeats = False
-        self._repeats = bool(self._repeats)
+        self._repeats = wait_for_flag(self._repeats)
         return self._repeats
 
     @property
@@ -252,13 +259,13 @@ class KernelMap:
 
     def num_pairs(self) -> int:
         """Count the pairs. Waits for the device."""
-        return int((self._relation.out_table.entries(self.kernel_volume) >= 0).sum())
+        return wait_for_number((self._relation.out_table.entries(self.kernel_volume) >= 0).sum())
 
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
         """List all pairs: input rows [P], output rows [P], tap_ptr [V+1]. Waits for the device."""
         table = self._relation.out_table
         rows = table.entries(self.kernel_volume)
-        tap, column = torch.nonzero(rows >= 0, as_tuple=True)
+        tap, column = wait_for_indices(rows >= 0)
         rows = rows[tap, column]
         others = column.int() if table.order is None else table.order[column]
         tap_ptr = torch.zeros(self.kernel_volume + 1, dtype=torch.int64, device=rows.device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tritonspconv.arguments import whole_number
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.nn._family import LAYER_FAMILY
 from tritonspconv.nn._module import SparseModule
 from tritonspconv.nn.chain import convolve
 from tritonspconv.nn.fusable import LayerFamily, Norm
@@ -96,8 +97,6 @@ class Conv(SparseModule):
 
     def layer_family(self) -> LayerFamily:
         """Return the layers that this convolution may be fused with."""
-        from tritonspconv.nn.container import LAYER_FAMILY
-
         return LAYER_FAMILY
 
     def forward_fused(

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tritonspconv.nn._family import LAYER_FAMILY
 from tritonspconv.nn._module import SparseModule
 from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.conv import SparseConvNd, SparseConvTransposeNd, SubMConvNd
-from tritonspconv.nn.fusable import LayerFamily, fuses_now
+from tritonspconv.nn.fusable import fuses_now
 from tritonspconv.nn.norm import BatchNorm, SyncBatchNorm
 from tritonspconv.nn.pointwise import ReLU
 from tritonspconv.sparse_tensor import SparseTensor
@@ -81,13 +82,9 @@ class ToDense(SparseModule):
 
 
 # An inverse layer takes a second tensor, which a container cannot give it.
-LAYER_FAMILY = LayerFamily(
-    SparseTensor,
-    "feats",
+LAYER_FAMILY.join(
     convs=(SubMConvNd, SparseConvNd, SparseConvTransposeNd),
     norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, BatchNorm, SyncBatchNorm)),
     relus=dict.fromkeys((nn.ReLU, ReLU)),
     containers=(nn.Sequential, Sequential),
-    feature_names=("feats",),
-    replace="replace",
 )

@@ -76,43 +76,63 @@ class FusableConv(Protocol):
 class LayerFamily:
     """The layers of one library that fusion knows.
 
+    A convolution names its family, and a family names the containers that hold convolutions. So a
+    family is made in a file that both import, and its layers :meth:`join` it where all of them are
+    defined.
+
     Args:
         tensor: The type of its sparse tensors.
         features: The attribute of ``tensor`` that holds the features.
-        convs: Base classes of the convolutions, each a :class:`FusableConv`. A derived class counts
-            as long as it inherits ``forward``.
-        norms: Classes of batch norms. A class that wraps a torch module maps to the name of the
-            attribute that holds it; any other class maps to None. Derived classes do not count.
-        relus: Classes of ReLUs, in the same way.
-        containers: Classes that run their children in order. A derived class counts as long as it
-            inherits ``forward``.
         feature_names: Attributes of ``tensor`` that return the features.
         replace: The method of ``tensor`` that returns a tensor with other features; None: there is
             none.
-        function_modules: Modules of functions on sparse tensors that change no argument.
-        relu_functions: Those of them that are ReLUs.
-
-    The family remembers each class's ``forward`` as it is now. If somebody patches ``forward`` on a
-    class later, fusion leaves that class alone.
     """
 
     def __init__(
         self,
         tensor: type,
         features: str,
-        convs: Iterable[type[nn.Module]],
-        norms: Mapping[type[nn.Module], str | None],
-        relus: Mapping[type[nn.Module], str | None],
-        containers: Iterable[type[nn.Module]] = (),
         *,
         feature_names: Iterable[str] = (),
         replace: str | None = None,
+    ) -> None:
+        self.tensor = tensor
+        self.features: Callable[[Any], Tensor] = operator.attrgetter(features)
+        self.feature_names = frozenset(feature_names)
+        self.replace = replace
+
+    def join(
+        self,
+        convs: Iterable[type[nn.Module]],
+        norms: Mapping[type[nn.Module], str | None],
+        relus: Mapping[type[nn.Module], str | None],
+        containers: Iterable[type[nn.Module]],
+        *,
         function_modules: Iterable[ModuleType] = (),
         relu_functions: Iterable[Callable[..., Any]] = (),
     ) -> None:
-        self.tensor = tensor
-        self.feature_names = frozenset(feature_names)
-        self.replace = replace
+        """Name the layers of the family, once.
+
+        The family remembers each class's ``forward`` as it is now. If somebody patches ``forward``
+        on a class later, fusion leaves that class alone.
+
+        Args:
+            convs: Base classes of the convolutions, each a :class:`FusableConv`. A derived class
+                counts as long as it inherits ``forward``.
+            norms: Classes of batch norms. A class that wraps a torch module maps to the name of the
+                attribute that holds it; any other class maps to None. Derived classes do not count.
+            relus: Classes of ReLUs, in the same way.
+            containers: Classes that run their children in order. A derived class counts as long as
+                it inherits ``forward``.
+            function_modules: Modules of functions on sparse tensors that change no argument.
+            relu_functions: Those of them that are ReLUs.
+        """
+        self._convs: frozenset[Callable[..., Any]] = frozenset(kind.forward for kind in convs)
+        self._norms = {kind: (kind.forward, inner) for kind, inner in norms.items()}
+        self._relus = {kind: (kind.forward, inner) for kind, inner in relus.items()}
+        self._containers: frozenset[Callable[..., Any]] = frozenset(
+            kind.forward for kind in containers
+        )
         self.function_modules = tuple(function_modules)
         self.functions = frozenset(
             value
@@ -122,13 +142,6 @@ class LayerFamily:
         )
         self.relu_functions: frozenset[Callable[..., Any]] = frozenset(
             (torch.relu, torch.relu_, F.relu, F.relu_, *relu_functions)
-        )
-        self.features: Callable[[Any], Tensor] = operator.attrgetter(features)
-        self._convs: frozenset[Callable[..., Any]] = frozenset(kind.forward for kind in convs)
-        self._norms = {kind: (kind.forward, inner) for kind, inner in norms.items()}
-        self._relus = {kind: (kind.forward, inner) for kind, inner in relus.items()}
-        self._containers: frozenset[Callable[..., Any]] = frozenset(
-            kind.forward for kind in containers
         )
 
     def with_features(self, value: Any, feats: Tensor) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
+from compat.spconv.pytorch._family import LAYER_FAMILY
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.nn.fusable import LayerFamily, Norm
@@ -153,9 +154,6 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
     def layer_family(self) -> LayerFamily:
         """Return the layers that this convolution may be fused with."""
-        # The family names the containers too, and they import this module.
-        from compat.spconv.pytorch.modules import LAYER_FAMILY
-
         return LAYER_FAMILY
 
     def forward_fused(
@@ -176,9 +174,9 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the output is the sum and the bias, computed here; see :func:`tritonspconv.fuse`.
+        """True if the layer has no activation, and nobody replaced ``_conv_forward``.
 
-        A layer whose ``_conv_forward`` users replaced is left as it is.
+        :func:`tritonspconv.fuse` leaves other layers as they are.
         """
         return (
             self.act_type is Activation.None_

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from compat.spconv import constants
 from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._convolution import SparseConvolution
+from compat.spconv.pytorch._family import LAYER_FAMILY
 from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.nn.chain import run_chain
-from tritonspconv.nn.fusable import LayerFamily, fuses_now
+from tritonspconv.nn.fusable import fuses_now
 
 __getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch"})
 
@@ -201,13 +202,9 @@ def _apply(module: nn.Module, input: Any) -> Any:
     return module(input)
 
 
-LAYER_FAMILY = LayerFamily(
-    SparseConvTensor,
-    "_features",
+LAYER_FAMILY.join(
     convs=(SparseConvolution,),
     norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm)),
     relus=dict.fromkeys((nn.ReLU, SparseReLU)),
     containers=(nn.Sequential, SparseSequential),
-    feature_names=("features", "_features"),
-    replace="replace_feature",
 )

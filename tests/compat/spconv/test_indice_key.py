@@ -78,6 +78,27 @@ def test_keys_travel_downstream_only(make):
     assert run(y, spconv.SubMConv3d(4, 4, 3)).indice_dict is not y.indice_dict
 
 
+def test_any_dict_serves_as_indice_dict(make):
+    x = make()
+    first, second = subm(key="a"), inverse(key="d")
+    net = first, conv(key="d"), second
+    expected = run(x, *net)
+    y = SparseConvTensor(x.features, x.indices, x.spatial_shape, x.batch_size, indice_dict={})
+    found = run(y, *net)
+    assert y.indice_dict == {}
+    assert found.indices is x.indices
+    assert torch.equal(found.features, expected.features)
+
+
+def test_a_copied_dict_keeps_sites(make, maps):
+    y = run(make(), spconv.SubMConv3d(4, 4, 3))
+    own = y.replace_feature(y.features)
+    own.indice_dict = y.indice_dict.copy()
+    assert own.indice_dict is not y.indice_dict
+    run(own, spconv.SubMConv3d(4, 4, 3))
+    assert maps[0] is maps[1]
+
+
 def test_find_indice_pair(make):
     y = run(make(), subm())
     assert y.find_indice_pair("k") is y.indice_dict["k"]
