@@ -1,4 +1,7 @@
-"""The faces' annotations are true: a small network runs with every shape and dtype checked."""
+"""Annotations are true: a network runs with the shapes and dtypes of every face checked.
+
+So do the public functions and methods of ``ops``, ``coords``, ``kernel_map`` and ``nn``.
+"""
 
 import ast
 import importlib
@@ -11,9 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from tritonspconv import kernels, ops
+from tritonspconv import SparseTensor, coords, kernels, nn, ops
+from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map import kernel_map, map_from_pairs
+from tritonspconv.kernel_map import KernelMap, kernel_map, map_from_pairs
+from tritonspconv.nn._conv import Conv
+from tritonspconv.nn.chain import normalise
+from tritonspconv.ops.batch_norm import train_norm
 from tritonspconv.testing import random_sites
 
 beartype = pytest.importorskip("beartype")
@@ -58,8 +65,8 @@ def checked(face: types.ModuleType, launcher: Any) -> Any:
 
     hints = {name: eval(hint, names) for name, hint in launcher.__annotations__.items()}
     signature = inspect.signature(launcher)
-    parameters = [
-        parameter.replace(annotation=hints[name])
+    parameters = [  # `self` has no annotation
+        parameter.replace(annotation=hints.get(name, parameter.annotation))
         for name, parameter in signature.parameters.items()
     ]
 
@@ -72,6 +79,37 @@ def checked(face: types.ModuleType, launcher: Any) -> Any:
     return jaxtyping.jaxtyped(typechecker=beartype.beartype)(call)
 
 
+def shows_shapes(function: Any) -> bool:
+    """Whether any annotation of a function gives the shape of a tensor."""
+    return any("[Tensor, " in str(hint) for hint in function.__annotations__.values())
+
+
+def annotated_functions() -> dict[str, Any]:
+    """Public functions of these packages whose annotations give shapes."""
+    found = {}
+    for package in (ops, coords, importlib.import_module("tritonspconv.kernel_map"), nn):
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            found |= {
+                f"{info.name}.{name}": function
+                for name, function in launchers(module).items()
+                if shows_shapes(function)
+            }
+    return found
+
+
+def annotated_methods() -> dict[str, tuple[type, Any]]:
+    """Public methods of these packages, with the class of each."""
+    return {
+        f"{kind.__name__}.{name}": (kind, method)
+        for kind in (ActiveSites, Grid, KernelMap, Conv, nn.ToDense)
+        for name, method in vars(kind).items()
+        if name[0] != "_"
+        and inspect.isfunction(function := getattr(method, "__func__", method))
+        and shows_shapes(function)
+    }
+
+
 @pytest.fixture
 def called(monkeypatch) -> set[str]:
     """Have every launcher checked wherever it is called; return the names of those called."""
@@ -80,6 +118,14 @@ def called(monkeypatch) -> set[str]:
     for face in faces():
         for name, launcher in launchers(face).items():
             replaced[launcher] = _counted(checked(face, launcher), f"{face.__name__}.{name}", seen)
+    for name, function in annotated_functions().items():
+        module = sys.modules[function.__module__]
+        replaced[function] = _counted(checked(module, function), name, seen)
+    for name, (kind, method) in annotated_methods().items():
+        function = getattr(method, "__func__", method)
+        call = _counted(checked(sys.modules[kind.__module__], function), name, seen)
+        is_class_method = isinstance(method, classmethod)
+        monkeypatch.setattr(kind, function.__name__, classmethod(call) if is_class_method else call)
     for module in [m for name, m in sys.modules.items() if name.startswith("tritonspconv.")]:
         for name, value in list(vars(module).items()):
             if inspect.isfunction(value) and value in replaced:
@@ -138,3 +184,54 @@ def test_shapes_and_dtypes_are_those_of_the_annotations(device, dtype, called):
     every = {f"{face.__name__}.{name}" for face in faces() for name in launchers(face)}
     missed = {name.removeprefix("tritonspconv.kernels.") for name in every - called}
     assert missed <= never
+
+
+def test_public_functions_keep_their_annotations(device, called):
+    sites = random_sites(60, extent=8, device=device)
+    grid = sites.grid
+    kmap = kernel_map(sites, DOWN)
+    feats = torch.randn(60, 5, device=device, requires_grad=True)
+    ops.sparse_pool(feats, kmap)
+    ops.sparse_channelwise_conv(feats, torch.randn(27, 5, device=device), kmap)
+    ops.pointwise_conv(feats, torch.randn(5, 3, device=device), torch.randn(3, device=device))
+    pooled = ops.global_pool(feats, sites.coords[:, 0], grid.batch_size)
+    ops.global_broadcast(pooled, sites.coords[:, 0])
+    for channels_first in (True, False):
+        dense = ops.to_dense(feats, sites, channels_first=channels_first)
+        ops.from_dense(dense, channels_first=channels_first)
+    ops.to_dense(sites.coords, sites)
+    rows = torch.randint(-1, 60, (7, 2), device=device)
+    gathered = ops.gather_weighted(feats, rows, torch.rand(7, 2, device=device))
+    ops.scatter_weighted(gathered, rows, torch.rand(7, 2, device=device), 60)
+    points = torch.rand(50, 4, device=device)
+    samples = torch.randint(2, (50,), device=device)
+    ops.voxelize(points, [0.2] * 3, [0.0] * 3 + [1.0] * 3, batch_index=samples)
+    norm = ops.TrainingNorm(torch.zeros(5, device=device), torch.ones(5, device=device))
+    train_norm(feats, norm, residual=feats.detach(), relu=True)
+    sites.validate_bounds()
+    sites.as_rows(feats)
+    sites.rows_of(sites.coords.long())
+    assert grid.contains(sites.coords).all()
+    assert torch.equal(grid.coords(grid.keys(sites.coords)), sites.coords)
+    unbounded = Grid.around(sites.coords)
+    coords.unique_rows(unbounded.keys(sites.coords))
+    twice, *_ = coords.unique_sites(sites.coords.repeat(2, 1), unbounded)
+    some = coords.select_sites(twice, torch.arange(9, device=device))
+    coords.union_sites([some, twice])
+    coords.union_sites([some, twice], ascending=False)
+    map_from_pairs(*kmap.pairs(), kmap.n_in, kmap.n_out)
+    x = SparseTensor(feats, sites)
+    layer = nn.SparseConv3d(5, 6, 3, 2, device=device)
+    layer.forward_fused(x, None, relu=True)
+    assert layer.residual_of(x, x) is None
+    layer.fold_scale_shift(torch.ones(6, device=device), torch.ones(6, device=device))
+    normalise(feats, None, relu=True, residual=feats)
+    nn.ToDense()(layer(x))
+    assert {*annotated_functions(), *annotated_methods()} <= called
+    assert len(called) > 20
+
+
+def test_a_wrong_shape_is_noticed(called):
+    """The check of annotations checks."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        ops.gather_weighted(torch.ones(3, 2), torch.zeros(3, 1).long(), torch.ones(2, 1))

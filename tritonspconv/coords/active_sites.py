@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
 from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number, wait_for_values
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Int64, Shaped
 
 _MAX_ROWS = 2**31 - 1
 # A larger index on a GPU is made again for each map, in some 0.05 ms. If it were kept, a network
@@ -80,7 +83,7 @@ class ActiveSites:
         self._sorted_index: SiteIndex | None = None
         self.map_cache: dict[Any, Any] = {}
 
-    def as_rows(self, values: Tensor) -> Tensor:
+    def as_rows(self, values: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "N ..."]:
         """Return ``values`` [N, ...], a row for each site; as a row tensor if sites are bounded."""
         return values if self.bounds is None else as_rows(values, self.bounds)
 
@@ -169,7 +172,7 @@ class ActiveSites:
             index = build_index(self.coords, self.grid)
         return index
 
-    def rows_of(self, coords: Tensor) -> Tensor:
+    def rows_of(self, coords: Int[Tensor, "M axes"]) -> Int64[Tensor, "M"]:
         """Return the row of each of ``coords`` int [M, 1 + D], int64 [M]; -1 where it is no site.
 
         Where rows repeat a site, return the lowest. This is a binary search on every device; the
@@ -181,7 +184,7 @@ class ActiveSites:
         self._sorted_index = index
         return find_rows(index, self.grid.keys(coords))
 
-    def validate_bounds(self) -> Tensor:
+    def validate_bounds(self) -> Int64[Tensor, "N"]:
         """Check that every real row is inside the grid, and return its key, int64 [N].
 
         Waits for the device.

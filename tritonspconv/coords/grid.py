@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from tritonspconv.arguments import whole_number, whole_numbers
 from tritonspconv.kernels.keys import coord_keys, key_coords
 from tritonspconv.waits import wait_for_values
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, Int32, Int64
 
 _MAX_CELLS = 2**62
 
@@ -64,7 +68,7 @@ class Grid:
             )
 
     @classmethod
-    def around(cls, coords: Tensor) -> Grid:
+    def around(cls, coords: Int32[Tensor, "N axes"]) -> Grid:
         """Return the unbounded grid around ``coords`` [N, 1 + D]. Waits for the device once."""
         ndim = coords.shape[1] - 1
         if coords.shape[0] == 0:
@@ -101,15 +105,15 @@ class Grid:
         """Largest coordinate of each spatial axis, inclusive."""
         return tuple(lo + n - 1 for lo, n in zip(self.lower, self.shape, strict=True))
 
-    def contains(self, coords: Tensor) -> Tensor:
+    def contains(self, coords: Int[Tensor, "N axes"]) -> Bool[Tensor, "N"]:
         """Return a bool [N]: which rows of ``coords`` [N, 1 + D] lie in the grid."""
         return self.keys(coords) >= 0
 
-    def keys(self, coords: Tensor) -> Tensor:
+    def keys(self, coords: Int[Tensor, "N axes"]) -> Int64[Tensor, "N"]:
         """Return int64 keys [N] of ``coords`` [N, 1 + D]; -1 for rows outside the grid."""
         return coord_keys(coords, self)
 
-    def coords(self, keys: Tensor) -> Tensor:
+    def coords(self, keys: Int64[Tensor, "N"]) -> Int32[Tensor, "N axes"]:
         """Return int32 coordinates [N, 1 + D] of ``keys`` [N]; the inverse of :meth:`keys`."""
         return key_coords(keys, self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,8 +12,11 @@ from tritonspconv.coords.active_sites import ActiveSites
 from tritonspconv.coords.grid import Grid
 from tritonspconv.waits import wait_for_indices
 
+if TYPE_CHECKING:
+    from jaxtyping import Int32, Int64
 
-def unique_rows(keys: Tensor) -> tuple[Tensor, Tensor]:
+
+def unique_rows(keys: Int64[Tensor, "N"]) -> tuple[Int64[Tensor, "U"], Int64[Tensor, "N"]]:
     """Find the first row of every distinct key.
 
     Args:
@@ -27,7 +31,9 @@ def unique_rows(keys: Tensor) -> tuple[Tensor, Tensor]:
     return _first_rows(*torch.sort(keys, stable=True))
 
 
-def unique_sites(coords: Tensor, grid: Grid) -> tuple[ActiveSites, Tensor, Tensor]:
+def unique_sites(
+    coords: Int32[Tensor, "N axes"], grid: Grid
+) -> tuple[ActiveSites, Int64[Tensor, "U"], Int64[Tensor, "N"]]:
     """Make a set of sites of the distinct rows of a matrix, in the order in which they appear.
 
     Args:
@@ -68,14 +74,14 @@ def _first_rows(ordered: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
     return rows, position_of_row
 
 
-def select_sites(sites: ActiveSites, rows: Tensor) -> ActiveSites:
+def select_sites(sites: ActiveSites, rows: Int64[Tensor, "M"]) -> ActiveSites:
     """Return the sites at ``rows``, int64 [M], in their order and in the same grid."""
     return ActiveSites(sites.coords[rows], sites.grid)
 
 
 def union_sites(
     parts: Sequence[ActiveSites], *, ascending: bool = True
-) -> tuple[ActiveSites, list[Tensor]]:
+) -> tuple[ActiveSites, list[Int64[Tensor, "N"]]]:
     """Return the union of sets of sites in unbounded grids.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,16 @@ from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.invert_table import invert_table
 from tritonspconv.waits import wait_for_number, wait_for_values
 
+if TYPE_CHECKING:
+    from jaxtyping import Int, Int64
+
 
 def map_from_pairs(
-    in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor, n_in: int, n_out: int
+    in_rows: Int[Tensor, "P"],
+    out_rows: Int[Tensor, "P"],
+    tap_ptr: Int64[Tensor, "ends"],
+    n_in: int,
+    n_out: int,
 ) -> KernelMap:
     """Build a kernel map from explicit pairs; the reverse of :meth:`KernelMap.pairs`.
 

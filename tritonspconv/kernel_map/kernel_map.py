@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from tritonspconv.kernels.order_columns import order_columns, pays_to_order
 from tritonspconv.kernels.pairs import list_inputs, pair_lists
 from tritonspconv.kernels.table import NeighborTable, PairList
 from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number
+
+if TYPE_CHECKING:
+    from jaxtyping import Int32, Int64
 
 
 class Relation:
@@ -261,7 +266,9 @@ class KernelMap:
         """Count the pairs. Waits for the device."""
         return wait_for_number((self._relation.out_table.entries(self.kernel_volume) >= 0).sum())
 
-    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+    def pairs(
+        self,
+    ) -> tuple[Int32[Tensor, "P"], Int32[Tensor, "P"], Int64[Tensor, "ends"]]:
         """List all pairs: input rows [P], output rows [P], tap_ptr [V+1]. Waits for the device."""
         table = self._relation.out_table
         rows = table.entries(self.kernel_volume)

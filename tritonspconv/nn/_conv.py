@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from tritonspconv.nn.chain import convolve
 from tritonspconv.nn.fusable import LayerFamily, Norm
 from tritonspconv.ops.conv import Precision
 from tritonspconv.sparse_tensor import SparseTensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Conv(SparseModule):
@@ -100,12 +103,18 @@ class Conv(SparseModule):
         return LAYER_FAMILY
 
     def forward_fused(
-        self, input: SparseTensor, norm: Norm | None, relu: bool, residual: Tensor | None = None
+        self,
+        input: SparseTensor,
+        norm: Norm | None,
+        relu: bool,
+        residual: Float[Tensor, "n_out c_out"] | None = None,
     ) -> SparseTensor:
         """Convolve, normalise, add ``residual`` [n_out, c_out] and clamp, in that order."""
         return self._convolve(input, None, norm, relu, residual)
 
-    def residual_of(self, input: SparseTensor, other: object) -> Tensor | None:
+    def residual_of(
+        self, input: SparseTensor, other: object
+    ) -> Float[Tensor, "n_out c_out"] | None:
         """Return the features of ``other`` if it has the sites of the output for certain."""
         return None
 
@@ -114,7 +123,9 @@ class Conv(SparseModule):
         """True unless :meth:`fold_relu` was called."""
         return not self.relu
 
-    def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
+    def fold_scale_shift(
+        self, scale: Float[Tensor, "c_out"], shift: Float[Tensor, "c_out"]
+    ) -> None:
         """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
         bias = 0 if self.bias is None else self.bias.detach() * scale
         self.weight = nn.Parameter((self.weight.detach() * scale).to(self.weight.dtype))

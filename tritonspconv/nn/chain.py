@@ -10,7 +10,7 @@ modules may be run so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from tritonspconv.kernels.gather_gemm import fuses_epilogue
 from tritonspconv.nn.fusable import LayerFamily, Norm, norm_numbers
 from tritonspconv.ops.batch_norm import takes_training_norm, train_norm
 from tritonspconv.ops.conv import Precision, WeightLayout, compute_dtype, sparse_conv
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def fuses_on(device: torch.device) -> bool:
@@ -88,17 +91,17 @@ def _training_norm(family: LayerFamily, module: nn.Module, feats: Tensor) -> Tra
 
 
 def convolve(
-    feats: Tensor,
-    weight: Tensor,
+    feats: Float[Tensor, "n_in c_in"],
+    weight: Float[Tensor, "..."],
     kernel_map: KernelMap,
-    bias: Tensor | None,
+    bias: Float[Tensor, "c_out"] | None,
     precision: Precision,
     norm: Norm | None,
     relu: bool,
     *,
     weight_layout: WeightLayout = "VIO",
-    residual: Tensor | None = None,
-) -> Tensor:
+    residual: Float[Tensor, "n_out c_out"] | None = None,
+) -> Float[Tensor, "n_out c_out"]:
     """Convolve, normalise, add a residual and clamp, in one call where torch gives the same result.
 
     Torch's batch norm refuses some dtypes of features and parameters, and in training a single row.
@@ -141,8 +144,11 @@ def convolve(
 
 
 def normalise(
-    feats: Tensor, norm: Norm | None, relu: bool, residual: Tensor | None = None
-) -> Tensor:
+    feats: Float[Tensor, "N C"],
+    norm: Norm | None,
+    relu: bool,
+    residual: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "..."]:
     """Return what torch's batch norm, addition and ReLU make of ``feats`` [N, C], in that order.
 
     Where Triton runs, a norm in training, the addition and the ReLU are one node of the autograd

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,6 +14,9 @@ from tritonspconv.nn.fusable import fuses_now
 from tritonspconv.nn.norm import BatchNorm, SyncBatchNorm
 from tritonspconv.nn.pointwise import ReLU
 from tritonspconv.sparse_tensor import SparseTensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 class Sequential(SparseModule, nn.Sequential):
@@ -72,7 +75,7 @@ class ToDense(SparseModule):
         super().__init__()
         self.channels_first = channels_first
 
-    def forward(self, x: SparseTensor) -> Tensor:
+    def forward(self, x: SparseTensor) -> Shaped[Tensor, "B ..."]:
         """Return ``[batch_size, C, *spatial_shape]``, or channels last."""
         return x.dense(channels_first=self.channels_first)
 

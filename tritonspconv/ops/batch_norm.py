@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.ops._second_order import normed_gradients, refuse_second_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,13 +29,13 @@ def takes_training_norm(feats: Tensor, residual: Tensor | None) -> bool:
 
 
 def train_norm(
-    feats: Tensor,
+    feats: Float[Tensor, "N C"],
     norm: TrainingNorm,
     *,
-    residual: Tensor | None = None,
+    residual: Float[Tensor, "N C"] | None = None,
     relu: bool = False,
-    count: Tensor | None = None,
-) -> Tensor:
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "N C"]:
     """Normalise channels by their statistics over all rows, add a residual, clamp at zero.
 
     For features that no :func:`tritonspconv.ops.sparse_conv` has made; that function takes the norm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,16 @@ from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap, NeighborTable
 from tritonspconv.kernels import acc_dtype
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 def sparse_channelwise_conv(
-    feats: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
-) -> Tensor:
+    feats: Float[Tensor, "n_in C"],
+    weight: Float[Tensor, "V C"],
+    kernel_map: KernelMap,
+    bias: Float[Tensor, "C"] | None = None,
+) -> Float[Tensor, "n_out C"]:
     """Convolve each channel with taps of its own.
 
     ``out[o] = bias + sum(feats[i] * weight[v] for (i, o, v) in kernel_map)``.

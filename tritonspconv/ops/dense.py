@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -10,8 +12,13 @@ from tritonspconv.arguments import check_tensor
 from tritonspconv.coords import ActiveSites
 from tritonspconv.graph_capture import refuse_capture
 
+if TYPE_CHECKING:
+    from jaxtyping import Int32, Shaped
 
-def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) -> Tensor:
+
+def to_dense(
+    feats: Shaped[Tensor, "N C"], sites: ActiveSites, *, channels_first: bool = True
+) -> Shaped[Tensor, "B ..."]:
     """Write rows into a dense tensor over their grid, zero elsewhere.
 
     Args:
@@ -60,7 +67,9 @@ def to_dense(feats: Tensor, sites: ActiveSites, *, channels_first: bool = True) 
     return dense.movedim(-1, 1).contiguous() if channels_first else dense
 
 
-def from_dense(x: Tensor, *, channels_first: bool = True) -> tuple[Tensor, Tensor]:
+def from_dense(
+    x: Shaped[Tensor, "B ..."], *, channels_first: bool = True
+) -> tuple[Shaped[Tensor, "N C"], Int32[Tensor, "N axes"]]:
     """Collect the cells of a dense tensor in which any channel is not zero.
 
     Args:

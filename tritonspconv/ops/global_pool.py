@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,19 +13,22 @@ from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.segment_reduce import segment_reduce
 from tritonspconv.ops.pool import PoolMode
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 SegmentMode = Literal["sum", "mean", "max"]
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def global_pool(
-    feats: Tensor,
-    batch_index: Tensor,
+    feats: Float[Tensor, "N C"],
+    batch_index: Int[Tensor, "N"],
     batch_size: int,
     mode: PoolMode = "max",
     *,
     is_sorted: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "{batch_size} C"]:
     """Reduce all rows of each sample, channel by channel.
 
     Args:
@@ -64,7 +67,9 @@ def global_pool(
     return reduce_segments(feats, sample_of_row, perm, bounds[:-1], bounds[1:], segment_mode)
 
 
-def global_broadcast(values: Tensor, batch_index: Tensor, *, is_sorted: bool = False) -> Tensor:
+def global_broadcast(
+    values: Float[Tensor, "B C"], batch_index: Int[Tensor, "N"], *, is_sorted: bool = False
+) -> Float[Tensor, "N C"]:
     """Give every row the values of its sample: the transpose of a global sum.
 
     Args:

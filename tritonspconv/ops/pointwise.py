@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,15 @@ from tritonspconv.kernels.weight_grad import weight_grad
 from tritonspconv.ops._second_order import check_not_converted
 from tritonspconv.ops.conv import compute_dtype
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+
+def pointwise_conv(
+    feats: Float[Tensor, "N c_in"],
+    weight: Float[Tensor, "c_in c_out"],
+    bias: Float[Tensor, "c_out"] | None = None,
+) -> Float[Tensor, "N c_out"]:
     """Multiply every row of features by one matrix: ``feats @ weight + bias``.
 
     Torch multiplies. Under autocast torch would also round the gradients of a float32 weight and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,18 +13,21 @@ from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels.pool import pool_bwd, pool_fwd
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 PoolMode = Literal["max", "avg", "sum"]
 TieRule = Literal["first", "all"]
 
 
 def sparse_pool(
-    feats: Tensor,
+    feats: Float[Tensor, "n_in C"],
     kernel_map: KernelMap,
     mode: PoolMode = "max",
     *,
     ties: TieRule = "first",
     floor: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n_out C"]:
     """Pool sparse features along a kernel map, channel by channel.
 
     A window pools the inputs that are present. An average divides by the number of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from tritonspconv.arguments import check_tensor, whole_number
 from tritonspconv.coords import Grid
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.ops.global_pool import reduce_segments
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 VoxelReduce = Literal["mean", "sum", "max", "first", "none"]
 AxisOrder = Literal["zyx", "xyz"]
@@ -47,11 +50,11 @@ class Voxels:
 
 
 def voxelize(
-    points: Tensor,
+    points: Float[Tensor, "P F"],
     voxel_size: Sequence[float],
     point_range: Sequence[float],
     *,
-    batch_index: Tensor | None = None,
+    batch_index: Int[Tensor, "P"] | None = None,
     reduce: VoxelReduce = "mean",
     max_points: int | None = None,
     max_voxels: int | None = None,

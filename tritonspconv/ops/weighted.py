@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,13 @@ from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.ops.global_pool import global_pool
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
 
-def gather_weighted(feats: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+
+def gather_weighted(
+    feats: Float[Tensor, "N C"], rows: Int64[Tensor, "M K"], weights: Float[Tensor, "M K"]
+) -> Float[Tensor, "M C"]:
     """Sum weighted rows: ``out[m] = sum over k of weights[m, k] * feats[rows[m, k]]``.
 
     Args:
@@ -34,7 +39,12 @@ def gather_weighted(feats: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return _GatherWeighted.apply(feats, rows, weights)
 
 
-def scatter_weighted(feats: Tensor, rows: Tensor, weights: Tensor, n_out: int) -> Tensor:
+def scatter_weighted(
+    feats: Float[Tensor, "M C"],
+    rows: Int64[Tensor, "M K"],
+    weights: Float[Tensor, "M K"],
+    n_out: int,
+) -> Float[Tensor, "{n_out} C"]:
     """Spread rows: ``out[rows[m, k]] += weights[m, k] * feats[m]``.
 
     Args:
