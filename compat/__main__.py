@@ -82,7 +82,8 @@ def _parse(
         help="the library whose import names mean the adapter: spconv or MinkowskiEngine",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    # By hand: releases of argparse disagree about "--" before and within a remainder.
+    # The arguments are split by hand, because releases of argparse disagree about "--" before and
+    # within a remainder.
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:cut])
     rest = list(arguments[cut + 1 :])

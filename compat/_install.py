@@ -52,7 +52,7 @@ _SITE = str(_PACKAGE / "_site")
 
 
 class Installation:
-    """What ``install`` did; as a context manager, undoes it at the end of the block.
+    """The result of ``install``. As a context manager, it undoes ``install`` behind the block.
 
     Leaving the block undoes only what this call did: a switch made earlier stays.
 

@@ -16,7 +16,8 @@ import compat.spconv.pytorch as spconv
 import tritonspconv as ts
 from tritonspconv.testing import random_sites
 
-# What a library says of a caller's mistake. Others, such as IndexError, are faults of its own.
+# Exceptions by which a library may answer a caller's mistake. Others, such as IndexError, are
+# faults of the library.
 REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError)
 
 

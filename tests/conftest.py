@@ -180,6 +180,6 @@ def _poison(dtype: torch.dtype) -> float | int | bool:
         return math.nan
     if dtype is torch.bool:
         return True
-    # Near the top of the range, yet no power of two and no maximum, both of which code may use as a
-    # sentinel of its own: an index that is out of range, a count that is absurd.
+    # An index that is out of range, or an absurd count: near the top of the range. Code may use
+    # powers of two and the maximum as sentinels, so the value is none of them.
     return torch.iinfo(dtype).max // 3 * 2 + 1

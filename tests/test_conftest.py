@@ -1,4 +1,4 @@
-"""What every test may count on, and what CI may not skip."""
+"""Conditions that every test may count on, and tests that CI may not skip."""
 
 import os
 import subprocess

@@ -32,7 +32,7 @@ def test_metadata():
 
 @pytest.mark.parametrize("shape", [None, (4, 5)], ids=str)
 def test_coordinates_are_a_copy(shape):
-    """What the caller writes to its tensor, by whatever way, changes nothing here."""
+    """If the caller writes to its tensor in any way, nothing changes here."""
     coords = COORDS.clone()
     x = SparseTensor(torch.ones(3, 2), coords, spatial_shape=shape)
     weight = torch.randn(9, 2, 2)

@@ -99,7 +99,7 @@ def _global_pool(mode: PoolMode) -> Callable[[ActiveSites, torch.dtype], None]:
     return check
 
 
-# What the report names, and the check of it: an AssertionError tells what is wrong.
+# The name in the report, and the check, which raises an AssertionError with the reason.
 CHECKS: dict[str, Callable[[ActiveSites, torch.dtype], None]] = {
     "submanifold": _submanifold,
     "strided": _strided,
@@ -158,7 +158,7 @@ def _compare(
 
 def _distinct(rows: int) -> Tensor:
     """Return numbers [rows, C], distinct in each channel and never 0: a maximum has one winner."""
-    # Of fewer than 256 rows, bfloat16 holds each number as it is. scatter_reduce halves the
+    # bfloat16 holds the numbers of fewer than 256 rows exactly. scatter_reduce halves the
     # gradient of a maximum that equals what its output held before, even without include_self.
     return torch.stack([torch.randperm(rows) - rows // 2 + 0.5 for _ in range(_CHANNELS[0])], 1)
 

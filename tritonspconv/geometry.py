@@ -43,10 +43,10 @@ class ConvGeometry:
         padding: Shift of the window against the coarse site, in fine sites, per axis.
         dilation: Fine sites between neighbouring taps, per axis.
         transposed: False: inputs are fine, outputs coarse. True: inputs are coarse, outputs fine.
-        sites: How outputs are chosen. ``"same"``: the input sites (submanifold, arXiv:1711.10275).
+        sites: The rule for outputs. ``"same"``: the input sites (submanifold, arXiv:1711.10275).
             ``"reached"``: every site with at least one contributing input (dense-convolution rule).
             ``"cells"``: the occupied cells ``floor(fine / stride)`` (MinkowskiEngine's rule).
-        tap_order: Which axis of the window runs fastest in the tap index.
+        tap_order: The axis of the window that runs fastest in the tap index.
         output_padding: Extra fine sites at the upper end of a transposed output, per axis.
         taps: Positions of the taps where they do not fill a box; see :meth:`of_taps`.
 

@@ -215,8 +215,8 @@ def pool(
         triples: The kernel map.
         n_out: Number of output rows.
         mode: ``"max"``; ``"sum"``; ``"avg"``: the sum over the number of inputs present.
-        ties: Who gets the gradient of a maximum that several inputs share: ``"all"`` of them, each
-            in full, or the ``"first"`` in tap order.
+        ties: The inputs that get the gradient of a maximum that several share: ``"all"`` of them,
+            each in full, or the ``"first"`` in tap order.
         floor: A lower bound on a maximum. An input equal to it still gets the gradient; where every
             input lies below it, none does.
 
@@ -271,7 +271,7 @@ def voxelize(
     Args:
         coords: Sites of the rows, int ``[N, 1 + D]``, with repeats.
         feats: ``[N, C]``.
-        mode: How the rows of a site combine.
+        mode: The rule by which the rows of a site combine.
 
     Returns:
         ``(sites, feats, site_of_row)``: int32 ``[M, 1 + D]`` ascending, ``[M, C]``, int64 ``[N]``.

@@ -148,7 +148,7 @@ class SparseTensor:
 
     @property
     def device(self) -> torch.device:
-        """Where features and coordinates are."""
+        """Device of features and coordinates."""
         return self.feats.device
 
     @property

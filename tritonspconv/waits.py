@@ -1,4 +1,4 @@
-"""What the host reads from the device.
+"""Reads of the device by the host.
 
 Each function waits until the device has computed the value. ``coords`` and ``kernel_map`` wait in
 two other places: ``site_sets.py`` calls ``torch.unique``, and ``kernels/sites.py`` reads the number

@@ -25,7 +25,7 @@ class MinkowskiChannelwiseConvolution(MinkowskiModuleBase):
         kernel_size: Extent of the window; int or one per axis.
         stride: Step of the window; int or one per axis.
         dilation: Step between taps; int or one per axis.
-        bias: Whether to learn a bias.
+        bias: True: the layer learns a bias.
         kernel_generator: Window, stride and dilation in place of the three arguments.
         dimension: Number of spatial axes D; required.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
 
-# What MinkowskiEngine 0.5 asks for in place of an argument that names the number of axes.
+# The argument that MinkowskiEngine 0.5 takes instead of the number of axes.
 KNOWN_DIMENSION = "nothing: the input knows its dimension"
 
 # One int, or one per axis: a list, tuple, NumPy array or tensor.

@@ -174,7 +174,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
 
     @property
     def is_linear(self) -> bool:
-        """Whether no activation was folded into the layer."""
+        """True unless :meth:`fold_relu` was called."""
         return not self._relu
 
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
@@ -246,7 +246,7 @@ class MinkowskiConvolution(MinkowskiConvolutionBase):
         stride: Step of the window; int or one per axis. Outputs are the occupied cells of
             ``stride`` times the input's tensor stride.
         dilation: Step between taps; int or one per axis.
-        bias: Whether to learn a bias.
+        bias: True: the layer learns a bias.
         kernel_generator: Window, stride and dilation in place of the three arguments.
         expand_coordinates: Outputs at every ``u + offset`` on the output's stride.
         convolution_mode: Kept as a label.
@@ -294,7 +294,7 @@ class MinkowskiConvolutionTranspose(MinkowskiConvolutionBase):
         kernel_size: Extent of the window; int or one per axis.
         stride: Factor of upsampling; int or one per axis.
         dilation: Step between taps; int or one per axis.
-        bias: Whether to learn a bias.
+        bias: True: the layer learns a bias.
         kernel_generator: Window, stride and dilation in place of the three arguments.
         expand_coordinates: Outputs at all sites that an input reaches, on a map of their own.
         convolution_mode: Kept as a label.

@@ -172,8 +172,8 @@ class CoordinateManager(FieldMaps):
             dilation: Step between taps; int or one per axis.
             region_type: Shape of the window, or its integer.
             region_offset: Taps of a CUSTOM region.
-            is_transpose: Whether the output is the finer side.
-            is_pool: Whether the map is a pool's.
+            is_transpose: True: the output is the finer side.
+            is_pool: True: the map is that of a pool.
 
         Waits for the device.
         """

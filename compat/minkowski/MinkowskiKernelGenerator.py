@@ -22,7 +22,7 @@ _MAX_DIMENSION = 1024
 
 
 class Window(NamedTuple):
-    """What a kernel map depends on in a kernel generator, the stride apart; hashable.
+    """The part of a kernel generator that decides a kernel map, without the stride; hashable.
 
     Attributes:
         kernel_size: Extent, per axis.

@@ -173,7 +173,7 @@ def to_sparse(
         format: A letter for each axis: ``B`` first, one ``C``, ``X`` for spatial axes. Default:
             ``"BCX...X"``.
         coordinates: Not read, as in the original.
-        device: Where the result is made. Default: the device of ``x``.
+        device: Device of the result. Default: the device of ``x``.
 
     Raises:
         AssertionError: ``x`` has no spatial axis, or ``format`` is of another form.
@@ -195,7 +195,7 @@ def to_sparse_all(dense_tensor: Tensor, coordinates: Tensor | None = None) -> Sp
 
     Args:
         dense_tensor: Dense tensor (B, C, *spatial axes).
-        coordinates: What :func:`dense_coordinates` returns for its shape, when kept from before.
+        coordinates: The result of :func:`dense_coordinates` for this shape, if you have it already.
 
     Raises:
         AssertionError: There is no spatial axis.

@@ -63,12 +63,12 @@ class SparseTensor(Tensor):
         tensor_stride: Input units between neighbouring sites; int or one per axis.
         coordinate_map_key: Key of the map to use instead of coordinates.
         coordinate_manager: Manager of the map; a new one by default.
-        quantization_mode: What becomes of features whose coordinates repeat: RANDOM_SUBSAMPLE, the
+        quantization_mode: The rule for features whose coordinates repeat: RANDOM_SUBSAMPLE, the
             first is kept; UNWEIGHTED_AVERAGE, UNWEIGHTED_SUM, MAX_POOL; NO_QUANTIZATION, none may
             repeat.
         allocator_type, minkowski_algorithm: Labels of a new manager.
-        requires_grad: Whether the features require a gradient.
-        device: Where to move features and coordinates first.
+        requires_grad: True: the features require a gradient.
+        device: Features and coordinates are moved to this device first.
 
     Attributes:
         unique_index: Rows of ``features`` whose coordinates were kept, int64 [U], ascending. Only

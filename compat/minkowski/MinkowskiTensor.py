@@ -1,4 +1,4 @@
-"""What sparse tensors and fields have in common."""
+"""The base of sparse tensors and fields."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether the features require a gradient."""
+        """True if the features require a gradient."""
         return self._F.requires_grad
 
     def requires_grad_(self, requires_grad: bool = True) -> None:
@@ -263,7 +263,7 @@ class Tensor:
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
+        """Device of the features."""
         return self._F.device
 
     @property

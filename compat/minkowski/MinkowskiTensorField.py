@@ -63,8 +63,8 @@ class TensorField(Tensor):
         quantization_mode: How :meth:`sparse` combines the points of a cell: UNWEIGHTED_AVERAGE,
             UNWEIGHTED_SUM, RANDOM_SUBSAMPLE (the first) or MAX_POOL.
         allocator_type, minkowski_algorithm: Labels of a new manager.
-        requires_grad: Whether the features require a gradient.
-        device: Where to move features and coordinates first.
+        requires_grad: True: the features require a gradient.
+        device: Features and coordinates are moved to this device first.
 
     Attributes:
         unique_index: The first point of each cell, int64 [U], of the newest :meth:`sparse` without

@@ -25,7 +25,7 @@ class CoordinateMap:
         sites: The active sites; an attribute.
         tensor_stride: The stride of the map's key, 0 for an origin; an attribute.
         unit: Input units per cell, per axis; an attribute.
-        ascends: Whether the batch index is known to ascend with the rows.
+        ascends: True: the batch index is known to ascend with the rows.
 
     Raises:
         MinkowskiError: Coordinates would not fit int32.
@@ -90,12 +90,12 @@ class CoordinateMap:
 
     @property
     def batch_is_known_to_ascend(self) -> bool:
-        """Whether the batch index ascends, as far as is known without asking the device."""
+        """True if the batch index is known to ascend; does not wait for the device."""
         return self._batch_ascends is True
 
     @property
     def batch_ascends(self) -> bool:
-        """Whether the batch index ascends with the rows. May wait for the device, once."""
+        """True if the batch index ascends with the rows. May wait for the device, once."""
         if self._batch_ascends is None:
             batch = self.batch_index
             self._batch_ascends = bool((batch[1:] >= batch[:-1]).all())

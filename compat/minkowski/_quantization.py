@@ -24,7 +24,7 @@ def reduce_rows(features: Tensor, rows: Tensor, position: Tensor, mode: Mode) ->
         features: [N, C], one row per point.
         rows: First point of each site, int64 [U], ascending.
         position: Site of each point, int64 [N].
-        mode: How the points of a site combine.
+        mode: The rule by which the points of a site combine.
 
     Returns:
         [U, C], a copy also where no two points share a site, so that a later in-place change does

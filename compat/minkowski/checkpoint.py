@@ -50,7 +50,7 @@ def to_spconv(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[st
     ``conv.kernel`` becomes ``conv.weight``, ``norm.bn.weight`` becomes ``norm.weight``.
 
     Args:
-        state_dict: Of the MinkowskiEngine network.
+        state_dict: State of the MinkowskiEngine network.
         model: That network.
 
     Raises:
@@ -69,7 +69,7 @@ def from_spconv(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[
     """Return a state dict for ``model`` from that of the spconv network with its layers and names.
 
     Args:
-        state_dict: Of the spconv network; weights ``[out, *kernel_size, in]``.
+        state_dict: State of the spconv network; weights ``[out, *kernel_size, in]``.
         model: The MinkowskiEngine network.
 
     Raises:

@@ -112,14 +112,14 @@ class GPUMemoryAllocatorType(_BackendEnum):
 
 
 class SparseTensorOperationMode(Enum, metaclass=_Members):
-    """Whether tensors built from coordinates get a coordinate manager each, or share one."""
+    """Tensors that are built from coordinates share one coordinate manager, or each has its own."""
 
     SEPARATE_COORDINATE_MANAGER = 0
     SHARE_COORDINATE_MANAGER = 1
 
 
 class SparseTensorQuantizationMode(Enum, metaclass=_Members):
-    """What becomes of the features of points that fall into one voxel."""
+    """The rule for the features of points that fall into one voxel."""
 
     RANDOM_SUBSAMPLE = 0
     UNWEIGHTED_AVERAGE = 1

@@ -24,7 +24,7 @@ def module_getattr(
         modules: Names that mean modules, and those: ``{"tv": "compat.cumm.tensorview"}``.
         elsewhere: Modules, and the names of theirs that this one shows, separated by spaces.
         refused: Names that are not provided, separated by spaces, and what to do instead.
-        otherwise: What to do instead of any other public name.
+        otherwise: The advice for every other public name.
     """
     targets: dict[str, tuple[str, str | None]] = {
         name: (target, None) for name, target in (modules or {}).items()
@@ -52,7 +52,7 @@ def refuse_module(module: str, hint: str) -> NoReturn:
 
     Args:
         module: Its name.
-        hint: What it is and what to do instead.
+        hint: The name's meaning, and what to use instead.
 
     Raises:
         ImportError: Always.

@@ -154,7 +154,7 @@ def load_state_dict(
         state_dict_or_path: A state dict, a checkpoint that holds one (:func:`state_dict_key`), or
             the file of either.
         layout: As for :func:`convert_state_dict`.
-        strict: As for ``nn.Module.load_state_dict``.
+        strict: The argument of ``nn.Module.load_state_dict``.
         one_by_one: As for :func:`convert_state_dict`.
 
     Returns:

@@ -2,8 +2,8 @@
 
 Read by the adapter: ``SPCONV_ALLOW_TF32`` (at every call), ``SAVED_WEIGHT_LAYOUT`` (at every load),
 ``SPCONV_FX_TRACE_MODE`` and ``SPCONV_DEBUG_SAVE_PATH``. The others may be assigned and read;
-nothing depends on them. What spconv takes from the environment is read there when it is first
-needed, not at import.
+nothing depends on them. Settings that spconv takes from the environment are read on first use, not
+at import.
 """
 
 import os

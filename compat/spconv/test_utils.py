@@ -67,7 +67,7 @@ def generate_sparse_data(
         integer: Draw whole numbers.
         data_range: Smallest and largest value.
         with_dense: Also return the dense grid.
-        dtype: Of the features.
+        dtype: Data type of the features.
         shape_scale: Use multiples of this number as coordinates only.
 
     Returns:

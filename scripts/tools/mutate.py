@@ -94,9 +94,9 @@ class Mutant(NamedTuple):
         line: Its number.
         before: The line as it is.
         after: The line as it becomes.
-        start: Where the replaced text begins, in bytes of the file.
-        stop: Where it ends.
-        text: What takes its place.
+        start: Start of the replaced text, in bytes of the file.
+        stop: Its end.
+        text: The text that takes its place.
     """
 
     path: str

@@ -52,10 +52,10 @@ class Sample:
     """The masks of a table's columns.
 
     Args:
-        name: What the table is of.
+        name: Name of the table.
         sites: Its input sites.
         geometry: Its geometry.
-        weight: How much it counts.
+        weight: Its weight.
     """
 
     def __init__(

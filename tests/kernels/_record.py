@@ -57,7 +57,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes of the device.
+    """Resources of the device that a compiled kernel takes.
 
     Attributes:
         shared_bytes: Shared memory (AMD: LDS) of a block, in bytes.

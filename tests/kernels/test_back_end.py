@@ -1,4 +1,4 @@
-"""Which back end a device has."""
+"""The choice of the back end for a device."""
 
 import warnings
 

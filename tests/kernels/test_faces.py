@@ -80,7 +80,7 @@ def checked(face: types.ModuleType, launcher: Any) -> Any:
 
 
 def shows_shapes(function: Any) -> bool:
-    """Whether any annotation of a function gives the shape of a tensor."""
+    """Return whether any annotation of a function gives the shape of a tensor."""
     return any("[Tensor, " in str(hint) for hint in function.__annotations__.values())
 
 

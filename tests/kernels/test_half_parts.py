@@ -16,7 +16,7 @@ from tritonspconv.kernels.triton.half_parts import HalfParts, split_half
 
 
 def value(parts: HalfParts) -> Tensor:
-    """What the parts stand for, in float64."""
+    """Return the tensor that the parts stand for, in float64."""
     exponent = min(15 - int(torch.frexp(parts.largest.cpu())[1]), 126)
     low = 0 if parts.low is None else parts.low.double()
     return (parts.high.double() + low * 2.0**-11) * 2.0**-exponent

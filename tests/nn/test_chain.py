@@ -1,6 +1,6 @@
 """Engine containers that run some of their layers as one.
 
-What decides is shared with ``compat.spconv``; see tests/compat/spconv/test_fused_layers.py.
+``compat.spconv`` shares the rule; see tests/compat/spconv/test_fused_layers.py.
 """
 
 import copy

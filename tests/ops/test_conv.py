@@ -826,7 +826,7 @@ def test_training_norm_of_halves(device, dtype):
 
 @every_back_end
 def test_a_relu_that_rounds_to_zero_passes_no_gradient(device):
-    """As torch's, which looks at its output: there, a positive number too small is zero."""
+    """A positive number that rounds to zero passes none, as in torch."""
     kmap = kernel_map(random_sites(60, extent=6, device=device), POINTWISE)
     dtype = torch.float16
     feats, weight, _ = operands(kmap, 4, 5, dtype)

@@ -211,7 +211,7 @@ def _penalty_grads(run: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tens
 
 
 def test_a_gradient_penalty_equals_that_of_a_dense_network() -> None:
-    """As issue trackers ask for it: the norm of ``autograd.grad(net(x).sum(), x)`` as a loss."""
+    """A loss is the norm of ``autograd.grad(net(x).sum(), x)``, as in gradient penalties."""
     sparse = ts.nn.SubMConv2d(2, 3, 3, dtype=torch.float64)
     coords = torch.cartesian_prod(torch.arange(1), torch.arange(5), torch.arange(5)).int()
     x = ts.SparseTensor(double(25, 2), coords, spatial_shape=(5, 5), batch_size=1)

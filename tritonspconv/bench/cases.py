@@ -31,7 +31,7 @@ class Trial:
     """One library, ready to run a case.
 
     Attributes:
-        runs: What to measure, by name of the pass.
+        runs: The functions to measure, by name of the pass.
         check: Returns the relative errors by name.
     """
 
@@ -174,7 +174,7 @@ class _Entry:
         except Exception as error:  # a library may raise anything; the others go on
             message = first_line(error)
         if message:
-            # What is left of it can hold gigabytes, as long as the error does.
+            # The error keeps the frames of the failed case alive, and with them gigabytes.
             gc.collect()
         try:
             self.meter.synchronize()

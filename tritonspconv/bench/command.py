@@ -180,7 +180,7 @@ def _measured_apart(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tf32.json"
         command = [sys.executable, "-m", "tritonspconv", *_arguments_apart(args, path)]
-        # What the process prints goes to the same screen.
+        # The process prints to this terminal.
         subprocess.run(command, env={**os.environ, "SPCONV_ALLOW_TF32": "1"}, check=False)
         if not path.exists():
             print("tf32: its process wrote no results", flush=True)

@@ -44,14 +44,14 @@ MODULES = {
     "compat.spconv": "compat.spconv.pytorch",
     "MinkowskiEngine": "MinkowskiEngine",
 }
-# Whose float32 result the others are compared with: the last of these that is here.
+# The others are compared with the float32 result of the last of these libraries that is installed.
 JUDGES = (OURS, "compat.spconv", "MinkowskiEngine")
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
 # ‖result - reference‖ / ‖reference‖ against the float32 result of another library. Rounding grows
 # over some forty layers and flips ReLUs; a wrong layer gives errors near one.
 OUT_TOLERANCE = {"float32": 2e-3, "float16": 5e-2}
 GRADIENT_TOLERANCE = {"float32": 5e-2, "float16": 2e-1}
-# Where torch.amp.GradScaler starts: gradients of a mean over all rows vanish in float16.
+# The first scale of torch.amp.GradScaler: gradients of a mean over all rows vanish in float16.
 LOSS_SCALE = 2.0**16
 
 
@@ -71,7 +71,7 @@ class Library:
 
     @property
     def is_spconv(self) -> bool:
-        """Whether it has spconv's interface."""
+        """True: the library has spconv's interface."""
         return self.name == "compat.spconv"
 
     def tensor(self, feats: Tensor, scene: Scene) -> Any:

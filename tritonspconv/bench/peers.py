@@ -27,7 +27,7 @@ class Peer:
         module: Its ``spconv.pytorch``.
         constants: Its ``spconv.constants``.
         algo: Passed to every layer; None leaves the choice to the library.
-        version: Of the installed distribution.
+        version: Version of the installed distribution.
     """
 
     name: str

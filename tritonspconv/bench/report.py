@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """What the table shows."""
+        """The caption of the table."""
         if self.measurement is None:
             return "-" if self.status == "n/a" else self.status
         median = self.measurement.median
@@ -146,7 +146,7 @@ class Report:
         """Keep the rows of another process's report, which that process has printed.
 
         Args:
-            content: What :meth:`content` returned there.
+            content: The result of :meth:`content` there.
         """
         for saved in content["rows"]:
             header, labels = tuple(saved["labels"]), tuple(saved["labels"].values())

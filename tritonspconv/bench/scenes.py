@@ -20,7 +20,7 @@ class Scene:
     """Active voxels of a batch.
 
     Attributes:
-        name: What the tables call it.
+        name: Its name in the tables.
         indices: int32 ``[N, 4]``: batch, z, y, x; distinct rows.
         spatial_shape: Extents along z, y, x.
         batch_size: Number of samples.
@@ -55,10 +55,10 @@ class SceneStore:
     """Makes scenes when they are first asked for.
 
     Args:
-        device: Where the voxels live.
+        device: Device of the voxels.
         waymo: Scan of a sensor that looks around; simulated if None.
         kitti: Scan cropped to the view to the front; simulated if None.
-        sphere_radius: Of the sphere's shell, in voxels.
+        sphere_radius: Thickness of the sphere's shell, in voxels.
         max_points: Use a run of this many points of a scan; None: all.
     """
 

@@ -42,7 +42,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured of a run, in several rounds.
+    """Values of a run that were measured in several rounds.
 
     Libraries take turns round by round, so that a host or a card that grows faster or slower
     meanwhile does so for all of them.
@@ -71,7 +71,7 @@ class Meter:
     """Measures on one device.
 
     Args:
-        device: Where the work runs.
+        device: Device of the work.
         quick: Fewer repetitions.
     """
 
@@ -81,7 +81,7 @@ class Meter:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the device is a CUDA or ROCm GPU."""
+        """True if the device is a CUDA or ROCm GPU."""
         return self.device.type == "cuda"
 
     def synchronize(self) -> None:
@@ -106,7 +106,7 @@ class Meter:
 
     @property
     def peak(self) -> Metric:
-        """What a run adds to the memory that torch has allocated, at its peak; GPU only."""
+        """The memory that a run adds at its peak to torch's allocated memory; GPU only."""
         return Metric(self._peak, "MiB")
 
     def _layer(self, run: Run) -> list[float]:

@@ -17,8 +17,8 @@ class Signature(NamedTuple):
     """What a captured function was given: the same at every call, but for rows and values.
 
     Attributes:
-        kinds: What each leaf of the arguments is. ``"coords"`` and ``"rows"`` have one row for each
-            site; ``"fixed"`` tensors keep their shape; ``"equal"`` values must not change;
+        kinds: The kind of each leaf of the arguments. ``"coords"`` and ``"rows"`` have one row for
+            each site; ``"fixed"`` tensors keep their shape; ``"equal"`` values must not change;
             ``"unread"`` values must not be read.
         values: The value of each ``"equal"`` leaf; shape behind the rows, dtype, device and whether
             it needs gradients, of each tensor.

@@ -13,7 +13,7 @@ _WARM_UPS = 2
 
 
 class GraphMemory(NamedTuple):
-    """What all graphs of a captured function share.
+    """The stream and memory that all graphs of a captured function share.
 
     Attributes:
         pool: Their memory, from ``torch.cuda.graph_pool_handle``.
@@ -43,7 +43,7 @@ class Program(Generic[T]):
         memory: Memory and stream of the graph.
 
     Attributes:
-        result: What ``work`` returned while it was captured; tensors in it are static.
+        result: The result of ``work`` while it was captured; tensors in it are static.
 
     Raises:
         RuntimeError: The work does something that a graph cannot hold.

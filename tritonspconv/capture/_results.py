@@ -15,7 +15,7 @@ from tritonspconv.coords.site_plan import SitePlan
 
 
 class Outputs(NamedTuple):
-    """What a function returned, and from which arguments.
+    """The result of a function, and the arguments that it came from.
 
     Attributes:
         tree: Its result; rows are row tensors.

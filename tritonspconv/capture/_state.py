@@ -1,4 +1,4 @@
-"""What running a network once changes besides its result, so that a rehearsal can be undone."""
+"""The state that one run of a network changes, so that a rehearsal can be undone."""
 
 from __future__ import annotations
 

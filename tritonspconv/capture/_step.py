@@ -49,7 +49,7 @@ def capture_step(
         reads: Entries of dicts that the function reads; None: all.
         capacities: Largest numbers of input rows.
         headroom: Room for more sites of strided layers.
-        on_overflow: What happens to a step that does not fit.
+        on_overflow: The answer to a step that does not fit.
         optimize: Call :func:`tritonspconv.optimize` on the modules, which stay optimised.
         kwargs: Keyword arguments of the example step.
 

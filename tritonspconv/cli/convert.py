@@ -11,16 +11,16 @@ model_state_dict. All else in it is kept as it is; an optimizer's state too, so 
 converted file, whose momenta still have the old layout.
 
 With --model, a function without arguments that returns the network, the layers' own shapes decide.
-Without it they are inferred: a weight is taken for that of a sparse convolution if it has as many
-axes as --ndim says, and if all that would be its kernel's axes in some layout are at most 9 long.
+Without it they are inferred. A weight counts as that of a sparse convolution if it has as many axes
+as --ndim says, and if in some layout no axis of its kernel is longer than 9.
 KRSC is told from the two others wherever channels are larger than that. RSKC and RSCK have the same
 axes, but for the channels' order: only a bias, which has as many entries as outputs, tells them
-apart. What stays ambiguous is refused: pass --layout or --model. Dense convolutions of as many axes
-with at most 9 channels, and 1x1 convolutions with a stride, need --model.
+apart. A file whose layout stays ambiguous is refused: pass --layout or --model. Dense convolutions
+of as many axes with at most 9 channels, and 1x1 convolutions with a stride, need --model.
 
 --from-minkowski and --to-minkowski convert between MinkowskiEngine and spconv networks whose layers
-have the same names and compute the same; --model returns the MinkowskiEngine one. Which layers can
-be converted is in compat/minkowski/checkpoint.py; others are refused.
+have the same names and compute the same; --model returns the MinkowskiEngine one. Layers
+that can be converted are listed in compat/minkowski/checkpoint.py; others are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a subcommand raises to end in one line."""
+"""The error that ends a subcommand with one line."""
 
 
 class CommandError(Exception):

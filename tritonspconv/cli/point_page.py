@@ -58,7 +58,7 @@ def write_page(path: Path, title: str, clouds: list[Cloud]) -> None:
     Args:
         path: The file; its folder is made.
         title: A line over the picture.
-        clouds: What the buttons choose from; the first is shown first.
+        clouds: The choices of the buttons; the first is shown first.
     """
     every = torch.cat([cloud.places for cloud in clouds])
     low, high = every.amin(dim=0), every.amax(dim=0)

@@ -4,7 +4,7 @@
   tritonspconv run --as MinkowskiEngine -- -m package.train
   torchrun --nproc-per-node 8 -m tritonspconv run --as spconv -- tools/train.py
 
-The program's worker processes get the same names. What follows -- is what would follow "python". A
+The program's worker processes get the same names. Behind -- stand the arguments of "python". A
 module called compat in the program's folder does not take the place of the adapters.
 """
 
@@ -19,7 +19,7 @@ def start(arguments: Sequence[str]) -> NoReturn:
     """Replace this process by Python running the program.
 
     Args:
-        arguments: What follows ``tritonspconv run``.
+        arguments: The arguments behind ``tritonspconv run``.
     """
     runner = importlib.import_module("tritonspconv.compat.__main__")
     runner.main(arguments, module="tritonspconv", description=__doc__)

@@ -7,7 +7,7 @@ For each pair of channels the forward kernel is tuned in both directions, the se
 the input gradient, and the weight gradient once, on submanifold 3x3x3 maps of a LiDAR scan. The
 search starts from the fixed choice of the library and changes one number at a time as long as that
 helps. A tile counts if its result agrees with that of the fixed choice, and is kept if it is faster
-by 3 %. What the file holds for other problems stays. Without the variable nothing changes, and
+by 3 %. Tiles of other problems stay in the file. Without the variable nothing changes, and
 nothing is ever tuned while a program runs.
 """
 
@@ -81,7 +81,7 @@ def search(
     """Return the fastest tile found and the times in ms, its own and that of the fixed choice.
 
     Args:
-        launch: What to tune.
+        launch: The problems to tune.
         tolerance: Largest relative error against the result of the fixed choice.
         meter: Takes the times.
 

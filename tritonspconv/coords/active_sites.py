@@ -31,14 +31,14 @@ class ActiveSites:
         coords: int32 [N, 1 + D], batch index first; kept by reference, so do not write to them.
         grid: The box the coordinates live in.
         index: A lookup index of ``coords``, if there is one already. A large one is not kept.
-        bounds: How many rows are real, where ``coords`` are padded to a capacity; None: those of
+        bounds: The number of real rows, if ``coords`` are padded to a capacity; None: that of
             ``coords`` if they are a row tensor, else all.
 
     Attributes:
         coords: int32 [N, 1 + D], contiguous.
         grid, bounds: The arguments.
         count: Number of real rows, int64 [] on the device; None: all rows are real.
-        device: Where the coordinates are.
+        device: Device of the coordinates.
         map_cache: The kernel maps that start from these sites; see
             :func:`tritonspconv.kernel_map.kernel_map`.
 
@@ -76,7 +76,7 @@ class ActiveSites:
         self.device = coords.device
         self.grid = grid
         self._index = index if index is not None and _is_kept(index) else None
-        # Whether rows repeat: a bool, or a flag on the device that was not read yet, or None.
+        # The answer of `has_repeats`: a bool, a flag on the device that was not read yet, or None.
         self._repeats: Tensor | bool | None = None
         if index is not None and index.kind == "bitmap":
             self._repeats = False
@@ -115,7 +115,7 @@ class ActiveSites:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether a map has to look for rows that repeat another row. Does not wait.
+        """True if a map has to look for rows that repeat another row. Does not wait.
 
         False for generated sites, and after :meth:`has_repeats` found no repeated row. Always True
         for an index of sorted keys, where the look costs nothing.
@@ -175,8 +175,8 @@ class ActiveSites:
     def rows_of(self, coords: Int[Tensor, "M axes"]) -> Int64[Tensor, "M"]:
         """Return the row of each of ``coords`` int [M, 1 + D], int64 [M]; -1 where it is no site.
 
-        Where rows repeat a site, return the lowest. This is a binary search on every device; the
-        keys are sorted on first use and kept.
+        If several rows repeat a site, the result is the lowest. This is a binary search on every
+        device; the keys are sorted on first use and kept.
         """
         index = self._sorted_index or self._index
         if index is None or index.kind != "sorted":

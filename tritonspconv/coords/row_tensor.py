@@ -1,6 +1,6 @@
 """RowTensor: a tensor of which only the first rows are real, and which keeps code honest about it.
 
-User code between sparse layers sees features and coordinates as tensors. Where rows are padded up
+User code between sparse layers sees features and coordinates as tensors. If rows are padded up
 to a capacity, ``features.mean(0)`` would silently count the padding. A :class:`RowTensor` lets
 functions through that treat each row by itself, and refuses all others by name.
 """
@@ -24,7 +24,7 @@ Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class RowBounds(NamedTuple):
-    """How many rows of a tensor are real.
+    """The number of real rows of a tensor.
 
     Attributes:
         count: int64 [], on the tensor's device; None: all rows are real, and ``plan`` records.

@@ -23,7 +23,7 @@ class SitePlan:
 
     Args:
         capacities: Rows of each site set, in order; None: record.
-        device: Where the flags are kept.
+        device: Device of the flags.
 
     Attributes:
         sizes: Number of sites of each set that was recorded.
@@ -50,7 +50,7 @@ class SitePlan:
 
     @property
     def records(self) -> bool:
-        """Whether the plan records sizes, so that sites are not bounded."""
+        """True: the plan records sizes, and sites are not bounded."""
         return self.capacities is None
 
     def record(self, size: int) -> None:

@@ -33,7 +33,7 @@ from tritonspconv.demo.scenes import (
 from tritonspconv.models.lidar import second_encoder, sparse_unet
 from tritonspconv.points import VoxelGrid, voxel_range
 
-# Of a scan with fewer voxels, a level of a network may hold a single one.
+# If a scan has fewer voxels, a level of a network may hold a single one.
 FEW_VOXELS = 1000
 # Levels of the SECOND encoder: stride, and the input voxel (z, y, x) that voxel 0 is centred on.
 SECOND_LEVELS = {

@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How far a layer is from the reference.
+    """The distance of a layer from the reference.
 
     Attributes:
         layer: Name of the layer.
@@ -46,7 +46,7 @@ def check_layers(
     Args:
         spconv: The module with the sparse layers.
         indices: Voxels of the scan, int ``[N, 4]``: batch, z, y, x.
-        device: Where the layers run.
+        device: Device of the layers.
         dtype: Type of the features and the weights.
         rows: Voxels in the piece.
     """

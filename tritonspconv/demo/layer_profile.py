@@ -16,7 +16,7 @@ Columns = tuple[str, ...]
 
 @dataclass
 class LayerRecord:
-    """What one layer did; times in ms, one entry a pass."""
+    """Measurements of one layer; times in ms, one entry a pass."""
 
     name: str
     kind: str
@@ -38,7 +38,7 @@ class LayerProfiler:
     Args:
         spconv: The module that the network was built from.
         network: The network.
-        device: Where it runs.
+        device: Device of the network.
     """
 
     def __init__(self, spconv: ModuleType, network: nn.Module, device: torch.device) -> None:

@@ -29,7 +29,7 @@ class Level:
     """One resolution of a network.
 
     Attributes:
-        name: What to call it.
+        name: Its title.
         stride: Input voxels along z, y, x in one voxel of this level.
         indices: int ``[N, 4]``: batch, z, y, x.
         centre: The input voxel (z, y, x) in the middle of what voxel 0 of this level sees.

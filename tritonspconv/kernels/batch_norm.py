@@ -27,7 +27,7 @@ def batch_norm(
 
     Args:
         feats: [n, c], contiguous; float16, bfloat16 or float32; ``n >= 2``, ``c >= 1``.
-        norm: Of c channels; its running statistics move.
+        norm: Batch norm of c channels; its running statistics move.
         relu: Clamp the result at zero.
         residual: [n, c], contiguous, in the dtype of ``feats``: added before the result is clamped;
             None: nothing.

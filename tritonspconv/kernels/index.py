@@ -67,7 +67,7 @@ class ReachedSites(NamedTuple):
     Attributes:
         coords: int32 [M, 1 + D], ascending by key; the batch index of padding rows is -1.
         site_index: Their index.
-        flag: Whether the flag that was to be read is not zero; None where none was read.
+        flag: True if ``flag`` was not zero; None if no flag was passed.
         num_sites: int64 [], the number of sites, on the device; None: M.
     """
 

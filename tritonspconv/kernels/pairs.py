@@ -22,7 +22,7 @@ def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -
         table: The table of the outputs.
         taps: Taps to list: V, or ceil(V/2) of a mirrored map.
         capacity: An upper bound of the number of pairs.
-        mirrored: Whether the list stands for the other taps too; see :class:`PairList`.
+        mirrored: True: the list stands for the other taps too; see :class:`PairList`.
 
     Returns:
         The list, of which the first ``tap_ptr[-1]`` columns are written. No wait for a GPU.

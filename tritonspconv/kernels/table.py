@@ -93,7 +93,7 @@ class ConvMap(Protocol):
 
     @property
     def is_inverse(self) -> bool:
-        """Whether ``pair_list`` names the map's output rows first."""
+        """True if ``pair_list`` names the map's output rows first."""
         ...
 
     @property

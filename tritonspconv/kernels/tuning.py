@@ -36,7 +36,7 @@ class TunableLaunch(NamedTuple):
     """One matrix kernel on one set of operands.
 
     Attributes:
-        problem: What a tile is for.
+        problem: The problem that a tile is for.
         log2_rows: Bits of the number of rows, or of pairs.
         fixed: The tile that the library chooses.
         run: Computes with a tile; returns None where the device cannot run it.

@@ -53,7 +53,7 @@ def run_chain(
         family: The layers that may be fused.
         modules: The container's children.
         value: The input of the first module.
-        apply: How the container runs a single module.
+        apply: The function by which the container runs a single module.
     """
     place, end = 0, len(modules)
     while place < end:
@@ -112,11 +112,11 @@ def convolve(
         feats: Input rows [n_in, c_in].
         weight: See :func:`sparse_conv`, like ``kernel_map``, ``bias``, ``precision`` and
             ``weight_layout``.
-        kernel_map: Which rows meet under which tap.
+        kernel_map: The pairs of input and output rows of each tap.
         bias: [c_out], or None.
         precision: Products of float32 operands.
         norm: The batch norm behind the convolution, or None.
-        relu: Whether a ReLU comes last.
+        relu: True: a ReLU comes last.
         weight_layout: The layout of ``weight``.
         residual: Added after the norm, before the ReLU; None: nothing.
     """
@@ -151,7 +151,7 @@ def normalise(
 ) -> Float[Tensor, "..."]:
     """Return what torch's batch norm, addition and ReLU make of ``feats`` [N, C], in that order.
 
-    Where Triton runs, a norm in training, the addition and the ReLU are one node of the autograd
+    On a GPU with Triton a norm in training, the addition and the ReLU are one node of the autograd
     graph.
     """
     if isinstance(norm, TrainingNorm):

@@ -24,8 +24,8 @@ class SubMConvNd(Conv):
         dilation: Step between taps.
         bias: Add a learnt number to each channel.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        device: Where the parameters are made.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
 
     Submanifold convolution: arXiv:1711.10275.
     """
@@ -73,8 +73,8 @@ class SparseConvNd(Conv):
         bias: Add a learnt number to each channel.
         sites: Output sites: ``"reached"`` by an input, or occupied ``"cells"`` of ``stride``.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        device: Where the parameters are made.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class SparseConvTransposeNd(Conv):
         dilation: Step between taps.
         bias: Add a learnt number to each channel.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        device: Where the parameters are made.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class SparseInverseConvNd(Conv):
         kernel_size: Window extent of the earlier layer.
         bias: Add a learnt number to each channel.
         precision: ``"ieee"`` or ``"tf32"`` products for float32.
-        device: Where the parameters are made.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     def __init__(

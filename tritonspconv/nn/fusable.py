@@ -39,7 +39,7 @@ class FusableConv(Protocol):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the output is affine in the input: no activation is part of the layer."""
+        """True if the output is affine in the input: no activation is part of the layer."""
         ...
 
     def layer_family(self) -> LayerFamily:
@@ -52,8 +52,8 @@ class FusableConv(Protocol):
         Args:
             input: The sparse tensor that ``forward`` takes.
             norm: The batch norm; None: there is none.
-            relu: Whether a ReLU comes last.
-            residual: What is added before the ReLU; None: nothing.
+            relu: True: a ReLU comes last.
+            residual: A tensor that is added before the ReLU; None: nothing is added.
         """
         ...
 
@@ -236,11 +236,10 @@ def fuses_now() -> bool:
 def norm_numbers(norm: nn.BatchNorm1d | nn.SyncBatchNorm, channels: int) -> Norm | None:
     """Return what a batch norm does now as numbers, or None where torch has to run it.
 
-    Torch runs a batch norm over another number of channels, which it refuses; one without running
-    statistics; one whose tensors are not its own parameters and buffers; and one in evaluation
-    mode while gradients are on. In training torch also runs a cumulative average
-    (``momentum=None``), a norm over several processes, and vectors that are not float32 or not
-    contiguous.
+    Torch runs the norm in these cases: it is over another number of channels, which torch refuses;
+    it has no running statistics; its tensors are not its own parameters and buffers; it is in
+    evaluation mode while gradients are on. In training there are more cases: a cumulative average
+    (``momentum=None``), several processes, and vectors that are not float32 or not contiguous.
     """
     if norm.num_features != channels:
         return None

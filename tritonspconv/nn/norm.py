@@ -80,8 +80,8 @@ class GroupNorm(SparseModule):
         num_channels: Channels.
         eps: Added to the variance.
         affine: Scale and shift each channel by learnt numbers.
-        device: Where the parameters are made.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
 
     Raises:
         ValueError: The groups do not divide the channels.
@@ -154,8 +154,8 @@ class InstanceNorm(GroupNorm):
         num_channels: Channels.
         eps: Added to the variance.
         affine: Scale and shift each channel by learnt numbers.
-        device: Where the parameters are made.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     def __init__(

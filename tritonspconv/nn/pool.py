@@ -63,7 +63,7 @@ class MaxPoolNd(_Pool):
         stride: Step of the window. Default: ``kernel_size``.
         padding: Shift of the window.
         dilation: Step between taps.
-        ties: Which taps get the gradient where several hold the maximum: the ``"first"`` or
+        ties: The taps that get the gradient if several hold the maximum: the ``"first"`` or
             ``"all"``.
         floor: A lower bound of the result; None: none.
         sites: Output sites: ``"reached"`` by an input, or occupied ``"cells"``.

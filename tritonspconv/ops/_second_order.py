@@ -59,7 +59,7 @@ def conv_gradients(
         grad: [n_out, c_out], with its graph, of the same dtype.
         kernel_map: The map of the forward pass.
         precision: Products of float32.
-        needs: Whether the features and the matrices need a gradient.
+        needs: True for the features, and for the matrices, if they need a gradient.
 
     Returns:
         [n_in, c_in] and [V, c_in, c_out], in the dtype of ``feats`` and in that of sums.
@@ -84,7 +84,7 @@ def check_not_converted(name: str, feats: Tensor, given: torch.dtype, needs_grad
         name: The operation, for the message.
         feats: The features that the operation saved.
         given: The dtype of the features that it got.
-        needs_grad: Whether they need a gradient.
+        needs_grad: True: they need a gradient.
     """
     if needs_grad and feats.dtype != given:
         raise RuntimeError(
@@ -144,10 +144,10 @@ def normed_gradients(
     Args:
         out: The convolution without norm, made again, with its graph.
         norm: The batch norm; its running statistics are left alone.
-        clamped: What the node returned, where a residual was added before the ReLU.
+        clamped: The result of the node, if a residual was added before the ReLU.
         relu: The node clamped its output at zero.
         grad: The gradient of the node's output, with its graph.
-        inputs: What to differentiate with respect to.
+        inputs: The tensors to differentiate with respect to.
 
     Returns:
         The gradients of ``inputs``, and that of the residual [n_out, c_out].

@@ -30,7 +30,7 @@ def sparse_channelwise_conv(
     Args:
         feats: Input rows [n_in, C], floating point.
         weight: One factor per tap and channel [V, C].
-        kernel_map: Which rows meet under which tap.
+        kernel_map: The pairs of input and output rows of each tap.
         bias: [C], added to every row.
 
     Returns:

@@ -36,7 +36,7 @@ def sparse_pool(
         feats: Input rows [n_in, C], floating point.
         kernel_map: The map from input to output rows.
         mode: ``"max"``, ``"avg"`` or ``"sum"``.
-        ties: Which inputs get the gradient if several share the maximum: the ``"first"`` in tap
+        ties: The inputs that get the gradient if several share the maximum: the ``"first"`` in tap
             order, or ``"all"`` of them, each the whole gradient, as in spconv. For ``"max"`` only.
         floor: A lower bound of a maximum; spconv has 0. An input equal to the bound gets the
             gradient. If every input is below the bound, no input gets it. For ``"max"`` only.

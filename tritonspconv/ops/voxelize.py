@@ -72,7 +72,7 @@ def voxelize(
         point_range: Lower corner, then upper corner: ``(x0, y0, z0, x1, y1, z1)``.
         batch_index: Sample of each point, int32 or int64 [P]; None: all belong to sample 0. Points
             with a negative index are dropped.
-        reduce: What ``feats`` holds: ``"mean"``, ``"sum"`` or ``"max"`` of all columns, the
+        reduce: The contents of ``feats``: ``"mean"``, ``"sum"`` or ``"max"`` of all columns, the
             ``"first"`` point, or ``"none"``: the points themselves, in ``Voxels.points``.
         max_points: The most points that a voxel holds. Further points, in the order of
             ``points``, are not reduced.

@@ -27,7 +27,7 @@ class Scan:
         columns: The F names of the columns.
         origin: Metres along x, y, z that were subtracted from the file's coordinates, in float64.
             Zeros for a scan that lies around zero.
-        assumed: Whether the names of the columns are an assumption.
+        assumed: True: the names of the columns are an assumption.
         remarks: Sentences about the scan that its user should read.
     """
 

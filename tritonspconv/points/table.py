@@ -18,8 +18,8 @@ class Table:
     Attributes:
         values: float64 ``[N, F]``.
         names: The F names of the columns.
-        assumed: Whether the names are an assumption; False where the file or the caller gave them.
-        note: How the layout was found, for the description of the scan.
+        assumed: True: the names are a guess. False: the file or the caller gave them.
+        note: The way in which the layout was found, for the description of the scan.
     """
 
     values: Tensor

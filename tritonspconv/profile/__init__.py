@@ -1,4 +1,4 @@
-"""Where a network's time and memory go, layer by layer."""
+"""A network's time and memory, layer by layer."""
 
 from tritonspconv.profile.layers import LayerProfile, NetworkProfile, profile_network
 from tritonspconv.profile.script import profile_script

@@ -76,7 +76,7 @@ class NetworkProfile:
 
     Attributes:
         device: The name of the device.
-        layers: What each layer did, in the order of the first call.
+        layers: One entry for each layer, in the order of their first calls.
         forward_ms: Median wall time of a forward pass that nothing interrupts, with new maps.
         backward_ms: The same of a backward pass; 0 if there was none.
         busy: Share of a free-running pass in which the GPU ran kernels; None on a CPU.
@@ -117,7 +117,7 @@ def profile_network(
     Args:
         network: The network; its mode (training or evaluation) is kept.
         make_input: Makes a new input tensor that knows no kernel map yet.
-        device: Where network and input are.
+        device: Device of network and input.
         backward: Also run a backward pass, from a gradient of ones.
         passes: Free-running passes to time.
         trace: Write a Chrome trace of one pass to this file.

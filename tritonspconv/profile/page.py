@@ -44,9 +44,9 @@ def write_profile(
 
     Args:
         path: The file.
-        title: What was measured.
+        title: The measurements.
         profile: The numbers.
-        sentences: What bounds the network.
+        sentences: A sentence that says what bounds the network.
         rows: The table, its head first.
     """
     times = f"forward {profile.forward_ms:,.1f} ms, backward {profile.backward_ms:,.1f} ms"

@@ -53,7 +53,7 @@ class Solid:
 
     Attributes:
         size: Full lengths along the solid's own x, y, z, in metres.
-        round: Whether the solid is an ellipsoid.
+        round: True: the solid is an ellipsoid.
         only: The one face of a box that exists for the camera, as 2 * axis + (0 lower, 1 upper);
             None: all faces.
     """

@@ -33,11 +33,11 @@ def random_sites(
         lower: Smallest coordinate of each axis.
         batch_size: Number of samples.
         bounded: True: the grid is the box. False: the grid around the cells drawn.
-        repeats: How many of the rows repeat a cell that another row holds.
-        outside: How many of the rows lie outside the box; needs ``bounded``.
+        repeats: Number of rows that repeat a cell of another row.
+        outside: Number of rows outside the box; needs ``bounded``.
         ascending: Order the rows by batch and coordinates.
         generator: Source of randomness; the default is torch's own.
-        device: Where the result lives. The draw is made on the CPU: equal seeds, equal sites.
+        device: Device of the result. The draw is made on the CPU: equal seeds, equal sites.
 
     Raises:
         ValueError: There are fewer cells than rows to draw, or ``outside`` without ``bounded``.
@@ -84,8 +84,8 @@ def surface_sites(
         radius: Outer radius in cells; 128 gives 252,392 sites in three dimensions.
         ndim: Spatial axes.
         batch_size: Number of equal samples.
-        thickness: Of the shell, in cells, inwards.
-        device: Where the result lives.
+        thickness: Thickness of the shell, in cells, inwards.
+        device: Device of the result.
     """
     centres = torch.arange(-radius, radius, device=device) + 0.5
     squares = torch.zeros((), device=device)

@@ -46,7 +46,7 @@ def assert_close(
         reference: The float64 result.
         dtype: The dtype ``actual`` was computed in. Default: its own.
         eager: The same computation done by plain torch in ``dtype``; see `tolerance`.
-        name: What the message calls ``actual``.
+        name: The name of ``actual`` in the message.
 
     Raises:
         AssertionError: Shapes differ, a value is not finite where the reference is, or the error is
@@ -90,7 +90,7 @@ def assert_matches(
             with ``dtype`` inputs for the error that the dtype brings.
         inputs: Float tensors of any device and dtype, or None.
         dtype: The dtype ``actual`` was computed in. Default: its own.
-        name: What the message calls ``actual``.
+        name: The name of ``actual`` in the message.
     """
     dtype = dtype or actual.dtype
     truth, eager = (

@@ -55,7 +55,7 @@ class ScanSet:
         """Return the voxels of a scan.
 
         Args:
-            number: Which scan.
+            number: Number of the scan.
             augment_seed: Turn, mirror and scale the scan at random by this seed; None: as it is.
         """
         points, feats, labels = self.load(number)
@@ -70,8 +70,8 @@ def simulated_set(
     """Return seeded scans of made-up rooms or streets; the two splits share no seed.
 
     Args:
-        kind: What to simulate.
-        split: Which half of the seeds to use.
+        kind: The kind of scene to simulate.
+        split: The half of the seeds to use.
         count: Number of scans.
         voxel_size: Metres; None: 0.1 for rooms, 0.3 for streets.
     """

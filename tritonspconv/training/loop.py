@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train.
+    """The settings of the training.
 
     Attributes:
         epochs: Passes over the training scans.
@@ -55,7 +55,7 @@ class Scores(NamedTuple):
 
 @dataclass
 class Epoch:
-    """What an epoch gave.
+    """The result of an epoch.
 
     Attributes:
         number: From 1 on.
@@ -119,10 +119,10 @@ def fit(
     first one writes checkpoints and reports. Batch norms see the scans of their own process.
 
     Args:
-        network: What to train; on ``device``.
-        task: What to learn.
-        settings: How to train.
-        device: Where to train.
+        network: The network, on ``device``.
+        task: The data, the loss and the score.
+        settings: The settings of the training.
+        device: Device of the training.
         checkpoint: Write weights, optimiser and history to this file after every epoch.
         resume: Continue from the checkpoint. On one device with one number of threads the result
             has the bits of an uninterrupted training.

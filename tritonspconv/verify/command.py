@@ -1,12 +1,12 @@
 """Is this GPU right? Compare every sparse convolution of two LiDAR networks with float64.
 
-The SECOND encoder and a sparse U-Net train for a step on a scan. Then each convolution, forward
-and each gradient, is computed again on the CPU in float64 from the very inputs that it had, rounded
-as in the layer, so that no layer answers for the errors of another. Reported is the Frobenius norm
-of the difference over that of the float64 result; "worst row" is the largest such error of one
-voxel, in the output or the gradient of the input, over its own norm or the average one if larger.
-The output voxels must be those of the CPU in the same order, and a second step must give the same
-bits.
+The SECOND encoder and a sparse U-Net train for a step on a scan. Then the CPU computes each
+convolution and each gradient again, in float64, from the inputs that the layer had, rounded as in
+the layer. So no layer answers for the errors of another. An error is the Frobenius norm of the
+difference over that of the float64 result. The "worst row" is the largest error of one voxel, in
+the output or the gradient of the input, over the voxel's norm or the average norm, whichever is
+larger. The output voxels must be those of the CPU in the same order, and a second step must give
+the same bits.
 
 Tolerances:
   float32: 1e-6 for the output, 2e-6 for the gradients of input, weight and bias. Only the sums
@@ -101,7 +101,7 @@ class NetworkResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every layer is right and the second step gave the same bits."""
+        """True if every layer is right and the second step gave the same bits."""
         return not self.changed and all(layer.passed for layer in self.layers)
 
 

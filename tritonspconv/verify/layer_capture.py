@@ -15,7 +15,7 @@ from tritonspconv.geometry import ConvGeometry
 
 @dataclass(frozen=True)
 class MapSource:
-    """What a kernel map was built from; holds the coordinates, but not the map.
+    """The sites and geometry that a kernel map was built from; holds the coordinates, not the map.
 
     Attributes:
         geometry: The relation.

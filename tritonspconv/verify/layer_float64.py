@@ -22,7 +22,7 @@ SUMMED = ("grad weight", "grad bias")
 
 @dataclass
 class LayerResult:
-    """How far one layer is from float64.
+    """The distance of one layer from float64.
 
     Attributes:
         name: Name of the layer.
@@ -44,7 +44,7 @@ class LayerResult:
 
     @property
     def passed(self) -> bool:
-        """Whether sites and all errors are right; an error that is no number is not."""
+        """True if sites and all errors are right; an error that is no number is not right."""
         return self.same_sites and all(
             error <= self.limits[name] for name, error in self.errors.items()
         )

@@ -18,14 +18,14 @@ __all__ = [
 
 
 class ConvMode(Enum):
-    """Whether the window is mirrored."""
+    """The direction in which a window is read: as it is, or mirrored."""
 
     kConvolution = 0
     kCrossCorrelation = 1
 
 
 class ConvOpType(Enum):
-    """Which of the three products of a layer is meant."""
+    """The three products of a layer."""
 
     kForward = 0
     kBackwardInput = 1
@@ -33,14 +33,14 @@ class ConvOpType(Enum):
 
 
 class ConvIterAlgo(Enum):
-    """How cumm's kernels find their operands."""
+    """The ways in which cumm's kernels find their operands."""
 
     Analytic = 0
     Optimized = 1
 
 
 class ConvLayoutType(Enum):
-    """Where the channels of a tensor are."""
+    """The place of the channels among the axes of a tensor."""
 
     ChannelFirst = 0
     ChannelLast = 1

@@ -32,7 +32,7 @@ def batched_coordinates(
     Args:
         coords: Coordinates [N_b, D] of each sample, of any real type.
         dtype: ``torch.int32``, which floors fractions, or ``torch.float32``, which keeps them.
-        device: Where the result is made. Default: the CPU.
+        device: Device of the result. Default: the CPU.
 
     Returns:
         [sum of N_b, 1 + D].
@@ -70,7 +70,7 @@ def sparse_collate(
         feats: Features [N_b, C] of each sample.
         labels: Labels of each sample; arrays and tensors are concatenated, anything else is listed.
         dtype: Type of the coordinates, ``torch.int32`` or ``torch.float32``.
-        device: Where the coordinates are made. Default: the CPU.
+        device: Device of the coordinates. Default: the CPU.
 
     Returns:
         Coordinates [N, 1 + D] with the number of the sample in front, features [N, C], and labels
@@ -113,7 +113,7 @@ def batch_sparse_collate(
     Args:
         data: The samples; see :func:`sparse_collate`.
         dtype: Type of the coordinates.
-        device: Where the coordinates are made.
+        device: Device of the coordinates.
     """
     return sparse_collate(*zip(*data, strict=True), dtype=dtype, device=device)
 
@@ -125,7 +125,7 @@ class SparseCollation:
         limit_numpoints: Rows that a batch may have; the sample that exceeds it and those after it
             are left out, with a warning. No limit where it is not positive.
         dtype: Type of the coordinates.
-        device: Where the coordinates are made.
+        device: Device of the coordinates.
     """
 
     def __init__(

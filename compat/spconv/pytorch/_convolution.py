@@ -26,7 +26,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         kernel_size, stride, padding, dilation: One int, or one per axis. A submanifold layer takes
             ``stride`` and ``padding`` and ignores them, as spconv does.
         groups: Must be 1.
-        bias: Whether to learn a bias.
+        bias: True: the layer learns a bias.
         subm: Submanifold: outputs at the input sites; odd kernel sizes only.
         output_padding: Extra extent of a transposed output.
         transposed, inverse: Transposed convolution; inverse of the layer that recorded the key.
@@ -38,7 +38,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         act_type, act_alpha, act_beta: Activation of the output; ``act_alpha`` is LeakyReLU's slope.
         large_kernel_fast_algo: Moves the kernel volume where spconv's default ``algo`` changes.
         name: Kept as an attribute.
-        device, dtype: Of the parameters.
+        device, dtype: Those of the parameters.
 
     Raises:
         SpconvError: ``groups`` is not 1, a sequence has the wrong length, or a 1x1 layer is padded.

@@ -153,8 +153,8 @@ class SparseConvolutionBase:
             weight: ``[out_channels, *kernel_size, in_channels]``.
             bias: ``[out_channels]``.
             add_input: Added to the output row by row, before the activation.
-            channel_scale: Of int8 layers; must be None.
-            output_scale: Of int8 layers; must be None.
+            channel_scale: Belongs to int8 layers; must be None.
+            output_scale: Belongs to int8 layers; must be None.
             name: Accepted, without effect.
             sparse_unique_name: Accepted, without effect.
             act_type: Activation of the output.

@@ -103,9 +103,16 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             f"{type(layer).__name__} a key of its own."
         )
     located, geometry = input._locate(), _geometry(layer)
-    out_grid = _out_grid(located.sites.grid, geometry)
+    out_shape = _out_shape(located.spatial_shape, geometry)
+    if min(out_shape) < 1:
+        raise SpconvError(
+            f"{layer} would turn spatial shape {input.spatial_shape} into {list(out_shape)}: every "
+            "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
+            "kernel."
+        )
     # The extents of a convolution are those of the engine.
-    found = kernel_map(located.sites, geometry, out_grid=out_grid if geometry.transposed else None)
+    out_grid = _grid(out_shape, located.batch_size) if geometry.transposed else None
+    found = kernel_map(located.sites, geometry, out_grid=out_grid)
     if found.n_out == 0 and found.n_in > 0:
         raise SpconvError(
             f'no output site is left of {found.n_in} input sites ("points vanished"): spatial '
@@ -181,25 +188,18 @@ def _geometry(layer: WindowLayer) -> ConvGeometry:
 
 
 @lru_cache(maxsize=1024)
-def _out_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
-    """Return the grid of a strided layer's outputs.
-
-    Raises:
-        SpconvError: It has no cells along some axis.
-    """
+def _out_shape(shape: tuple[int, ...], geometry: ConvGeometry) -> tuple[int, ...]:
+    """Return the extents of a strided layer's outputs, which may be less than 1."""
     sizes = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
     if geometry.transposed:
         # The original leaves dilation out of the size; the engine, like torch, does not.
-        shape = get_deconv_output_size(grid.shape, *sizes, geometry.output_padding)
-    else:
-        shape = get_conv_output_size(grid.shape, *sizes)
-    if min(shape) < 1:
-        raise SpconvError(
-            f"spatial shape {list(grid.shape)} would turn into {shape} under {geometry}: every "
-            "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
-            "kernel."
-        )
-    return Grid((0,) * grid.ndim, tuple(shape), grid.batch_size)
+        return tuple(get_deconv_output_size(shape, *sizes, geometry.output_padding))
+    return tuple(get_conv_output_size(shape, *sizes))
+
+
+@lru_cache(maxsize=1024)
+def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
+    return Grid((0,) * len(shape), shape, batch_size)
 
 
 def _record(

@@ -127,10 +127,10 @@ def implicit_gemm(
         act_alpha: LeakyReLU's slope.
         act_beta: Accepted, without effect.
         act_type: Activation of the output.
-        output_scale: Of int8 layers; must be 1.
-        scale: Of int8 layers; must be None.
-        output_add: Of int8 layers; must be None.
-        output_add_scale: Of int8 layers; must be 0.
+        output_scale: Belongs to int8 layers; must be 1.
+        scale: Belongs to int8 layers; must be None.
+        output_add: Belongs to int8 layers; must be None.
+        output_add_scale: Belongs to int8 layers; must be 0.
         output_dtype: Cast the output.
 
     Returns:

@@ -1,9 +1,10 @@
 """From spconv's pair lists and pair tables to kernel maps.
 
 The map of a pair tensor is kept for as long as the tensor lives and its entries stay the same. For
-tensors that are made here the map is at hand; for any other tensor it is built from the entries,
-once. On a CPU, where NumPy can write to a tensor without a trace, entries are compared with a copy;
-on a GPU, where a comparison would wait for the device, torch's version of the tensor tells.
+tensors that are made here the map is at hand. For any other tensor it is built once, from the
+entries. On a CPU entries are compared with a copy, because NumPy can write to a tensor without a
+trace. On a GPU a comparison would wait for the device, so torch's version of the tensor is
+compared.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from tritonspconv.kernel_map.from_pairs import map_from_pairs
 
 
 class _State(NamedTuple):
-    """What a tensor held at some time.
+    """The contents of a tensor at some time.
 
     Attributes:
-        version: How often torch had written to it.
+        version: Number of torch's writes to it.
         entries: A copy of its entries; None on a GPU.
     """
 

@@ -15,11 +15,11 @@ from tritonspconv.ops.conv import Precision
 class RepeatedSites:
     """Rows, some of which lie in one cell, such as image points in a voxel.
 
-    The engine's maps list the first row of each cell only. spconv lists every row: in a strided or
-    transposed layer the rows of a cell add up, and in an inverse layer all of them get the result.
+    The engine's maps list the first row of each cell only. spconv lists every row. In a strided or
+    transposed layer the rows of a cell add up. In an inverse layer all of them get the result.
 
     For a submanifold window, spconv looks up the neighbours of every row through the first half of
-    the taps, where it finds the first row of a cell, and swaps these pairs for the second half. So
+    the taps. It finds the first row of a cell there. For the second half it swaps these pairs. So
     through the second half of the taps every row reads the first rows of its neighbours. Through
     the first half, the first row of a cell reads all rows of its neighbours, and the other rows of
     the cell read nothing. Each row sees itself.
@@ -29,7 +29,7 @@ class RepeatedSites:
 
     Attributes:
         first: The first row of each cell, int64 ``[U]``, ascending.
-        cell: Which of these cells each row lies in, int64 ``[N]``; -1 outside the grid.
+        cell: The number of each row's cell among them, int64 ``[N]``; -1 outside the grid.
         distinct: The sites of the first rows.
     """
 
@@ -59,7 +59,7 @@ class RepeatedSites:
             features: ``[N, in]``.
             matrices: One for each tap, ``[V, in, out]``.
             geometry: A submanifold window.
-            precision: Of :func:`tritonspconv.ops.sparse_conv`.
+            precision: See :func:`tritonspconv.ops.sparse_conv`.
 
         Returns:
             ``[N, out]``.

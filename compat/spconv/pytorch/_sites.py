@@ -1,4 +1,4 @@
-"""Where the rows of a SparseConvTensor lie, remembered for as long as that stays true."""
+"""Sites of SparseConvTensors, which are kept as long as they describe their tensors."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ class LocatedSites:
 
     @cached_property
     def repeats(self) -> RepeatedSites | None:
-        """How rows share sites, found once; waits for the device."""
+        """The way in which rows share sites, found once; waits for the device."""
         return RepeatedSites(self.sites) if self.sites.has_repeats() else None
 
     def repeats_in(self, kernel_map: KernelMap) -> RepeatedSites | None:
-        """How rows that take part in a map from or to these sites share them; may wait likewise."""
+        """Return how rows that take part in a map share these sites; may wait likewise."""
         known = "repeats" in vars(self)
         return self.repeats if known or kernel_map.has_repeats() else None
 

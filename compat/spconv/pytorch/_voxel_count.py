@@ -16,7 +16,7 @@ class CountsVoxels(SparseModule):
     """A layer that can keep its largest number of output sites in a buffer.
 
     Attributes:
-        record_voxel_count: Whether the buffer ``max_num_voxels_during_training``, int32 ``[1]``,
+        record_voxel_count: True: the buffer ``max_num_voxels_during_training``, int32 ``[1]``,
             exists. Every call counts, in training and in evaluation, as in spconv.
     """
 

@@ -169,7 +169,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the features have a quantised dtype."""
+        """True if the features have a quantised dtype."""
         return self._features.is_quantized
 
     @property
@@ -195,7 +195,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         fields: dict[str, Any] = vars(out)
         fields.update(vars(self))
         if len(fields) != len(_FIELDS):
-            # As in spconv, what a user attached stays with the tensor it was attached to.
+            # As in spconv, attributes that a user attached stay with their tensor.
             for name in fields.keys() - _FIELDS:
                 del fields[name]
         fields["_features"] = features
@@ -341,7 +341,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
     __iadd__ = __add__
 
 
-# What ``SparseConvTensor.__init__`` sets.
+# The attributes that ``SparseConvTensor.__init__`` sets.
 _FIELDS = frozenset(
     (
         "_features", "indices", "spatial_shape", "batch_size", "indice_dict", "grid", "voxel_num",

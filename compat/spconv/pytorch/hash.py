@@ -25,7 +25,7 @@ class HashTable:
     """Keys with one value each; sorted inside, so that every result is deterministic.
 
     Args:
-        device: Where keys and values are.
+        device: Device of keys and values.
         key_dtype: int32 or int64.
         value_dtype: int32, int64, float32 or float64.
         max_size: Accepted; the table grows as needed.

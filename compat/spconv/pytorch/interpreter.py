@@ -71,7 +71,7 @@ class NetworkInterpreter(torch.fx.Interpreter):
     ``target`` is the module, and its class finds the handler; for a method ``target`` is its name.
 
     Args:
-        network_ctx: What handlers get first, such as the network that they build.
+        network_ctx: The first argument of every handler, such as the network that handlers build.
         module: The traced network.
         inputs: Its inputs.
         verbose: Print every call.

@@ -57,7 +57,7 @@ class PointToVoxel:
         num_point_features: Columns of a point cloud; positions first.
         max_num_voxels: Voxels beyond this number are rejected, those of later points first.
         max_num_points_per_voxel: Points that a voxel holds.
-        device: Where point clouds will be.
+        device: Device of the point clouds.
 
     Attributes:
         vsize, grid_size, grid_stride, coors_range: The grid, in zyx order like ``indices``.
@@ -147,7 +147,7 @@ def gather_features_by_pc_voxel_id(
     Args:
         seg_res_features: Features by voxel ``[V, C]``.
         pc_voxel_id: Voxel of each point ``[N]``; negative: none.
-        invalid_value: What points without a voxel get.
+        invalid_value: The value for points without a voxel.
 
     Returns:
         ``[N, C]``.

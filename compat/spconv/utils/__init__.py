@@ -37,7 +37,7 @@ __all__ = [
 
 
 class _Point2Voxel:
-    """What the generators for both kinds of device share.
+    """The base of the generators for both kinds of device.
 
     Args:
         vsize_xyz: Edge lengths of a voxel along x, y, z, ...

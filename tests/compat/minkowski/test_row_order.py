@@ -1,7 +1,7 @@
-"""In which order the rows of made maps come: as on a GPU in the original, where that has an order.
+"""The rows of made maps have the order of the original on a GPU, if it has an order there.
 
-Its GPU source inserts the rows of a union map by map, generated sites input by input and tap by
-tap, and leaves it to a race which of several inputs of one site makes the row.
+The original inserts the rows of a union map by map, and generated sites input by input and tap by
+tap. If several inputs reach one site, a race decides which of them makes the row.
 """
 
 import pytest

@@ -12,7 +12,7 @@ from tritonspconv.nn.blocks import step
 
 @dataclass(frozen=True)
 class Taken:
-    """What one convolution took up."""
+    """The modules that one convolution took up."""
 
     norm: str | None
     add: bool

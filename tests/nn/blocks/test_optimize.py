@@ -195,7 +195,7 @@ def test_copies_are_optimised_and_run_their_own_modules(taken, block, copied):
     module, x = block
     other = copied(ts.optimize(module.eval()))
     if copied is copy.copy:
-        # As torch.nn.DataParallel makes replicas.
+        # Replicas are made as torch.nn.DataParallel makes them.
         other._modules = copy.deepcopy(module._modules)
     for layer in (other.conv1, other.conv2):
         for parameter in layer.parameters():

@@ -42,80 +42,80 @@ programs = st.lists(st.one_of(chains(), anything), min_size=1, max_size=4).map(
 )
 
 
-class SpconvProgram(spconv.SparseModule):
+class Program(nn.Module):
+    """Runs a program on sparse tensors; derived classes run its operations."""
+
+    def __init__(self, program, convs, norms, relu):
+        super().__init__()
+        self.program = program
+        self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
+        self.relu, self.relu_in_place = relu(), relu(inplace=True)
+
+    def forward(self, x):
+        values = [x]
+        for operation, operand, other, layer in self.program:
+            value = values[-1 - operand % len(values)]
+            second = values[-1 - other % len(values)]
+            values.append(self.run(operation, value, second, layer))
+        return values[-1]
+
+
+class SpconvProgram(Program):
     """Runs a program on the features of a SparseConvTensor."""
 
     tensor = staticmethod(spconv_tensor)
 
     def __init__(self, program):
-        super().__init__()
-        self.program = program
-        self.convs = nn.ModuleList(
+        convs = [
             spconv.SubMConv3d(CHANNELS, CHANNELS, 3, bias=bool(i), indice_key="k")
             for i in range(LAYERS)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(CHANNELS) for _ in range(LAYERS))
-        self.relu, self.relu_in_place = nn.ReLU(), nn.ReLU(inplace=True)
+        ]
+        super().__init__(program, convs, [nn.BatchNorm1d(CHANNELS) for _ in convs], nn.ReLU)
 
-    def forward(self, x):
-        values = [x]
-        for operation, operand, other, layer in self.program:
-            value = values[-1 - operand % len(values)]
-            second = values[-1 - other % len(values)]
-            if operation == "conv":
-                value = self.convs[layer](value)
-            elif operation == "norm":
-                value = value.replace_feature(self.norms[layer](value.features))
-            elif operation == "relu":
-                value = value.replace_feature(self.relu(value.features))
-            elif operation == "relu in place":
-                value = value.replace_feature(self.relu_in_place(value.features))
-            elif operation == "relu function":
-                value = value.replace_feature(torch.relu(value.features))
-            elif operation == "add":
-                value = value.replace_feature(second.features + value.features)
-            else:
-                value = value.replace_feature(value.features.add_(second.features))
-            values.append(value)
-        return values[-1]
+    def run(self, operation, value, second, layer):
+        if operation == "conv":
+            return self.convs[layer](value)
+        if operation == "norm":
+            return value.replace_feature(self.norms[layer](value.features))
+        if operation == "relu":
+            return value.replace_feature(self.relu(value.features))
+        if operation == "relu in place":
+            return value.replace_feature(self.relu_in_place(value.features))
+        if operation == "relu function":
+            return value.replace_feature(torch.relu(value.features))
+        if operation == "add":
+            return value.replace_feature(second.features + value.features)
+        return value.replace_feature(value.features.add_(second.features))
 
 
-class MinkowskiProgram(nn.Module):
+class MinkowskiProgram(Program):
     """Runs a program on tensors of MinkowskiEngine."""
 
     tensor = staticmethod(minkowski_tensor)
 
     def __init__(self, program):
-        super().__init__()
-        self.program = program
-        self.convs = nn.ModuleList(
+        convs = [
             ME.MinkowskiConvolution(CHANNELS, CHANNELS, 3, bias=bool(i), dimension=3)
             for i in range(LAYERS)
-        )
-        self.norms = nn.ModuleList(ME.MinkowskiBatchNorm(CHANNELS) for _ in range(LAYERS))
-        self.relu, self.relu_in_place = ME.MinkowskiReLU(), ME.MinkowskiReLU(inplace=True)
+        ]
+        norms = [ME.MinkowskiBatchNorm(CHANNELS) for _ in convs]
+        super().__init__(program, convs, norms, ME.MinkowskiReLU)
 
-    def forward(self, x):
-        values = [x]
-        for operation, operand, other, layer in self.program:
-            value = values[-1 - operand % len(values)]
-            second = values[-1 - other % len(values)]
-            if operation == "conv":
-                value = self.convs[layer](value)
-            elif operation == "norm":
-                value = self.norms[layer](value)
-            elif operation == "relu":
-                value = self.relu(value)
-            elif operation == "relu in place":
-                value = self.relu_in_place(value)
-            elif operation == "relu function":
-                value = MF.relu(value)
-            elif operation == "add":
-                value = value + second
-            else:
-                value += second
-            values.append(value)
-        return values[-1]
+    def run(self, operation, value, second, layer):
+        if operation == "conv":
+            return self.convs[layer](value)
+        if operation == "norm":
+            return self.norms[layer](value)
+        if operation == "relu":
+            return self.relu(value)
+        if operation == "relu in place":
+            return self.relu_in_place(value)
+        if operation == "relu function":
+            return MF.relu(value)
+        if operation == "add":
+            return value + second
+        value += second
+        return value
 
 
 def result(module, training):

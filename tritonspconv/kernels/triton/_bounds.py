@@ -1,4 +1,4 @@
-"""How many rows are real, where tables and features are padded to a capacity (device functions)."""
+"""The number of real rows of tables and features that are padded to a capacity (device side)."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def row_starts(
     NDIM: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Where each row's window begins in the grid that its taps lead to: batch, then four axes.
+    """Return the start of each row's window in the grid of its taps: batch, then four axes.
 
     Axes beyond NDIM repeat the last one. Starts count fine cells from the grid's corner. Each is
     [BLOCK_N], int32 in a narrow grid (whose keys fit an int32), else int64. ``mask_n`` must leave

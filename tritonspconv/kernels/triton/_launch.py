@@ -3,9 +3,9 @@
 ``kernel[grid](...)`` costs 15 to 30 us of host time a call: it binds and specialises every argument
 anew, asks the driver about every pointer and calls the profilers' hooks even when there are none.
 LiDAR networks are bound by the host, so a launch here remembers the compiled kernel for arguments
-of one kind and hands it addresses. It launches in the ordinary way where Triton is not a version
-that this was tested with, where the kernel does not take the arguments, where a hook is set, and
-where the kernel is interpreted.
+of one kind and hands it addresses. A launch takes Triton's ordinary way if this file was not tested
+with the version of Triton, if the kernel does not take the arguments, if a hook is set, or if the
+kernel is interpreted.
 
 The other rooms: ``_arguments.py`` (what Triton specialises on), ``_versions.py`` (Triton's private
 interface, version by version), ``_torch_launcher.py`` (for Triton 3.6 only).
@@ -47,7 +47,7 @@ class BoundKernel:
         kernel: The jitted function.
         meta: Its constexpr arguments and Triton's options.
         compiled: The kernels compiled so far, one for each kind of arguments; nothing is tuned.
-        takes_values: Whether compiled kernels have taken all the values so far.
+        takes_values: True while compiled kernels have taken all values.
     """
 
     __slots__ = ("_is_plain", "_options", "compiled", "kernel", "meta", "takes_values")
@@ -70,7 +70,7 @@ class BoundKernel:
 
         Args:
             grid: Programs per axis.
-            device: Where the tensors are; made current for the launch when it is not.
+            device: Device of the tensors; it is made current for the launch.
             args: The kernel's run-time arguments, in order.
         """
         index = device.index
@@ -157,7 +157,7 @@ def launch(
     Args:
         kernel: The jitted function.
         grid: Programs per axis.
-        device: Where the tensors are.
+        device: Device of the tensors.
         args: The kernel's run-time arguments, in order.
         meta: Its constexpr arguments and Triton's options.
     """

@@ -33,7 +33,7 @@ def _taking_part(
     OWN_KIND: tl.constexpr,
     NDIM: tl.constexpr,
 ):
-    """Whether each row lies in its grid, and its own index, if there is one, holds it."""
+    """Return whether each row lies in its grid and, if it has an index of its own, is in it."""
     own_key, inside = row_keys(coords_ptr, row, mask_n, box, batch_size, 2 * NDIM, NDIM)
     if OWN_KIND is not None:
         site, exists = find_rows(own_key, inside, own_table_ptr, own_rows_ptr, own_size, OWN_KIND)
@@ -205,7 +205,7 @@ def lookup_kernel(
         n: Number of rows.
         first: Number of the first tap, a multiple of 32.
         batch_size: Number of samples.
-        box: Where the window lies; see ``_grid.box_args``.
+        box: The place of the window; see ``_grid.box_args``.
         KIND: Kind of the other side's index.
         OWN_KIND: Kind of the rows' own index; None: no row repeats another.
         WINDOW: The taps, and the lines that they stand in; see ``_grid.Taps``.

@@ -113,7 +113,7 @@ def gather_gemm_config(
         c_out: Output channels.
         dtype: Of the operands.
         parts: float16 parts of each operand, or 0.
-        one_row: Whether a column of the table has one entry at most.
+        one_row: True: a column of the table has one entry at most.
     """
     config = _gather_gemm_tile(card, log2_rows, c_in, c_out, dtype.itemsize, parts)
     if one_row and dtype.itemsize == 2 and not parts and c_in <= 2 * config.block_k:

@@ -1,4 +1,4 @@
-"""What Triton raises for a tile that the compiler or the card refuses."""
+"""The errors of Triton for a tile that the compiler or the card refuses."""
 
 from triton.runtime.errors import OutOfResources, PTXASError
 

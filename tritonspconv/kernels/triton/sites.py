@@ -74,7 +74,7 @@ def insert_kernel(
     NDIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Store every row in its page's slot. Of rows that repeat a site, the lowest stays.
+    """Store every row in its page's slot. If several rows repeat a site, the lowest stays.
 
     If any row repeats a site, set the table's last entry.
     """

@@ -89,7 +89,7 @@ def weight_grad_kernel(
     one stretch of columns, for all taps, and find them in the cache.
 
     PARTS: float16 parts of each float32 operand, or 0 for operands as they are.
-    IN_TWO_LEVELS: Whether each step is summed by itself and added in float32.
+    IN_TWO_LEVELS: Each step is summed by itself and added in float32.
     """
     N_TILES: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
     tile, share = tl.program_id(0), tl.program_id(1)

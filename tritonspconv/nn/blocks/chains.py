@@ -40,14 +40,14 @@ class Stage:
     """One operation behind a convolution.
 
     Attributes:
-        kind: What it is.
-        on_features: Whether the code calls it on the features and puts the result back.
+        kind: The kind of the stage.
+        on_features: True: the code calls it on the features and puts the result back.
         path: The module that it calls; None: it calls a function or a method.
         call: The function, of the operand or, for an addition, of both operands.
         residual: The other operand of an addition.
-        residual_first: Whether that is the first operand.
-        in_place: Whether an addition writes its result into the first operand.
-        label: How a report names the stage.
+        residual_first: True: that is the first operand.
+        in_place: True: an addition writes its result into the first operand.
+        label: The stage's name in a report.
     """
 
     kind: StageKind
@@ -67,7 +67,7 @@ class Chain:
     Attributes:
         conv: The path of the convolution.
         input: Its input.
-        stages: What follows, in order.
+        stages: The stages that follow, in order.
         nodes: All nodes of the graph that the chain replaces; the last one is the result.
     """
 

@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         run: Called with the module twice and the arguments.
-        guards: What must hold.
+        guards: The conditions that must hold.
         num_inputs: The number of arguments.
         tensor: The type of sparse tensors.
         chains: The chains that it fuses, as text.

@@ -1,4 +1,4 @@
-"""What an optimised ``forward`` relies on."""
+"""The conditions that an optimised ``forward`` relies on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find(root: nn.Module, path: tuple[str, ...]) -> nn.Module:
 
 @dataclass
 class Guards:
-    """What a recording relies on.
+    """The conditions that a recording relies on.
 
     Attributes:
         values: Attributes of modules that the code read: path of the module, name, value.

@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What :func:`optimize` makes of one module.
+    """The report of :func:`optimize` on one module.
 
     Attributes:
         name: Its name in the model; empty: the model itself.
@@ -34,7 +34,7 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class OptimizationReport:
-    """What :func:`optimize` makes of a model: one entry for each module with convolutions.
+    """The report of :func:`optimize` on a model: one entry for each module with convolutions.
 
     ``str(report)`` is a table to read.
     """
@@ -59,23 +59,24 @@ def optimize(model: Model) -> Model:
     """Fuse convolution, batch norm, addition and ReLU in hand-written blocks, for any later call.
 
     The ``forward`` of each module that calls sparse convolutions is recorded once, without running
-    it. Where the code calls a convolution and behind it a batch norm, an addition (the residual of
-    a block), a ReLU, or some of them in this order, by attributes of the module or in a torch
-    ``Sequential``, the module then runs them as one: in one launch while gradients are off and the
-    norm is in evaluation mode; in training as one node of the autograd graph with as few passes
-    over the features as possible. Layers of :mod:`tritonspconv.nn`, ``compat.spconv`` and
-    ``compat.minkowski`` are fused. Results equal those of the model up to rounding.
+    it. A *chain* is a convolution and behind it a batch norm, an addition (the residual of a
+    block), a ReLU, or some of them in this order. The code may call them by attributes of the
+    module or in a torch ``Sequential``. From then on the module runs a chain as one. That is one
+    launch while gradients are off and the norm is in evaluation mode. In training it is one node of
+    the autograd graph, with as few passes over the features as possible. Layers of
+    :mod:`tritonspconv.nn`, ``compat.spconv`` and ``compat.minkowski`` are fused. Results equal
+    those of the model up to rounding.
 
-    The model stays the same object, with the same modules, parameters, buffers and names:
-    optimisers, checkpoints, DDP, ``train()`` and ``eval()`` go on working, and modules may be
-    frozen, hooked or replaced at any time, before or after. Whether a chain can be fused is decided
-    anew at every call, by the modules as they are. :func:`unoptimize` takes the change back.
+    The model stays the same object, with the same modules, parameters, buffers and names. So
+    optimisers, checkpoints, DDP, ``train()`` and ``eval()`` go on working, and you may freeze, hook
+    or replace modules at any time. Each call decides anew, by the modules as they are, whether a
+    chain can be fused. :func:`unoptimize` takes the change back.
 
-    A module is left as it is if its code decides by the values of tensors, sets attributes, enters
-    contexts such as ``torch.no_grad`` and ``torch.autocast``, uses ``torch.utils.checkpoint`` or
-    does anything else that cannot be recorded. :func:`optimization_report` says which modules
-    these are, and why. Values that code reads from elsewhere than its modules and its arguments,
-    such as globals, are taken as they are now.
+    A module is left as it is if its code does something that cannot be recorded: if it decides by
+    the values of tensors, sets attributes, enters contexts such as ``torch.no_grad`` and
+    ``torch.autocast``, or uses ``torch.utils.checkpoint``. :func:`optimization_report` names these
+    modules, with the reason. If code reads a value from elsewhere than its modules and arguments,
+    such as a global, the value of now is kept.
 
     Args:
         model: A network. While this function runs, no other thread may use modules of torch.

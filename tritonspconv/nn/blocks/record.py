@@ -2,10 +2,10 @@
 
 torch.fx runs ``forward`` once, with :class:`Recorded` values in place of tensors. A recording is
 right for later calls only if the code takes the same way through ``forward`` every time. So it ends
-with :class:`Untraceable` as soon as the code does something that a graph does not keep: it decides
-by the values of tensors, sets attributes, computes with tensors of its own, draws random numbers,
-or enters a context such as ``torch.no_grad``. Values that the code reads from modules, such as
-``self.training`` or ``self.downsample is None``, become guards (:class:`Guards`).
+with :class:`Untraceable` as soon as the code does something that a graph does not keep. For
+example, the code may decide by the values of tensors, set attributes, compute with tensors of its
+own, draw random numbers, or enter ``torch.no_grad``. Values that the code reads from modules, such
+as ``self.training`` or ``self.downsample is None``, become guards (:class:`Guards`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tritonspconv.nn.blocks.recorded import Recorded, RecordedAttribute, holds_r
 from tritonspconv.nn.blocks.watch import no_random_numbers, quiet_torch_fx, replaced
 from tritonspconv.nn.fusable import LayerFamily, original_class
 
-# What a recorded value is known to be.
+# The kinds of recorded values.
 SPARSE, FEATURES, INPUT = "sparse", "features", "input"
 
 _NO_MACHINERY = {"training"}
@@ -58,7 +58,7 @@ class Recording:
 
     Attributes:
         graph: The graph; ``node.meta["kind"]`` is what is known of a value.
-        guards: What the recording relies on.
+        guards: The conditions that the recording relies on.
         num_inputs: The number of arguments, all positional, that it was recorded with.
     """
 
@@ -89,7 +89,7 @@ class Recorder(fx.Tracer):
             self.reason = reason
         raise Untraceable(reason)
 
-    # What the code asks of values
+    # Questions of the code about values
 
     def expect_sparse(self, value: Recorded, asked: str) -> None:
         """Rely on ``value`` being a sparse tensor, or end the recording."""
@@ -137,7 +137,7 @@ class Recorder(fx.Tracer):
         """Loops over values of tensors cannot be recorded."""
         return self.refuse("loops over a value that is known only when it runs")
 
-    # What torch.fx asks
+    # Questions of torch.fx
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the value that stands for ``node``."""
@@ -227,7 +227,7 @@ class Recorder(fx.Tracer):
 
         return watched, arguments
 
-    # What modules are asked
+    # Questions of the code about modules
 
     def note(self, module: nn.Module, name: str, value: Any) -> None:
         """Guard an attribute of a module that the code has read."""

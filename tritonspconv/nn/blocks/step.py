@@ -39,7 +39,7 @@ class FusedStep:
         Args:
             root: The module whose ``forward`` is optimised.
             input: The input of the convolution.
-            other: What the chain adds; None: it adds nothing.
+            other: The tensor that the chain adds; None: it adds nothing.
         """
         family = self._family
         if isinstance(input, family.tensor):
