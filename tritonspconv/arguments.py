@@ -46,7 +46,7 @@ def whole_numbers(
     Args:
         name: Operation and argument, for the message.
         values: A sequence of whole numbers.
-        count: How many there must be.
+        count: The number of entries that there must be.
         least: The smallest value that is allowed.
 
     Raises:

@@ -101,7 +101,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
 
         Args:
             input: Features [N, in_channels].
-            coordinates: Where to compute outputs: a tensor, a key, or integer coordinates
+            coordinates: The sites of the outputs: a tensor, a key, or integer coordinates
                 [M, 1 + D], which get the tensor stride of this layer's output. None: by the rule of
                 the layer. A layer with ``use_mm`` works row by row and ignores them.
 

@@ -77,7 +77,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
 
         Args:
             input: Features [N, C], floating point.
-            coordinates: Where to compute outputs: a tensor, a key, or integer coordinates
+            coordinates: The sites of the outputs: a tensor, a key, or integer coordinates
                 [M, 1 + D], which get tensor stride 1. None: by the rule of the layer.
 
         Returns:

@@ -60,7 +60,7 @@ class TensorField(Tensor):
         tensor_stride: Tensor stride of the key; int or one per axis.
         coordinate_field_map_key: Key of the points to use instead of coordinates.
         coordinate_manager: Manager of the points; a new one by default.
-        quantization_mode: How :meth:`sparse` combines the points of a cell: UNWEIGHTED_AVERAGE,
+        quantization_mode: The rule of :meth:`sparse` for the points of a cell: UNWEIGHTED_AVERAGE,
             UNWEIGHTED_SUM, RANDOM_SUBSAMPLE (the first) or MAX_POOL.
         allocator_type, minkowski_algorithm: Labels of a new manager.
         requires_grad: True: the features require a gradient.
@@ -162,7 +162,7 @@ class TensorField(Tensor):
             tensor_stride: Extent of the cells; int or one per axis.
             coordinate_map_key: Map whose sites to use instead; points in none of its cells are left
                 out, and a site without points is 0.
-            quantization_mode: How the points of a cell combine; None: the field's own.
+            quantization_mode: The rule for the points of a cell; None: that of the field.
 
         Every call without a key adds a map. Waits for the device. Differentiable.
         """

@@ -43,7 +43,7 @@ SPCONV_DEBUG_WEIGHT = False
 SPCONV_DEBUG_NVRTC_KERNELS = False
 SPCONV_DEBUG_CPP_ONLY = False
 
-# Where debug_utils.spconv_save_debug_data writes; "": nowhere.
+# The folder into which debug_utils.spconv_save_debug_data writes; "": it writes nothing.
 SPCONV_DEBUG_SAVE_PATH: str
 
 

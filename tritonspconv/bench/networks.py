@@ -41,7 +41,7 @@ BUILDERS = {
 # result in float32. Rounding grows over some forty layers and flips ReLUs; a wrong layer gives
 # errors near one.
 NETWORK_TOLERANCE = {"float32": 2e-3, "float16": 5e-2}
-# All gradients of the parameters together. Where the last level has few voxels, one ReLU that
+# All gradients of the parameters together. If the last level has few voxels, one ReLU that
 # rounding flips moves them by a percent.
 GRADIENT_TOLERANCE = {"float32": 5e-2, "float16": 2e-1}
 

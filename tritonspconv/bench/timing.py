@@ -21,7 +21,7 @@ class Measurement:
         median: In ``unit``.
         low: Tenth percentile.
         high: Ninetieth percentile.
-        runs: How many were counted.
+        runs: Their number.
         unit: ``"ms"``, ``"s"`` or ``"MiB"``.
     """
 
@@ -50,7 +50,7 @@ class Metric:
     Attributes:
         once: Returns the values of one round.
         unit: Of the values.
-        rounds: How many there are.
+        rounds: Their number.
     """
 
     once: Callable[[Run], list[float]]

@@ -139,7 +139,7 @@ def _compare(name: str, layer: Any, feats: Tensor, out: Any, expected: _Expected
     exact = [tensor.detach().cpu().double().requires_grad_() for tensor in inputs]
     n_out = out.features.shape[0]
     if expected.pooled:
-        # As in spconv: the maximum starts at zero, and all equals share its gradient in full.
+        # The maximum starts at zero, and all equals get its gradient in full, as in spconv.
         result = reference.pool(exact[0], expected.triples, n_out, "max", ties="all", floor=0.0)
     else:
         c_out, *_, c_in = layer.weight.shape

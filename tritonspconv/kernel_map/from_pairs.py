@@ -32,7 +32,7 @@ def map_from_pairs(
     Args:
         in_rows: Input row of each pair, integer [P], in tap order.
         out_rows: Output row of each pair, integer [P].
-        tap_ptr: Where each tap's pairs begin, int64 [V+1]; the last entry is P.
+        tap_ptr: The place where each tap's pairs begin, int64 [V+1]; the last entry is P.
         n_in: Number of input rows.
         n_out: Number of output rows.
 

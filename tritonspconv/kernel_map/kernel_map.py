@@ -257,7 +257,7 @@ class KernelMap:
     def has_repeats(self) -> bool:
         """Return whether rows that the geometry reads share a cell. Waits for the device, once.
 
-        A map has pairs of the first row of each cell only. Where windows do not overlap, only rows
+        A map has pairs of the first row of each cell only. If windows do not overlap, only rows
         that reach an output count.
         """
         return self._relation.has_repeats(self.out_sites if self.is_inverse else self.in_sites)

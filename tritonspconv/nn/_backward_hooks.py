@@ -45,7 +45,7 @@ def add_hook(
     if hooks is None:
         hooks = _Hooks(OrderedDict(), OrderedDict())
         setattr(module, _ATTRIBUTE, hooks)
-        # Of this module alone: no other call has to ask for hooks.
+        # Only this module gets another forward, so no other call has to ask for hooks.
         module.__dict__["forward"] = functools.partial(_forward, module)
     kept = hooks.before if before else hooks.after
     handle = RemovableHandle(kept)

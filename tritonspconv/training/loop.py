@@ -27,7 +27,7 @@ class TrainingSettings:
         batch_size: Scans in a step, those of all processes together. Where the scans run out, the
             last batch of an epoch takes the epoch's first ones again.
         learning_rate: The largest; it rises over a tenth of the steps and falls like a cosine.
-        weight_decay: Of AdamW.
+        weight_decay: That of AdamW.
         dtype: float32, or the autocast dtype.
         seed: Of the order of scans and of the augmentation. Every epoch has random numbers of its
             own, so a resumed training draws what an uninterrupted one draws.

@@ -51,8 +51,8 @@ class ConvLayout:
     """The layout of a tensor.
 
     Args:
-        layout_type: Where the channels are.
-        interleave: How many channels lie together.
+        layout_type: The place of the channels.
+        interleave: Number of channels that lie together.
     """
 
     def __init__(self, layout_type: ConvLayoutType, interleave: int = 1) -> None:

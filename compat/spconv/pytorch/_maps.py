@@ -52,7 +52,7 @@ class LayerMap(NamedTuple):
         kernel_map: From the rows of the input to the rows of the output.
         indice_dict: That of the output.
         located: The sites of the output; None: those of the input.
-        repeats: How rows of the finer side share sites; None where no two do.
+        repeats: The rows of the finer side that share sites; None if no two do.
     """
 
     kernel_map: KernelMap

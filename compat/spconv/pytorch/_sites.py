@@ -51,7 +51,7 @@ class LocatedSites:
         sites, indices: The arguments.
         spatial_shape: Extents of the grid.
         batch_size: Number of samples.
-        repeats: How rows share sites; None where each row has a site of its own.
+        repeats: The rows that share sites; None if each row has a site of its own.
     """
 
     def __init__(self, sites: ActiveSites, indices: Tensor) -> None:
@@ -92,7 +92,7 @@ class LocatedSites:
 
     @cached_property
     def repeats(self) -> RepeatedSites | None:
-        """The way in which rows share sites, found once; waits for the device."""
+        """The rows that share sites, found once; waits for the device."""
         return RepeatedSites(self.sites) if self.sites.has_repeats() else None
 
     def repeats_in(self, kernel_map: KernelMap) -> RepeatedSites | None:

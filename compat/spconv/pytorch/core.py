@@ -64,7 +64,7 @@ def scatter_nd(indices: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor
         shape: Shape of the result.
 
     Returns:
-        A tensor of ``shape``. Where an index repeats, the last value stays; nothing is added up.
+        A tensor of ``shape``. If an index repeats, the last value stays; nothing is added up.
     """
     depth = indices.shape[-1]
     out = updates.new_zeros(tuple(shape))
@@ -218,7 +218,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
     ) -> SparseConvTensor:
         """Return what a layer makes of this tensor; arguments as :meth:`_derive`.
 
-        Where users replaced ``shadow_copy`` or ``replace_feature``, in a subclass or by assignment,
+        If users replaced ``shadow_copy`` or ``replace_feature``, in a subclass or by assignment,
         the result comes of those, as in spconv.
         """
         if (

@@ -195,7 +195,7 @@ def _load_gradient(
     x = _load_tile(feats_ptr, offs, mask)
     normal, y = _scaled(x, mean, inverse_std, weight, bias)
     if RELU:
-        # As rounded: what rounds to zero did not pass.
+        # The output as rounded decides: an entry that rounds to zero did not pass.
         rounded = y.to(feats_ptr.dtype.element_ty).to(tl.float32)
         grad = tl.where(rounded <= 0, 0.0, grad)
     return grad, normal
@@ -300,7 +300,7 @@ def gradient_kernel(
 
 
 class _Plan(NamedTuple):
-    """How rows and channels are cut.
+    """The blocks into which rows and channels are cut.
 
     Attributes:
         block_n: Rows of a tile.

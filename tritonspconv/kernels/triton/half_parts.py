@@ -78,7 +78,7 @@ def maxima_kernel(
 ):
     """Write a program's largest finite magnitude: of every n-th block, for n programs.
 
-    There are ``units * UNIT`` entries. Where UNIT is 16, the compiler loads whole vectors. Rows of
+    There are ``units * UNIT`` entries. If UNIT is 16, the compiler loads whole vectors. Rows of
     ``row_size`` entries behind the count are padding, whose magnitudes do not matter.
     """
     numel = units.to(tl.int64) * UNIT

@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     Attributes:
         op: The kernel.
-        dtype: Of the operands, such as ``"float16"``; float16 for parts.
+        dtype: That of the operands, such as ``"float16"``; float16 for parts.
         parts: float16 parts of each float32 operand, or 0.
         c_in: Input channels.
         c_out: Output channels.
