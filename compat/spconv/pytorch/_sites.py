@@ -46,6 +46,7 @@ class LocatedSites:
     Args:
         sites: The engine's coordinate set; owns the kernel maps that start from it.
         indices: int32 ``[N, 1 + ndim]``, the very tensor that users see.
+        may_compare: See :func:`_may_compare`.
 
     Attributes:
         sites, indices: The arguments.
@@ -54,14 +55,14 @@ class LocatedSites:
         repeats: The rows that share sites; None if each row has a site of its own.
     """
 
-    def __init__(self, sites: ActiveSites, indices: Tensor) -> None:
+    def __init__(self, sites: ActiveSites, indices: Tensor, may_compare: bool) -> None:
         self.sites = sites
         self.indices = indices
         self.spatial_shape = sites.grid.shape
         self.batch_size = sites.grid.batch_size
         self._version = None if indices.is_inference() else indices._version
         self._for_inference = torch.is_inference_mode_enabled()
-        self._compares_values = _may_compare(indices) and indices is not sites.coords
+        self._compares_values = may_compare and indices is not sites.coords
 
     @classmethod
     def of(cls, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> LocatedSites:
@@ -73,8 +74,10 @@ class LocatedSites:
         shape = whole_numbers("spatial_shape", spatial_shape)
         batch_size = whole_number("batch_size", batch_size)
         grid = _grid(shape, batch_size)
-        coords = _copy(indices) if _needs_copy(indices) else indices
-        located = cls(ActiveSites(coords, grid), indices)
+        may_compare = _may_compare(indices)
+        # The engine needs coordinates of its own, if values are compared with them.
+        coords = _copy(indices) if may_compare or indices.is_inference() else indices
+        located = cls(ActiveSites(coords, grid), indices, may_compare)
         if checks_coords():
             located.sites.validate_bounds()
         return located
@@ -85,8 +88,13 @@ class LocatedSites:
 
         On a CPU every call shows another copy of the coordinates, so an edit reaches no other call.
         """
-        coords = sites.coords
-        located = cls(sites, sites.as_rows(_copy(coords) if _needs_copy(coords) else coords))
+        indices = sites.coords
+        may_compare = _may_compare(indices)
+        if may_compare or indices.is_inference():
+            indices = _copy(indices)
+        if sites.bounds is not None:
+            indices = sites.as_rows(indices)
+        located = cls(sites, indices, may_compare)
         located.repeats = None  # Generated sites do not repeat.
         return located
 
@@ -127,11 +135,6 @@ def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
 def _may_compare(coords: Tensor) -> bool:
     """Return whether values may be compared: on a CPU, and in the debug mode."""
     return coords.device.type == "cpu" or checks_coords()
-
-
-def _needs_copy(coords: Tensor) -> bool:
-    """Return whether the engine has to have coordinates of its own."""
-    return _may_compare(coords) or coords.is_inference()
 
 
 def _copy(coords: Tensor) -> Tensor:
