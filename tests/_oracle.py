@@ -55,6 +55,7 @@ def expected_triples(
 ) -> list[Triple]:
     """Every triple of a map from ``in_sites`` to ``out_sites``."""
     size, stride, padding, dilation = fields(geometry)
+    first: list[int] = []
     if geometry.taps:
         first = [min(axis) for axis in zip(*geometry.taps, strict=True)]
         padding = [-d * f for d, f in zip(dilation, first, strict=True)]

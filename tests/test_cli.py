@@ -126,7 +126,7 @@ def test_run_names_itself_in_its_errors(tmp_path):
 
 
 def test_the_second_spelling_is_the_same_modules():
-    import tritonspconv.compat.spconv.pytorch.ops
+    import tritonspconv.compat.spconv.pytorch.ops  # pyright: ignore[reportMissingImports]
 
     import compat.minkowski
     import compat.spconv.pytorch.ops
@@ -138,7 +138,7 @@ def test_the_second_spelling_is_the_same_modules():
     assert second.install is compat.install
     assert compat.spconv.pytorch.ops.__spec__.name == "compat.spconv.pytorch.ops"
     with pytest.raises(ModuleNotFoundError, match=r"tritonspconv\.compat\.spconv\.nothing"):
-        import tritonspconv.compat.spconv.nothing  # noqa: F401
+        import tritonspconv.compat.spconv.nothing  # noqa: F401 # pyright: ignore[reportMissingImports]
 
 
 def test_a_foreign_compat_is_told(tmp_path):
