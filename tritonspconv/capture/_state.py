@@ -42,9 +42,11 @@ def rehearsal(modules: Iterable[Module]) -> Iterator[None]:
     """
     buffers = Saved({id(b): b for module in modules for b in module.buffers()}.values())
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        yield
-    buffers.restore()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        buffers.restore()
 
 
 @contextmanager
