@@ -162,7 +162,9 @@ class SparseTensor:
 
     def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> SparseTensor:
         """Return other rows in the same grid, without kernel maps."""
-        return SparseTensor(feats, ActiveSites(coords, self.sites.grid))
+        grid = self.sites.grid
+        grid = grid if grid.bounded else _grid_of_run(coords) or grid
+        return SparseTensor(feats, ActiveSites(coords, grid))
 
     def replace(self, feats: Tensor) -> SparseTensor:
         """Return other features [N, C'] at the same sites."""
@@ -318,6 +320,9 @@ def _sites(
             f"{list(coords.shape)}."
         )
     coords = coords.clone(memory_format=torch.contiguous_format)
+    grid = _grid_of_run(coords)
+    if spatial_shape is None and grid is not None:
+        return ActiveSites(coords, grid)
     if bounds_of(coords) is not None and (spatial_shape is None or batch_size is None):
         raise RowwiseError(
             "SparseTensor: a captured network needs spatial_shape and batch_size, since the box of "
@@ -338,3 +343,9 @@ def _sites(
     if batch_size is None:
         batch_size = int(coords[:, 0].max()) + 1 if coords.shape[0] else 0
     return ActiveSites(coords, Grid((0,) * len(shape), shape, batch_size))
+
+
+def _grid_of_run(coords: Tensor) -> Grid | None:
+    """Return the grid that a recorded run has for tensors without one of their own, or None."""
+    bounds = bounds_of(coords)
+    return None if bounds is None else bounds.plan.grid

@@ -211,6 +211,14 @@ class SparseTensor(Tensor):
         key, features = self._insert(coordinates, features, tensor_stride, self._manager, string_id)
         return self._manager.get_coordinates(key), features, key
 
+    def _row_tensors(self) -> tuple[TorchTensor, TorchTensor]:
+        """Return features and coordinates; see :func:`tritonspconv.export_program`."""
+        return self._F, self.C
+
+    def _with_row_tensors(self, feats: TorchTensor, coords: TorchTensor) -> SparseTensor:
+        """Return other rows of the same tensor stride, in a manager of their own."""
+        return SparseTensor(feats, coords, self.tensor_stride)
+
     @property
     def coordinate_key(self) -> CoordinateMapKey:
         """The key of the coordinates."""

@@ -11,6 +11,7 @@ from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._samples import check_samples
 from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_sites
+from tritonspconv.coords.row_tensor import bounds_of
 
 IntTuple = tuple[int, ...]
 
@@ -64,6 +65,14 @@ class CoordinateMap:
 
         Waits for the device.
         """
+        bounds = bounds_of(coordinates)
+        if bounds is not None and bounds.plan.grid is not None:
+            # A recorded run reports rows that repeat; it knows no numbers of the coordinates.
+            sites = ActiveSites(coordinates, bounds.plan.grid)
+            sites.has_repeats()
+            everything = torch.arange(sites.num_rows, device=sites.device)
+            ones = (1,) * len(tensor_stride)
+            return cls(sites, tensor_stride, ones), everything, everything.clone()
         unit = tuple(max(step, 1) for step in tensor_stride)
         cells = coordinates
         if max(unit) > 1:
@@ -86,7 +95,7 @@ class CoordinateMap:
     @property
     def batch_index(self) -> Tensor:
         """Sample of each row, int32 [N]."""
-        return self.sites.coords[:, 0]
+        return self.sites.as_rows(self.sites.coords)[:, 0]
 
     @property
     def batch_is_known_to_ascend(self) -> bool:

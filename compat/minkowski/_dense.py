@@ -10,6 +10,7 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords.row_tensor import RowwiseError, reads_values
 
 
 def to_dense(
@@ -28,6 +29,10 @@ def to_dense(
         )
     if shape is None and not len(features):
         raise MinkowskiError("dense: a tensor without rows needs shape=[B, C, *spatial].")
+    if not reads_values(coordinates):
+        return _to_dense_of_run(
+            features, coordinates, tensor_stride, shape, min_coordinate, contract_stride
+        )
     first = _corner(min_coordinate, ndim) or [0] * ndim
     low, high = _bounds(coordinates)
     if min_coordinate is None:
@@ -60,6 +65,32 @@ def to_dense(
     return (
         dense,
         torch.tensor([returned], dtype=torch.int32, device=coordinates.device),
+        torch.tensor(tensor_stride, dtype=torch.int32, device="cpu"),
+    )
+
+
+def _to_dense_of_run(
+    features: Tensor,
+    coordinates: Tensor,
+    tensor_stride: Sequence[int],
+    shape: torch.Size | None,
+    min_coordinate: Tensor | int | None,
+    contract_stride: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as :func:`to_dense` in a recorded run, which reports coordinates outside the shape."""
+    ndim = len(tensor_stride)
+    first = _corner(min_coordinate, ndim)
+    if shape is None or first is None:
+        raise RowwiseError(
+            "dense: the size of the result must not depend on the coordinates; pass "
+            "shape=[B, C, *spatial] and min_coordinate="
+        )
+    _check_on_grid("min_coordinate", first, tensor_stride)
+    cells = _cells(coordinates, first, list(tensor_stride) if contract_stride else [1] * ndim)
+    sites = ActiveSites(cells, Grid((0,) * ndim, tuple(shape[2:]), shape[0]))
+    return (
+        ops.to_dense(features, sites),
+        torch.tensor([first], dtype=torch.int32, device=coordinates.device),
         torch.tensor(tensor_stride, dtype=torch.int32, device="cpu"),
     )
 
@@ -117,8 +148,9 @@ def _bounds(coordinates: Tensor) -> tuple[list[int], list[int]]:
 
 def _cells(coordinates: Tensor, first: Sequence[int], steps: Sequence[int]) -> Tensor:
     """Return batch index and cell of each row, counted from ``first`` in ``steps``."""
-    shifted = coordinates - coordinates.new_tensor([0, *first])
-    return shifted.div(coordinates.new_tensor([1, *steps]), rounding_mode="floor")
+    kind = {"dtype": coordinates.dtype, "device": coordinates.device}
+    shifted = coordinates - torch.tensor([0, *first], **kind)
+    return shifted.div(torch.tensor([1, *steps], **kind), rounding_mode="floor")
 
 
 def _check_on_grid(name: str, corner: Sequence[int], tensor_stride: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiKernelGenerator import Window
 from tritonspconv.coords import ActiveSites
+from tritonspconv.coords.row_tensor import RowBounds
 from tritonspconv.geometry import ConvGeometry, SiteRule
 from tritonspconv.kernel_map import KernelMap, kernel_map, output_sites
 
@@ -97,7 +98,10 @@ def generated_sites(
     taps = torch.tensor(geometry.offsets, dtype=torch.int32, device=coarse.sites.device)
     coords = coarse.sites.coords * coarse.sites.coords.new_tensor((1, *stride))
     reached = (coords[:, None] + functional.pad(taps, (1, 0))).flatten(0, 1)
-    sites = ActiveSites(reached, grid.with_box(*box))
+    bounds = coarse.sites.bounds
+    if bounds is not None and bounds.count is not None:
+        bounds = RowBounds(bounds.count * geometry.kernel_volume, bounds.plan)
+    sites = ActiveSites(reached, grid.with_box(*box), bounds=bounds)
     sites.note_repeats(False)
     return CoordinateMap(sites, tensor_stride, unit, coarse.batch_is_known_to_ascend)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
+from tritonspconv.coords.row_tensor import reads_values
 
 # Ascending batch indices. A range: no index below the largest is missing.
 Samples = range | tuple[int, ...]
@@ -35,9 +36,10 @@ def occurring(batch_index: Tensor, batch_size: int) -> Samples:
         batch_size: One more than the largest; 0 where there are no rows. Beyond ``2**24`` all are
             taken to occur, since nothing is made for each of so many.
 
-    Waits for the device where there are two samples or more.
+    In a recorded run, too, all are taken to occur. Waits for the device where there are two samples
+    or more.
     """
-    if not 1 < batch_size <= _MAX_SAMPLES:
+    if not 1 < batch_size <= _MAX_SAMPLES or not reads_values(batch_index):
         return range(batch_size)
     occurs = torch.zeros(batch_size, dtype=torch.bool, device=batch_index.device)
     occurs.index_fill_(0, batch_index.long(), True)

@@ -30,16 +30,23 @@ class Signature(NamedTuple):
     coords: str
 
     @classmethod
-    def of(cls, example: Any, coords: str | None, reads: tuple[str, ...] | None) -> Signature:
+    def of(
+        cls,
+        example: Any,
+        coords: str | None,
+        reads: tuple[str, ...] | None,
+        caller: str = "capture",
+    ) -> Signature:
         """Describe the example's arguments ``(args, kwargs)``.
 
         Args:
             example: The arguments.
             coords: The key or argument name of the coordinates; None: those of the sparse tensor.
             reads: Keys or argument names that the function reads; None: all.
+            caller: The function that the user called, for messages.
         """
         found = leaves(example)
-        path = _coords_path(found, coords)
+        path = _coords_path(found, coords, caller)
         n = found[path].shape[0]
         kinds: dict[str, Kind] = {}
         values: dict[str, Any] = {}
@@ -95,7 +102,7 @@ def _changed(name: str, expected: Any, got: Any) -> ValueError:
     )
 
 
-def _coords_path(found: dict[str, Any], coords: str | None) -> str:
+def _coords_path(found: dict[str, Any], coords: str | None, caller: str) -> str:
     if coords is None:
         paths = [path for path in found if path.endswith(".coords")]
         asked = "the coordinates of a sparse tensor"
@@ -104,7 +111,7 @@ def _coords_path(found: dict[str, Any], coords: str | None) -> str:
         asked = f"{coords!r}"
     if len(paths) != 1:
         raise ValueError(
-            f"capture: exactly one argument must be {asked}; found {paths} among {list(found)}. "
+            f"{caller}: exactly one argument must be {asked}; found {paths} among {list(found)}. "
             "Pass coords= with the key or argument name of the int32 coordinates."
         )
     return paths[0]

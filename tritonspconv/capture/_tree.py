@@ -36,9 +36,9 @@ class Unread:
     def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         path = object.__getattribute__(self, "_path")
         raise TypeError(
-            f"capture: the captured function reads argument {path}, which is neither a tensor nor "
-            "a number or string, so that its value would be frozen. Pass it as a tensor, or read "
-            "it outside the captured function."
+            f"the captured or exported function reads argument {path}, which is neither a tensor "
+            "nor a number or string, so that its value would be frozen. Pass it as a tensor, or "
+            "read it outside that function."
         )
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __call__ = _refuse

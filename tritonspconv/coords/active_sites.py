@@ -151,6 +151,9 @@ class ActiveSites:
         Bounded sites do not wait: they answer that no row repeats, and leave it to the plan to
         report the run if that was wrong.
         """
+        if self.bounds is not None and self.bounds.plan.builder is not None:
+            self.bounds.plan.builder.inspect(self)
+            return False
         if self._repeats is None:
             # Keep the index for the next map, even a large one.
             index = self._index = self._take_index()

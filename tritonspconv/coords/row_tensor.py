@@ -64,7 +64,8 @@ class RowTensor(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Apply the rule of ``func``."""
-        rule = RULES.get(func)
+        plan = next(row_tensors((args, kwargs))).bounds.plan
+        rule = plan.rules.get(func) or RULES.get(func)
         if rule is None:
             raise refusal(func, "it is not known to treat each row by itself")
         return rule(func, args, dict(kwargs or {}))
@@ -84,6 +85,8 @@ def as_rows(x: Tensor, bounds: RowBounds) -> RowTensor:
         return bounds.plan.show_rows(x, bounds)
     rows = plain(x).as_subclass(RowTensor)
     rows.bounds = bounds
+    if bounds.plan.on_alias is not None:
+        bounds.plan.on_alias(x, rows)
     return rows
 
 
@@ -91,8 +94,16 @@ def plain(x: Any) -> Any:
     """Return a :class:`RowTensor` as an ordinary tensor on the same memory; others as they are."""
     if isinstance(x, RowTensor):
         with torch._C.DisableTorchFunctionSubclass():
-            return x.as_subclass(Tensor)
+            made = x.as_subclass(Tensor)
+        if x.bounds.plan.on_alias is not None:
+            x.bounds.plan.on_alias(x, made)
+        return made
     return x
+
+
+def reads_values(x: Any) -> bool:
+    """Return whether the host may read values of ``x``: not where a run is recorded."""
+    return not isinstance(x, RowTensor) or x.bounds.plan.builder is None
 
 
 def bounds_of(x: Any) -> RowBounds | None:

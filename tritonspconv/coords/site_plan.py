@@ -8,11 +8,34 @@ architecture page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class MapBuilder(Protocol):
+    """Builds sites and maps in place of the kernels, without a look at values on the host.
+
+    The engine's kernels on a CPU count sites on the host. A run that is recorded must not do that:
+    the record would hold the numbers of one scan.
+    """
+
+    def inspect(self, sites: Any) -> None:
+        """Let the run report rows of ``ActiveSites`` that repeat or lie outside the grid."""
+        ...
+
+    def make_sites(
+        self, sites: Any, offsets: Any, stride: tuple[int, ...], divide: bool, grid: Any
+    ) -> Any:
+        """Return the ``ActiveSites`` that a window reaches; see ``kernels.sites.reached_sites``."""
+        ...
+
+    def relate(self, geometry: Any, sites: Any, out_sites: Any) -> Any:
+        """Return the ``Relation`` of a geometry between two ``ActiveSites``."""
+        ...
 
 
 class SitePlan:
@@ -29,11 +52,21 @@ class SitePlan:
         sizes: Number of sites of each set that was recorded.
         flags: int32 [1 + number of capacities]: entry 0 is set if input rows repeat each other,
             entry ``1 + i`` if set ``i`` needed more rows than its capacity.
+        builder: Builds sites and maps; None: the kernels do.
+        rules: Rules of row tensors that hold in this run, before those that always hold.
+        on_alias: Called with a tensor and a row tensor, or the reverse, whenever one is made on the
+            memory of the other; None: nobody asks.
+        grid: A ``Grid`` for tensors whose grid is else found in their coordinates; None: there is
+            none.
         show_rows: A function ``(tensor, bounds)`` that makes the row tensors that user code sees.
             None: :func:`tritonspconv.coords.row_tensor.as_rows` makes them. A recorder of the
             export sets it.
     """
 
+    builder: MapBuilder | None = None
+    rules: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType({})
+    on_alias: Callable[[Tensor, Tensor], None] | None = None
+    grid: Any = None
     show_rows: Callable[[Tensor, Any], Any] | None = None
 
     def __init__(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tritonspconv.coords.active_sites import ActiveSites
 from tritonspconv.coords.grid import Grid
+from tritonspconv.coords.row_tensor import RowwiseError
 from tritonspconv.waits import wait_for_indices
 
 if TYPE_CHECKING:
@@ -92,8 +93,16 @@ def union_sites(
     Returns:
         The union, and for each part the row of the union at which each of its rows is, int64.
 
+    Raises:
+        RowwiseError: A part is padded to a capacity.
+
     Deterministic. Waits for the device once, for the size of the union.
     """
+    if any(part.bounds is not None for part in parts):
+        raise RowwiseError(
+            "a union of different coordinates cannot run on rows that are padded to a capacity: "
+            "its size depends on the data. Combine tensors at the same sites."
+        )
     filled = [part.grid for part in parts if part.grid.num_cells] or [parts[0].grid]
     lower = tuple(map(min, zip(*(grid.lower for grid in filled), strict=True)))
     upper = tuple(map(max, zip(*(grid.upper for grid in filled), strict=True)))

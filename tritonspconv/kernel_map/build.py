@@ -7,6 +7,7 @@ import weakref
 
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import RowBounds
+from tritonspconv.coords.site_plan import MapBuilder
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.index import SiteIndex
@@ -94,6 +95,8 @@ def _build(
     out_sites: ActiveSites | None,
     out_grid: Grid | None,
 ) -> _CacheEntry:
+    if sites.bounds is not None and sites.bounds.plan.builder is not None:
+        return _recorded(sites, geometry, out_sites, out_grid, sites.bounds.plan.builder)
     n_in = sites.num_rows
     if geometry.sites == "same" and out_sites is None and geometry.has_center:
         table = lookup_table(
@@ -150,6 +153,22 @@ def _build(
     return _CacheEntry(relation, made_sites)
 
 
+def _recorded(
+    sites: ActiveSites,
+    geometry: ConvGeometry,
+    out_sites: ActiveSites | None,
+    out_grid: Grid | None,
+    builder: MapBuilder,
+) -> _CacheEntry:
+    """Return the map that a builder makes of bounded sites; see :class:`MapBuilder`."""
+    made_sites = None
+    if out_sites is None and geometry.sites == "same":
+        out_sites = sites
+    elif out_sites is None:
+        out_sites = made_sites = _made_sites(sites, geometry, out_grid)[0]
+    return _CacheEntry(builder.relate(geometry, sites, out_sites), made_sites)
+
+
 @functools.lru_cache(maxsize=1024)
 def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
     """Return the grid of a geometry's outputs.
@@ -199,8 +218,11 @@ def output_sites(
 
 def _made_sites(
     sites: ActiveSites, geometry: ConvGeometry, out_grid: Grid | None
-) -> tuple[ActiveSites, SiteIndex]:
-    """Return the output sites and their index, which the sites keep only if it is small."""
+) -> tuple[ActiveSites, SiteIndex | None]:
+    """Return the output sites and their index, which the sites keep only if it is small.
+
+    There is no index where a builder makes the sites.
+    """
     grid = out_grid or output_grid(sites.grid, geometry)
     stride = geometry.stride
     if geometry.sites == "cells":
@@ -208,6 +230,10 @@ def _made_sites(
         offsets = Box((0,) * sites.ndim, tuple(step - 1 for step in stride))
     else:
         offsets = geometry.offsets
+    if sites.bounds is not None and sites.bounds.plan.builder is not None:
+        divide = not geometry.transposed
+        made = sites.bounds.plan.builder.make_sites(sites, offsets, stride, divide, grid)
+        return made, None
     unread = sites.unread_repeats
     bounds, capacity, overflow = sites.bounds, None, None
     if bounds is not None and bounds.count is not None:

@@ -11,7 +11,7 @@ from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._numbers import whole_number, whole_numbers
 from compat.spconv.pytorch._repeats import RepeatedSites
 from tritonspconv.coords import ActiveSites, Grid
-from tritonspconv.coords.row_tensor import plain
+from tritonspconv.coords.row_tensor import plain, reads_values
 from tritonspconv.debug import checks_coords
 
 if TYPE_CHECKING:
@@ -88,12 +88,10 @@ class LocatedSites:
 
         On a CPU every call shows another copy of the coordinates, so an edit reaches no other call.
         """
-        indices = sites.coords
+        indices = sites.as_rows(sites.coords)
         may_compare = _may_compare(indices)
         if may_compare or indices.is_inference():
             indices = _copy(indices)
-        if sites.bounds is not None:
-            indices = sites.as_rows(indices)
         located = cls(sites, indices, may_compare)
         located.repeats = None  # Generated sites do not repeat.
         return located
@@ -134,7 +132,7 @@ def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
 
 def _may_compare(coords: Tensor) -> bool:
     """Return whether values may be compared: on a CPU, and in the debug mode."""
-    return coords.device.type == "cpu" or checks_coords()
+    return (coords.device.type == "cpu" or checks_coords()) and reads_values(coords)
 
 
 def _copy(coords: Tensor) -> Tensor:

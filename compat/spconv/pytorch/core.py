@@ -18,6 +18,7 @@ from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.tools import CUDAKernelTimer
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
+from tritonspconv.coords.row_tensor import reads_values
 from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import refuse_capture
 
@@ -322,7 +323,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
             IndexError: On a CPU: a row lies outside the grid or the batch. A GPU leaves such rows
                 out, since a look for them would wait for the device.
         """
-        if self._features.device.type == "cpu":
+        if self._features.device.type == "cpu" and reads_values(self._features):
             _check_dense_rows(self._sites)
         return ops.to_dense(self._features, self._sites, channels_first=channels_first)
 
