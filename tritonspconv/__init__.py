@@ -11,7 +11,14 @@ except ModuleNotFoundError as error:
 from tritonspconv import nn, ops
 from tritonspconv.capture import Captured, CapturedStep, CaptureOverflow, capture, capture_step
 from tritonspconv.coords import ActiveSites, Grid
-from tritonspconv.export import OnnxExportError, OnnxNetwork, OnnxReport, export_onnx
+from tritonspconv.export import (
+    ExportError,
+    OnnxExportError,
+    OnnxNetwork,
+    OnnxReport,
+    export_onnx,
+    export_program,
+)
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.graph_capture import GraphCaptureError, make_opaque
 from tritonspconv.kernel_map import KernelMap, kernel_map, map_from_pairs
@@ -26,6 +33,7 @@ __all__ = [
     "Captured",
     "CapturedStep",
     "ConvGeometry",
+    "ExportError",
     "GraphCaptureError",
     "Grid",
     "KernelMap",
@@ -38,6 +46,7 @@ __all__ = [
     "capture_step",
     "cat",
     "export_onnx",
+    "export_program",
     "fuse",
     "kernel_map",
     "map_from_pairs",

@@ -1,0 +1,132 @@
+"""The plan of a run that is recorded: capacities, maps of fixed shapes, and what did not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tritonspconv.coords import ActiveSites, Grid
+from tritonspconv.coords.row_tensor import RowBounds, RowwiseError
+from tritonspconv.coords.site_plan import SitePlan
+from tritonspconv.export._maps import (
+    IntTuple,
+    SortedSites,
+    inverted_rows,
+    neighbor_rows,
+    reached_sites,
+)
+from tritonspconv.export._rules import RULES
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map.kernel_map import Relation
+from tritonspconv.kernels.table import NeighborTable
+from tritonspconv.kernels.window import Window
+
+
+class RecordedPlan(SitePlan):
+    """A plan whose maps are made of torch operations of fixed shapes.
+
+    Args:
+        capacities: Rows of each set of sites that the network makes, in order; None: as many as
+            there are sites, which :attr:`sizes` then lists.
+        grid: The grid of tensors that have none of their own.
+        device: Where the run is.
+        on_alias: See :class:`SitePlan`.
+    """
+
+    rules = RULES
+
+    def __init__(
+        self,
+        capacities: Sequence[int] | None,
+        grid: Grid,
+        device: torch.device,
+        on_alias: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> None:
+        super().__init__(capacities, device)
+        self.builder = self
+        self.grid = grid
+        self.on_alias = on_alias
+        # By ``id`` of sites; the sites live as long as their ``id`` is used.
+        self._indices: dict[int, tuple[ActiveSites, SortedSites]] = {}
+        self._outside: list[Tensor] = []
+        self._repeated: list[Tensor] = []
+        self._lacking: list[Tensor] = []
+
+    def faults(self) -> list[Tensor]:
+        """Return what makes the results of the run wrong, int64 [] each, all 0 if they are right.
+
+        The rows outside their grid, the rows that repeat an earlier row, and for each set of sites
+        the number of those for which there was no room.
+        """
+        none = torch.zeros((), dtype=torch.int64, device=self.flags.device)
+        given = [
+            torch.stack(numbers).amax() if numbers else none
+            for numbers in (self._outside, self._repeated)
+        ]
+        return [*given, *self._lacking]
+
+    def inspect(self, sites: ActiveSites) -> None:
+        """Note the rows of given sites that repeat or lie outside the grid."""
+        self._index(sites)
+
+    def make_sites(
+        self, sites: ActiveSites, offsets: Window, stride: IntTuple, divide: bool, grid: Grid
+    ) -> ActiveSites:
+        """Return the sites that a window reaches, ascending by key; no more than fit."""
+        index = self._index(sites)
+        capacity = None
+        if self.capacities is not None:
+            capacity = min(self.take()[0], max(grid.num_cells, 1))
+        is_inside = index.numbering.contains(sites.coords)
+        made = reached_sites(sites.coords, is_inside, offsets, stride, divide, grid, capacity)
+        if self.capacities is None:
+            self.record(made.coords.shape[0])
+        self._lacking.append(made.lacking)
+        found = ActiveSites(made.coords, grid, bounds=RowBounds(made.count, self))
+        self._indices[id(found)] = found, made.index
+        return found
+
+    def relate(
+        self, geometry: ConvGeometry, sites: ActiveSites, out_sites: ActiveSites
+    ) -> Relation:
+        """Return the relation between two sets of sites."""
+        self._index(out_sites)
+        rows = neighbor_rows(
+            out_sites.coords, out_sites.grid, geometry.offsets, geometry.stride,
+            not geometry.transposed, self._index(sites),
+        )  # fmt: skip
+        return _RecordedRelation(
+            geometry, sites.num_rows, out_sites.num_rows, NeighborTable(rows.t(), None, None),
+            mirrored=sites is out_sites and geometry.is_mirrored, in_count=sites.count,
+        )  # fmt: skip
+
+    def _index(self, sites: ActiveSites) -> SortedSites:
+        held = self._indices.get(id(sites))
+        if held is not None:
+            return held[1]
+        if sites.count is None:
+            raise RowwiseError(
+                f"{sites} were made of values of other coordinates, so that their number has no "
+                "bound. Use layers that make their own output sites."
+            )
+        index = SortedSites.of(sites.coords, sites.grid)
+        self._indices[id(sites)] = sites, index
+        self._repeated.append(index.num_repeats())
+        self._outside.append(sites.count - index.num_sites())
+        return index
+
+
+class _RecordedRelation(Relation):
+    """A relation whose table of the inputs is made without a look at values."""
+
+    def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
+        """Return the table seen from the inputs."""
+        if self._in_table is None:
+            if self.mirrored:
+                self._in_table = self.out_table._replace(mirrored=True)
+            else:
+                rows = inverted_rows(self.out_table.rows.t(), self.n_in)
+                self._in_table = NeighborTable(rows.t(), None, None)
+        return self._in_table
