@@ -127,9 +127,9 @@ MINKOWSKI: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Of(lambda self, x: self.prune(x, x.F[:, 0] > 0), prune=ME.MinkowskiPruning()),
         "calls gt",
     ),
-    "a global pool": (
+    "the tensor of a global pool": (
         lambda: Of(lambda self, x: self.pool(x), pool=ME.MinkowskiGlobalMaxPooling()),
-        r"pool \(MinkowskiGlobalMaxPooling\)",
+        r"output '' is a sparse tensor without cells, such as the result of a global pool",
     ),
     "an instance norm": (
         lambda: Of(lambda self, x: self.norm(x), norm=ME.MinkowskiInstanceNorm(4)),
@@ -260,3 +260,11 @@ def test_hooks_are_gone_after_an_error(tmp_path: Path) -> None:
     assert not module._global_forward_hooks
     assert not module._global_forward_pre_hooks
     assert not module._global_forward_hooks_always_called
+
+
+def test_a_global_pool_of_several_samples_is_refused():
+    coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int32)
+    x = ME.SparseTensor(torch.randn(3, 4), coords)
+    net = Of(lambda self, x: self.pool(x).F, pool=ME.MinkowskiGlobalMaxPooling()).eval()
+    with pytest.raises(OnnxExportError, match=r"pool \(MinkowskiGlobalMaxPooling\) selects rows"):
+        export_onnx(net, (x,), "unused.onnx")

@@ -293,7 +293,13 @@ class _Outputs:
         """Add a sparse tensor: its features, and its coordinates unless they are an input."""
         recorder, where = self._recorder, path or "output"
         if hasattr(type(value), "_cell_rows"):
-            feats, sites = value._cell_rows()
+            try:
+                feats, sites = value._cell_rows()
+            except ValueError as error:
+                raise OnnxExportError(
+                    f"export_onnx: output {path!r} is a sparse tensor without cells, such as the "
+                    f"result of a global pool. Return other outputs. {error}"
+                ) from error
             bounds, grid = sites.bounds, sites.grid
             shape = list(grid.shape) if grid.bounded else None
         else:
