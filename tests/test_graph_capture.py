@@ -27,10 +27,14 @@ pytestmark = [
 
 PAGE = Path(__file__).parents[1] / "docs" / "compile-export.md"
 COMPILES = ("`torch.compile`", "`torch.compile(dynamic=True)`")
-# Functions of features alone, which torch.compile may trace.
+# What torch.compile traces: functions of features alone, and calls of registered operators.
 TRACEABLE = {
     "tritonspconv.nn._module.FeatureModule.forward",
     "tritonspconv.nn.norm.BatchNorm.forward",
+    "tritonspconv.nn.container.ToDense.forward",
+    "tritonspconv.nn.conv.SparseInverseConvNd.forward",
+    "tritonspconv.nn.conv.SubMConvNd.forward",
+    "compat.spconv.pytorch.conv._SubMConv.forward",
     "compat.spconv.pytorch.modules.SparseBatchNorm.forward",
     "compat.spconv.pytorch.modules.SparseIdentity.forward",
     "compat.spconv.pytorch.modules.SparseReLU.forward",

@@ -62,6 +62,22 @@ make_opaque(
     traceable=(
         "SparseTensor.replace",
         "_check_feats",
+        # They call registered operators while torch.compile traces.
+        "is_traced",
+        "Conv._takes",
+        "SubMConvNd.forward",
+        "SparseInverseConvNd.forward",
+        "convolve_between",
+        "convolve_inverse",
+        "compute_dtype",
+        "takes_operator",
+        "sparse_conv",
+        "to_dense",
+        "_trace",
+        "ToDense.forward",
+        "SparseTensor.dense",
+        "SparseTensor.__add__",
+        "cat",
         # False while torch.compile traces: an optimised block then runs as it was written.
         "fuses_now",
         "FeatureModule.forward",

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from tritonspconv.arguments import to_ntuple, whole_numbers
+from tritonspconv.opaque_types import OpaqueMeta, register_opaque
 
 __all__ = ["ConvGeometry", "IntTuple", "SiteRule", "TapOrder", "to_ntuple"]
 
@@ -33,8 +34,9 @@ SiteRule = Literal["same", "reached", "cells"]
 IntTuple = tuple[int, ...]
 
 
+@register_opaque
 @dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(metaclass=OpaqueMeta):
     """Geometry of one convolution or pooling; hashable, and the whole key of the map cache.
 
     Attributes:

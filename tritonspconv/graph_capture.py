@@ -5,6 +5,8 @@ graph would hold the maps of one scan and give wrong numbers for the next one. S
 
 - :func:`make_opaque` marks the functions of a package for ``torch.compile``, which then calls them
   as they are and compiles the code around them.
+- Submanifold layers are traced: while :func:`is_traced` is true, they call the registered operators
+  of ``ops/registered.py``, which find their kernel map when they run.
 - :func:`refuse_capture` raises :class:`GraphCaptureError` under every tool that records or
   transforms operations. Public operations and constructors of sparse tensors call it.
 
@@ -16,13 +18,15 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
+
+from tritonspconv.opaque_types import AVAILABLE
 
 _ADVICE = (
     "Kernel maps depend on the values of coordinates: a recorded graph would hold those of one "
@@ -99,6 +103,20 @@ def _refuse(name: str) -> None:
         )
 
 
+def is_traced() -> bool:
+    """Return True while ``torch.compile`` traces the caller, False whenever Python runs it.
+
+    False for ``torch.export`` too, which would keep the kernel maps of one input.
+    """
+    # Under torch.compile of torch 2.11, is_exporting() is true; the flag is not.
+    return AVAILABLE and torch.compiler.is_dynamo_compiling() and not _exporting._is_exporting_flag
+
+
+def run_untraced(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function in Python, from code that ``torch.compile`` traces: a graph break."""
+    return function(*args, **options)
+
+
 def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
     """Mark what ``package`` defines: functions, methods, and ``forward`` of modules.
 
@@ -110,7 +128,7 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
         package: Name of an imported package. Modules that it imports later are not marked; only
             marked functions call them.
         traceable: Functions that ``torch.compile`` may trace, by qualified name: those that work
-            on features alone.
+            on features alone, and those that call registered operators then.
     """
     for name, module in list(sys.modules.items()):
         if name != package and not name.startswith(f"{package}."):
@@ -127,6 +145,8 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
             for function in functions:
                 if function.__qualname__ not in traceable:
                     mark_opaque(function)
+                elif function is value:
+                    refuse_script(function)
 
 
 def _functions_of(kind: Any) -> list[types.FunctionType]:
@@ -150,6 +170,11 @@ def mark_opaque(function: Any) -> None:
     function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"
     # and for frames that it meets while Python runs, with all that they call.
     _skip_frames(function.__code__)
+    refuse_script(function)
+
+
+def refuse_script(function: Any) -> None:
+    """Make ``torch.jit.script`` refuse a function."""
     function.__prepare_scriptable__ = functools.partial(_refuse_script, function)
 
 

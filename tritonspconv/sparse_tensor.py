@@ -13,6 +13,7 @@ from tritonspconv.arguments import check_tensor, whole_number, whole_numbers
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import RowwiseError, bounds_of
 from tritonspconv.debug import checks_coords
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.ops.dense import from_dense, to_dense
 
 CheckLevel = Literal["off", "full"]
@@ -71,7 +72,7 @@ class SparseTensor:
             raise ValueError(
                 f"SparseTensor: check must be one of {get_args(CheckLevel)}; got {check!r}."
             )
-        if isinstance(coords, ActiveSites):
+        if type(coords) is ActiveSites:
             if spatial_shape is not None or batch_size is not None:
                 raise ValueError(
                     "SparseTensor: active sites bring their own grid; spatial_shape and "
@@ -84,7 +85,7 @@ class SparseTensor:
         feats = sites.as_rows(feats)
         if check == "full":
             sites.validate()
-        elif not isinstance(coords, ActiveSites) and checks_coords():
+        elif type(coords) is not ActiveSites and checks_coords():
             sites.validate_bounds()
         self._feats = feats
         self._sites = sites
@@ -235,6 +236,9 @@ class SparseTensor:
         if not isinstance(other, SparseTensor):
             return NotImplemented
         if other.sites is not self.sites:
+            if is_traced():
+                # Equal sites are a guard of the graph, but different sites are not.
+                return run_untraced(SparseTensor.__add__, self, other)
             raise ValueError(
                 f"SparseTensor: + needs both operands at the same sites, made by layers from one "
                 f"tensor; got {self} and {other}. For rows known to match, use "
@@ -279,6 +283,8 @@ def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
     first = tensors[0]
     for number, other in enumerate(tensors):
         if other.sites is not first.sites:
+            if is_traced():
+                return run_untraced(cat, tensors)
             raise ValueError(
                 "cat: all tensors must be at the same sites, made by layers from one tensor; got "
                 f"{first} and, as number {number}, {other}. For rows known to match, use "

@@ -13,6 +13,7 @@ from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
+from tritonspconv.opaque_types import OpaqueMeta, register_opaque
 from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number, wait_for_values
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _MAX_ROWS = 2**31 - 1
 _MAX_KEPT_BYTES = 2**24
 
 
-class ActiveSites:
+@register_opaque
+class ActiveSites(metaclass=OpaqueMeta):
     """Coordinates in a grid, one row per active site.
 
     Args:

@@ -67,6 +67,26 @@ def recorded_maps(sites: ActiveSites) -> list[KernelMap]:
     return found
 
 
+def inverse_maps(
+    sites: ActiveSites, out_sites: ActiveSites, kernel_size: tuple[int, ...]
+) -> list[KernelMap]:
+    """Return the maps from ``sites`` back to ``out_sites``, from which an earlier layer came.
+
+    Args:
+        sites: The output sites of the earlier layer.
+        out_sites: Its input sites.
+        kernel_size: Its window.
+
+    Returns:
+        One map for each geometry with this window that led from ``out_sites`` to ``sites``.
+    """
+    return [
+        found.inverse()
+        for found in recorded_maps(out_sites)
+        if found.out_sites is sites and found.geometry.kernel_size == kernel_size
+    ]
+
+
 class _CacheEntry:
     """An entry of ``ActiveSites.map_cache``: all of one map but its sites.
 

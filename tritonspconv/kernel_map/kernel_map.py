@@ -14,6 +14,7 @@ from tritonspconv.kernels.neighbor_table import reverse_table
 from tritonspconv.kernels.order_columns import order_columns, pays_to_order
 from tritonspconv.kernels.pairs import list_inputs, pair_lists
 from tritonspconv.kernels.table import NeighborTable, PairList
+from tritonspconv.opaque_types import OpaqueMeta, register_opaque
 from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ class Relation:
         return pair_lists(table, taps, capacity, self.mirrored)
 
 
-class KernelMap:
+@register_opaque
+class KernelMap(metaclass=OpaqueMeta):
     """Every (input row, output row, tap) of one geometry between two sets of sites.
 
     :func:`tritonspconv.kernel_map.kernel_map` makes maps. Pairs and tables never change; derived

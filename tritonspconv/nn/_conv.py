@@ -112,6 +112,15 @@ class Conv(SparseModule):
         """Convolve, normalise, add ``residual`` [n_out, c_out] and clamp, in that order."""
         return self._convolve(input, None, norm, relu, residual)
 
+    def _takes(self, x: object) -> bool:
+        """Return whether a registered operator takes ``x``: features of one row for each site."""
+        return (
+            isinstance(x, SparseTensor)
+            and x.sites.bounds is None
+            and type(x.feats) is Tensor
+            and x.channels == self.in_channels
+        )
+
     def residual_of(
         self, input: SparseTensor, other: object
     ) -> Float[Tensor, "n_out c_out"] | None:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
-from tritonspconv.kernel_map import KernelMap, kernel_map, recorded_maps
+from tritonspconv.graph_capture import is_traced, run_untraced
+from tritonspconv.kernel_map import KernelMap, inverse_maps, kernel_map
 from tritonspconv.nn._conv import Conv
+from tritonspconv.ops import traced
 from tritonspconv.ops.conv import Precision
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -48,7 +50,14 @@ class SubMConvNd(Conv):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve ``x``; the output has the sites of ``x``."""
-        return self._convolve(x)
+        if not is_traced():
+            return self._convolve(x)
+        if not self._takes(x):
+            return run_untraced(self._convolve, x)
+        feats = traced.convolve_between(
+            x.feats, self.weight, self.bias, x.sites, x.sites, self.geometry, self.precision
+        )
+        return x.replace(feats.relu() if self.relu else feats)
 
     def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
         return kernel_map(x.sites, self.geometry)
@@ -212,15 +221,18 @@ class SparseInverseConvNd(Conv):
         Raises:
             ValueError: No earlier layer with this window led from ``like`` to ``x``, or several.
         """
-        return self._convolve(x, like)
+        if not is_traced():
+            return self._convolve(x, like)
+        if not self._takes(x) or not isinstance(like, SparseTensor) or like.sites.bounds:
+            return run_untraced(self._convolve, x, like)
+        feats = traced.convolve_inverse(
+            x.feats, self.weight, self.bias, x.sites, like.sites, self.kernel_size, self.precision
+        )
+        return like.replace(feats.relu() if self.relu else feats)
 
     def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
         assert like is not None
-        found = [
-            kmap
-            for kmap in recorded_maps(like.sites)
-            if kmap.out_sites is x.sites and kmap.geometry.kernel_size == self.kernel_size
-        ]
+        found = inverse_maps(x.sites, like.sites, self.kernel_size)
         if len(found) != 1:
             problem = "no layer" if not found else f"{len(found)} layers of different geometry"
             raise ValueError(
@@ -228,7 +240,7 @@ class SparseInverseConvNd(Conv):
                 f"like={like} to x={x}. Pass as like the very input of the layer to undo; x must "
                 "be at that layer's output sites."
             )
-        return found[0].inverse()
+        return found[0]
 
 
 class SubMConv1d(SubMConvNd):

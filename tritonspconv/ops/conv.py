@@ -10,19 +10,23 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.arguments import check_tensor
-from tritonspconv.graph_capture import refuse_capture
+from tritonspconv.graph_capture import is_traced, refuse_capture, run_untraced
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
 from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.kernels.conv_grads import conv_grads
 from tritonspconv.kernels.gather_gemm import gather_gemm
+from tritonspconv.ops._conv_checks import (
+    check_norm,
+    check_operands,
+    check_residual,
+    check_training_norm,
+)
 from tritonspconv.ops._second_order import conv_gradients, normed_gradients, refuse_second_order
 
 Precision = Literal["ieee", "tf32"]
 WeightLayout = Literal["VIO", "OVI"]
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def sparse_conv(
@@ -79,6 +83,10 @@ def sparse_conv(
     float32 operand of a large product.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
+    if is_traced():
+        return _trace(
+            feats, weight, kernel_map, bias, weight_layout, precision, norm, residual, relu
+        )
     refuse_capture("sparse_conv")
     check_tensor("sparse_conv: feats", feats)
     check_tensor("sparse_conv: weight", weight)
@@ -88,29 +96,65 @@ def sparse_conv(
             precision=precision, norm=norm, residual=residual, relu=relu,
         )  # fmt: skip
     dtype = compute_dtype(feats, weight)
-    view = None if weight_layout == "VIO" else _as_matrices(weight.detach(), weight_layout)
+    view = None if weight_layout == "VIO" else as_matrices(weight.detach(), weight_layout)
     matrices = weight if view is None else view
-    _check(feats, matrices, kernel_map, bias, precision)
+    check_operands(feats, matrices, kernel_map, bias, precision)
     if residual is not None:
-        _check_residual(residual, matrices, kernel_map)
+        check_residual(residual, matrices, kernel_map)
     if isinstance(norm, TrainingNorm):
-        _check_training_norm(norm, matrices, kernel_map, dtype)
+        check_training_norm(norm, matrices, kernel_map, dtype)
         call = _Call(view, kernel_map, dtype, precision, norm, relu)
         return _SparseConv.apply(feats, weight, bias, norm.weight, norm.bias, residual, call)
     if norm is not None:
-        _check_norm(norm, matrices)
+        check_norm(norm, matrices)
     if torch.is_grad_enabled() and _needs_grad(feats, weight, bias, norm, residual):
         call = _Call(view, kernel_map, dtype, precision)
         out: Tensor = _SparseConv.apply(feats, weight, bias, None, None, None, call)
         out = out if norm is None else _normalise(out, norm)
         out = out if residual is None else out + residual.to(dtype)
         return out.relu() if relu else out
-    feats, matrices = _cast(feats, dtype).contiguous(), _cast(matrices, dtype)
+    feats, matrices = cast(feats, dtype).contiguous(), cast(matrices, dtype)
     residual = None if residual is None else residual.contiguous()
-    return _convolve(feats, matrices, bias, kernel_map, precision, norm, residual, relu)
+    return run_convolution(feats, matrices, bias, kernel_map, precision, norm, residual, relu)
 
 
-def _as_matrices(weight: Tensor, layout: WeightLayout = "OVI") -> Tensor:
+def _trace(
+    feats: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    bias: Tensor | None,
+    layout: WeightLayout,
+    precision: Precision,
+    norm: ChannelNorm | TrainingNorm | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """Return what :func:`sparse_conv` does, as ``torch.compile`` traces it."""
+    if norm is not None or not takes_operator(feats, weight, layout):
+        return run_untraced(
+            sparse_conv, feats, weight, kernel_map, bias, weight_layout=layout,
+            precision=precision, norm=norm, residual=residual, relu=relu,
+        )  # fmt: skip
+    dtype = compute_dtype(feats, weight)
+    out = torch.ops.tritonspconv.conv_along_map(
+        feats, weight, bias, kernel_map, kernel_map.out_sites.coords.shape[0], layout, dtype,
+        precision,
+    )  # fmt: skip
+    out = out if residual is None else out + residual.to(dtype)
+    return out.relu() if relu else out
+
+
+def takes_operator(feats: Tensor, weight: Tensor, layout: WeightLayout = "VIO") -> bool:
+    """Return whether a registered operator takes the operands; :func:`sparse_conv` says why not."""
+    return (
+        type(feats) is Tensor
+        and feats.ndim == 2
+        and weight.ndim >= 3
+        and feats.shape[1] == weight.shape[-1 if layout == "OVI" else 1]
+    )
+
+
+def as_matrices(weight: Tensor, layout: WeightLayout = "OVI") -> Tensor:
     """Return [c_out, ..., c_in] as [V, c_in, c_out]."""
     if layout != "OVI":
         raise ValueError(f"sparse_conv: weight_layout must be 'VIO' or 'OVI'; got {layout!r}.")
@@ -185,13 +229,13 @@ class _SparseConv(torch.autograd.Function):
         call: _Call,
     ) -> Tensor:
         view, kernel_map, dtype, precision, norm, relu = call
-        weight_c = _cast(weight if view is None else view, dtype)
-        feats_c = _cast(feats, dtype).contiguous()
+        weight_c = cast(weight if view is None else view, dtype)
+        feats_c = cast(feats, dtype).contiguous()
         # For dtypes and layouts, and for gradients of gradients, which need the graph behind them.
         ctx.call, ctx.weight, ctx.bias = call, weight, bias
         ctx.feats_dtype = feats.dtype
         ctx.feats_copied = feats_c is not feats
-        out = _convolve(feats_c, weight_c, bias, kernel_map, precision)
+        out = run_convolution(feats_c, weight_c, bias, kernel_map, precision)
         if norm is None:
             ctx.save_for_backward(feats_c, weight_c)
             return out
@@ -200,7 +244,7 @@ class _SparseConv(torch.autograd.Function):
             ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias, None)
             return normed
         ctx.residual_dtype = residual.dtype
-        addend = _cast(residual, dtype).contiguous()
+        addend = cast(residual, dtype).contiguous()
         normed, stats = batch_norm(out, norm, relu, addend, kernel_map.out_count)
         # The next layer keeps its input, this output, anyway.
         clamped = normed if relu else None
@@ -219,24 +263,24 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, needs_residual, _ = (
         ctx.needs_input_grad
     )
-    grad = _cast(grad, feats.dtype).contiguous()
+    grad = cast(grad, feats.dtype).contiguous()
     grad_feats = grad_weight = matrices = grad_bias = grad_scale = grad_shift = grad_residual = None
     if normed:
         out, stats, scale, shift, clamped = normed
         grad, grad_scale, grad_shift, grad_residual = batch_norm_grad(
             grad, out, stats, scale, shift, ctx.call.relu, clamped, ctx.call.kernel_map.out_count
         )
-        grad_residual = _cast(grad_residual, ctx.residual_dtype) if needs_residual else None
+        grad_residual = cast(grad_residual, ctx.residual_dtype) if needs_residual else None
     if needs_weight:
         shape = None if ctx.call.view is None else ctx.weight.shape
-        grad_weight, matrices = _new_weight_grad(weight, ctx.weight.dtype, shape)
+        grad_weight, matrices = new_weight_grad(weight, ctx.weight.dtype, shape)
     if needs_feats or needs_weight:
         grad_feats = conv_grads(
             feats, grad, weight, ctx.call.kernel_map,
             needs_feats=needs_feats, grad_weight=matrices, precision=ctx.call.precision,
         )  # fmt: skip
     if grad_feats is not None:
-        grad_feats = _cast(grad_feats, ctx.feats_dtype)
+        grad_feats = cast(grad_feats, ctx.feats_dtype)
     if needs_bias and normed:
         # The norm subtracts whatever the bias adds to all rows.
         grad_bias = torch.zeros_like(ctx.bias)
@@ -258,7 +302,7 @@ def _without_padding(rows: Tensor, count: Tensor | None) -> Tensor:
     return torch.where(is_real[:, None], rows, rows.new_zeros(()))
 
 
-def _new_weight_grad(
+def new_weight_grad(
     matrices: Tensor, dtype: torch.dtype, shape: torch.Size | None
 ) -> tuple[Tensor, Tensor]:
     """Return memory for the weight's gradient, in its layout, and as [V, c_in, c_out]."""
@@ -266,7 +310,7 @@ def _new_weight_grad(
         grad = torch.empty_like(matrices, dtype=dtype)
         return grad, grad
     grad = matrices.new_empty(shape, dtype=dtype)
-    return grad, _as_matrices(grad)
+    return grad, as_matrices(grad)
 
 
 def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -281,9 +325,9 @@ def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             "which the layer computes. Convert them before the layer, where autograd sees it: "
             f"x.replace(x.feats.to({dtype}).contiguous())."
         )
-    grad = _cast(grad, dtype)
+    grad = cast(grad, dtype)
     bias, weight = ctx.bias, ctx.weight
-    matrices = _cast(weight if view is None else _as_matrices(weight), dtype)
+    matrices = cast(weight if view is None else as_matrices(weight), dtype)
     grads: dict[int, Tensor | None] = {}
     if normed:
         out = _differentiable(feats, matrices, bias, kernel_map, precision)
@@ -295,7 +339,7 @@ def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
         grads = dict(zip(places, found, strict=True))
         if needs_residual:
-            grads[5] = _cast(grad_residual, ctx.residual_dtype)
+            grads[5] = cast(grad_residual, ctx.residual_dtype)
         return tuple(grads.get(place) for place in range(7))
     grad_feats, grad_matrices = conv_gradients(
         _differentiable, feats, matrices, grad, kernel_map, precision, (needs_feats, needs_weight)
@@ -304,7 +348,7 @@ def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if needs_bias:
         grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(bias.dtype)
     if grad_matrices is not None:
-        grad_matrices = _cast(grad_matrices, weight.dtype)
+        grad_matrices = cast(grad_matrices, weight.dtype)
         if view is not None:
             grad_matrices = grad_matrices.permute(2, 0, 1).reshape(weight.shape)
     return grad_feats, grad_matrices, grad_bias, None, None, None, None
@@ -322,12 +366,13 @@ def _differentiable(
     return _SparseConv.apply(feats.contiguous(), matrices, bias, None, None, None, call)
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` in ``dtype``."""
     # A call that changes nothing costs a microsecond.
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _convolve(
+def run_convolution(
     feats: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -354,108 +399,3 @@ def compute_dtype(feats: Tensor, weight: Tensor) -> torch.dtype:
     if feats.dtype == weight.dtype:
         return feats.dtype
     return torch.promote_types(feats.dtype, weight.dtype)
-
-
-def _check(
-    feats: Tensor,
-    weight: Tensor,
-    kernel_map: KernelMap,
-    bias: Tensor | None,
-    precision: str,
-) -> None:
-    """Check everything that metadata can tell; never waits for the device."""
-    if feats.dtype not in _DTYPES or weight.dtype not in _DTYPES:
-        raise TypeError(
-            "sparse_conv: feats and weight must be float16, bfloat16, float32 or float64; got "
-            f"{feats.dtype} and {weight.dtype}."
-        )
-    if feats.ndim != 2 or feats.shape[0] != kernel_map.n_in:
-        raise ValueError(
-            f"sparse_conv: feats must be [{kernel_map.n_in}, c_in], one row per input site of the "
-            f"kernel map; got {list(feats.shape)}."
-        )
-    if weight.ndim != 3 or weight.shape[0] != kernel_map.kernel_volume:
-        raise ValueError(
-            f"sparse_conv: weight must be [{kernel_map.kernel_volume}, c_in, c_out], one matrix "
-            f"per tap of {kernel_map.geometry}; got {list(weight.shape)}."
-        )
-    if weight.shape[1] != feats.shape[1]:
-        raise ValueError(
-            f"sparse_conv: weight must have c_in={feats.shape[1]} to match feats "
-            f"{list(feats.shape)}; got {list(weight.shape)}. Build the layer with "
-            f"in_channels={feats.shape[1]}."
-        )
-    if bias is not None and bias.shape != weight.shape[2:]:
-        raise ValueError(f"sparse_conv: bias must be [{weight.shape[2]}]; got {list(bias.shape)}.")
-    device = kernel_map.out_sites.device
-    if (
-        feats.device != device
-        or weight.device != device
-        or (bias is not None and bias.device != device)
-    ):
-        raise ValueError(
-            f"sparse_conv: feats ({feats.device}), weight ({weight.device}) and the kernel map "
-            f"({device}) must be on one device. Move module, features and coordinates with .to()."
-        )
-    if precision not in ("ieee", "tf32"):
-        raise ValueError(f"sparse_conv: precision must be 'ieee' or 'tf32'; got {precision!r}.")
-
-
-def _check_norm(norm: ChannelNorm, weight: Tensor) -> None:
-    expected, device = weight.shape[2:], weight.device
-    for name, vector in zip(ChannelNorm._fields, norm[:4], strict=False):
-        if vector is None:
-            continue
-        if vector.dtype not in _DTYPES:
-            raise TypeError(
-                f"sparse_conv: norm.{name} must be float16, bfloat16, float32 or float64; got "
-                f"{vector.dtype}."
-            )
-        if vector.shape != expected or vector.device != device:
-            raise _not_channels(name, vector, weight)
-
-
-def _check_training_norm(
-    norm: TrainingNorm, weight: Tensor, kernel_map: KernelMap, dtype: torch.dtype
-) -> None:
-    if dtype == torch.float64 or kernel_map.n_out < 2:
-        raise ValueError(
-            "sparse_conv: norm by the output's own statistics takes at least two rows of float16, "
-            f"bfloat16 or float32; got {kernel_map.n_out} of {dtype}. Pass norm=None and call "
-            "torch.nn.functional.batch_norm on the result."
-        )
-    expected, device = weight.shape[2:], weight.device
-    for name, vector in zip(TrainingNorm._fields, norm[:4], strict=False):
-        if vector is None:
-            continue
-        if vector.dtype is not torch.float32 or not vector.is_contiguous():
-            raise TypeError(
-                f"sparse_conv: norm.{name} must be float32 and contiguous; got {vector.dtype} of "
-                f"stride {vector.stride()}."
-            )
-        if vector.shape != expected or vector.device != device:
-            raise _not_channels(name, vector, weight)
-    count = norm.num_batches
-    if count is not None and (
-        count.dtype != torch.int64 or count.numel() != 1 or count.device != device
-    ):
-        raise ValueError(
-            f"sparse_conv: norm.num_batches must be one int64 on {device}; got {count.dtype} "
-            f"{list(count.shape)} on {count.device}."
-        )
-
-
-def _not_channels(name: str, vector: Tensor, weight: Tensor) -> ValueError:
-    return ValueError(
-        f"sparse_conv: norm.{name} must be {list(weight.shape[2:])} on {weight.device}, one number "
-        f"for each output channel; got {list(vector.shape)} on {vector.device}."
-    )
-
-
-def _check_residual(residual: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:
-    expected = (kernel_map.n_out, weight.shape[2])
-    if residual.shape != expected or residual.device != weight.device:
-        raise ValueError(
-            f"sparse_conv: residual must be {list(expected)} on {weight.device}, like the output; "
-            f"got {list(residual.shape)} on {residual.device}."
-        )

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.coords import ActiveSites
-from tritonspconv.graph_capture import refuse_capture
+from tritonspconv.graph_capture import is_traced, refuse_capture, run_untraced
 
 if TYPE_CHECKING:
     from jaxtyping import Int32, Shaped
@@ -37,6 +37,8 @@ def to_dense(
     Deterministic; the host never waits. Differentiable in ``feats``. Extra memory: 4 bytes a cell,
     and with ``channels_first`` a second dense tensor for a moment.
     """
+    if is_traced():
+        return _trace(feats, sites, channels_first)
     refuse_capture("to_dense")
     check_tensor("to_dense: feats", feats)
     if has_torch_function_unary(feats):
@@ -54,17 +56,49 @@ def to_dense(
         )
     grid = sites.grid
     cells = grid.num_cells
-    key = grid.keys(sites.coords)
-    # Rows that must not show go to a spare cell behind the last one.
-    key = torch.where(key < 0, cells, key)
-    row = torch.arange(sites.num_rows, dtype=torch.int32, device=feats.device)
-    last_row = torch.full((cells + 1,), -1, dtype=torch.int32, device=feats.device)
-    last_row.scatter_reduce_(0, key, row, "amax")
-    key = torch.where(last_row[key] == row, key, cells)
     flat = torch.zeros(cells + 1, feats.shape[1], dtype=feats.dtype, device=feats.device)
-    flat[key] = feats
+    flat[_places(sites)] = feats
     dense = flat[:cells].reshape(grid.batch_size, *grid.shape, feats.shape[1])
     return dense.movedim(-1, 1).contiguous() if channels_first else dense
+
+
+def _trace(feats: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
+    """Return what :func:`to_dense` does, as ``torch.compile`` traces it."""
+    grid = sites.grid
+    # The shape of an unbounded grid depends on the coordinates.
+    if type(feats) is not Tensor or feats.ndim != 2 or not grid.bounded:
+        return run_untraced(to_dense, feats, sites, channels_first=channels_first)
+    channels = feats.shape[1]
+    if channels_first:
+        shape = [grid.batch_size, channels, *grid.shape]
+    else:
+        shape = [grid.batch_size, *grid.shape, channels]
+    return torch.ops.tritonspconv.to_dense(feats, sites, shape, channels_first)
+
+
+def rows_of_dense(dense: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
+    """Return the gradient [N, C] of the rows that :func:`to_dense` wrote, from that of its result.
+
+    Rows that do not show get zeros.
+    """
+    last = dense.movedim(1, -1) if channels_first else dense
+    if sites.grid.num_cells == 0:
+        return dense.new_zeros(sites.num_rows, last.shape[-1])
+    places = _places(sites)
+    is_shown = places < sites.grid.num_cells
+    rows = last.reshape(-1, last.shape[-1])[places * is_shown]
+    return torch.where(is_shown[:, None], rows, rows.new_zeros(()))
+
+
+def _places(sites: ActiveSites) -> Tensor:
+    """Return the cell that each row shows in, int64 [N]; one behind the last for hidden rows."""
+    cells = sites.grid.num_cells
+    key = sites.grid.keys(sites.coords)
+    key = torch.where(key < 0, cells, key)
+    row = torch.arange(sites.num_rows, dtype=torch.int32, device=key.device)
+    last_row = torch.full((cells + 1,), -1, dtype=torch.int32, device=key.device)
+    last_row.scatter_reduce_(0, key, row, "amax")
+    return torch.where(last_row[key] == row, key, cells)
 
 
 def from_dense(

@@ -178,10 +178,15 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
         :func:`tritonspconv.fuse` leaves other layers as they are.
         """
+        return self.act_type is Activation.None_ and self.has_own_methods()
+
+    def has_own_methods(self) -> bool:
+        """Return whether no user replaced ``_conv_forward`` or what makes a layer's output."""
         return (
-            self.act_type is Activation.None_
-            and type(self)._conv_forward is _CONV_FORWARD
-            and "_conv_forward" not in vars(self)
+            type(self)._conv_forward is _CONV_FORWARD
+            and "_conv_forward" not in self.__dict__
+            and SparseConvTensor.shadow_copy is _SHADOW_COPY
+            and SparseConvTensor.replace_feature is _REPLACE_FEATURE
         )
 
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
@@ -254,3 +259,4 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
 
 _CONV_FORWARD = SparseConvolution._conv_forward
+_SHADOW_COPY, _REPLACE_FEATURE = SparseConvTensor.shadow_copy, SparseConvTensor.replace_feature

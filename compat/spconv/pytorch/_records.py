@@ -12,7 +12,8 @@ from torch import Tensor
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._pairs import map_of_pairs, map_of_table, pair_tables
 from compat.spconv.pytorch._sites import LocatedSites
-from tritonspconv.kernel_map import KernelMap
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import KernelMap, kernel_map
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,10 +49,13 @@ class _Record:
         is_subm, algo, ksize, stride, padding, dilation: Those of the layer that made the entry.
         kernel_map: The engine's map from ``indices`` to ``out_indices``.
         located, out_located: The sites of both sides; None in an entry that users made.
+        follows_window: Whether a submanifold layer made the entry without a map, as
+            ``torch.compile`` does: its window and ``located`` tell the map.
     """
 
     located: LocatedSites | None = None
     out_located: LocatedSites | None = None
+    follows_window = False
 
     def __init__(
         self,
@@ -80,7 +84,7 @@ class _Record:
     @classmethod
     def of_map(
         cls,
-        kernel_map: KernelMap,
+        kernel_map: KernelMap | None,
         located: LocatedSites,
         out_located: LocatedSites,
         *,
@@ -91,13 +95,19 @@ class _Record:
         dilation: list[int],
         padding: list[int],
     ) -> Self:
-        """Return the entry of a layer; its pairs are listed when somebody asks for them."""
+        """Return the entry of a layer; its pairs are listed when somebody asks for them.
+
+        Without ``kernel_map``, the entry of a submanifold layer finds the map in the same way.
+        """
         record = cls.__new__(cls)
         _Record.__init__(
             record, out_located.indices, located.indices, located.spatial_shape,
             out_located.spatial_shape, is_subm, algo, ksize, stride, dilation, padding,
         )  # fmt: skip
-        record.kernel_map = kernel_map
+        if kernel_map is None:
+            record.follows_window = True
+        else:
+            record.kernel_map = kernel_map
         record.located = located
         record.out_located = out_located
         return record
@@ -111,6 +121,16 @@ class _Record:
     @cached_property
     def kernel_map(self) -> KernelMap:
         raise NotImplementedError
+
+    def _window_map(self) -> KernelMap:
+        """Return the map of the submanifold layer that made the entry."""
+        assert self.located is not None
+        if not self.located.still_describe(self.indices):
+            self.located = LocatedSites.of(
+                self.indices, self.spatial_shape, self.located.batch_size
+            )
+        geometry = ConvGeometry.submanifold(tuple(self.ksize), tuple(self.dilation))
+        return kernel_map(self.located.sites, geometry)
 
     @cached_property
     def inverse_map(self) -> KernelMap:
@@ -177,7 +197,9 @@ class IndiceData(_Record):
 
     @cached_property
     def kernel_map(self) -> KernelMap:
-        """The map that the pairs list."""
+        """The map that the pairs list, or that of the layer's window."""
+        if self.follows_window:
+            return self._window_map()
         n_in, n_out = self.indices.shape[0], self.out_indices.shape[0]
         return map_of_pairs(self.indice_pairs, self.indice_pair_num, n_in, n_out, self.is_subm)
 
@@ -243,7 +265,9 @@ class ImplicitGemmIndiceData(_Record):
 
     @cached_property
     def kernel_map(self) -> KernelMap:
-        """The map of the pair table."""
+        """The map of the pair table, or that of the layer's window."""
+        if self.follows_window:
+            return self._window_map()
         return map_of_table(self.pair_fwd, self.indices.shape[0], self.out_indices.shape[0])
 
     @cached_property

@@ -106,6 +106,16 @@ class LocatedSites:
         known = "repeats" in vars(self)
         return self.repeats if known or kernel_map.has_repeats() else None
 
+    @property
+    def are_distinct(self) -> bool:
+        """Whether it is known already that no two rows share a site."""
+        return "repeats" in self.__dict__ and self.__dict__["repeats"] is None
+
+    @property
+    def version(self) -> int | None:
+        """Number of writes to ``indices`` when they were located; None: it is not known."""
+        return self._version
+
     def still_hold(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> bool:
         """Return whether ``sites`` describe these values."""
         return (
@@ -115,6 +125,10 @@ class LocatedSites:
             and self.spatial_shape == tuple(spatial_shape)
             and self._is_unchanged()
         )
+
+    def still_describe(self, indices: Tensor) -> bool:
+        """Return whether ``sites`` have the values of ``indices``; compares them."""
+        return torch.equal(plain(indices), self.sites.coords)
 
     def _is_unchanged(self) -> bool:
         """Return whether nobody wrote to ``indices``, as far as that can be known."""

@@ -20,7 +20,7 @@ from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
 from tritonspconv.coords.row_tensor import reads_values
 from tritonspconv.debug import checks_coords
-from tritonspconv.graph_capture import refuse_capture
+from tritonspconv.graph_capture import is_traced, refuse_capture
 
 __all__ = [
     "ConvAlgo",
@@ -193,6 +193,13 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
     ) -> SparseConvTensor:
         """Return a copy with other features and, where given, another dict and other sites."""
         out = object.__new__(SparseConvTensor)
+        if is_traced():
+            # torch.compile of torch 2.11 does not know how to update an object's dict.
+            for name in _FIELDS:
+                setattr(out, name, getattr(self, name))
+            out._features, out.spatial_shape = features, list(self.spatial_shape)
+            out.indice_dict = self.indice_dict if indice_dict is None else indice_dict
+            return out
         fields: dict[str, Any] = vars(out)
         fields.update(vars(self))
         if len(fields) != len(_FIELDS):

@@ -14,6 +14,7 @@ from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._convolution import SparseConvolution
 from compat.spconv.pytorch._family import LAYER_FAMILY
 from compat.spconv.pytorch._module import SparseModule
+from compat.spconv.pytorch.conv import SubMConv3d
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.fusable import fuses_now
@@ -203,7 +204,7 @@ def _apply(module: nn.Module, input: Any) -> Any:
 
 
 LAYER_FAMILY.join(
-    convs=(SparseConvolution,),
+    convs=(SparseConvolution, SubMConv3d),
     norms=dict.fromkeys((nn.BatchNorm1d, nn.SyncBatchNorm, SparseBatchNorm, SparseSyncBatchNorm)),
     relus=dict.fromkeys((nn.ReLU, SparseReLU)),
     containers=(nn.Sequential, SparseSequential),

@@ -1,0 +1,314 @@
+"""Compiled submanifold stages are one graph, and equal eager ones in results and gradients."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+
+import compat.spconv.pytorch as spconv
+import tritonspconv as ts
+from compat.spconv.pytorch._errors import SpconvError
+from tests._capture_cases import EXTENT, scan
+from tritonspconv import graph_capture, opaque_types
+
+pytestmark = [
+    pytest.mark.skipif(not opaque_types.AVAILABLE, reason="torch moved the private interface"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+class Block(nn.Module):
+    """A residual block of the engine, written by hand."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.conv1 = ts.nn.SubMConv3d(channels, channels, 3, bias=False)
+        self.norm1 = nn.BatchNorm1d(channels)
+        self.conv2 = ts.nn.SubMConv3d(channels, channels, (1, 3, 3), dilation=2)
+        self.norm2 = ts.nn.BatchNorm(channels)
+
+    def forward(self, x: ts.SparseTensor) -> ts.SparseTensor:
+        y = self.conv1(x)
+        y = y.replace(F.relu(self.norm1(y.feats)))
+        y = self.norm2(self.conv2(y)) + x
+        return ts.cat([y.replace(F.relu(y.feats)), x])
+
+
+class SpconvBlock(spconv.SparseModule):
+    """A residual block of ``compat.spconv``, as detectors write it."""
+
+    def __init__(self, channels: int = 4, key: str | None = "key") -> None:
+        super().__init__()
+        self.conv1 = spconv.SubMConv3d(channels, channels, 3, bias=False, indice_key=key)
+        self.norm1 = nn.BatchNorm1d(channels)
+        self.conv2 = spconv.SubMConv3d(channels, channels, 3, bias=True, indice_key=key)
+        self.conv3 = spconv.SubMConv3d(channels, channels, 1)
+        self.norm2 = nn.BatchNorm1d(channels)
+
+    def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
+        y = self.conv1(x)
+        y = y.replace_feature(F.relu(self.norm1(y.features)))
+        y = self.conv3(self.conv2(y))
+        y = y.replace_feature(self.norm2(y.features) + x.features)
+        return y.replace_feature(F.relu(y.features))
+
+
+def _engine_input(rows: int, seed: int = 0) -> ts.SparseTensor:
+    feats, coords = scan(rows, seed)
+    return ts.SparseTensor(feats, coords, spatial_shape=[EXTENT] * 3, batch_size=1)
+
+
+_FIRST = spconv.SubMConv3d(4, 4, 3)
+
+
+def _spconv_input(rows: int, seed: int = 0) -> spconv.SparseConvTensor:
+    """Return a tensor that a layer has seen: the first layer of a new tensor is a graph break."""
+    feats, coords = scan(rows, seed)
+    with torch.no_grad():
+        seen = _FIRST(spconv.SparseConvTensor(feats, coords, [EXTENT] * 3, 1))
+    return seen.replace_feature(feats)
+
+
+def _feats(x: Any) -> Tensor:
+    return x.features if isinstance(x, spconv.SparseConvTensor) else x.feats
+
+
+def _with_feats(x: Any, feats: Tensor) -> Any:
+    return x.replace_feature(feats) if isinstance(x, spconv.SparseConvTensor) else x.replace(feats)
+
+
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any]]] = {
+    "engine": (Block, _engine_input),
+    "spconv": (SpconvBlock, _spconv_input),
+    "spconv, no key": (lambda: SpconvBlock(key=None), _spconv_input),
+}
+
+
+def _run(net: Any, x: Any) -> list[Tensor]:
+    """Return the output, the gradients of features and parameters, and the buffers."""
+    feats = _feats(x).detach().clone().requires_grad_()
+    net.zero_grad()
+    out = _feats(net(_with_feats(x, feats)))
+    grads = torch.autograd.grad(out.float().square().sum(), [feats, *net.parameters()])
+    return [out, *grads, *net.buffers()]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_residual_block_is_one_graph(name: str, autocast: bool, training: bool) -> None:
+    make, inputs = BLOCKS[name]
+    net = make().train(training)
+    twin = copy.deepcopy(net)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    bound = 3e-2 if autocast else 1e-4
+    for rows in (60, 2, 90):
+        x = inputs(rows, rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found, expected = _run(compiled, x), _run(twin, x)
+        # Gradients that a norm cancels are rounding errors of the others.
+        scale = max(float(other.detach().abs().max()) for other in expected)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=bound, atol=bound * scale)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_200_numbers_of_voxels_compile_twice_at_most(name: str, training: bool) -> None:
+    make, inputs = BLOCKS[name]
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(make().train(training), backend=counter, fullgraph=True)
+    sizes = random.Random(0).sample(range(3, EXTENT**3), 200)
+    with torch.set_grad_enabled(training):
+        for rows in sizes:
+            compiled(inputs(rows, rows))
+    assert counter.frame_count <= 2
+
+
+def _level(
+    x: ts.SparseTensor, maps: tuple[ts.KernelMap, ...], weights: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """A level of a U-Net: down, across and up again, along given maps."""
+    down, across, up = maps
+    y = F.relu(ts.ops.sparse_conv(x.feats, weights[0], down))
+    y = ts.ops.sparse_conv(y, weights[1], across, residual=y, relu=True)
+    return y, ts.ops.sparse_conv(y, weights[0].mT, up) + x.feats
+
+
+def test_a_level_with_given_maps_is_one_graph() -> None:
+    weights = torch.randn(8, 4, 6, requires_grad=True), torch.randn(27, 6, 6, requires_grad=True)
+    compiled = torch.compile(_level, backend="aot_eager", fullgraph=True)
+    window = ts.ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
+    halves = ts.ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
+    for rows in (60, 90, 40):
+        x = _engine_input(rows, rows)
+        down = ts.kernel_map(x.sites, halves)
+        maps = down, ts.kernel_map(down.out_sites, window), down.inverse()
+        results = [run(x, maps, weights) for run in (compiled, _level)]
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        grads = [torch.autograd.grad(up.square().sum(), weights) for _, up in results]
+        for found, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+
+
+class _Upsample(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = ts.nn.SparseInverseConv3d(4, 6, 3)
+        self.up.fold_relu()
+        self.dense = ts.nn.ToDense(channels_first=False)
+
+    def forward(self, x: ts.SparseTensor, like: ts.SparseTensor) -> tuple[Tensor, Tensor]:
+        y = self.up(x, like)
+        return self.dense(y) * 2, y.dense()
+
+
+def test_an_inverse_layer_and_dense_are_one_graph() -> None:
+    down, net = ts.nn.SparseConv3d(4, 4, 3, 2, 1), _Upsample()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for rows in (60, 90, 40):
+        like = _engine_input(rows, rows)
+        feats = down(like).feats.detach().requires_grad_()
+        x = down(like).replace(feats)
+        results = []
+        for run in (compiled, net):
+            last, first = run(x, like)
+            loss = last.square().sum() + (first * first.cos()).sum()
+            results.append([last, first, *torch.autograd.grad(loss, [feats, net.up.weight])])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    # The loop never met this pair: no layer led from one to the other.
+    with pytest.raises(ValueError, match="one earlier layer"):
+        compiled(x, _engine_input(40, 40))
+
+
+def _operands() -> dict[str, tuple[Any, ...]]:
+    """Return sample arguments of every registered operator that has no gradient of its own."""
+    x = _engine_input(20)
+    down = ts.nn.SparseConv3d(4, 6, 3, 2, 1)
+    y = down(x)
+    found = ts.kernel_map(x.sites, down.geometry)
+    setting = "VIO", torch.float32, "ieee"
+    weight, grad = torch.randn(27, 4, 6), torch.randn(y.num_rows, 6)
+    ways: dict[str, tuple[Any, ...]] = {
+        "conv_along_map": (found,),
+        "conv_between": (x.sites, y.sites, down.geometry),
+        "spconv_submanifold": (x.coords, x.sites, 0, [3, 3, 3], [1, 1, 1]),
+    }
+    cases: dict[str, tuple[Any, ...]] = {}
+    for name, way in ways.items():
+        rows = x.num_rows if name == "spconv_submanifold" else y.num_rows
+        cases[f"{name}_forward"] = (x.feats, weight, torch.randn(6), *way, rows, *setting)
+        grads = torch.randn(rows, 6), x.feats, weight, *way, rows, *setting
+        for needs in ((True, True), (True, False), (False, True)):
+            cases[f"{name}_grads, {needs}"] = (*grads, *needs)
+    back = (y.sites, x.sites, [3, 3, 3], x.num_rows, *setting)
+    cases["conv_inverse_forward"] = (grad, torch.randn(27, 6, 4), None, *back)
+    cases["conv_inverse_grads"] = (x.feats, grad, torch.randn(27, 6, 4), *back, True, True)
+    shape = [1, 4, EXTENT, EXTENT, EXTENT]
+    cases["to_dense_forward"] = (x.feats, x.sites, shape, True)
+    cases["to_dense_grad"] = (torch.randn(shape), x.sites, x.num_rows, True)
+    return cases
+
+
+@pytest.mark.parametrize("case", _operands())
+def test_operators_pass_the_checks_of_torch(case: str) -> None:
+    operator = getattr(torch.ops.tritonspconv, case.split(",")[0]).default
+    checks = "test_schema", "test_faketensor", "test_aot_dispatch_static"
+    torch.library.opcheck(operator, _operands()[case], test_utils=checks)
+
+
+def test_sums_of_other_sites_are_refused_as_in_eager() -> None:
+    def add(x: ts.SparseTensor, y: ts.SparseTensor) -> ts.SparseTensor:
+        return x.replace(x.feats * 2) + y
+
+    compiled = torch.compile(add, backend="aot_eager")
+    x, other = _engine_input(30), _engine_input(30)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="needs both operands at the same sites"):
+            compiled(x, other)
+        torch.testing.assert_close(compiled(x, x).feats, x.feats * 3)
+
+
+def test_recorded_maps_are_those_of_eager() -> None:
+    net = SpconvBlock()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for rows in (30, 50):
+        x = _spconv_input(rows)
+        found, expected = compiled(x), net(x)
+        assert list(found.indice_dict) == list(expected.indice_dict) == ["key"]
+        assert not x.indice_dict
+        records = found.indice_dict["key"], expected.indice_dict["key"]
+        assert torch.equal(records[0].pair_fwd, records[1].pair_fwd)
+        assert type(records[0]) is type(records[1])
+        # The entry serves later layers, compiled and not.
+        torch.testing.assert_close(net(found).features, net(expected).features)
+        torch.testing.assert_close(compiled(found).features, net(expected).features)
+        with pytest.raises(SpconvError, match="is in use"):
+            spconv.SparseConv3d(4, 4, 3, 2, indice_key="key")(found)
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+def test_indices_that_were_edited_in_place_give_the_results_of_eager(key: str | None) -> None:
+    net = SpconvBlock(key=key)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for edit in (False, True):
+        results = []
+        for run in (compiled, net):
+            x = _spconv_input(40)
+            if edit:
+                x.indices[:, 1] = EXTENT - 1 - x.indices[:, 1]
+            results.append(run(x).features)
+        torch.testing.assert_close(*results)
+
+
+def test_rows_that_repeat_a_site_run_in_python() -> None:
+    net = SpconvBlock(key=None)
+    feats, coords = scan(20)
+    given = torch.cat([feats, feats]), torch.cat([coords, coords])
+    x = _FIRST(spconv.SparseConvTensor(*given, [EXTENT] * 3, 1))
+    compiled = torch.compile(net, backend="aot_eager")
+    torch.testing.assert_close(compiled(x).features, net(x).features)
+
+
+def test_a_gradient_of_a_compiled_gradient_is_refused() -> None:
+    layer = ts.nn.SubMConv3d(4, 4, 3)
+    x = _engine_input(20)
+    feats = x.feats.clone().requires_grad_()
+    out = torch.compile(layer, backend="eager")(x.replace(feats)).feats
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(out.sum(), feats, create_graph=True)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_torch_without_the_private_interface_breaks_the_graph(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, inputs = BLOCKS[name]
+    net = make()
+    twin = copy.deepcopy(net)
+    monkeypatch.setattr(graph_capture, "AVAILABLE", False)
+    compiled = torch.compile(net, backend="aot_eager")
+    for rows in (30, 50):
+        for pair in zip(_run(compiled, inputs(rows)), _run(twin, inputs(rows)), strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
+
+
+def test_torch_has_no_public_interface_for_opaque_types() -> None:
+    """When this fails, ``opaque_types`` can use the public names instead of the private ones."""
+    assert not hasattr(torch.library, "register_opaque_type")

@@ -1,0 +1,48 @@
+"""Types that ``torch.compile`` hands from operator to operator without looking inside.
+
+A kernel map holds tables that are made on first use, so it cannot be a list of tensors. Torch lets
+a class be *opaque* instead: an object of the class is an input of the compiled graph, a new object
+compiles nothing, and registered operators take it as an argument.
+
+Torch keeps this interface in private modules (seen in 2.11 and 2.13). This module alone imports
+them. In a release without them, :data:`AVAILABLE` is False and every layer is a graph break.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+try:
+    from torch._library import opaque_object
+    from torch._opaque_base import OpaqueBaseMeta
+except ImportError:  # A release that moved the interface.
+    opaque_object = None
+    OpaqueBaseMeta = type
+
+AVAILABLE = opaque_object is not None
+
+Kind = TypeVar("Kind")
+
+if TYPE_CHECKING:
+    OpaqueMeta = type
+else:
+    OpaqueMeta = OpaqueBaseMeta
+
+
+def register_opaque(kind: type[Kind]) -> type[Kind]:
+    """Let operators take objects of a class; a class decorator.
+
+    The metaclass of ``kind`` must be ``OpaqueMeta``. Code that is compiled may still read
+    attributes and call methods of the objects.
+    """
+    if opaque_object is not None:
+        names = [*dir(kind), *getattr(kind, "__dataclass_fields__", ())]
+        inlined = opaque_object.MemberType.INLINED
+        members = {name: inlined for name in names if not name.startswith("__")}
+        opaque_object.register_opaque_type(kind, typ="reference", members=members)
+    return kind
+
+
+def schema_name(kind: type) -> str:
+    """Return the name of a registered class in the schema of an operator."""
+    return f"{kind.__module__}.{kind.__qualname__}"
