@@ -28,7 +28,7 @@ install() {
             # release with CUDA. PyPI has the CUDA build alone: it does as well, at 5 GB.
             "$venv/bin/python" -m pip install --quiet torch==2.13.0
         fi
-        "$venv/bin/python" -m pip install --quiet --editable '.[test,parity-cpu,demo,scans,docs,onnx]'
+        "$venv/bin/python" -m pip install --quiet --editable '.[test,cpu,parity-cpu,demo,scans,docs,onnx]'
         install_minkowski "$venv/bin/python"
         touch "$stamp"
     fi

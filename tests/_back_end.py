@@ -1,13 +1,14 @@
 """Choose the back end behind the faces of ``tritonspconv.kernels``, whatever the device.
 
-A test that takes ``device`` runs once for each kind of device. Marked by `every_back_end` it runs
-once more with TRITON_INTERPRET=1: on a CPU whose tensors go to the Triton kernels, so that what
-only a GPU dispatches to runs in CI.
+A test that takes ``device`` runs once for each kind of device; on a CPU by the numba kernels, where
+numba is installed. Marked by `every_back_end` it runs twice more on a CPU: whose tensors go to
+torch, as they do without numba; and, with TRITON_INTERPRET=1, whose tensors go to the Triton
+kernels, so that what only a GPU dispatches to runs in CI.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -17,11 +18,13 @@ from tritonspconv import kernels
 from tritonspconv.kernels.scatter_table import scatters
 
 INTERPRETED = "interpreted"
+WITHOUT_NUMBA = "cpu-torch"
 
 every_back_end = pytest.mark.parametrize(
     "device",
     [
         "cpu",
+        WITHOUT_NUMBA,
         pytest.param("cuda", marks=pytest.mark.gpu),
         pytest.param(INTERPRETED, marks=pytest.mark.interpreter),
     ],
@@ -37,18 +40,27 @@ def send_cpu_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Weight gradients are cut into few shares: the interpreter runs one program after the other.
     """
-    replaced = [(kernels.has_triton, lambda device: True), (scatters, lambda device: True)]
-    for module in _modules():
-        for name, value in list(vars(module).items()):
-            for original, always in replaced:
-                if value is original:
-                    monkeypatch.setattr(module, name, always)
-            if name == "_back_end":
-                # A face looks its back end up once for a device.
-                monkeypatch.setattr(module, name, value.__wrapped__)
+    _answer(monkeypatch, {kernels.has_triton: True, scatters: True})
     weight_grad = importlib.import_module("tritonspconv.kernels.triton.weight_grad")
     monkeypatch.setattr(weight_grad, "_WAVE", 3)
     monkeypatch.setattr(weight_grad, "_MIN_SLICES", 5)
+
+
+def send_cpu_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all of the package take the back end of a CPU without numba."""
+    _answer(monkeypatch, {kernels.has_numba: False})
+
+
+def _answer(monkeypatch: pytest.MonkeyPatch, answers: dict[Callable[..., bool], bool]) -> None:
+    """Replace functions that pick a back end, wherever they are imported, by their answers."""
+    for module in _modules():
+        for name, value in list(vars(module).items()):
+            for original, answer in answers.items():
+                if value is original:
+                    monkeypatch.setattr(module, name, lambda device, answer=answer: answer)
+            if name == "_back_end":
+                # A face looks its back end up once for a device.
+                monkeypatch.setattr(module, name, value.__wrapped__)
 
 
 def _modules() -> Iterator[ModuleType]:
@@ -57,7 +69,7 @@ def _modules() -> Iterator[ModuleType]:
     A module that is imported later would take the replaced function for good.
     """
     for found in pkgutil.walk_packages(tritonspconv.__path__, "tritonspconv."):
-        if not {"triton", "eager", "__main__"} & set(found.name.split(".")):
+        if not {"triton", "numba", "eager", "__main__"} & set(found.name.split(".")):
             yield importlib.import_module(found.name)
 
 

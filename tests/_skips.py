@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 # Import names. MinkowskiEngine has no wheels on an index: it is needed where one was given.
-NEEDED = ("triton", "spconv")
+NEEDED = ("triton", "numba", "spconv")
 
 # Reason of a skip, as a pattern -> the most tests that may have it.
 ANY_NUMBER = sys.maxsize

@@ -16,7 +16,7 @@ from tests import _skips
 
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-INTERPRETED_DEVICE = "interpreted"
+INTERPRETED_DEVICE, TORCH_DEVICE = "interpreted", "cpu-torch"
 NO_GPU = "no GPU: torch.cuda.is_available() is False"
 
 # Torch lists the functions that `torch.device` contexts and overrides know on first use, by
@@ -109,17 +109,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device in turn; ``cuda`` is skipped where there is none.
 
-    See `tests/_back_end.py` for the CPU whose tensors go to Triton.
+    See `tests/_back_end.py` for the CPU whose tensors go to Triton, or to torch without numba.
     """
-    return torch.device("cpu" if request.param == INTERPRETED_DEVICE else request.param)
+    is_cpu = request.param in (INTERPRETED_DEVICE, TORCH_DEVICE)
+    return torch.device("cpu" if is_cpu else request.param)
 
 
 @pytest.fixture(autouse=True)
 def _back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send tensors on a CPU to Triton where the test's device asks for it."""
+    """Send tensors on a CPU to Triton, or to torch, where the test's device asks for it."""
     callspec = getattr(request.node, "callspec", None)
-    if callspec is not None and callspec.params.get("device") == INTERPRETED_DEVICE:
+    device = None if callspec is None else callspec.params.get("device")
+    if device == INTERPRETED_DEVICE:
         importlib.import_module("tests._back_end").send_cpu_to_triton(monkeypatch)
+    if device == TORCH_DEVICE:
+        importlib.import_module("tests._back_end").send_cpu_to_torch(monkeypatch)
 
 
 @pytest.fixture(scope="session")

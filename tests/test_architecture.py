@@ -38,7 +38,7 @@ def room_of(module: str) -> str | None:
         return "leaves" if is_leaf(rest[0]) else rest[0]
     if rest[1:] == ["tuning"]:  # what tuners see of the Triton kernels
         return None
-    if rest[1:2] in (["triton"], ["eager"]):
+    if rest[1:2] in (["triton"], ["numba"], ["eager"]):
         return f"kernels.{rest[1]}"
     return "kernels: faces" if rest[1:] and rest[1] in faces() else "kernels: forms"
 
@@ -64,7 +64,7 @@ def faces() -> set[str]:
     return {
         name
         for name in names
-        if name not in ("triton", "eager")
+        if name not in ("triton", "numba", "eager")
         and hasattr(importlib.import_module(f"tritonspconv.kernels.{name}"), "_back_end")
     }
 

@@ -30,8 +30,8 @@ for package in (tritonspconv, compat):
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         parts = found.name.split(".")
         private = any(part.startswith("_") and part != "_C" for part in parts)
-        # CPU builds of torch bring no Triton; only these modules need it.
-        if private or found.name.startswith("tritonspconv.kernels.triton"):
+        # CPU builds of torch bring no Triton, and numba is an extra; only these modules need them.
+        if private or parts[2:3] in (["triton"], ["numba"]):
             continue
         try:
             module = importlib.import_module(found.name)

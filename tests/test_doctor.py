@@ -1,11 +1,13 @@
 """The report on an installation."""
 
+import re
+
 import pytest
 import torch
 
 from tests._process import run
-from tritonspconv import __version__, _self_check
-from tritonspconv.cli import main
+from tritonspconv import __version__, _self_check, kernels
+from tritonspconv.cli import doctor, main
 from tritonspconv.testing import random_sites
 
 
@@ -14,7 +16,8 @@ def test_it_reports_versions_devices_and_results(tmp_path):
     facts = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith(" "))
     assert facts["tritonspconv"] == __version__
     assert facts["torch"].startswith(torch.__version__)
-    assert "vectorised torch" in facts["cpu:"]
+    has_numba = kernels.has_numba(torch.device("cpu"))
+    assert facts["cpu:"].endswith("numba kernels" if has_numba else "vectorised torch")
     assert lines[-1] == "All is well."
     kinds = [line[2:16].strip() for line in lines if line.endswith("right")]
     assert set(kinds) == set(_self_check.CHECKS)
@@ -56,3 +59,20 @@ def test_a_wrong_result_shows_in_the_exit_status(what, monkeypatch, capsys):
     expected = {"value": "WRONG: output[", "exception": "FAILED: RuntimeError: no such kernel"}
     assert expected[what] in out
     assert "please report it" in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "advice"),
+    [
+        ("0", "TRITONSPCONV_NUMBA=0 switches the numba kernels off", "Unset the variable"),
+        ("", "numba is not installed, or cannot", r"pip install 'tritonspconv\[cpu\]'"),
+    ],
+)
+def test_a_cpu_without_numba_is_a_finding(setting, what, advice, monkeypatch):
+    monkeypatch.setattr(doctor, "has_numba", lambda device: False)
+    monkeypatch.setenv(kernels.NUMBA_VARIABLE, setting)
+    (finding,) = doctor.examine([torch.device("cpu")])
+    assert finding.what.startswith(what)
+    assert re.search(advice, finding.advice)
+    monkeypatch.setattr(doctor, "has_numba", lambda device: True)
+    assert doctor.examine([torch.device("cpu")]) == []

@@ -24,7 +24,7 @@ import torch
 from tritonspconv import ActiveSites, __version__
 from tritonspconv._compat_name import foreign_module
 from tritonspconv._self_check import CHECKS, DTYPES
-from tritonspconv.kernels import has_triton
+from tritonspconv.kernels import NUMBA_VARIABLE, has_numba, has_triton
 from tritonspconv.testing import random_sites
 
 
@@ -102,6 +102,8 @@ def examine(devices: Sequence[torch.device]) -> list[Finding]:
                     "Its layers run in plain torch. Triton kernels need an A100 or newer.",
                 )
             )
+    if not has_numba(torch.device("cpu")):
+        findings.append(_without_numba())
     tiles = os.environ.get("TRITONSPCONV_TILES")
     if tiles and not Path(tiles).is_file():
         findings.append(
@@ -113,27 +115,47 @@ def examine(devices: Sequence[torch.device]) -> list[Finding]:
     return findings
 
 
+def _without_numba() -> Finding:
+    """Say why the CPU's layers run in torch, and what to do about it."""
+    if os.environ.get(NUMBA_VARIABLE) == "0":
+        return Finding(
+            f"{NUMBA_VARIABLE}=0 switches the numba kernels off",
+            "Layers on the CPU run in vectorised torch. Unset the variable for faster ones.",
+        )
+    return Finding(
+        "numba is not installed, or cannot be imported",
+        "Layers on the CPU run in vectorised torch: right, and slower. For faster ones: "
+        "pip install 'tritonspconv[cpu]'.",
+    )
+
+
 def _versions() -> list[tuple[str, str]]:
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     if torch.version.hip:
         built = f"ROCm {torch.version.hip}"
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = "not installed; GPUs need it, CPUs do not"
     return [
         ("tritonspconv", __version__),
         ("Python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, {built}"),
-        ("Triton", triton),
+        ("Triton", _version("triton", "not installed; GPUs need it, CPUs do not")),
+        ("numba", _version("numba", "not installed; layers on the CPU are faster with it")),
         ("kernel cache", os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")),
     ]
+
+
+def _version(distribution: str, otherwise: str) -> str:
+    """Return the installed version of a distribution, or ``otherwise``."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return otherwise
 
 
 def _describe(device: torch.device) -> str:
     """Return the device's name, and which kernels run on it."""
     if device.type == "cpu":
-        return f"{platform.machine()}, {torch.get_num_threads()} threads, vectorised torch"
+        kernels = "numba kernels" if has_numba(device) else "vectorised torch"
+        return f"{platform.machine()}, {torch.get_num_threads()} threads, {kernels}"
     properties = torch.cuda.get_device_properties(device)
     arch = getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}")
     if not has_triton(device):

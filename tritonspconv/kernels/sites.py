@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels import has_triton_maps
+from tritonspconv.kernels import has_numba, has_triton_maps
 from tritonspconv.kernels.eager import sites as _torch_sites
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def reached_sites(
 def _back_end(device: torch.device, ndim: int):
     if has_triton_maps(device, ndim):
         from tritonspconv.kernels.triton import sites as back_end
+    elif has_numba(device):
+        from tritonspconv.kernels.numba import sites as back_end
     else:
         from tritonspconv.kernels.eager import sites as back_end
     return back_end
