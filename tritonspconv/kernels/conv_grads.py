@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels import has_triton
+from tritonspconv.kernels import has_numba, has_triton
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -51,6 +51,8 @@ def conv_grads(
 def _back_end(device: torch.device):
     if has_triton(device):
         from tritonspconv.kernels.triton import conv_grads as back_end
+    elif has_numba(device):
+        from tritonspconv.kernels.numba import conv_grads as back_end
     else:
         from tritonspconv.kernels.eager import conv_grads as back_end
     return back_end

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int32
 
     from tritonspconv.kernels.eager.pairs import PairPanels
+    from tritonspconv.kernels.numba._panels import TapPanels
 
 
 T = TypeVar("T")
@@ -25,8 +26,9 @@ class NeighborTable(NamedTuple):
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
             None on a CPU, whose kernels do not read it.
         order: int32 [n], the row that each column stands for; None: column c is row c.
-        panels: The pairs in the form that the torch kernels multiply, listed on first use; None in
-            a table of the Triton kernels, which do not read them.
+        panels: The pairs in the form that the kernels of this CPU multiply, listed on first use:
+            ``PairPanels`` for torch, ``TapPanels`` for numba. None in a table of the Triton
+            kernels, which do not read them.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
         real_columns: int64 [], how many columns stand for real rows, on the device; None: all. The
             columns behind them are padding: no kernel reads them, and Triton kernels leave ``rows``
@@ -36,7 +38,7 @@ class NeighborTable(NamedTuple):
     rows: Tensor
     mask: Tensor | None
     order: Tensor | None
-    panels: PairPanels | None = None
+    panels: PairPanels | TapPanels | None = None
     mirrored: bool = False
     real_columns: Tensor | None = None
 
@@ -94,6 +96,11 @@ class ConvMap(Protocol):
     @property
     def is_inverse(self) -> bool:
         """True if ``pair_list`` names the map's output rows first."""
+        ...
+
+    @property
+    def out_table(self) -> NeighborTable:
+        """Per output row, the input row of each tap."""
         ...
 
     @property

@@ -44,7 +44,7 @@ def both_grads(
     rows: Tensor,
     *,
     mirrored: bool,
-    panels: PairPanels | None = None,
+    panels: object = None,
 ) -> Tensor:
     """Return the gradient of ``feats``, and fill ``out`` with that of ``weight``.
 
@@ -59,7 +59,7 @@ def both_grads(
         out: Like ``weight``, any float dtype; every element is written.
         rows: int32 [V, n_in], for each input row its output rows or -1.
         mirrored: Tap v of ``rows`` is tap V-1-v of ``weight``.
-        panels: The pairs of ``rows``; None: list them.
+        panels: The pairs of ``rows``; if they are not ``PairPanels``, list them.
 
     Returns:
         [n_in, c_in] in the dtype of ``weight``. Sums in float32 (float64 for float64).
@@ -71,7 +71,7 @@ def both_grads(
     sums = totals.zero_().unbind()
     if mirrored:
         matrices, sums = matrices[::-1], sums[::-1]
-    panels = PairPanels(rows) if panels is None else panels
+    panels = panels if isinstance(panels, PairPanels) else PairPanels(rows)
     # Reuse memory: it stays in the cache, and the system clears new memory page by page.
     most = largest_tap(panels.listed(max(weight.shape[1:])))
     scratch = feats.new_empty(most, feats.shape[1])

@@ -39,17 +39,17 @@ def gather_gemm(
     norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
-    panels: PairPanels | None = None,
+    panels: object = None,
     count: Tensor | None = None,
     in_count: Tensor | None = None,
 ) -> Tensor:
-    """Multiply and sum panel by panel of columns. If ``panels`` is None, list them first."""
+    """Multiply and sum panel by panel of columns. Panels that are not torch's are listed first."""
     dtype = acc_dtype(feats.dtype)
     matrices = weight.to(dtype).unbind()
     out = sum_products(
         feats.to(dtype),
         matrices[::-1] if mirrored else matrices,
-        PairPanels(rows) if panels is None else panels,
+        panels if isinstance(panels, PairPanels) else PairPanels(rows),
         rows.shape[1],
     )
     if order is not None:

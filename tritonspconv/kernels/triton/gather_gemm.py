@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.kernels.eager.pairs import PairPanels
 from tritonspconv.kernels.triton._bits import bitwise_or, popcount_signed
 from tritonspconv.kernels.triton._blocks import num_blocks
 from tritonspconv.kernels.triton._bounds import real_rows
@@ -179,7 +178,7 @@ def gather_gemm(
     norm: ChannelNorm | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
-    panels: PairPanels | None = None,
+    panels: object = None,
     count: Tensor | None = None,
     in_count: Tensor | None = None,
     config: GemmConfig | None = None,

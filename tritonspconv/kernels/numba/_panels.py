@@ -1,0 +1,124 @@
+"""The pairs of a table, listed by panel of columns and by tap."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tritonspconv.kernels.numba._compile import compiled
+from tritonspconv.kernels.numba._threads import in_ranges
+
+# Columns of a panel. The sums of 512 columns stay in the second cache up to 256 channels, and a tap
+# of a LiDAR sweep has some 150 pairs among them, so its matrix is read once for as many products.
+WIDTH = 512
+# The lists of a tap in a panel are filled up to a multiple of this, so that tiles are whole.
+GROUP = 8
+_FEWEST_PANELS = 16
+
+
+class PanelPairs(NamedTuple):
+    """Pairs by panel, then by tap; the list of tap v in panel p is number ``p * V + v``.
+
+    Lists are filled up with pairs of column ``width``, which no panel has, and a row that exists.
+
+    Attributes:
+        starts: int64 [panels * V + 1], where each list begins, a multiple of ``GROUP``.
+        counts: int64 [panels * V], the pairs of each list without those that fill it up.
+        columns: int32 [P], columns, counted from the first one of their panel.
+        rows: int32 [P], the entries.
+        volume: V.
+        width: Columns of a panel; the last one may have fewer.
+    """
+
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    rows: NDArray[np.int32]
+    volume: int
+    width: int
+
+    @property
+    def panels(self) -> int:
+        """Number of panels."""
+        return self.counts.shape[0] // max(self.volume, 1)
+
+
+class TapPanels:
+    """The pairs of a table in panels of columns; listed on first use and kept.
+
+    Args:
+        rows: int32 [V, n], a row or -1.
+        count: int64 [], number of real columns, which come first; None: all.
+    """
+
+    __slots__ = ("_count", "_listed", "_rows")
+
+    def __init__(self, rows: Tensor, count: Tensor | None = None) -> None:
+        self._rows = rows
+        self._count = count
+        self._listed: PanelPairs | None = None
+
+    def listed(self) -> PanelPairs:
+        """Return the pairs of all real columns; 8 bytes a pair and 16 a list."""
+        if self._listed is None:
+            n = self._rows.shape[1] if self._count is None else int(self._count)
+            self._listed = list_pairs(self._rows.contiguous(), n, WIDTH)
+        return self._listed
+
+
+def list_pairs(rows: Tensor, n: int, width: int) -> PanelPairs:
+    """List the pairs of the first ``n`` columns of ``rows`` [V, at least n], contiguous."""
+    table = rows.numpy()
+    volume, panels = rows.shape[0], -(-n // width)
+    counts = np.empty(panels * volume, np.int64)
+    in_ranges(lambda a, b: _count_pairs(table, n, width, a, b, counts), panels, _FEWEST_PANELS)
+    starts = np.zeros(panels * volume + 1, np.int64)
+    np.cumsum((counts + (GROUP - 1)) // GROUP * GROUP, out=starts[1:])
+    columns, entries = (torch.empty(starts[-1], dtype=torch.int32).numpy() for _ in range(2))
+    in_ranges(
+        lambda a, b: _fill_lists(table, width, a, b, starts, counts, columns, entries),
+        panels,
+        _FEWEST_PANELS,
+    )
+    return PanelPairs(starts, counts, columns, entries, volume, width)
+
+
+@compiled
+def _count_pairs(table, n, width, first, last, counts):
+    """Count the entries of each list of the panels from ``first`` to ``last``."""
+    volume = table.shape[0]
+    for panel in range(first, last):
+        for tap in range(volume):
+            held = np.int32(0)
+            for row in table[tap, panel * width : min((panel + 1) * width, n)]:
+                held += np.int32(row >= 0)
+            counts[panel * volume + tap] = held
+
+
+@compiled
+def _fill_lists(table, width, first, last, starts, counts, columns, rows):
+    """Write the lists of the panels from ``first`` to ``last``.
+
+    Every entry is written, and the place moves on where the entry is a pair: so no branch is
+    mispredicted. Numbers without a sign spare the look for negative indices; the loop is twice as
+    fast by it.
+    """
+    volume = table.shape[0]
+    for number in range(first * volume, last * volume):
+        line = table[number % volume, number // volume * width :]
+        listed = slice(starts[number], starts[number + 1])
+        to_columns, to_rows, held = columns[listed], rows[listed], counts[number]
+        place = column = np.uint64(0)
+        while place < np.uint64(held):
+            row = line[column]
+            to_columns[place] = column
+            to_rows[place] = row
+            place += np.uint64(row >= 0)
+            column += np.uint64(1)
+        for filled in range(held, len(to_rows)):
+            to_columns[filled] = width
+            to_rows[filled] = to_rows[held - 1]

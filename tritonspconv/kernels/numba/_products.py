@@ -1,0 +1,393 @@
+"""Products of gathered rows with the taps' matrices, and of rows with rows, in registers.
+
+A *tile* is `TILE_ROWS` pairs by one to three vectors of output channels. Its sums stay in registers
+while a loop runs over the input channels. numba has no vectors, so the loops over one tile are
+written in LLVM's language; everything around them is Python that numba compiles.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from tritonspconv.kernels.numba._compile import compiled
+from tritonspconv.kernels.numba._panels import GROUP
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
+
+
+@functools.lru_cache(maxsize=1)
+def _features() -> frozenset[str]:
+    """Return the names of the instruction sets that numba compiles for."""
+    context: Any = cpu_target.target_context
+    listed = context.codegen().magic_tuple()[2].split(",")
+    return frozenset(name[1:] for name in listed if name.startswith("+"))
+
+
+@functools.lru_cache(maxsize=1)
+def vector_bytes() -> int:
+    """Return the size of a vector register: 64, 32 or 16 bytes."""
+    return 64 if "avx512f" in _features() else 32 if "avx2" in _features() else 16
+
+
+@functools.lru_cache(maxsize=1)
+def tile_rows() -> int:
+    """Return the pairs of a tile: with three vectors a pair, most of the registers hold sums."""
+    return 4 if vector_bytes() == 32 else GROUP
+
+
+def has_bfloat16() -> bool:
+    """Return whether the CPU multiplies pairs of bfloat16 and adds them in float32."""
+    return vector_bytes() == 64 and "avx512bf16" in _features()
+
+
+class _Tile:
+    """Writes the code of a tile.
+
+    Args:
+        builder: Where the code goes.
+        element: The numba type of an operand; int32 stands for two bfloat16.
+    """
+
+    def __init__(self, builder: Any, element: types.Type) -> None:
+        self.builder = builder
+        self.element = _ELEMENTS[element]
+        self.bytes = 8 if element == types.float64 else 4
+        self.lanes = vector_bytes() // self.bytes
+        self.operand = ir.VectorType(self.element, self.lanes)
+        sums = ir.FloatType() if element == types.int32 else self.element
+        self.sums = ir.VectorType(sums, self.lanes)
+        self.zero = ir.Constant(self.sums, [0.0] * self.lanes)
+
+    def pointer(self, address: ir.Value, offset: int, kind: ir.Type) -> ir.Value:
+        """Return a pointer to ``offset`` bytes behind an address."""
+        place = self.builder.add(address, _I64(offset)) if offset else address
+        return self.builder.inttoptr(place, kind.as_pointer())
+
+    def load(self, address: ir.Value, number: int, kind: ir.Type) -> ir.Value:
+        """Load vector ``number`` of a row of any alignment."""
+        pointer = self.pointer(address, number * vector_bytes(), kind)
+        return self.builder.load(pointer, align=self.bytes)
+
+    def add_to_memory(self, address: ir.Value, number: int, value: ir.Value) -> None:
+        """Add ``value`` to vector ``number`` of a row."""
+        pointer = self.pointer(address, number * vector_bytes(), self.sums)
+        held = self.builder.load(pointer, align=self.bytes)
+        self.builder.store(self.builder.fadd(held, value), pointer, align=self.bytes)
+
+    def broadcast(self, address: ir.Value, number: int = 0) -> ir.Value:
+        """Load element ``number`` of a row into all lanes."""
+        value = self.builder.load(self.pointer(address, number * self.bytes, self.element))
+        undefined = ir.Constant(self.operand, ir.Undefined)
+        alone = self.builder.insert_element(undefined, value, _I32(0))
+        lanes = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(alone, undefined, lanes)
+
+    def address(self, index: ir.Value, base: ir.Value, row_bytes: ir.Value) -> ir.Value:
+        """Return the address of the row that the int32 at ``index`` names."""
+        row = self.builder.load(self.builder.inttoptr(index, _I32.as_pointer()))
+        offset = self.builder.mul(self.builder.sext(row, _I64), row_bytes)
+        return self.builder.add(base, offset)
+
+    def addresses(self, indices: ir.Value, base: ir.Value, row_bytes: ir.Value) -> list[ir.Value]:
+        """Return the addresses of the rows of a tile."""
+        places = [self.builder.add(indices, _I64(4 * m)) for m in range(tile_rows())]
+        return [self.address(place, base, row_bytes) for place in places]
+
+    def multiply_add(self, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
+        """Return ``total + left * right`` with one rounding; for bfloat16 see `has_bfloat16`."""
+        module = self.builder.module
+        if self.element is _I32:
+            pairs = _TwoBfloat16(self.lanes)
+            name = "llvm.x86.avx512bf16.dpbf16ps.512"
+            kind = ir.FunctionType(self.sums, [self.sums, pairs, pairs])
+            operands = [self.builder.bitcast(value, pairs) for value in (left, right)]
+            return self.builder.call(
+                cgutils.get_or_insert_function(module, kind, name), [total, *operands]
+            )
+        name = f"llvm.fma.v{self.lanes}f{8 * self.bytes}"
+        kind = ir.FunctionType(self.sums, [self.sums] * 3)
+        return self.builder.call(
+            cgutils.get_or_insert_function(module, kind, name), [left, right, total]
+        )
+
+
+class _TwoBfloat16(ir.VectorType):
+    """Vector of two bfloat16 in each of ``lanes`` lanes; llvmlite has no name for the type."""
+
+    def __init__(self, lanes: int) -> None:
+        super().__init__(ir.IntType(16), 2 * lanes)
+
+    def _to_string(self) -> str:
+        return f"<{self.count} x bfloat>"
+
+
+def _product_tile(vectors: int) -> Any:
+    """Return the tile of ``vectors`` vectors of output channels."""
+
+    @intrinsic
+    def tile(typing, feats, x, x_bytes, rows, matrix, depth, columns, sums, sums_bytes):
+        """Add ``x[rows[m]] @ matrix`` to ``sums[columns[m]]`` for each pair m of the tile.
+
+        All arguments but ``feats``, which stands for the type of the operands, are addresses or
+        numbers: rows of ``x_bytes`` bytes and ``depth`` elements, ``matrix`` [depth, vectors] of
+        vectors, ``sums`` of ``sums_bytes`` bytes a row.
+        """
+        signature = types.void(feats, *(types.int64,) * 8)
+
+        def emit(context, builder, signature, args):
+            _, x, x_bytes, rows, matrix, depth, columns, sums, sums_bytes = args
+            tile = _Tile(builder, feats.dtype)
+            sources = tile.addresses(rows, x, x_bytes)
+            places = [(m, n) for m in range(tile_rows()) for n in range(vectors)]
+            held = {place: cgutils.alloca_once_value(builder, tile.zero) for place in places}
+            with cgutils.for_range(builder, depth) as loop:
+                line = builder.mul(loop.index, _I64(vectors * vector_bytes()))
+                line = builder.add(matrix, line)
+                factors = [tile.load(line, n, tile.operand) for n in range(vectors)]
+                offset = builder.mul(loop.index, _I64(tile.bytes))
+                for m, source in enumerate(sources):
+                    element = tile.broadcast(builder.add(source, offset))
+                    for n, factor in enumerate(factors):
+                        total = builder.load(held[m, n])
+                        builder.store(tile.multiply_add(element, factor, total), held[m, n])
+            targets = tile.addresses(columns, sums, sums_bytes)
+            for m, n in places:
+                tile.add_to_memory(targets[m], n, builder.load(held[m, n]))
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    return tile
+
+
+def _outer_tile(vectors: int) -> Any:
+    """Return the tile of ``vectors`` vectors of output channels and `tile_rows` of input ones."""
+
+    @intrinsic
+    def tile(typing, feats, x, x_bytes, rows, g, g_bytes, columns, count, total):
+        """Add the sum over pairs of ``x[row][m] * g[column]`` to row m of ``total``.
+
+        Arguments as in :func:`_product_tile`; ``total`` is [tile rows, vectors] of vectors.
+        """
+        signature = types.void(feats, *(types.int64,) * 8)
+
+        def emit(context, builder, signature, args):
+            _, x, x_bytes, rows, g, g_bytes, columns, count, total = args
+            tile = _Tile(builder, feats.dtype)
+            places = [(m, n) for m in range(tile_rows()) for n in range(vectors)]
+            held = {place: cgutils.alloca_once_value(builder, tile.zero) for place in places}
+            with cgutils.for_range(builder, count) as loop:
+                offset = builder.mul(loop.index, _I64(4))
+                source = tile.address(builder.add(rows, offset), x, x_bytes)
+                target = tile.address(builder.add(columns, offset), g, g_bytes)
+                factors = [tile.load(target, n, tile.operand) for n in range(vectors)]
+                for m in range(tile_rows()):
+                    element = tile.broadcast(source, m)
+                    for n, factor in enumerate(factors):
+                        sum_ = builder.load(held[m, n])
+                        builder.store(tile.multiply_add(element, factor, sum_), held[m, n])
+            for m, n in places:
+                tile.add_to_memory(total, m * vectors + n, builder.load(held[m, n]))
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    return tile
+
+
+_product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, 3))
+_outer_1, _outer_2, _outer_3 = (_outer_tile(vectors) for vectors in (1, 2, 3))
+
+
+@compiled
+def _block(vectors):
+    """Return how many of the ``vectors`` that are left the next tile takes: 3, or fewer."""
+    if vectors == 4:
+        return 2
+    return min(vectors, 3)
+
+
+@compiled
+def pack(weight, lanes, packed):
+    """Copy matrices [V, c_in, c_out] into blocks of columns that tiles read line by line.
+
+    A tap's blocks follow each other in ``packed`` [V, c_in * vectors * lanes]; each is
+    [c_in, vectors of the block * lanes], filled up with zeros.
+    """
+    volume, c_in, c_out = weight.shape
+    vectors = (c_out + lanes - 1) // lanes
+    for tap in range(volume):
+        first = 0
+        while first < vectors:
+            block = _block(vectors - first)
+            width, start = block * lanes, first * lanes
+            held = min(width, c_out - start)
+            for k in range(c_in):
+                at = start * c_in + k * width
+                for column in range(held):
+                    packed[tap, at + column] = weight[tap, k, start + column]
+                for column in range(held, width):
+                    packed[tap, at + column] = 0
+            first += block
+
+
+@compiled
+def multiply_panels(
+    first, last, width, starts, columns, rows, feats, packed, lanes, step, bias, norm, residual,
+    relu, out,
+):  # fmt: skip
+    """Write the outputs of the panels from ``first`` to ``last``.
+
+    Args:
+        first: The first panel.
+        last: The panel behind the last one.
+        width: Columns of a panel.
+        starts: See ``PanelPairs``.
+        columns: See ``PanelPairs``.
+        rows: See ``PanelPairs``.
+        feats: [N, c_in].
+        packed: See :func:`pack`.
+        lanes: Elements of a vector.
+        step: Pairs of a tile.
+        bias: [c_out], or [0].
+        norm: [2, c_out], scale and shift of each channel; or [0, 0].
+        residual: [n, c_out], or [0, 0].
+        relu: Clamp at zero.
+        out: [n, c_out].
+    """
+    volume, n = packed.shape[0], out.shape[0]
+    vectors = (out.shape[1] + lanes - 1) // lanes
+    sums = np.empty((width + 1, vectors * lanes), out.dtype)
+    for panel in range(first, last):
+        sums[:] = 0
+        for tap in range(volume):
+            start, end = starts[panel * volume + tap], starts[panel * volume + tap + 1]
+            _multiply_list(start, end, columns, rows, feats, packed[tap], lanes, step, sums)
+        top = panel * width
+        for column in range(min(width, n - top)):
+            _finish(sums[column], bias, norm, residual, relu, top + column, out)
+
+
+@compiled
+def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
+    """Add to ``sums`` the products of the pairs from ``start`` to ``end``, all of one tap."""
+    depth, vectors, size = feats.shape[1], sums.shape[1] // lanes, sums.itemsize
+    x, x_bytes, sums_bytes = feats.ctypes.data, depth * size, sums.shape[1] * size
+    for place in range(start, end, step):
+        row, column = rows.ctypes.data + 4 * place, columns.ctypes.data + 4 * place
+        vector = 0
+        while vector < vectors:
+            block = _block(vectors - vector)
+            into = sums.ctypes.data + vector * lanes * size
+            factor = matrix.ctypes.data + vector * lanes * size * depth
+            if block == 3:
+                _product_3(feats, x, x_bytes, row, factor, depth, column, into, sums_bytes)
+            elif block == 2:
+                _product_2(feats, x, x_bytes, row, factor, depth, column, into, sums_bytes)
+            else:
+                _product_1(feats, x, x_bytes, row, factor, depth, column, into, sums_bytes)
+            vector += block
+
+
+@compiled
+def _finish(sums, bias, norm, residual, relu, row, out):
+    """Write the sums of one column to row ``row`` of ``out``, and do to them what follows."""
+    channels = out.shape[1]
+    if bias.shape[0]:
+        for c in range(channels):
+            sums[c] += bias[c]
+    if norm.shape[0]:
+        for c in range(channels):
+            sums[c] = sums[c] * norm[0, c] + norm[1, c]
+    if residual.shape[0]:
+        for c in range(channels):
+            sums[c] += residual[row, c]
+    if relu:
+        for c in range(channels):
+            # Written so that NaN stays NaN, as torch's ReLU has it.
+            out[row, c] = 0 if sums[c] <= 0 else sums[c]
+    else:
+        for c in range(channels):
+            out[row, c] = sums[c]
+
+
+@compiled
+def add_outer_products(
+    first, last, width, starts, counts, columns, rows, feats, grad, lanes, step, totals
+):
+    """Fill some rows of tiles of ``totals`` with sums over all pairs of ``feats[i]^T grad[o]``.
+
+    Args:
+        first: The first row of tiles: ``step`` input channels of a tap. Row of tiles t is of tap
+            ``t % V``.
+        last: The row of tiles behind the last one.
+        width: Columns of a panel.
+        starts: See ``PanelPairs``.
+        counts: See ``PanelPairs``.
+        columns: See ``PanelPairs``.
+        rows: See ``PanelPairs``.
+        feats: [N, c_in], c_in a multiple of ``step``.
+        grad: [n, c_out], c_out a multiple of ``lanes``.
+        lanes: Elements of a vector.
+        step: Input channels of a tile.
+        totals: [V, c_in / step, step * c_out], tile by tile; a tile is [step, its channels].
+    """
+    volume, size = totals.shape[0], feats.itemsize
+    for tiles in range(first, last):
+        totals[tiles % volume, tiles // volume] = 0
+    for panel in range(counts.shape[0] // max(volume, 1)):
+        target = grad.ctypes.data + panel * width * grad.shape[1] * size
+        for tiles in range(first, last):
+            tap, part = tiles % volume, tiles // volume
+            number = panel * volume + tap
+            row = rows.ctypes.data + 4 * starts[number]
+            column = columns.ctypes.data + 4 * starts[number]
+            source = feats.ctypes.data + part * step * size
+            _add_tiles(
+                feats, source, row, grad, target, column, counts[number], lanes, step,
+                totals[tap, part],
+            )  # fmt: skip
+
+
+@compiled
+def _add_tiles(feats, x, row, grad, g, column, count, lanes, step, total):
+    """Add the outer products of ``count`` pairs to one row of tiles."""
+    size, vectors = feats.itemsize, grad.shape[1] // lanes
+    x_bytes, g_bytes = feats.shape[1] * size, grad.shape[1] * size
+    vector = 0
+    while vector < vectors:
+        block = _block(vectors - vector)
+        target = g + vector * lanes * size
+        into = total.ctypes.data + vector * lanes * step * size
+        if block == 3:
+            _outer_3(feats, x, x_bytes, row, target, g_bytes, column, count, into)
+        elif block == 2:
+            _outer_2(feats, x, x_bytes, row, target, g_bytes, column, count, into)
+        else:
+            _outer_1(feats, x, x_bytes, row, target, g_bytes, column, count, into)
+        vector += block
+
+
+@compiled
+def unpack(totals, lanes, step, out):
+    """Copy tiles, see :func:`add_outer_products`, to ``out`` [V, c_in, c_out]."""
+    volume, c_in, c_out = out.shape
+    vectors = totals.shape[2] // (lanes * step)
+    for tap in range(volume):
+        for k in range(c_in):
+            tiles, first = totals[tap, k // step], 0
+            while first < vectors:
+                block = _block(vectors - first)
+                at = (first * step + k % step * block) * lanes
+                for column in range(min(block * lanes, c_out - first * lanes)):
+                    out[tap, k, first * lanes + column] = tiles[at + column]
+                first += block

@@ -1,0 +1,112 @@
+"""Gather, multiply, sum over a neighbour table: forward and input gradient (numba)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.channel_norm import ChannelNorm
+from tritonspconv.kernels.numba import _products
+from tritonspconv.kernels.numba._panels import PanelPairs, TapPanels
+from tritonspconv.kernels.numba._threads import in_ranges
+
+# Multiplications that are worth a thread: some 0.1 ms.
+_LEAST_WORK = 5_000_000
+
+
+def gather_gemm(
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    mask: Tensor | None,
+    order: Tensor | None,
+    *,
+    mirrored: bool,
+    precision: str = "ieee",
+    norm: ChannelNorm | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    panels: object = None,
+    count: Tensor | None = None,
+    in_count: Tensor | None = None,
+) -> Tensor:
+    """Multiply and sum panel by panel of columns. If ``panels`` lists no pairs, list them first."""
+    dtype = acc_dtype(feats.dtype)
+    n, c_out = rows.shape[1], weight.shape[2]
+    pairs = panel_pairs(panels, rows, count)
+    out = torch.empty(n, c_out, dtype=dtype)
+    if residual is not None and order is not None:
+        residual = residual.index_select(0, order)
+    epilogue = (
+        _vectors([] if bias is None else [bias], dtype, c_out).reshape(-1),
+        _vectors([] if norm is None else _scale_and_shift(norm, dtype), dtype, c_out),
+        _array(feats.new_empty(0, 0) if residual is None else residual, dtype),
+        relu,
+    )
+    real = n if count is None else int(count)
+    out[real:] = 0
+    _multiply(_array(feats, dtype), weight, mirrored, pairs, epilogue, out[:real].numpy())
+    if order is not None:
+        out = torch.empty_like(out).index_copy_(0, order.long(), out)
+    return out.to(weight.dtype)
+
+
+def panel_pairs(panels: object, rows: Tensor, count: Tensor | None) -> PanelPairs:
+    """Return the pairs of a table, which ``panels`` keeps if it is of this back end."""
+    if not isinstance(panels, TapPanels):
+        panels = TapPanels(rows, count)
+    return panels.listed()
+
+
+def _multiply(
+    feats: NDArray,
+    weight: Tensor,
+    mirrored: bool,
+    pairs: PanelPairs,
+    epilogue: tuple[NDArray, NDArray, NDArray, bool],
+    out: NDArray,
+) -> None:
+    """Write all outputs, panels of about the same number of pairs to each thread."""
+    lanes = _products.vector_bytes() // out.itemsize
+    c_in, c_out = weight.shape[1:]
+    packed = np.empty((weight.shape[0], c_in * -(-c_out // lanes) * lanes), feats.dtype)
+    matrices = weight.detach().to(torch.from_numpy(feats).dtype).numpy()
+    _products.pack(matrices[::-1] if mirrored else matrices, lanes, packed)
+    starts, _, columns, rows, volume, width = pairs
+    panel_starts = starts[::volume]
+
+    def work(first_pair: int, last_pair: int) -> None:
+        first, last = np.searchsorted(panel_starts[:-1], (first_pair, last_pair))
+        if last_pair == len(columns):
+            last = pairs.panels
+        _products.multiply_panels(
+            first, last, width, starts, columns, rows, feats, packed, lanes,
+            _products.tile_rows(), *epilogue, out,
+        )  # fmt: skip
+
+    in_ranges(work, len(columns), _LEAST_WORK // max(c_in * c_out, 1))
+
+
+def _scale_and_shift(norm: ChannelNorm, dtype: torch.dtype) -> list[Tensor]:
+    """Return the two vectors that torch's batch norm makes of a norm."""
+    mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(dtype))
+    scale = (variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return [scale, shift if bias is None else shift + bias]
+
+
+def _array(rows: Tensor, dtype: torch.dtype) -> NDArray:
+    """Return rows as a contiguous array of ``dtype``."""
+    return rows.detach().to(dtype).contiguous().numpy()
+
+
+def _vectors(vectors: list[Tensor], dtype: torch.dtype, channels: int) -> NDArray:
+    """Return vectors as the lines of a matrix, which may have none."""
+    if not vectors:
+        return _array(torch.empty(0, channels), dtype)
+    return _array(torch.stack([vector.to(dtype) for vector in vectors]), dtype)
