@@ -204,6 +204,21 @@ def _outer_tile(vectors: int) -> Any:
     return tile
 
 
+@intrinsic
+def _prefetch(typing, address):
+    """Ask for the cache line at an address, which is read soon."""
+
+    def emit(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # To read, into the first cache, data.
+        builder.call(call, [builder.inttoptr(args[0], byte), _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
 _product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, 3))
 _outer_1, _outer_2, _outer_3 = (_outer_tile(vectors) for vectors in (1, 2, 3))
 
@@ -278,11 +293,21 @@ def multiply_panels(
 
 
 @compiled
+def _fetch_rows(x, x_bytes, rows, first, last):
+    """Ask for the rows of the pairs from ``first`` to ``last``, as far as there are pairs."""
+    for place in range(first, min(last, rows.shape[0])):
+        row = x + np.int64(rows[place]) * x_bytes
+        for line in range(0, x_bytes, 64):
+            _prefetch(row + line)
+
+
+@compiled
 def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
     """Add to ``sums`` the products of the pairs from ``start`` to ``end``, all of one tap."""
     depth, vectors, size = feats.shape[1], sums.shape[1] // lanes, sums.itemsize
     x, x_bytes, sums_bytes = feats.ctypes.data, depth * size, sums.shape[1] * size
     for place in range(start, end, step):
+        _fetch_rows(x, x_bytes, rows, place + step, place + 2 * step)
         row, column = rows.ctypes.data + 4 * place, columns.ctypes.data + 4 * place
         vector = 0
         while vector < vectors:
@@ -342,15 +367,18 @@ def add_outer_products(
         totals: [V, c_in / step, step * c_out], tile by tile; a tile is [step, its channels].
     """
     volume, size = totals.shape[0], feats.itemsize
+    x_bytes = feats.shape[1] * size
     for tiles in range(first, last):
         totals[tiles % volume, tiles // volume] = 0
-    for panel in range(counts.shape[0] // max(volume, 1)):
+    for number in range(counts.shape[0]):
+        panel, tap = number // volume, number % volume
+        parts = range((first - tap + volume - 1) // volume, (last - tap + volume - 1) // volume)
+        if len(parts) > 0:
+            _fetch_rows(feats.ctypes.data, x_bytes, rows, starts[number], starts[number + 1])
+        row = rows.ctypes.data + 4 * starts[number]
+        column = columns.ctypes.data + 4 * starts[number]
         target = grad.ctypes.data + panel * width * grad.shape[1] * size
-        for tiles in range(first, last):
-            tap, part = tiles % volume, tiles // volume
-            number = panel * volume + tap
-            row = rows.ctypes.data + 4 * starts[number]
-            column = columns.ctypes.data + 4 * starts[number]
+        for part in parts:
             source = feats.ctypes.data + part * step * size
             _add_tiles(
                 feats, source, row, grad, target, column, counts[number], lanes, step,

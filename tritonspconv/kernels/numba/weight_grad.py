@@ -52,4 +52,5 @@ def sum_outer_products(
 def _whole(rows: Tensor, dtype: torch.dtype, multiple: int) -> NDArray:
     """Return rows of ``dtype`` with zeros behind them, so that tiles are whole."""
     rows = rows.detach().to(dtype)
-    return F.pad(rows, (0, -rows.shape[1] % multiple)).contiguous().numpy()
+    missing = -rows.shape[1] % multiple
+    return (F.pad(rows, (0, missing)) if missing else rows.contiguous()).numpy()
