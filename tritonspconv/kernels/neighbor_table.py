@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels import has_triton_maps
+from tritonspconv.kernels import has_numba, has_triton_maps
 
 if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
@@ -115,6 +115,8 @@ def reverse_table(
 def _back_end(device: torch.device, ndim: int):
     if has_triton_maps(device, ndim):
         from tritonspconv.kernels.triton import neighbor_table as back_end
+    elif has_numba(device):
+        from tritonspconv.kernels.numba import neighbor_table as back_end
     else:
         from tritonspconv.kernels.eager import neighbor_table as back_end
     return back_end

@@ -15,7 +15,7 @@ from tritonspconv.kernels.keys import key_coords
 IntTuple = tuple[int, ...]
 
 # Sums and differences of keys below these bounds fit an int32 and an int64.
-_MAX_SHORT, _MAX_LONG = 2**29, 2**61
+_MAX_SHORT, MAX_LONG = 2**29, 2**61
 
 
 def sites_of(index: SiteIndex, grid: CellGrid) -> SiteIndex:
@@ -64,12 +64,12 @@ def found_rows(
         taps = _reachable_taps(coarse, stride, offsets, key_coords(fine.table, fine_grid))
     if not taps:
         return
-    extents = _roomy_extents(coarse_grid, stride, offsets, fine_grid)
+    extents = roomy_extents(coarse_grid, stride, offsets, fine_grid)
     cells = max(coarse_grid.batch_size, fine_grid.batch_size) * math.prod(extents)
     units = [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
     steps = [sum(o * unit for o, unit in zip(offset, units, strict=True)) for offset in offsets]
     reach = max(map(abs, steps))
-    if cells + reach > _MAX_LONG:
+    if cells + reach > MAX_LONG:
         # The larger grid has more cells than an int64 can number: search offset by offset.
         for v in taps:
             found = find_rows(fine, tap_keys(coarse, offsets[v], stride, False, fine_grid))
@@ -126,7 +126,7 @@ def _before(keys: Tensor) -> Tensor:
     return at
 
 
-def _roomy_extents(
+def roomy_extents(
     coarse_grid: CellGrid, stride: IntTuple, offsets: tuple[IntTuple, ...], fine_grid: CellGrid
 ) -> IntTuple:
     """Return the extents of the larger grid: the fine grid's with room at the upper ends.

@@ -29,11 +29,16 @@ def sorted_keys(
     words = np.empty(n, np.int64)
     lower, shape = np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
     if not _write_words(coords, lower, shape, grid.batch_size, grid.num_cells, row_bits, words):
-        passes = max(-(-key_bits // _MOST_BITS), 1)
-        words = _sort_words(words, row_bits, passes, -(-key_bits // passes))
+        words = sort_words(words, row_bits, key_bits)
     keys, rows = np.empty(n, np.int64), np.empty(n, np.int64)
     _split_words(words, row_bits, keys, rows)
     return keys, rows
+
+
+def sort_words(words: NDArray[np.int64], first_bit: int, bits: int) -> NDArray[np.int64]:
+    """Return ``words`` [N] stably sorted by ``bits`` bits from ``first_bit`` on, in new memory."""
+    passes = max(-(-bits // _MOST_BITS), 1)
+    return _sort_words(words.copy(), first_bit, passes, -(-bits // passes))
 
 
 @compiled

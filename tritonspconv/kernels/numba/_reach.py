@@ -1,0 +1,250 @@
+"""The keys of all cells that a set of rows reaches, each once and in order.
+
+A key is a sum of one part for the sample and one for each axis. So a block of rows makes the parts
+of every step of every axis once, and adds them up for every step of the window.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonspconv.kernels.index import CellGrid
+from tritonspconv.kernels.numba._compile import compiled
+from tritonspconv.kernels.numba._sorted_keys import sort_words
+from tritonspconv.kernels.window import IntTuple, Window, reach_steps
+
+# A bitmap of the grid is cleared and read at 64 cells a word. It takes less time than a sort of the
+# reached cells if it has at most this many words for each of them.
+_WORDS_PER_CELL = 8
+# Rows at a time: their parts stay in the first cache.
+_BLOCK = 512
+
+
+class Steps(NamedTuple):
+    """The steps of a window, made of steps along its axes.
+
+    Attributes:
+        offsets: int64 [S], the offsets of the steps along an axis, axis by axis.
+        limits: int64 [S], their limits; see :func:`reach_steps`.
+        ends: int64 [D + 1], where the steps along each axis begin.
+        steps: int64 [K, D], the step along each axis that each step of the window takes.
+    """
+
+    offsets: NDArray[np.int64]
+    limits: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+
+@functools.lru_cache(maxsize=512)
+def window_steps(offsets: Window, stride: IntTuple, divide: bool) -> Steps:
+    """Return the steps by which a window reaches cells, each once."""
+    steps = sorted(set(reach_steps(offsets, stride, divide)))
+    axes = [sorted({(o[d], limit[d]) for o, limit in steps}) for d in range(len(stride))]
+    ends = np.cumsum([0, *map(len, axes)])
+    places = [
+        {pair: at for at, pair in enumerate(axis, int(ends[d]))} for d, axis in enumerate(axes)
+    ]
+    taken = [
+        [place[pair] for place, pair in zip(places, zip(*step, strict=True), strict=True)]
+        for step in steps
+    ]
+    offset, limit = np.array([pair for axis in axes for pair in axis], np.int64).T.copy()
+    return Steps(offset, limit, ends, np.array(taken, np.int64))
+
+
+def reached_keys(
+    coords: NDArray[np.int32],
+    own_grid: CellGrid,
+    steps: Steps,
+    stride: IntTuple,
+    divide: bool,
+    grid: CellGrid,
+) -> NDArray[np.int64] | None:
+    """Return int64 [M], the keys of ``grid`` that rows [N, 1 + D] of ``own_grid`` reach, ascending.
+
+    A bitmap of the grid collects the keys if it is small, else a list that is sorted. None if a sum
+    of parts, of which some say that there is no cell, does not fit an int64.
+    """
+    ndim, cells = len(stride), int(grid.num_cells)
+    nowhere = -(2**63 // (ndim + 1))
+    if cells > -nowhere:
+        return None
+    most = coords.shape[0] * steps.steps.shape[0]
+    words = -(-cells // 64)
+    is_map = words <= _WORDS_PER_CELL * most
+    bitmap = np.zeros(words if is_map else 0, np.uint64)
+    # One more, which is written for cells that do not exist.
+    listed = np.empty(0 if is_map else most + 1, np.int64)
+    shifts = [step.bit_length() - 1 if step & (step - 1) == 0 else -1 for step in stride]
+    own_lower, own_shape, lower, shape, step, shift = (
+        np.array(each, np.int64)
+        for each in (own_grid.lower, own_grid.shape, grid.lower, grid.shape, stride, shifts)
+    )
+    batch_size = min(own_grid.batch_size, grid.batch_size)
+    count = _reach(
+        coords, batch_size, own_lower, own_shape, lower, shape, step, shift, divide, *steps,
+        nowhere, bitmap, listed,
+    )  # fmt: skip
+    if is_map:
+        keys = np.empty(_count_bits(bitmap), np.int64)
+        _list_bits(bitmap, keys)
+        return keys
+    return _distinct(sort_words(listed[:count], 0, cells.bit_length()))
+
+
+@compiled
+def _reach(
+    coords, batch_size, own_lower, own_shape, lower, shape, stride, shift, divide,
+    offsets, limits, ends, steps, nowhere, bitmap, listed,
+):  # fmt: skip
+    """Set the bits of reached cells, or list their keys; return the number of listed ones.
+
+    A part is ``nowhere`` if there is no cell: any sum with such a part is negative. The loops over
+    the rows of a block have no branches, because a processor could not predict them.
+    """
+    ndim = shape.shape[0]
+    samples, sums = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    parts = np.empty((offsets.shape[0], _BLOCK), np.int64)
+    count = 0
+    for first in range(0, coords.shape[0], _BLOCK):
+        rows = coords[first : first + _BLOCK]
+        size = rows.shape[0]
+        unit = np.int64(1)
+        for axis in range(ndim - 1, -1, -1):
+            for at in range(ends[axis], ends[axis + 1]):
+                _axis_parts(
+                    rows[:, 1 + axis], offsets[at], limits[at], stride[axis], shift[axis], divide,
+                    lower[axis], shape[axis], unit, nowhere, parts[at],
+                )  # fmt: skip
+            unit *= shape[axis]
+        _sample_parts(rows, batch_size, own_lower, own_shape, unit, nowhere, samples)
+        for number in range(steps.shape[0]):
+            sums[:size] = samples[:size]
+            for axis in range(ndim):
+                part = parts[steps[number, axis]]
+                for i in range(size):
+                    sums[i] += part[i]
+            if bitmap.shape[0]:
+                for i in range(size):
+                    key = max(sums[i], 0)
+                    bitmap[key >> 6] |= np.uint64(sums[i] >= 0) << np.uint64(key & 63)
+            else:
+                for i in range(size):
+                    listed[count] = sums[i]
+                    count += sums[i] >= 0
+    return count
+
+
+@compiled
+def _sample_parts(rows, batch_size, own_lower, own_shape, unit, nowhere, parts):
+    """Write the part of each row's sample; ``nowhere`` for rows outside their own grid."""
+    for i in range(rows.shape[0]):
+        inside = 0 <= rows[i, 0] < batch_size
+        for axis in range(own_lower.shape[0]):
+            inside &= 0 <= rows[i, 1 + axis] - own_lower[axis] < own_shape[axis]
+        parts[i] = rows[i, 0] * unit if inside else nowhere
+
+
+@compiled
+def _axis_parts(
+    cells, offset, limit, stride, power, divide, lower, extent, unit, nowhere, parts
+):  # fmt: skip
+    """Write the part of the cell to which a step along an axis leads from each of ``cells``."""
+    if not divide:
+        for i in range(cells.shape[0]):
+            target = cells[i] * stride + offset - lower
+            parts[i] = target * unit if 0 <= target < extent else nowhere
+    elif power >= 0:
+        # The stride is a power of two: a division takes as long as all the rest.
+        for i in range(cells.shape[0]):
+            moved = cells[i] - offset
+            target = (moved >> power) - lower
+            exists = ((moved & (stride - 1)) < limit) & (0 <= target < extent)
+            parts[i] = target * unit if exists else nowhere
+    else:
+        for i in range(cells.shape[0]):
+            moved = cells[i] - offset
+            quotient = moved // stride
+            target = quotient - lower
+            exists = (moved - quotient * stride < limit) & (0 <= target < extent)
+            parts[i] = target * unit if exists else nowhere
+
+
+@compiled
+def _bits_of(word):
+    """Return how many bits are set: the compiler makes one instruction of this loop."""
+    count = 0
+    while word:
+        word &= word - np.uint64(1)
+        count += 1
+    return count
+
+
+@compiled
+def _count_bits(bitmap):
+    """Return how many bits are set in all words."""
+    count = 0
+    for word in bitmap:
+        count += _bits_of(word)
+    return count
+
+
+@compiled
+def _list_bits(bitmap, keys):
+    """Write the places of all bits that are set, ascending."""
+    count = 0
+    for number in range(bitmap.shape[0]):
+        word = bitmap[number]
+        while word:
+            rest = word & (word - np.uint64(1))
+            keys[count] = (number << 6) + _bits_of((word ^ rest) - np.uint64(1))
+            count += 1
+            word = rest
+
+
+@compiled
+def _distinct(keys):
+    """Return sorted keys without repeats."""
+    kept = np.empty_like(keys)
+    count = 0
+    before = np.int64(-1)
+    for key in keys:
+        # A key that equals the one before takes its place.
+        count += key != before
+        before = key
+        kept[count - 1] = key
+    return kept[:count].copy()
+
+
+def coords_of(keys: NDArray[np.int64], grid: CellGrid, rows: int) -> NDArray[np.int32]:
+    """Return int32 [rows, 1 + D], the coordinates of ascending keys, then rows of -1."""
+    coords = np.full((rows, 1 + len(grid.shape)), -1, np.int32)
+    lower, shape = np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
+    _write_coords(keys, lower, shape, coords)
+    return coords
+
+
+@compiled
+def _write_coords(keys, lower, shape, coords):
+    """Write the coordinates of ``keys``; the rows of one line share all but the last."""
+    last = shape.shape[0] - 1
+    line = np.int64(-1)
+    for row in range(keys.shape[0]):
+        key = keys[row]
+        if line < 0 or key >= line + shape[last]:
+            rest = key // shape[last]
+            line = rest * shape[last]
+            for axis in range(last - 1, -1, -1):
+                quotient = rest // shape[axis]
+                coords[row, 1 + axis] = rest - quotient * shape[axis] + lower[axis]
+                rest = quotient
+            coords[row, 0] = rest
+        else:
+            for axis in range(1 + last):
+                coords[row, axis] = coords[row - 1, axis]
+        coords[row, 1 + last] = key - line + lower[last]

@@ -1,0 +1,219 @@
+"""A search for the fine rows around every coarse row, run of taps by run of taps.
+
+Both sides are sorted by key. The keys count cells of a larger grid, with room beside the fine one;
+see ``eager/_row_search.py``. There the key of a neighbour is the own key plus a constant. So the
+place where a run's neighbours begin moves forward as the searching row does: a run takes one walk
+through both lists, whatever the grid.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonspconv.kernels.eager._row_search import MAX_LONG, roomy_extents
+from tritonspconv.kernels.index import CellGrid, SiteIndex
+from tritonspconv.kernels.numba._compile import compiled
+from tritonspconv.kernels.numba._threads import in_ranges
+from tritonspconv.kernels.window import IntTuple
+
+# A run holds a few offsets without a tap between two taps, rather than be two runs.
+_WIDEST_STEP = 4
+_LEAST_ROWS = 4096
+
+
+class Runs(NamedTuple):
+    """The taps of a window in runs: offsets that follow each other along the last axis.
+
+    Attributes:
+        offsets: int64 [R, D], where each run begins.
+        ends: int64 [R + 1], where the places of each run begin; a run has a place for each offset.
+        taps: int64 [places, 2]: the tap through which the searching row sees the row that it finds,
+            and the tap through which that one sees the searching row; -1: none.
+    """
+
+    offsets: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    taps: NDArray[np.int64]
+
+
+@functools.lru_cache(maxsize=512)
+def mirrored_runs(offsets: tuple[IntTuple, ...]) -> Runs:
+    """Return the runs of a submanifold window without its centre.
+
+    One of two opposite taps is searched; the other one has the same pairs, swapped.
+    """
+    taps = {offset: v for v, offset in enumerate(offsets)}
+    zero = (0,) * len(offsets[0])
+    wanted = []
+    for v, offset in enumerate(offsets):
+        opposite = taps.get(tuple(-x for x in offset), -1)
+        if offset < zero or (offset > zero and opposite < 0):
+            wanted.append((offset, v, opposite))
+    return _runs(wanted, len(zero))
+
+
+@functools.lru_cache(maxsize=512)
+def plain_runs(offsets: tuple[IntTuple, ...], finder_is_column: bool) -> Runs:
+    """Return the runs of a window whose columns are the searching rows, or the rows they find."""
+    if finder_is_column:
+        wanted = [(offset, v, -1) for v, offset in enumerate(offsets)]
+    else:
+        wanted = [(offset, -1, v) for v, offset in enumerate(offsets)]
+    return _runs(wanted, len(offsets[0]))
+
+
+def _runs(wanted: Iterable[tuple[IntTuple, int, int]], ndim: int) -> Runs:
+    """Cut (offset, tap, opposite tap) of each tap into runs."""
+    begins, ends, taps = [], [0], []
+    last: IntTuple | None = None
+    for offset, *both in sorted(wanted):
+        step = offset[-1] - last[-1] if last and offset[:-1] == last[:-1] else 0
+        if 0 < step <= _WIDEST_STEP:
+            taps += [[-1, -1]] * (step - 1)
+        else:
+            ends.append(len(taps))
+            begins.append(offset)
+        taps.append(both)
+        last = offset
+    return Runs(
+        np.array(begins, np.int64).reshape(-1, ndim),
+        np.array([*ends[1:], len(taps)], np.int64),
+        np.array(taps, np.int64).reshape(-1, 2),
+    )
+
+
+class Sites(NamedTuple):
+    """Distinct sites, ascending by key.
+
+    Attributes:
+        keys: int64 [M + 1], keys of the larger grid, and a last one that no search reaches.
+        rows: int32 [M].
+    """
+
+    keys: NDArray[np.int64]
+    rows: NDArray[np.int32]
+
+
+class RoomyGrid(NamedTuple):
+    """A fine grid with room at its upper ends for all cells that a window looks at.
+
+    Attributes:
+        lower: int64 [D], the smallest fine coordinates.
+        extents: int64 [D], with the room.
+        units: int64 [D], how much the key grows with each coordinate.
+    """
+
+    lower: NDArray[np.int64]
+    extents: NDArray[np.int64]
+    units: NDArray[np.int64]
+
+
+def roomy_grid(
+    coarse_grid: CellGrid, stride: IntTuple, offsets: tuple[IntTuple, ...], fine_grid: CellGrid
+) -> RoomyGrid | None:
+    """Return the larger grid; None if an int64 cannot number its cells."""
+    extents = roomy_extents(coarse_grid, stride, offsets, fine_grid)
+    units = [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
+    cells = max(coarse_grid.batch_size, fine_grid.batch_size) * math.prod(extents)
+    reach = max(
+        sum(abs(o) * unit for o, unit in zip(offset, units, strict=True)) for offset in offsets
+    )
+    if cells + reach > MAX_LONG:
+        return None
+    return RoomyGrid(*(np.array(each, np.int64) for each in (fine_grid.lower, extents, units)))
+
+
+def sites_in(roomy: RoomyGrid, index: SiteIndex, grid: CellGrid, stride: IntTuple) -> Sites:
+    """Return the sites of a sorted index, numbered as the cells ``stride * site``.
+
+    Repeated rows but the lowest, and rows outside the grid, are left out.
+    """
+    assert index.rows is not None, "a sorted index has rows"
+    n = index.table.shape[0]
+    keys, rows = np.empty(n + 1, np.int64), np.empty(n, np.int32)
+    lower, shape, step = (np.array(each, np.int64) for each in (grid.lower, grid.shape, stride))
+    count = _number_sites(
+        index.table.numpy(), index.rows.numpy(), grid.num_cells, lower, shape, step,
+        roomy.lower, roomy.extents, keys, rows,
+    )  # fmt: skip
+    keys[count] = np.iinfo(np.int64).max
+    return Sites(keys[: count + 1], rows[:count])
+
+
+@compiled
+def _number_sites(
+    table, table_rows, num_cells, lower, shape, stride, fine_lower, extents, keys, rows
+):
+    """Write keys of the larger grid, and rows; return their number."""
+    last = shape.shape[0] - 1
+    count = 0
+    before = line = base = np.int64(-1)
+    for i in range(table.shape[0]):
+        key = table[i]
+        if key >= num_cells:
+            break
+        if key == before:
+            continue
+        before = key
+        if line < 0 or key >= line + shape[last]:
+            # Keys of one line share all coordinates but the last.
+            rest = key // shape[last]
+            line = rest * shape[last]
+            base, unit = np.int64(0), extents[last]
+            for axis in range(last - 1, -1, -1):
+                quotient = rest // shape[axis]
+                cell = rest - quotient * shape[axis] + lower[axis]
+                base += (cell * stride[axis] - fine_lower[axis]) * unit
+                unit *= extents[axis]
+                rest = quotient
+            base += rest * unit + lower[last] * stride[last] - fine_lower[last]
+        keys[count] = base + (key - line) * stride[last]
+        rows[count] = table_rows[i]
+        count += 1
+    return count
+
+
+def search(
+    finders: Sites, found: Sites, roomy: RoomyGrid, runs: Runs, table: NDArray[np.int32]
+) -> None:
+    """Write to ``table`` [V, n] what each finder finds, and what finds it, as ``runs`` say."""
+    steps = runs.offsets @ roomy.units
+
+    def work(start: int, end: int) -> None:
+        _walk(*finders, start, end, *found, steps, runs.ends, runs.taps, table)
+
+    in_ranges(work, finders.rows.shape[0], _LEAST_ROWS)
+
+
+@compiled
+def _walk(finder_keys, finder_rows, start, end, keys, rows, steps, ends, taps, table):
+    """Search for the finders from ``start`` to ``end``.
+
+    No two finders write one entry, so ranges may be walked at the same time.
+    """
+    if start == end:
+        return
+    for run in range(steps.shape[0]):
+        step, first = steps[run], ends[run]
+        length = ends[run + 1] - first
+        at = np.searchsorted(keys, finder_keys[start] + step)
+        for i in range(start, end):
+            wanted = finder_keys[i] + step
+            row = finder_rows[i]
+            while keys[at] < wanted:
+                at += 1
+            place = at
+            while keys[place] < wanted + length:
+                other = rows[place]
+                tap, opposite = taps[first + keys[place] - wanted]
+                if tap >= 0:
+                    table[tap, row] = other
+                if opposite >= 0:
+                    table[opposite, other] = row
+                place += 1
