@@ -18,7 +18,6 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from tritonspconv.kernels.numba._compile import compiled
-from tritonspconv.kernels.numba._panels import GROUP
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
@@ -40,8 +39,11 @@ def vector_bytes() -> int:
 
 @functools.lru_cache(maxsize=1)
 def tile_rows() -> int:
-    """Return the pairs of a tile: with three vectors a pair, most of the registers hold sums."""
-    return 4 if vector_bytes() == 32 else GROUP
+    """Return the pairs of a tile: with three vectors a pair, most of the registers hold sums.
+
+    It divides the multiple that lists of pairs are filled up to.
+    """
+    return 4 if vector_bytes() == 32 else 8
 
 
 def has_bfloat16() -> bool:
@@ -204,8 +206,7 @@ def _outer_tile(vectors: int) -> Any:
     return tile
 
 
-@intrinsic
-def _prefetch(typing, address):
+def _prefetch_line(typing, address):
     """Ask for the cache line at an address, which is read soon."""
 
     def emit(context, builder, signature, args):
@@ -219,6 +220,7 @@ def _prefetch(typing, address):
     return types.void(types.int64), emit
 
 
+_prefetch: Any = intrinsic(_prefetch_line)
 _product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, 3))
 _outer_1, _outer_2, _outer_3 = (_outer_tile(vectors) for vectors in (1, 2, 3))
 
