@@ -199,21 +199,21 @@ def _walk(finder_keys, finder_rows, start, end, keys, rows, steps, ends, taps, t
     """
     if start == end:
         return
+    one = np.uint64(1)
     for run in range(steps.shape[0]):
-        step, first = steps[run], ends[run]
-        length = ends[run + 1] - first
-        at = np.searchsorted(keys, finder_keys[start] + step)
+        step, through = steps[run], taps[ends[run] : ends[run + 1]]
+        # Numbers without a sign spare the look for negative indices: a quarter of the time.
+        at = np.uint64(np.searchsorted(keys, finder_keys[start] + step))
         for i in range(start, end):
             wanted = finder_keys[i] + step
-            row = finder_rows[i]
             while keys[at] < wanted:
-                at += 1
+                at += one
             place = at
-            while keys[place] < wanted + length:
-                other = rows[place]
-                tap, opposite = taps[first + keys[place] - wanted]
+            while keys[place] < wanted + through.shape[0]:
+                row, other = np.uint64(finder_rows[i]), np.uint64(rows[place])
+                tap, opposite = through[np.uint64(keys[place] - wanted)]
                 if tap >= 0:
-                    table[tap, row] = other
+                    table[np.uint64(tap), row] = other
                 if opposite >= 0:
-                    table[opposite, other] = row
-                place += 1
+                    table[np.uint64(opposite), other] = row
+                place += one
