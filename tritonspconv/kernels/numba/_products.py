@@ -105,7 +105,7 @@ class _Tile:
         return [self.address(place, base, row_bytes) for place in places]
 
     def multiply_add(self, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
-        """Return ``total + left * right`` with one rounding; for bfloat16 see `has_bfloat16`."""
+        """Return ``total + left * right``, with one rounding where the CPU can."""
         module = self.builder.module
         if self.element is _I32:
             pairs = _TwoBfloat16(self.lanes)
@@ -115,7 +115,7 @@ class _Tile:
             return self.builder.call(
                 cgutils.get_or_insert_function(module, kind, name), [total, *operands]
             )
-        name = f"llvm.fma.v{self.lanes}f{8 * self.bytes}"
+        name = f"llvm.fmuladd.v{self.lanes}f{8 * self.bytes}"
         kind = ir.FunctionType(self.sums, [self.sums] * 3)
         return self.builder.call(
             cgutils.get_or_insert_function(module, kind, name), [left, right, total]
