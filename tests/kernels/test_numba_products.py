@@ -78,6 +78,21 @@ def test_channels(c_in, c_out, dtype):
     check(Problem(8, 50, 60, c_in, c_out, dtype))
 
 
+def test_bfloat16_of_any_layout():
+    """Two of them are read as one word; they may lie apart, or begin in the middle of a word."""
+    problem = Problem(8, 50, 60, 6, 5, torch.bfloat16)
+    expected, plain = problem.expected(torch.float64)[0], problem.expected(torch.bfloat16)[0]
+    feats, weight = problem.feats, problem.weight
+    for problem.feats in (feats, _moved(feats)):
+        for problem.weight in (weight, weight.contiguous(), _moved(weight)):
+            assert_close(problem.forward(), expected, torch.bfloat16, eager=plain)
+
+
+def _moved(x):
+    """``x`` behind one element of the same storage."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
 @pytest.mark.parametrize("mirrored", [False, True], ids=["plain", "mirrored"])
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (125, 30)])

@@ -49,7 +49,10 @@ def gather_gemm(
     )
     real = n if count is None else int(count)
     out[real:] = 0
-    _multiply(_array(feats, dtype), weight, mirrored, pairs, epilogue, out[:real].numpy())
+    x, matrices = _operands(feats.detach(), weight.detach())
+    if mirrored:
+        matrices = matrices[::-1]
+    _multiply(x, matrices, pairs, epilogue, out[:real].numpy())
     if order is not None:
         out = torch.empty_like(out).index_copy_(0, order.long(), out)
     return out.to(weight.dtype)
@@ -62,20 +65,39 @@ def panel_pairs(panels: object, rows: Tensor, count: Tensor | None) -> PanelPair
     return panels.listed()
 
 
+def _operands(feats: Tensor, weight: Tensor) -> tuple[NDArray, NDArray]:
+    """Return [N, c_in] and [V, c_in, c_out] as the tiles read them.
+
+    That is in the dtype of the sums, or as [N, c_in / 2] and [V, c_in / 2, c_out] of int32: two
+    bfloat16 for one instruction that adds both products in float32.
+    """
+    dtype = acc_dtype(feats.dtype)
+    is_brain = feats.dtype == weight.dtype == torch.bfloat16
+    if not (is_brain and feats.shape[1] % 2 == 0 and _products.has_bfloat16()):
+        return _array(feats, dtype), weight.to(dtype).numpy()
+    return _words(feats).numpy(), _words(weight.transpose(1, 2)).transpose(1, 2).numpy()
+
+
+def _words(halves: Tensor) -> Tensor:
+    """Return bfloat16 [..., c] as int32 [..., c / 2], in place where the layout lets us."""
+    *outer, last = halves.stride()
+    if last != 1 or any(step % 2 for step in (*outer, halves.storage_offset())):
+        halves = halves.clone(memory_format=torch.contiguous_format)
+    return halves.view(torch.int32)
+
+
 def _multiply(
-    feats: NDArray,
-    weight: Tensor,
-    mirrored: bool,
+    x: NDArray,
+    matrices: NDArray,
     pairs: PanelPairs,
     epilogue: tuple[NDArray, NDArray, NDArray, bool],
     out: NDArray,
 ) -> None:
     """Write all outputs, panels of about the same number of pairs to each thread."""
     lanes = _products.vector_bytes() // out.itemsize
-    c_in, c_out = weight.shape[1:]
-    packed = np.empty((weight.shape[0], c_in * -(-c_out // lanes) * lanes), feats.dtype)
-    matrices = weight.detach().to(torch.from_numpy(feats).dtype).numpy()
-    _products.pack(matrices[::-1] if mirrored else matrices, lanes, packed)
+    _, c_in, c_out = matrices.shape
+    packed = np.empty((pairs.volume, c_in * -(-c_out // lanes) * lanes), x.dtype)
+    _products.pack(matrices, lanes, packed)
     starts, _, columns, rows, volume, width = pairs
     panel_starts = starts[::volume]
 
@@ -84,8 +106,8 @@ def _multiply(
         if last_pair == len(columns):
             last = pairs.panels
         _products.multiply_panels(
-            first, last, width, starts, columns, rows, feats, packed, lanes,
-            _products.tile_rows(), *epilogue, out,
+            first, last, width, starts, columns, rows, x, packed, lanes, _products.tile_rows(),
+            *epilogue, out,
         )  # fmt: skip
 
     in_ranges(work, len(columns), _LEAST_WORK // max(c_in * c_out, 1))
