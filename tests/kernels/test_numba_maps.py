@@ -66,7 +66,7 @@ def check_reached(sites: ActiveSites, geometry: ConvGeometry, offsets=None) -> A
 def check_tables(sites: ActiveSites, out_sites: ActiveSites, geometry: ConvGeometry) -> int:
     """Check the tables from ``sites`` to ``out_sites`` and back; return the number of pairs."""
     in_index, out_index = check_index(sites), check_index(out_sites)
-    if geometry.sites == "same":
+    if geometry.sites == "same" and geometry.has_center:
         call = (sites.coords, geometry.offsets, in_index, sites.grid)
         rows, expected = (
             module.lookup_table(*call, distinct=False).rows for module in (table, eager_table)

@@ -149,6 +149,8 @@ def _build(
             count=out_sites.count,
         )
     else:
+        # A look for repeated outputs needs their index. On a CPU made sites have one at hand.
+        looks = made_sites is None or sites.device.type == "cpu"
         table = reach_table(
             out_sites.coords,
             geometry.offsets,
@@ -157,7 +159,7 @@ def _build(
             in_index,
             sites.grid,
             out_sites.grid,
-            out_sites.index if made_sites is None and out_sites.may_repeat else None,
+            out_sites.index if looks and out_sites.may_repeat else None,
             count=out_sites.count,
         )
     versions = sites.version, out_sites.version

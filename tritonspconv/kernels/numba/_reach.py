@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tritonspconv.kernels.index import CellGrid
 from tritonspconv.kernels.numba._compile import compiled
-from tritonspconv.kernels.numba._sorted_keys import sort_words
+from tritonspconv.kernels.numba._sorted_keys import box_of, sort_words
 from tritonspconv.kernels.window import IntTuple, Window, reach_steps
 
 # A bitmap of the grid is cleared and read at 64 cells a word. It takes less time than a sort of the
@@ -81,14 +81,10 @@ def reached_keys(
     # One more, which is written for cells that do not exist.
     listed = np.empty(0 if is_map else most + 1, np.int64)
     shifts = [step.bit_length() - 1 if step & (step - 1) == 0 else -1 for step in stride]
-    own_lower, own_shape, lower, shape, step, shift = (
-        np.array(each, np.int64)
-        for each in (own_grid.lower, own_grid.shape, grid.lower, grid.shape, stride, shifts)
-    )
     batch_size = min(own_grid.batch_size, grid.batch_size)
     count = _reach(
-        coords, batch_size, own_lower, own_shape, lower, shape, step, shift, divide, *steps,
-        nowhere, bitmap, listed,
+        coords, batch_size, *box_of(own_grid), *box_of(grid), np.array(stride), np.array(shifts),
+        divide, *steps, nowhere, bitmap, listed,
     )  # fmt: skip
     if is_map:
         keys = np.empty(_count_bits(bitmap), np.int64)
@@ -124,7 +120,8 @@ def _reach(
             unit *= shape[axis]
         _sample_parts(rows, batch_size, own_lower, own_shape, unit, nowhere, samples)
         for number in range(steps.shape[0]):
-            sums[:size] = samples[:size]
+            for i in range(size):
+                sums[i] = samples[i]
             for axis in range(ndim):
                 part = parts[steps[number, axis]]
                 for i in range(size):
@@ -224,8 +221,7 @@ def _distinct(keys):
 def coords_of(keys: NDArray[np.int64], grid: CellGrid, rows: int) -> NDArray[np.int32]:
     """Return int32 [rows, 1 + D], the coordinates of ascending keys, then rows of -1."""
     coords = np.full((rows, 1 + len(grid.shape)), -1, np.int32)
-    lower, shape = np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
-    _write_coords(keys, lower, shape, coords)
+    _write_coords(keys, *box_of(grid), coords)
     return coords
 
 

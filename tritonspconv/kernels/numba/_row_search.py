@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tritonspconv.kernels.eager._row_search import MAX_LONG, roomy_extents
 from tritonspconv.kernels.index import CellGrid, SiteIndex
 from tritonspconv.kernels.numba._compile import compiled
+from tritonspconv.kernels.numba._sorted_keys import box_of
 from tritonspconv.kernels.numba._threads import in_ranges
 from tritonspconv.kernels.window import IntTuple
 
@@ -114,19 +115,27 @@ class RoomyGrid(NamedTuple):
     units: NDArray[np.int64]
 
 
+@functools.lru_cache(maxsize=512)
 def roomy_grid(
     coarse_grid: CellGrid, stride: IntTuple, offsets: tuple[IntTuple, ...], fine_grid: CellGrid
 ) -> RoomyGrid | None:
     """Return the larger grid; None if an int64 cannot number its cells."""
-    extents = roomy_extents(coarse_grid, stride, offsets, fine_grid)
+    corners = _corners(offsets)
+    extents = roomy_extents(coarse_grid, stride, corners, fine_grid)
     units = [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
     cells = max(coarse_grid.batch_size, fine_grid.batch_size) * math.prod(extents)
-    reach = max(
-        sum(abs(o) * unit for o, unit in zip(offset, units, strict=True)) for offset in offsets
-    )
+    furthest = (max(map(abs, ends)) for ends in zip(*corners, strict=True))
+    reach = sum(offset * unit for offset, unit in zip(furthest, units, strict=True))
     if cells + reach > MAX_LONG:
         return None
     return RoomyGrid(*(np.array(each, np.int64) for each in (fine_grid.lower, extents, units)))
+
+
+@functools.lru_cache(maxsize=512)
+def _corners(offsets: tuple[IntTuple, ...]) -> tuple[IntTuple, IntTuple]:
+    """Return the smallest and the largest offset on every axis."""
+    axes = list(zip(*offsets, strict=True))
+    return tuple(map(min, axes)), tuple(map(max, axes))
 
 
 def sites_in(roomy: RoomyGrid, index: SiteIndex, grid: CellGrid, stride: IntTuple) -> Sites:
@@ -137,9 +146,8 @@ def sites_in(roomy: RoomyGrid, index: SiteIndex, grid: CellGrid, stride: IntTupl
     assert index.rows is not None, "a sorted index has rows"
     n = index.table.shape[0]
     keys, rows = np.empty(n + 1, np.int64), np.empty(n, np.int32)
-    lower, shape, step = (np.array(each, np.int64) for each in (grid.lower, grid.shape, stride))
     count = _number_sites(
-        index.table.numpy(), index.rows.numpy(), grid.num_cells, lower, shape, step,
+        index.table.numpy(), index.rows.numpy(), grid.num_cells, *box_of(grid), np.array(stride),
         roomy.lower, roomy.extents, keys, rows,
     )  # fmt: skip
     keys[count] = np.iinfo(np.int64).max
@@ -203,7 +211,7 @@ def _walk(finder_keys, finder_rows, start, end, keys, rows, steps, ends, taps, t
     for run in range(steps.shape[0]):
         step, through = steps[run], taps[ends[run] : ends[run + 1]]
         # Numbers without a sign spare the look for negative indices: a quarter of the time.
-        at = np.uint64(np.searchsorted(keys, finder_keys[start] + step))
+        at = np.uint64(_first_from(keys, finder_keys[start] + step))
         for i in range(start, end):
             wanted = finder_keys[i] + step
             while keys[at] < wanted:
@@ -217,3 +225,16 @@ def _walk(finder_keys, finder_rows, start, end, keys, rows, steps, ends, taps, t
                 if opposite >= 0:
                     table[np.uint64(opposite), other] = row
                 place += one
+
+
+@compiled
+def _first_from(keys, wanted):
+    """Return the place of the first of ``keys`` that is not below ``wanted``."""
+    first, last = 0, keys.shape[0] - 1
+    while first < last:
+        middle = (first + last) >> 1
+        if keys[middle] < wanted:
+            first = middle + 1
+        else:
+            last = middle
+    return first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,12 @@ from tritonspconv.kernels.numba._compile import compiled
 # A pass sorts by this many bits at most: its counters stay in the first cache.
 _MOST_BITS = 11
 _WORD_BITS = 63
+
+
+@functools.lru_cache(maxsize=1024)
+def box_of(grid: CellGrid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the lower corner and the shape of a grid, int64 [D] each, which nobody writes to."""
+    return np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
 
 
 def sorted_keys(
@@ -27,8 +35,7 @@ def sorted_keys(
     if key_bits + row_bits > _WORD_BITS:
         return None
     words = np.empty(n, np.int64)
-    lower, shape = np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
-    if not _write_words(coords, lower, shape, grid.batch_size, grid.num_cells, row_bits, words):
+    if not _write_words(coords, *box_of(grid), grid.batch_size, grid.num_cells, row_bits, words):
         words = sort_words(words, row_bits, key_bits)
     keys, rows = np.empty(n, np.int64), np.empty(n, np.int64)
     _split_words(words, row_bits, keys, rows)

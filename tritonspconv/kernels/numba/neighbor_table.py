@@ -30,18 +30,17 @@ def lookup_table(
     count: Tensor | None = None,
 ) -> NeighborTable:
     """Search half of the taps; in grids that an int64 cannot number, torch searches."""
-    n, unit = coords.shape[0], (1,) * len(grid.shape)
+    unit, zero = (1,) * len(grid.shape), (0,) * len(grid.shape)
     roomy = roomy_grid(grid, unit, offsets, grid)
     if roomy is None:
         return eager.lookup_table(coords, offsets, index, grid, distinct=distinct, count=count)
-    rows = torch.full((len(offsets), n), -1, dtype=torch.int32)
+    rows = torch.full((len(offsets), coords.shape[0]), -1, dtype=torch.int32)
     sites = sites_in(roomy, index, grid, unit)
     search(sites, sites, roomy, mirrored_runs(offsets), rows.numpy())
     # Every row sees itself, whether it is a site or not.
-    own = torch.arange(n if count is None else int(count), dtype=torch.int32)
-    for row, offset in zip(rows, offsets, strict=True):
-        if not any(offset):
-            row[: own.shape[0]] = own
+    own = rows[offsets.index(zero)]
+    own = own if count is None else own[: int(count)]
+    torch.arange(own.shape[0], dtype=torch.int32, out=own)
     return table_of(rows, count)
 
 
