@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritonspconv.kernels import has_triton
+from tritonspconv.kernels import has_numba, has_triton
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32, Int64
@@ -85,6 +85,8 @@ def pool_bwd(
 def _back_end(device: torch.device):
     if has_triton(device):
         from tritonspconv.kernels.triton import pool as back_end
+    elif has_numba(device):
+        from tritonspconv.kernels.numba import pool as back_end
     else:
         from tritonspconv.kernels.eager import pool as back_end
     return back_end
