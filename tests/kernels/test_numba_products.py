@@ -153,7 +153,7 @@ def test_padding_is_not_read_and_its_rows_are_zero(count):
 
 
 def test_equal_bits_for_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr("tritonspconv.kernels.numba.gather_gemm._LEAST_WORK", 1)
+    monkeypatch.setattr(_products, "LEAST_WORK", 1)
     problem = Problem(27, 3_000, 2_500, 24, 20)
     found = []
     for threads in (1, 2, 3, 7):

@@ -19,6 +19,9 @@ from numba.extending import intrinsic
 
 from tritonspconv.kernels.numba._compile import compiled
 
+# Multiplications that are worth a thread: some 0.1 ms.
+LEAST_WORK = 5_000_000
+
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
 

@@ -13,9 +13,6 @@ from tritonspconv.kernels.numba import _products
 from tritonspconv.kernels.numba._panels import PanelPairs, TapPanels
 from tritonspconv.kernels.numba._threads import in_ranges
 
-# Multiplications that are worth a thread: some 0.1 ms.
-_LEAST_WORK = 5_000_000
-
 
 def gather_gemm(
     feats: Tensor,
@@ -110,7 +107,7 @@ def _multiply(
             *epilogue, out,
         )  # fmt: skip
 
-    in_ranges(work, len(columns), _LEAST_WORK // max(c_in * c_out, 1))
+    in_ranges(work, len(columns), _products.LEAST_WORK // max(c_in * c_out, 1))
 
 
 def _scale_and_shift(norm: ChannelNorm, dtype: torch.dtype) -> list[Tensor]:
