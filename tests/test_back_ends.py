@@ -1,4 +1,4 @@
-"""The same networks by both back ends: torch on a CPU, and Triton in the interpreter.
+"""The same networks by every back end: numba and torch on a CPU, and Triton in the interpreter.
 
 What a GPU alone dispatches to, from a layer of either adapter down to the launch, runs here.
 """
@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import compat.minkowski as ME
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
-from tests._back_end import send_cpu_to_triton
+from tests._back_end import send_cpu_to_torch, send_cpu_to_triton
 from tritonspconv.coords import ActiveSites
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import kernel_map
@@ -29,27 +29,28 @@ SUBM = ConvGeometry.submanifold((3, 3), (1, 1))
 
 @pytest.fixture
 def triton_on_cpu(monkeypatch) -> Callable:
-    """A context in which tensors on a CPU go to Triton."""
+    """A context in which tensors on a CPU go to Triton, or where it is told to send them."""
     if torch.cuda.is_available():
         pytest.skip("no need: a GPU takes this way in every test")
 
     @contextmanager
-    def redirected() -> Iterator[None]:
+    def redirected(send: Callable = send_cpu_to_triton) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            send_cpu_to_triton(patch)
+            send(patch)
             yield
 
     return redirected
 
 
 def assert_alike(run: Callable[[], list[Tensor]], triton_on_cpu) -> None:
-    """``run`` returns the same by both back ends, up to the rounding of float32."""
+    """``run`` returns the same by every back end, up to the rounding of float32."""
     expected = run()
-    with triton_on_cpu():
-        found = run()
-    assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+    for send in (send_cpu_to_triton, send_cpu_to_torch):
+        with triton_on_cpu(send):
+            found = run()
+        assert len(found) == len(expected) > 0
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
 def trained(net: nn.Module, forward: Callable[[Tensor], Tensor], n: int, c: int) -> list[Tensor]:
