@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests._back_end import every_back_end
 from tests._strategies import site_sets
 from tritonspconv.coords import (
     ActiveSites,
@@ -19,6 +20,7 @@ from tritonspconv.testing import random_sites
 per_device = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@every_back_end
 @per_device
 @given(keys=st.lists(st.integers(-3, 3) | st.sampled_from([2**62, -(2**62)])))
 def test_unique_rows_are_the_first_of_each_key_in_order(device, keys):

@@ -174,6 +174,7 @@ def test_shapes_and_dtypes_are_those_of_the_annotations(device, dtype, called):
     listed = map_from_pairs(in_rows, out_rows, tap_ptr, kmap.n_in, kmap.n_out)
     assert listed.in_table.rows.shape == (27, kmap.n_in)
     sites.rows_of(sites.coords)
+    coords.unique_rows(sites.grid.keys(sites.coords))
     matrix = torch.randn(5, 6, device=device, requires_grad=True)
     with torch.autocast(device.type, torch.float16):
         ops.pointwise_conv(feats, matrix).sum().backward()

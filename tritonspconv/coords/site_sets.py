@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonspconv.coords.active_sites import ActiveSites
 from tritonspconv.coords.grid import Grid
 from tritonspconv.coords.row_tensor import RowwiseError
-from tritonspconv.waits import wait_for_indices
+from tritonspconv.kernels.first_rows import first_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
@@ -29,7 +29,7 @@ def unique_rows(keys: Int64[Tensor, "N"]) -> tuple[Int64[Tensor, "U"], Int64[Ten
 
     Deterministic. Waits for the device once, for U.
     """
-    return _first_rows(*torch.sort(keys, stable=True))
+    return first_rows(*torch.sort(keys, stable=True))
 
 
 def unique_sites(
@@ -53,26 +53,10 @@ def unique_sites(
         return sites, everything, everything.clone()
     index = sites.index
     if index.kind == "sorted" and index.rows is not None:
-        rows, position = _first_rows(index.table, index.rows)
+        rows, position = first_rows(index.table, index.rows)
     else:
         rows, position = unique_rows(grid.keys(coords))
     return ActiveSites(coords[rows], grid), rows, position
-
-
-def _first_rows(ordered: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the results of :func:`unique_rows` for sorted keys and the place each key had."""
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    firsts = perm[wait_for_indices(is_first)]
-    if firsts.shape[0] == ordered.shape[0]:
-        everything = torch.arange(ordered.shape[0], device=ordered.device)
-        return everything, everything.clone()
-    rows, by_appearance = torch.sort(firsts)
-    position = torch.empty_like(by_appearance)
-    position[by_appearance] = torch.arange(rows.shape[0], device=ordered.device)
-    position_of_row = torch.empty_like(perm)
-    position_of_row[perm] = position[is_first.cumsum(0) - 1]
-    return rows, position_of_row
 
 
 def select_sites(sites: ActiveSites, rows: Int64[Tensor, "M"]) -> ActiveSites:
