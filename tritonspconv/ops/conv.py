@@ -78,8 +78,8 @@ def sparse_conv(
     Deterministic, forward and backward. Differentiable any number of times in ``feats``,
     ``weight``, ``bias``, ``residual`` and the weight and bias of ``norm``, not in fixed statistics;
     each gradient has its tensor's dtype, and the weight's is summed in float32 (float64 for float64
-    input). No wait for the device. Extra memory forward: on a CPU with numba a copy of the weight, and
-    the pairs, which the map keeps; without numba a buffer of some blocks of gathered rows and
+    input). No wait for the device. Extra memory forward: on a CPU with numba a copy of the weight,
+    and the pairs, which the map keeps; without numba a buffer of some blocks of gathered rows and
     products; on NVIDIA two float16 parts of each float32 operand of a large product.
     Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """

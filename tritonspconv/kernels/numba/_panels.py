@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,7 +77,7 @@ def list_pairs(rows: Tensor, n: int, width: int) -> PanelPairs:
     in_ranges(lambda a, b: _count_pairs(table, n, width, a, b, counts), panels, _FEWEST_PANELS)
     starts = np.zeros(panels * volume + 1, np.int64)
     np.cumsum((counts + (GROUP - 1)) // GROUP * GROUP, out=starts[1:])
-    columns, entries = (torch.empty(starts[-1], dtype=torch.int32).numpy() for _ in range(2))
+    columns, entries = (rows.new_empty(int(starts[-1])).numpy() for _ in range(2))
     in_ranges(
         lambda a, b: _fill_lists(table, width, a, b, starts, counts, columns, entries),
         panels,

@@ -35,12 +35,12 @@ def gather_gemm(
     dtype = acc_dtype(feats.dtype)
     n, c_out = rows.shape[1], weight.shape[2]
     pairs = panel_pairs(panels, rows, count)
-    out = torch.empty(n, c_out, dtype=dtype)
+    out = feats.new_empty(n, c_out, dtype=dtype)
     if residual is not None and order is not None:
         residual = residual.index_select(0, order)
     epilogue = (
-        _vectors([] if bias is None else [bias], dtype, c_out).reshape(-1),
-        _vectors([] if norm is None else _scale_and_shift(norm, dtype), dtype, c_out),
+        _array(feats.new_empty(0) if bias is None else bias, dtype),
+        _array(feats.new_empty(0, 0) if norm is None else _scale_and_shift(norm, dtype), dtype),
         _array(feats.new_empty(0, 0) if residual is None else residual, dtype),
         relu,
     )
@@ -110,22 +110,15 @@ def _multiply(
     in_ranges(work, len(columns), _products.LEAST_WORK // max(c_in * c_out, 1))
 
 
-def _scale_and_shift(norm: ChannelNorm, dtype: torch.dtype) -> list[Tensor]:
-    """Return the two vectors that torch's batch norm makes of a norm."""
+def _scale_and_shift(norm: ChannelNorm, dtype: torch.dtype) -> Tensor:
+    """Return [2, c_out], the two vectors that torch's batch norm makes of a norm."""
     mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(dtype))
     scale = (variance + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
-    return [scale, shift if bias is None else shift + bias]
+    return torch.stack([scale, shift if bias is None else shift + bias])
 
 
 def _array(rows: Tensor, dtype: torch.dtype) -> NDArray:
     """Return rows as a contiguous array of ``dtype``."""
     return rows.detach().to(dtype).contiguous().numpy()
-
-
-def _vectors(vectors: list[Tensor], dtype: torch.dtype, channels: int) -> NDArray:
-    """Return vectors as the lines of a matrix, which may have none."""
-    if not vectors:
-        return _array(torch.empty(0, channels), dtype)
-    return _array(torch.stack([vector.to(dtype) for vector in vectors]), dtype)

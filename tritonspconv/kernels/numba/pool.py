@@ -30,16 +30,16 @@ def pool_fwd(
     volume, n = rows.shape
     real = n if count is None else int(count)
     x, table = _array(feats, acc_dtype(feats.dtype)), rows.contiguous().numpy()
-    out = torch.zeros(n, feats.shape[1], dtype=acc_dtype(feats.dtype))
+    out = feats.new_zeros(n, feats.shape[1], dtype=acc_dtype(feats.dtype))
     saved = None
     if mode == "max":
         # Not wanted: no rows, so the kernel writes none.
-        winners = torch.full((n if want_saved else 0, feats.shape[1]), -1, dtype=torch.int32)
+        winners = rows.new_full((n if want_saved else 0, feats.shape[1]), -1)
         _in_ranges(_max_columns, real, volume * feats.shape[1], x, table, floor is None,
                    -np.inf if floor is None else floor, winners.numpy(), out.numpy())  # fmt: skip
         saved = winners
     else:
-        saved = torch.zeros(n, dtype=torch.int32)
+        saved = rows.new_zeros(n)
         _in_ranges(_sum_columns, real, volume * feats.shape[1], x, table, mode == "avg",
                    saved.numpy(), out.numpy())  # fmt: skip
     saved = saved if want_saved and mode != "sum" else None
@@ -62,10 +62,10 @@ def pool_bwd(
     (volume, n), channels = rows.shape, grad_out.shape[1]
     dtype = acc_dtype(grad_out.dtype)
     real = n if count is None else int(count)
-    nothing, no_rows = torch.empty(0, 0, dtype=dtype), torch.empty(0, 0, dtype=torch.int32)
+    nothing, no_rows = grad_out.new_empty(0, 0, dtype=dtype), rows.new_empty(0, 0)
     rule = {"sum": _SUM, "avg": _AVERAGE}.get(mode, _SHARED_MAX if argmax is None else _MAX)
-    own = torch.arange(n, dtype=torch.int32) if order is None else order
-    grad = torch.zeros(n, channels, dtype=dtype)
+    own = torch.arange(n, dtype=torch.int32, device=rows.device) if order is None else order
+    grad = grad_out.new_zeros(n, channels, dtype=dtype)
     _in_ranges(
         _add_gradients, real, volume * channels, _array(grad_out, dtype),
         rows.contiguous().numpy(), own.contiguous().numpy(), rule,

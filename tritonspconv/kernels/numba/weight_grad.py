@@ -44,7 +44,7 @@ def sum_outer_products(
     # Multiplications for a row of tiles, on average.
     each = max(len(pairs.columns) // pairs.volume * step * g.shape[1], 1)
     in_ranges(work, pairs.volume * parts, -(-_products.LEAST_WORK // each))
-    filled = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype)
+    filled = out if out.dtype == dtype else out.new_empty(out.shape, dtype=dtype)
     target = filled.detach().numpy()
     _products.unpack(totals, lanes, step, target[::-1] if reverse else target)
     if filled is not out:
