@@ -251,12 +251,13 @@ def pack(weight, lanes, packed):
             block = _block(vectors - first)
             width, start = block * lanes, first * lanes
             held = min(width, c_out - start)
+            matrix = packed[tap, start * c_in : (start + width) * c_in].reshape(c_in, width)
             for k in range(c_in):
-                at = start * c_in + k * width
+                line, target = weight[tap, k, start : start + held], matrix[k]
                 for column in range(held):
-                    packed[tap, at + column] = weight[tap, k, start + column]
+                    target[column] = line[column]
                 for column in range(held, width):
-                    packed[tap, at + column] = 0
+                    target[column] = 0
             first += block
 
 
