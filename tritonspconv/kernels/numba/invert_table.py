@@ -28,8 +28,8 @@ def invert_table(
 ) -> NeighborTable:
     """Write the number of each column to its entries; padding has none."""
     volume, n = rows.shape
-    inverse = torch.full((volume, n_other), -1, dtype=torch.int32)
-    columns = torch.arange(n, dtype=torch.int32) if order is None else order
+    inverse = rows.new_full((volume, n_other), -1)
+    columns = torch.arange(n, dtype=torch.int32, device=rows.device) if order is None else order
     operands = rows.contiguous().numpy(), columns.numpy(), inverse.numpy()
     in_ranges(lambda first, last: _invert(*operands, first, last), volume, 4)
     return table_of(inverse, other_count)

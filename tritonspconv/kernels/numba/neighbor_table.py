@@ -34,13 +34,13 @@ def lookup_table(
     roomy = roomy_grid(grid, unit, offsets, grid)
     if roomy is None:
         return eager.lookup_table(coords, offsets, index, grid, distinct=distinct, count=count)
-    rows = torch.full((len(offsets), coords.shape[0]), -1, dtype=torch.int32)
+    rows = coords.new_full((len(offsets), coords.shape[0]), -1, dtype=torch.int32)
     sites = sites_in(roomy, index, grid, unit)
     search(sites, sites, roomy, mirrored_runs(offsets), rows.numpy())
     # Every row sees itself, whether it is a site or not.
     own = rows[offsets.index(zero)]
     own = own if count is None else own[: int(count)]
-    torch.arange(own.shape[0], dtype=torch.int32, out=own)
+    torch.arange(own.shape[0], dtype=torch.int32, device=own.device, out=own)
     return table_of(rows, count)
 
 
@@ -66,7 +66,7 @@ def reach_table(
         return eager.reach_table(
             out_coords, offsets, stride, divide, in_index, in_grid, out_grid, out_index, count=count
         )
-    rows = torch.full((len(offsets), out_coords.shape[0]), -1, dtype=torch.int32)
+    rows = out_coords.new_full((len(offsets), out_coords.shape[0]), -1, dtype=torch.int32)
     finders = sites_in(roomy, coarse, coarse_grid, stride)
     found = sites_in(roomy, fine, fine_grid, (1,) * len(stride))
     search(finders, found, roomy, plain_runs(offsets, divide), rows.numpy())

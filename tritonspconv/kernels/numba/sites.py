@@ -43,6 +43,8 @@ def reached_sites(
         overflow.fill_(len(keys) > capacity)
         keys = keys[:capacity]
     made = torch.from_numpy(coords_of(keys, grid, len(keys) if capacity is None else capacity))
-    index = SiteIndex("sorted", torch.from_numpy(keys), torch.arange(len(keys)))
-    count = None if capacity is None else torch.tensor(len(keys))
+    index = SiteIndex(
+        "sorted", torch.from_numpy(keys), torch.arange(len(keys), device=coords.device)
+    )
+    count = None if capacity is None else torch.tensor(len(keys), device=coords.device)
     return ReachedSites(made, index, None if flag is None else bool(flag), count)
