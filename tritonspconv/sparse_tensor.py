@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class SparseTensor:
                 )
             sites = coords
         else:
-            sites = _sites(coords, spatial_shape, batch_size)
+            sites = _sites(cast("Tensor", coords), spatial_shape, batch_size)
         _check_feats(feats, sites)
         feats = sites.as_rows(feats)
         if check == "full":
