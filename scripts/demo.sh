@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the demonstration on a fresh machine: scripts/demo.sh [scan] [options].
 # Makes a virtual environment in .venv, with $PYTHON (default: python3), and installs the project
-# with its demo extra.
+# with its extras demo and cpu.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -26,8 +26,8 @@ if [[ ! "$stamp" -nt "$root/pyproject.toml" ]]; then
     echo "installing torch"
     "$venv/bin/python" -m pip install --quiet torch==2.13.0
   fi
-  echo "installing tritonspconv with its demo extra"
-  "$venv/bin/python" -m pip install --quiet -e "$root[demo]"
+  echo "installing tritonspconv with its extras demo and cpu"
+  "$venv/bin/python" -m pip install --quiet -e "$root[demo,cpu]"
   touch "$stamp"
 fi
 
