@@ -217,3 +217,32 @@ def test_a_cell_is_one_step_whatever_its_extent(step):
     assert reach_steps(corners, (step,) * 3, True) == (((0, 0, 0), (step,) * 3),)
     # Corners are no two taps, also where caches compare them.
     assert corners != ((0,) * 3, (step - 1,) * 3)
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 130, 131, 400, 5000])
+def test_ranks_up_to_a_capacity_write_nothing_else(triton_device, capacity):
+    """Four blocks of words, the last one half empty, with memory behind them that others own."""
+    block, n_words, blocks, guard = 16, 56, 4, 64
+    generator = torch.Generator().manual_seed(3)
+    cells = torch.rand(n_words, 32, generator=generator) < 0.2
+    words = (cells.long() << torch.arange(32)).sum(1)
+    memory = torch.zeros(n_words + blocks + 2 + guard, dtype=torch.int64)
+    memory[:n_words], memory[-guard:] = words, 7
+    memory = memory.to(triton_device)
+    count = torch.full((), -1, dtype=torch.int64, device=triton_device)
+    overflow = torch.full((), -1, dtype=torch.int32, device=triton_device)
+    kernels.bind(kernels.rank_kernel, BLOCK=block, num_warps=4)(
+        (blocks,), triton_device, memory, None, count, overflow, n_words, capacity
+    )
+    upto = cells.sum(1).cumsum(0)
+    total = int(upto[-1])
+    assert 130 < total < 5000
+    expected = torch.where(upto <= capacity, words | ((upto - cells.sum(1)) << 32), 0)
+    expected[cells.sum(1) == 0] = 0
+    found = memory.cpu()
+    assert torch.equal(found[:n_words], expected)
+    assert (int(count), int(overflow)) == (min(total, capacity), int(total > capacity))
+    sums = torch.stack([part.sum() for part in cells.sum(1).split(block)])
+    assert torch.equal(found[n_words : n_words + blocks], sums + 1)
+    assert found[n_words + blocks : n_words + blocks + 2].tolist() == [blocks, total]
+    assert (found[-guard:] == 7).all()
