@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tritonspconv.arguments import check_tensor, whole_number, whole_numbers
 from tritonspconv.coords import ActiveSites, Grid
-from tritonspconv.coords.row_tensor import RowwiseError, bounds_of
+from tritonspconv.coords.row_tensor import RowwiseError, bounds_of, reads_values
 from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.ops.dense import from_dense, to_dense
@@ -353,5 +353,4 @@ def _sites(
 
 def _grid_of_run(coords: Tensor) -> Grid | None:
     """Return the grid that a recorded run has for tensors without one of their own, or None."""
-    bounds = bounds_of(coords)
-    return None if bounds is None else bounds.plan.grid
+    return None if reads_values(coords) else Grid.around(coords)

@@ -33,6 +33,7 @@ from compat.minkowski.sparse_matrix_functions import (
 )
 from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
+from tritonspconv.coords.row_tensor import bounds_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -212,12 +213,23 @@ class SparseTensor(Tensor):
         return self._manager.get_coordinates(key), features, key
 
     def _row_tensors(self) -> tuple[TorchTensor, TorchTensor]:
-        """Return features and coordinates; see :func:`tritonspconv.export_program`."""
+        """Return features and coordinates, of which captured and exported runs take others."""
         return self._F, self.C
 
     def _with_row_tensors(self, feats: TorchTensor, coords: TorchTensor) -> SparseTensor:
-        """Return other rows of the same tensor stride, in a manager of their own."""
-        return SparseTensor(feats, coords, self.tensor_stride)
+        """Return other rows of the same tensor stride, in a manager of their own.
+
+        Padded rows of a run make a map as the constructor does. Other rows, such as those of a
+        result, are known to be distinct and in the box of this tensor: the host does not wait.
+        """
+        bounds = bounds_of(coords)
+        if bounds is not None and bounds.plan.is_running:
+            made = SparseTensor(feats, coords, self.tensor_stride)
+            made.quantization_mode = self.quantization_mode
+            return made
+        manager = CoordinateManager(D=self._D)
+        key = manager._insert_distinct(coords, self._manager, self.coordinate_map_key)
+        return SparseTensor._on(feats, key, manager)
 
     @property
     def coordinate_key(self) -> CoordinateMapKey:

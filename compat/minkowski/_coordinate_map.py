@@ -11,7 +11,8 @@ from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._samples import check_samples
 from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_sites
-from tritonspconv.coords.row_tensor import bounds_of
+from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain, refusal
+from tritonspconv.coords.site_plan import Report
 
 IntTuple = tuple[int, ...]
 
@@ -46,7 +47,11 @@ class CoordinateMap:
         self.sites = sites
         self.unit = unit
         self.tensor_stride = tensor_stride
-        self._batch_ascends = True if ascends or sites.grid.batch_size <= 1 else None
+        self._batch_ascends: bool | None = None
+        if sites.count is not None:
+            self._batch_ascends = False  # The batch index of padding is -1.
+        elif ascends or sites.grid.batch_size <= 1:
+            self._batch_ascends = True
         self._batch_rows: list[Tensor] | None = None
         self._rescaled: dict[IntTuple, ActiveSites] = {}
 
@@ -63,16 +68,12 @@ class CoordinateMap:
         Raises:
             MinkowskiError: A batch index is negative, or the box around the cells is too large.
 
-        Waits for the device.
+        Waits for the device, unless rows are padded to a capacity. Those are taken to be distinct;
+        the run is reported if they are not.
         """
         bounds = bounds_of(coordinates)
-        if bounds is not None and bounds.plan.grid is not None:
-            # A recorded run reports rows that repeat; it knows no numbers of the coordinates.
-            sites = ActiveSites(coordinates, bounds.plan.grid)
-            sites.has_repeats()
-            everything = torch.arange(sites.num_rows, device=sites.device)
-            ones = (1,) * len(tensor_stride)
-            return cls(sites, tensor_stride, ones), everything, everything.clone()
+        if bounds is not None:
+            return cls._bounded(plain(coordinates), tensor_stride, bounds)
         unit = tuple(max(step, 1) for step in tensor_stride)
         cells = coordinates
         if max(unit) > 1:
@@ -87,6 +88,31 @@ class CoordinateMap:
         sites, rows, position = unique_sites(cells, grid)
         return cls(sites, tensor_stride, unit), rows, position
 
+    @classmethod
+    def _bounded(
+        cls, coordinates: Tensor, tensor_stride: IntTuple, bounds: RowBounds
+    ) -> tuple[CoordinateMap, Tensor, Tensor]:
+        """Return what :meth:`around` does, of padded rows."""
+        unit = tuple(max(step, 1) for step in tensor_stride)
+        cells = coordinates
+        if max(unit) > 1:
+            cells = divided(coordinates, unit)
+            off = (scaled(cells, unit) != coordinates).any(1)
+            if bounds.plan.recall(lambda: bool(off.any()), assumed=True):
+                unit, cells = (1,) * len(unit), coordinates
+            elif (is_real := bounds.mask(coordinates.shape[0])) is not None:
+                bounds.plan.report(Report.OUTSIDE, (off & is_real).any())
+        rows = as_rows(cells.clone(), bounds)
+        sites = ActiveSites(rows, Grid.around(rows, unit))
+        if sites.has_repeats():
+            raise MinkowskiError(
+                "capture: the example's coordinates repeat, and the number of sites would depend "
+                "on the call. Merge such rows before the captured function, as by "
+                "utils.sparse_quantize or voxelize."
+            )
+        everything = as_rows(torch.arange(sites.num_rows, device=coordinates.device), bounds)
+        return cls(sites, tensor_stride, unit), everything, everything.clone()
+
     @property
     def num_rows(self) -> int:
         """Number of sites."""
@@ -94,7 +120,7 @@ class CoordinateMap:
 
     @property
     def batch_index(self) -> Tensor:
-        """Sample of each row, int32 [N]."""
+        """Sample of each row, int32 [N]; of padding -1."""
         return self.sites.as_rows(self.sites.coords)[:, 0]
 
     @property
@@ -106,7 +132,10 @@ class CoordinateMap:
     def batch_ascends(self) -> bool:
         """True if the batch index ascends with the rows. May wait for the device, once."""
         if self._batch_ascends is None:
-            batch = self.batch_index
+            batch, bounds = self.batch_index, self.sites.bounds
+            if bounds is not None and bounds.plan.show_rows is None:
+                # Rows that a recorder shows stay its own, so that it can refuse the question.
+                batch = plain(batch)
             self._batch_ascends = bool((batch[1:] >= batch[:-1]).all())
         return self._batch_ascends
 
@@ -117,8 +146,7 @@ class CoordinateMap:
 
     def coordinates(self) -> Tensor:
         """Return a new tensor of the coordinates in input units, int32 [N, 1 + D]."""
-        steps = self.sites.coords.new_tensor((1, *self.unit))
-        return self.sites.as_rows(self.sites.coords * steps)
+        return self.sites.as_rows(scaled(self.sites.coords, self.unit))
 
     def sites_in(self, unit: IntTuple) -> ActiveSites:
         """Return the sites counted in another unit, a divisor of the map's own; made once."""
@@ -129,21 +157,21 @@ class CoordinateMap:
             grid = self.sites.grid
             lower = [lo * f for lo, f in zip(grid.lower, factor, strict=True)]
             upper = [hi * f for hi, f in zip(grid.upper, factor, strict=True)]
-            coords = self.sites.coords * self.sites.coords.new_tensor((1, *factor))
-            self._rescaled[unit] = ActiveSites(
-                coords, grid.with_box(lower, upper), bounds=self.sites.bounds
-            )
+            coords = scaled(self.sites.coords, tuple(factor))
+            box = grid.with_box(lower, upper)
+            self._rescaled[unit] = ActiveSites(coords, box, bounds=self.sites.bounds)
         return self._rescaled[unit]
 
     def rows_of(self, coordinates: Tensor) -> Tensor:
         """Return the row of each of ``coordinates`` int [M, 1 + D], int64 [M]; -1: none."""
-        steps = coordinates.new_tensor((1, *self.unit))
-        cells = coordinates.div(steps, rounding_mode="floor")
+        self.refuse_bounded("a search for coordinates")
+        cells = divided(coordinates, self.unit)
         rows = self.sites.rows_of(cells)
-        return rows.where((cells * steps == coordinates).all(1), -1)
+        return rows.where((scaled(cells, self.unit) == coordinates).all(1), -1)
 
     def select(self, rows: Tensor) -> CoordinateMap:
         """Return the map of some rows, int64 [M], in their order."""
+        self.refuse_bounded("a selection of rows")
         sites = select_sites(self.sites, rows)
         return CoordinateMap(sites, self.tensor_stride, self.unit, self.batch_is_known_to_ascend)
 
@@ -153,11 +181,48 @@ class CoordinateMap:
         As long as ``batch_size``; a sample without rows has an empty tensor.
         """
         if self._batch_rows is None:
+            self.refuse_bounded("a list of the rows of each sample")
             check_samples(self.batch_size)
             batch = self.batch_index
             counts = torch.bincount(batch, minlength=self.batch_size).tolist()
             self._batch_rows = list(torch.sort(batch, stable=True)[1].split(counts))
         return self._batch_rows
+
+    def refuse_bounded(self, what: str) -> None:
+        """Raise if rows are padded to a capacity, or recorded for such a run.
+
+        Args:
+            what: What would have a shape that depends on the coordinates.
+
+        Raises:
+            RowwiseError: They are.
+        """
+        if self.sites.bounds is not None:
+            raise refusal(what, "its size depends on the coordinates")
+
+
+def scaled(coords: Tensor, factor: IntTuple) -> Tensor:
+    """Return a copy of ``coords`` [N, 1 + D] with each axis multiplied; the batch index stays.
+
+    No number is copied to the device, which would wait, and which a graph cannot hold.
+    """
+    if len({*factor}) > 1:
+        axes = zip(coords[:, 1:].unbind(1), factor, strict=True)
+        return torch.stack([coords[:, 0], *(axis * step for axis, step in axes)], dim=1)
+    made = coords * factor[0] if factor[0] != 1 else coords.clone()
+    made[:, 0] = coords[:, 0]
+    return made
+
+
+def divided(coords: Tensor, divisor: IntTuple) -> Tensor:
+    """Return a copy of ``coords`` with each axis divided and rounded down, like :func:`scaled`."""
+    if len({*divisor}) > 1:
+        axes = zip(coords[:, 1:].unbind(1), divisor, strict=True)
+        cells = [axis.div(step, rounding_mode="floor") for axis, step in axes]
+        return torch.stack([coords[:, 0], *cells], dim=1)
+    made = coords.div(divisor[0], rounding_mode="floor") if divisor[0] != 1 else coords.clone()
+    made[:, 0] = coords[:, 0]
+    return made
 
 
 def check_fits(lower: IntTuple, upper: IntTuple, unit: IntTuple) -> None:

@@ -16,12 +16,15 @@ from compat.minkowski._coordinate_map import (
     IntTuple,
     as_coordinates,
     common_unit,
+    divided,
+    scaled,
 )
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey, KeyValue
-from compat.minkowski._samples import Samples, check_samples, joined, occurring
+from compat.minkowski._samples import Samples, check_samples, joined, occurring, report_others
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
 from tritonspconv.coords import ActiveSites, Grid, union_sites
+from tritonspconv.coords.row_tensor import bounds_of, plain
 
 
 class CoordinateMaps:
@@ -47,6 +50,8 @@ class CoordinateMaps:
         # Every map's samples are among those of the maps that were inserted.
         self._samples: Samples = range(0)
         self._origins: dict[CoordinateMapKey, Samples] = {}
+        # Maps whose samples are known of an example only.
+        self._bounded_inputs: list[CoordinateMap] = []
 
     def insert_and_map(
         self, coordinates: Tensor, tensor_stride: StrideType = 1, string_id: str = ""
@@ -73,8 +78,28 @@ class CoordinateMaps:
             raise MinkowskiError(f"tensor_stride must not be negative; got {list(steps)}.")
         coordinates = as_coordinates(coordinates, self.D)
         made, rows, position = CoordinateMap.around(coordinates, steps)
-        self._samples = joined(self._samples, occurring(made.batch_index, made.batch_size))
+        bounds, batch_index = made.sites.bounds, plain(made.batch_index)
+        if bounds is None:
+            samples = occurring(batch_index, made.batch_size)
+        else:
+            samples = bounds.plan.recall(
+                lambda: occurring(batch_index, made.batch_size), assumed=range(made.batch_size)
+            )
+            self._bounded_inputs.append(made)
+        self._samples = joined(self._samples, samples)
         return self._add(made, string_id), (rows, position)
+
+    def _insert_distinct(
+        self, coordinates: Tensor, source: CoordinateMaps, key: CoordinateMapKey
+    ) -> CoordinateMapKey:
+        """Add distinct coordinates in the box of a map of another manager, under its key."""
+        found = source._map(key)
+        self._samples = source._samples
+        cells = divided(plain(coordinates), found.unit)
+        sites = ActiveSites(cells, found.sites.grid, bounds=bounds_of(coordinates))
+        sites.note_repeats(False)
+        made = CoordinateMap(sites, found.tensor_stride, found.unit)
+        return self._add(made, key.value[1])
 
     def stride(
         self, coordinate_map_key: CoordinateMapKey, stride: StrideType, string_id: str = ""
@@ -120,13 +145,25 @@ class CoordinateMaps:
                 return newest
         batch_size = samples[-1] + 1 if samples else 0
         check_samples(batch_size)
+        if self._bounded_inputs:
+            self._report_other_samples(samples)
         coords = torch.zeros(len(samples), 1 + self.D, dtype=torch.int32, device=device)
-        coords[:, 0] = torch.tensor(samples, dtype=torch.int32, device=device)
+        if isinstance(samples, range):
+            # A graph cannot copy numbers to the device.
+            coords[:, 0] = torch.arange(batch_size, dtype=torch.int32, device=device)
+        else:
+            coords[:, 0] = torch.tensor(samples, dtype=torch.int32, device=device)
         zeros, ones = (0,) * self.D, (1,) * self.D
         grid = Grid(zeros, ones, batch_size, bounded=False)
         key = self._add(CoordinateMap(ActiveSites(coords, grid), zeros, ones, True), "")
         self._origins[key] = samples
         return key
+
+    def _report_other_samples(self, samples: Samples) -> None:
+        bounds = self._bounded_inputs[0].sites.bounds
+        assert bounds is not None, "these maps are bounded"
+        batch_index = [plain(found.batch_index) for found in self._bounded_inputs]
+        report_others(torch.cat(batch_index), samples, bounds.plan)
 
     def _samples_at(self, origin: CoordinateMapKey) -> Samples | None:
         """Return the batch index of each row of an origin; None: the key is of another map."""
@@ -220,8 +257,9 @@ class CoordinateMaps:
         if values not in self._rows_of_cells:
             # A floor may lie below the range of int32.
             coarse, coordinates = self._map(stride_key), self._map(in_key).coordinates().long()
-            steps = coordinates.new_tensor((1, *(max(ts, 1) for ts in coarse.tensor_stride)))
-            cells = coordinates.div(steps, rounding_mode="floor") * steps
+            coarse.refuse_bounded("a search for cells")
+            steps = tuple(max(ts, 1) for ts in coarse.tensor_stride)
+            cells = scaled(divided(coordinates, steps), steps)
             self._rows_of_cells[values] = coarse.rows_of(cells)
         return self._rows_of_cells[values]
 
@@ -245,6 +283,8 @@ class CoordinateMaps:
 
     def _unite(self, maps: list[CoordinateMap]) -> tuple[CoordinateMapKey, list[Tensor]]:
         """Add the union of maps; return its key, and its row of each row of each map."""
+        for found in maps:
+            found.refuse_bounded("a union of coordinates")
         unit = functools.reduce(common_unit, (found.unit for found in maps))
         union, rows = union_sites([found.sites_in(unit) for found in maps], ascending=False)
         least = tuple(map(min, zip(*(found.tensor_stride for found in maps), strict=True)))
@@ -261,6 +301,7 @@ class CoordinateMaps:
         one, other = self._maps.get(first.value), self._maps.get(second.value)
         if one is None or other is None:
             return False
+        one.refuse_bounded(f"a comparison of the coordinates of {first} and {second}")
         if (one.tensor_stride, one.num_rows) != (other.tensor_stride, other.num_rows):
             return False
         pair = frozenset((first.value, second.value))

@@ -10,9 +10,14 @@ import dataclasses
 import functools
 
 import torch
-from torch.nn import functional
 
-from compat.minkowski._coordinate_map import CoordinateMap, IntTuple, check_fits, common_unit
+from compat.minkowski._coordinate_map import (
+    CoordinateMap,
+    IntTuple,
+    check_fits,
+    common_unit,
+    scaled,
+)
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiKernelGenerator import Window
@@ -95,12 +100,15 @@ def generated_sites(
         return _made_map(coarse, geometry, tensor_stride, unit)
     grid = coarse.sites.grid
     box = geometry.output_range(grid.lower, grid.upper)
-    taps = torch.tensor(geometry.offsets, dtype=torch.int32, device=coarse.sites.device)
-    coords = coarse.sites.coords * coarse.sites.coords.new_tensor((1, *stride))
-    reached = (coords[:, None] + functional.pad(taps, (1, 0))).flatten(0, 1)
-    bounds = coarse.sites.bounds
-    if bounds is not None and bounds.count is not None:
-        bounds = RowBounds(bounds.count * geometry.kernel_volume, bounds.plan)
+    offsets = tuple((0, *offset) for offset in geometry.offsets)
+    bounds, device = coarse.sites.bounds, coarse.sites.device
+    if bounds is None:
+        taps = torch.tensor(offsets, dtype=torch.int32, device=device)
+    else:
+        taps = bounds.plan.constant(*offsets)
+        if bounds.count is not None:
+            bounds = RowBounds(bounds.count * len(offsets), bounds.plan)
+    reached = (scaled(coarse.sites.coords, stride)[:, None] + taps).flatten(0, 1)
     sites = ActiveSites(reached, grid.with_box(*box), bounds=bounds)
     sites.note_repeats(False)
     return CoordinateMap(sites, tensor_stride, unit, coarse.batch_is_known_to_ascend)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
-from tritonspconv.coords.row_tensor import reads_values
+from tritonspconv.coords.site_plan import Report, SitePlan
 
 # Ascending batch indices. A range: no index below the largest is missing.
 Samples = range | tuple[int, ...]
@@ -36,16 +36,40 @@ def occurring(batch_index: Tensor, batch_size: int) -> Samples:
         batch_size: One more than the largest; 0 where there are no rows. Beyond ``2**24`` all are
             taken to occur, since nothing is made for each of so many.
 
-    In a recorded run, too, all are taken to occur. Waits for the device where there are two samples
-    or more.
+    Waits for the device where there are two samples or more.
     """
-    if not 1 < batch_size <= _MAX_SAMPLES or not reads_values(batch_index):
+    if not 1 < batch_size <= _MAX_SAMPLES:
         return range(batch_size)
     occurs = torch.zeros(batch_size, dtype=torch.bool, device=batch_index.device)
     occurs.index_fill_(0, batch_index.long(), True)
     if bool(occurs.all()):
         return range(batch_size)
     return tuple(occurs.nonzero().flatten().tolist())
+
+
+def report_others(batch_index: Tensor, samples: Samples, plan: SitePlan) -> None:
+    """Have a bounded run reported if other samples occur than those of the example.
+
+    Args:
+        batch_index: int [N]; -1 for padding.
+        samples: Those of the example.
+        plan: The plan of the run.
+
+    Raises:
+        MinkowskiError: The example misses a batch index below its largest.
+    """
+    if not isinstance(samples, range):
+        raise MinkowskiError(
+            f"capture: the example has rows of the samples {list(samples)} alone, and a global "
+            "pool has a row for each sample that occurs. Capture with an example of all samples."
+        )
+    size = len(samples)
+    index = batch_index.long()
+    # Rows of no sample count for one more, behind the others.
+    index = torch.where((index >= 0) & (index < size), index, size)
+    occurs = torch.zeros(size + 1, dtype=torch.bool, device=index.device)
+    occurs = occurs.index_fill(0, index, True)
+    plan.report(Report.SAMPLES, ~occurs[:size].all())
 
 
 def joined(first: Samples, second: Samples) -> Samples:
@@ -65,5 +89,6 @@ def place_of(batch_index: Tensor, samples: Samples) -> Tensor:
     """
     if isinstance(samples, range):
         return batch_index
+    # Of bounded sites, the example's samples are a range: see `report_others`.
     known = torch.tensor(samples, dtype=batch_index.dtype, device=batch_index.device)
     return torch.searchsorted(known, batch_index.contiguous(), out_int32=True)

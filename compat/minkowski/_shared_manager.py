@@ -12,6 +12,7 @@ from compat.minkowski.enums import (
     SparseTensorOperationMode,
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
+from tritonspconv.coords.row_tensor import bounds_of
 
 _sparse_tensor_operation_mode = SparseTensorOperationMode.SEPARATE_COORDINATE_MANAGER
 _global_coordinate_manager: CoordinateManager | None = None
@@ -53,6 +54,13 @@ def manager_for(
 ) -> CoordinateManager:
     """Return the shared manager in the mode that shares one, else a new one."""
     shares = _sparse_tensor_operation_mode is SparseTensorOperationMode.SHARE_COORDINATE_MANAGER
+    if shares and bounds_of(coordinates) is not None:
+        raise MinkowskiError(
+            "capture: tensors of a captured function cannot share a coordinate manager with later "
+            "calls. Call set_sparse_tensor_operation_mode(SparseTensorOperationMode."
+            "SEPARATE_COORDINATE_MANAGER), and pass coordinate_manager=x.coordinate_manager where "
+            "tensors of one call share it."
+        )
     if shares and _global_coordinate_manager is not None:
         return _global_coordinate_manager
     made = CoordinateManager(

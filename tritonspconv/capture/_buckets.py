@@ -12,7 +12,6 @@ from tritonspconv.capture._inputs import RowInputs, Signature, StaticBuffers, pa
 from tritonspconv.capture._program import GraphMemory, Program, warm_up
 from tritonspconv.capture._results import Outputs, Status
 from tritonspconv.capture._state import Saved
-from tritonspconv.capture._tree import leaves
 from tritonspconv.coords.row_tensor import RowBounds, plain
 from tritonspconv.coords.site_plan import SitePlan
 
@@ -22,7 +21,7 @@ class Problem(NamedTuple):
 
     Attributes:
         function: What to capture.
-        example: The arguments ``(args, kwargs)`` of the example.
+        template: The arguments ``(args, kwargs)`` of the example, without their data.
         signature: Their description.
         parameters: What gradients are wanted of; empty: none.
         aliases: What stands for the parameters while the function is captured.
@@ -31,7 +30,7 @@ class Problem(NamedTuple):
     """
 
     function: Callable[..., Any]
-    example: Any
+    template: Any
     signature: Signature
     parameters: list[Tensor]
     aliases: list[Tensor]
@@ -72,35 +71,33 @@ class PaddedBucket:
     Args:
         problem: The function and its arguments.
         capacity: Rows of the arguments.
-        capacities: Rows of each set of output sites.
+        plan: Rows of each set of output sites.
     """
 
-    def __init__(self, problem: Problem, capacity: int, capacities: list[int]) -> None:
+    def __init__(self, problem: Problem, capacity: int, plan: SitePlan) -> None:
         self.capacity = capacity
-        self._problem, self._capacities = problem, capacities
+        self._problem, self._plan = problem, plan
 
     def run(
         self, call: dict[str, Any], n: int, *, cut: bool, meanwhile: Callable[[], None]
     ) -> tuple[str | None, Any]:
         """Run the function; see :class:`Bucket`."""
         meanwhile()
-        return run_padded(self._problem, self.capacity, self._capacities, call, n, cut=cut)
+        return run_padded(self._problem, self.capacity, self._plan, call, n, cut=cut)
 
 
 def run_padded(
     problem: Problem,
     capacity: int,
-    capacities: list[int],
+    plan: SitePlan,
     call: dict[str, Any],
     n: int,
     *,
     cut: bool,
 ) -> tuple[str | None, Any]:
     """Run a function on rows that are padded to ``capacity``; arguments as for :class:`Bucket`."""
-    device = plain(call[problem.signature.coords]).device
-    plan = SitePlan(capacities, device)
     status = Status(plan)
-    bounds = RowBounds(torch.tensor(n, device=device), plan)
+    bounds = RowBounds(torch.tensor(n, device=plan.flags.device), plan)
     before = Saved(problem.buffers)
     outputs = run_bounded(problem, padded(problem.signature, call, capacity), bounds, status)
     reason, counts = status.read()
@@ -122,11 +119,45 @@ def run_bounded(
         status: Flags and counts, which are copied to the host.
     """
     bounds.plan.start()
-    inputs = RowInputs(problem.example, problem.signature, tensors, bounds)
+    inputs = RowInputs(problem.template, problem.signature, tensors, bounds)
     outputs = Outputs.of(problem.function, inputs)
     bounds.plan.finish()
     status.write(outputs.counts())
     return outputs
+
+
+class StaticRun:
+    """A run of the function on static memory, to be captured in a graph.
+
+    Args:
+        problem: The function and its arguments.
+        capacity: Rows of the arguments.
+        plan: Rows of each set of output sites.
+        example: Leaves of the example's arguments by path; the memory is filled with them.
+
+    Attributes:
+        buffers: The arguments.
+    """
+
+    def __init__(
+        self, problem: Problem, capacity: int, plan: SitePlan, example: dict[str, Any]
+    ) -> None:
+        self.buffers = StaticBuffers(example, problem.signature, capacity, problem.needs_grad)
+        self._problem, self._plan = problem, plan
+        self._status, self._before = Status(plan), Saved(problem.buffers)
+
+    def work(self) -> Outputs:
+        """Run the function; part of the graph."""
+        self._before.update()
+        bounds = RowBounds(self.buffers.count, self._plan)
+        return run_bounded(self._problem, self.buffers.tensors, bounds, self._status)
+
+    def read(self) -> tuple[str | None, dict[int, int]]:
+        """Wait for the run; see :meth:`Status.read`. A useless one leaves the modules unchanged."""
+        reason, counts = self._status.read()
+        if reason is not None:
+            self._before.restore()
+        return reason, counts
 
 
 class GraphedBucket:
@@ -135,37 +166,31 @@ class GraphedBucket:
     Args:
         problem: The function and its arguments.
         capacity: Rows of the arguments.
-        capacities: Rows of each set of output sites.
+        plan: Rows of each set of output sites.
+        example: Leaves of the example's arguments by path.
         graphs: Memory and stream of all graphs of the captured function.
-        after_warm_up: Called before the capture, to undo what warming up changed.
     """
 
     def __init__(
         self,
         problem: Problem,
         capacity: int,
-        capacities: list[int],
+        plan: SitePlan,
+        example: dict[str, Any],
         graphs: GraphMemory,
-        after_warm_up: Callable[[], None],
     ) -> None:
         self.capacity = capacity
         self._problem = problem
-        self._buffers = StaticBuffers(
-            problem.example, problem.signature, capacity, problem.needs_grad
-        )
-        self._buffers.load_example(leaves(problem.example))
-        device = self._buffers.count.device
-        self._plan = SitePlan(capacities, device)
-        self._status = Status(self._plan)
-        self._before = Saved(problem.buffers)
+        self._run = StaticRun(problem, capacity, plan, example)
         self.generation = 0
         self._differentiable: dict[str, Tensor] = {}
         self._grads: list[Tensor] = []
         # Forward and backward together: kernel maps make some of their forms in the backward pass,
         # once, and the graph of the backward pass has to hold that.
-        warm_up(lambda: self._differentiate(self._work()), graphs.stream)
-        after_warm_up()
-        self._forward = Program(self._work, graphs)
+        unchanged = Saved(problem.buffers)
+        warm_up(lambda: self._differentiate(self._run.work()), graphs.stream)
+        unchanged.restore()
+        self._forward = Program(self._run.work, graphs)
         outputs = self._forward.result
         self._differentiable = self._results_with_gradient(outputs)
         self._grads = [torch.zeros_like(value) for value in self._differentiable.values()]
@@ -175,13 +200,8 @@ class GraphedBucket:
             else None
         )
 
-    def _work(self) -> Outputs:
-        self._before.update()
-        bounds = RowBounds(self._buffers.count, self._plan)
-        return run_bounded(self._problem, self._buffers.tensors, bounds, self._status)
-
     def _sources(self) -> list[Tensor]:
-        return [self._buffers.tensors[path] for path in sorted(self._problem.needs_grad)]
+        return [self._run.buffers.tensors[path] for path in sorted(self._problem.needs_grad)]
 
     def _results_with_gradient(self, outputs: Outputs) -> dict[str, Tensor]:
         if not self._problem.wants_gradients:
@@ -205,7 +225,7 @@ class GraphedBucket:
         self, call: dict[str, Any], n: int, *, cut: bool, meanwhile: Callable[[], None]
     ) -> tuple[str | None, Any]:
         """Replay the graph; see :class:`Bucket`. The result has memory of its own."""
-        self._buffers.load(call, n)
+        self._run.buffers.load(call, n)
         if self._backward is not None and torch.is_grad_enabled():
             sources = [call[path] for path in sorted(self._problem.needs_grad)]
             made = _Replay.apply(self, n, *sources, *self._problem.parameters)
@@ -218,9 +238,8 @@ class GraphedBucket:
             if path not in tensors:
                 tensors[path] = plain(value).detach().clone()
         meanwhile()
-        reason, counts = self._status.read()
+        reason, counts = self._run.read()
         if reason is not None:
-            self._before.restore()
             return reason, None
         return None, outputs.rebuilt(call, tensors, counts if cut else None)
 

@@ -13,24 +13,26 @@ from torch import Tensor
 from torch.nn import Module
 
 from tritonspconv import nn
+from tritonspconv.arguments import whole_numbers
 from tritonspconv.capture._buckets import Bucket, GraphedBucket, PaddedBucket, Problem
 from tritonspconv.capture._inputs import RowInputs, Signature
 from tritonspconv.capture._program import GraphMemory
 from tritonspconv.capture._state import (
     Addresses,
     Aliases,
-    Saved,
     changing_buffers,
     modes,
     rehearsal,
     without_autocast_cache,
 )
 from tritonspconv.capture._tree import leaves
+from tritonspconv.coords import Grid
 from tritonspconv.coords.row_tensor import RowBounds, plain
 from tritonspconv.coords.site_plan import SitePlan
 
 Rows = Literal["cut", "padded"]
 Overflow = Literal["eager", "raise"]
+Box = tuple[Sequence[int], Sequence[int]]
 
 
 class CaptureOverflow(RuntimeError):
@@ -40,10 +42,11 @@ class CaptureOverflow(RuntimeError):
 def capture(
     function: Callable[..., Any],
     *args: Any,
-    coords: str | None = None,
+    coords: str | int | None = None,
     reads: Sequence[str] | None = None,
     capacities: Sequence[int] | None = None,
     headroom: float = 1.25,
+    box: Box | None = None,
     rows: Rows = "cut",
     on_overflow: Overflow = "eager",
     modules: Sequence[Module] | None = None,
@@ -61,20 +64,26 @@ def capture(
         function: A module, a bound ``forward``, or any function. It may take and return nested
             dicts, lists and tuples of tensors and sparse tensors.
         args: Arguments of an example call. Its sizes decide the capacities of inner levels.
-        coords: Key or argument name of the int32 coordinates ``[N, 1 + D]``, batch index first;
-            None: those of the sparse tensor among the arguments. Every argument with N rows is
-            padded along with the coordinates.
+        coords: Key, argument name or place of the int32 coordinates ``[N, 1 + D]``, batch index
+            first; None: those of the sparse tensor among the arguments. Every argument with N rows
+            is padded along with the coordinates.
         reads: Keys or argument names that the function reads, among entries of dicts; None: all.
             Other entries may hold anything, and go into the result as they are.
         capacities: Largest numbers of input rows, one graph each; a call takes the smallest that
             fits. Default: 1.25 times the example's.
         headroom: How many more sites than in the example, in proportion to the input rows, a
             strided layer may make.
+        box: Lower and upper corner of the coordinates, both inclusive, batch index left out. It is
+            for tensors that find their grid in their coordinates, as MinkowskiEngine's do.
+            Default: the box of the example, which grows by half its extent on every side if an
+            index of it takes little memory, and by less otherwise. A call with coordinates outside
+            does not fit.
         rows: ``"cut"``: results hold real rows only. ``"padded"``: results are row tensors, with
             their count on the device. The host waits for the graph in either case.
         on_overflow: What happens to a call with more rows than the largest capacity, more sites
-            than a layer's capacity, or repeated coordinates: ``"eager"`` runs the function in the
-            ordinary way; ``"raise"`` raises :class:`CaptureOverflow`.
+            than a layer's capacity, repeated coordinates, coordinates outside the box, or a global
+            pool of other samples than the example's: ``"eager"`` runs the function in the ordinary
+            way; ``"raise"`` raises :class:`CaptureOverflow`.
         modules: Modules whose parameters get gradients and whose buffers a call may change.
             Default: ``function``, or the module that it is a method of.
         optimize: Call :func:`tritonspconv.optimize` on the modules, which stay optimised: blocks
@@ -96,7 +105,7 @@ def capture(
             nn.optimize(module)
     return Captured(
         function, (args, kwargs), coords=coords, reads=reads, capacities=capacities,
-        headroom=headroom, rows=rows, on_overflow=on_overflow, modules=modules,
+        headroom=headroom, box=box, rows=rows, on_overflow=on_overflow, modules=modules,
     )  # fmt: skip
 
 
@@ -114,10 +123,11 @@ class Captured:
         function: Callable[..., Any],
         example: tuple[tuple[Any, ...], dict[str, Any]],
         *,
-        coords: str | None,
+        coords: str | int | None,
         reads: Sequence[str] | None,
         capacities: Sequence[int] | None,
         headroom: float,
+        box: Box | None,
         rows: Rows,
         on_overflow: Overflow,
         modules: Sequence[Module],
@@ -135,7 +145,7 @@ class Captured:
         self._problem = self._describe(example, found)
         self._modes = modes(self._device, self._modules)
         self._addresses = Addresses(self._modules)
-        self._buckets = self._capture(found, capacities, headroom)
+        self._buckets = self._capture(found, capacities, headroom, box)
 
     def _describe(self, example: Any, found: dict[str, Any]) -> Problem:
         is_trained = torch.is_grad_enabled()
@@ -149,22 +159,27 @@ class Captured:
             if kind == "rows" and is_trained and found[path].requires_grad
         )
         return Problem(
-            self.function, example, self._signature, parameters, self._aliases.of(parameters),
-            needs_grad, changing_buffers(self._modules),
+            self.function, self._signature.without_data(example), self._signature, parameters,
+            self._aliases.of(parameters), needs_grad, changing_buffers(self._modules),
         )  # fmt: skip
 
     def _capture(
-        self, found: dict[str, Any], capacities: Sequence[int] | None, headroom: float
+        self,
+        found: dict[str, Any],
+        capacities: Sequence[int] | None,
+        headroom: float,
+        box: Box | None,
     ) -> list[Bucket]:
         problem, n = self._problem, found[self._signature.coords].shape[0]
         if n == 0:
             raise ValueError("capture: the example must have at least one row; got 0.")
         with rehearsal(self._modules), without_autocast_cache(), torch.no_grad():
-            plan = SitePlan(None, self._device)
+            recorded = SitePlan(None, self._device)
+            recorded.grid = None if box is None else _grid_of(box)
             inputs = RowInputs(
-                problem.example, self._signature,
+                problem.template, self._signature,
                 {p: plain(found[p]) for p, k in self._signature.kinds.items() if k in _TENSORS},
-                RowBounds(None, plan),
+                RowBounds(None, recorded),
             )  # fmt: skip
             args, kwargs = inputs.arguments
             self.function(*args, **kwargs)
@@ -175,18 +190,24 @@ class Captured:
         buckets: list[Bucket] = []
         # The largest first: the smaller ones then use its memory again.
         for capacity in sorted(set(sizes), reverse=True):
-            inner = [max(math.ceil(size / n * capacity * headroom), 1) for size in plan.sizes]
+            plan = recorded.bounded(
+                [max(math.ceil(size / n * capacity * headroom), 1) for size in recorded.sizes]
+            )
             with rehearsal(self._modules), without_autocast_cache(), self._aliases.in_place():
-                buckets.append(self._bucket(problem, capacity, inner, graphs))
+                buckets.append(self._bucket(problem, capacity, plan, found, graphs))
         return buckets[::-1]
 
     def _bucket(
-        self, problem: Problem, capacity: int, inner: list[int], graphs: GraphMemory | None
+        self,
+        problem: Problem,
+        capacity: int,
+        plan: SitePlan,
+        example: dict[str, Any],
+        graphs: GraphMemory | None,
     ) -> Bucket:
         if graphs is None:
-            return PaddedBucket(problem, capacity, inner)
-        before = Saved(problem.buffers)
-        return GraphedBucket(problem, capacity, inner, graphs, before.restore)
+            return PaddedBucket(problem, capacity, plan)
+        return GraphedBucket(problem, capacity, plan, example, graphs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a call: by a graph where it fits, else as ``on_overflow`` says."""
@@ -240,6 +261,23 @@ class Captured:
 
 
 _TENSORS = ("coords", "rows", "fixed")
+
+
+def _grid_of(box: Box) -> Grid:
+    """Return the unbounded grid of a box.
+
+    Raises:
+        TypeError: A corner has other than whole numbers.
+        ValueError: The corners are no box.
+    """
+    lower, upper = (whole_numbers("capture: box", corner) for corner in box)
+    if len(lower) != len(upper) or any(lo > hi for lo, hi in zip(lower, upper, strict=True)):
+        raise ValueError(
+            "capture: box must be a lower and an upper corner of as many axes, both inclusive; got "
+            f"{box}."
+        )
+    shape = tuple(hi - lo + 1 for lo, hi in zip(lower, upper, strict=True))
+    return Grid(lower, shape, 1, bounded=False)
 
 
 def _modules_of(function: Callable[..., Any]) -> list[Module]:

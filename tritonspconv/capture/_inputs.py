@@ -33,7 +33,7 @@ class Signature(NamedTuple):
     def of(
         cls,
         example: Any,
-        coords: str | None,
+        coords: str | int | None,
         reads: tuple[str, ...] | None,
         caller: str = "capture",
     ) -> Signature:
@@ -41,7 +41,8 @@ class Signature(NamedTuple):
 
         Args:
             example: The arguments.
-            coords: The key or argument name of the coordinates; None: those of the sparse tensor.
+            coords: Key, argument name or place of the coordinates; None: those of the sparse
+                tensor.
             reads: Keys or argument names that the function reads; None: all.
             caller: The function that the user called, for messages.
         """
@@ -58,6 +59,17 @@ class Signature(NamedTuple):
             elif kind != "unread":
                 values[name] = _description(value, kind)
         return cls(kinds, values, path)
+
+    def without_data(self, example: Any) -> Any:
+        """Return the example's structure with tensors of no rows, so that its memory is free."""
+
+        def leaf(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                shape = (0, *value.shape[1:]) if value.ndim else ()
+                return plain(value).new_empty(shape)
+            return value if self.kinds[name] == "equal" else None
+
+        return map_tree(example, leaf)
 
     def check(self, found: dict[str, Any]) -> int:
         """Compare the leaves of a call with those of the example; return the number of rows.
@@ -102,7 +114,7 @@ def _changed(name: str, expected: Any, got: Any) -> ValueError:
     )
 
 
-def _coords_path(found: dict[str, Any], coords: str | None, caller: str) -> str:
+def _coords_path(found: dict[str, Any], coords: str | int | None, caller: str) -> str:
     if coords is None:
         paths = [path for path in found if path.endswith(".coords")]
         asked = "the coordinates of a sparse tensor"
@@ -112,7 +124,7 @@ def _coords_path(found: dict[str, Any], coords: str | None, caller: str) -> str:
     if len(paths) != 1:
         raise ValueError(
             f"{caller}: exactly one argument must be {asked}; found {paths} among {list(found)}. "
-            "Pass coords= with the key or argument name of the int32 coordinates."
+            "Pass coords= with the key, argument name or place of the int32 coordinates."
         )
     return paths[0]
 
@@ -132,6 +144,12 @@ class RowInputs:
 
     Padding rows are zero, and their batch index is -1, so that they lie in no grid.
 
+    Args:
+        template: The arguments ``(args, kwargs)`` of the example, without their data.
+        signature: Their description.
+        tensors: The padded tensors among the arguments, by path.
+        bounds: How many rows are real, and the plan of the run.
+
     Attributes:
         arguments: ``(args, kwargs)`` for the function.
         given: By ``id`` of an object among the arguments, the path of the leaf that it stands for,
@@ -139,7 +157,7 @@ class RowInputs:
     """
 
     def __init__(
-        self, example: Any, signature: Signature, tensors: dict[str, Tensor], bounds: RowBounds
+        self, template: Any, signature: Signature, tensors: dict[str, Tensor], bounds: RowBounds
     ) -> None:
         self.given: dict[int, tuple[str, Any]] = {}
 
@@ -155,14 +173,15 @@ class RowInputs:
             self.given[id(value)] = name, value
             return value
 
-        self.arguments = map_tree(example, leaf)
+        self.arguments = map_tree(template, leaf)
 
 
 class StaticBuffers:
     """Memory of fixed size for the tensors among the arguments; each call fills it.
 
     Args:
-        example: The arguments ``(args, kwargs)`` of the example.
+        found: Leaves of the example's arguments by path; as many of its rows as there is room for
+            are copied.
         signature: Their description.
         capacity: Rows of the buffers.
         needs_grad: Paths of the rows that need gradients.
@@ -173,12 +192,15 @@ class StaticBuffers:
     """
 
     def __init__(
-        self, example: Any, signature: Signature, capacity: int, needs_grad: frozenset[str]
+        self,
+        found: dict[str, Any],
+        signature: Signature,
+        capacity: int,
+        needs_grad: frozenset[str],
     ) -> None:
         self._signature, self._capacity = signature, capacity
         self._filled = 0
         self.tensors: dict[str, Tensor] = {}
-        found = leaves(example)
         self.count = torch.zeros((), dtype=torch.int64, device=found[signature.coords].device)
         for name, value in found.items():
             kind = signature.kinds[name]
@@ -189,9 +211,9 @@ class StaticBuffers:
             if kind == "coords":
                 buffer[:, 0] = -1
             self.tensors[name] = buffer.requires_grad_(name in needs_grad)
+        self._load_example(found)
 
-    def load_example(self, found: dict[str, Any]) -> None:
-        """Copy the example's tensors, by path; as many of its rows as there is room for."""
+    def _load_example(self, found: dict[str, Any]) -> None:
         rows = min(found[self._signature.coords].shape[0], self._capacity)
         kinds = self._signature.kinds
         cut = {path: value[:rows] if kinds[path] in ("rows", "coords") else value

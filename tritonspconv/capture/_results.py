@@ -11,7 +11,13 @@ from torch import Tensor
 from tritonspconv.capture._inputs import RowInputs
 from tritonspconv.capture._tree import leaves, map_tree
 from tritonspconv.coords.row_tensor import as_rows, bounds_of, plain
-from tritonspconv.coords.site_plan import SitePlan
+from tritonspconv.coords.site_plan import Report, SitePlan
+
+_REASONS = {
+    Report.REPEATS: "input rows repeat each other",
+    Report.OUTSIDE: "coordinates lie outside the box",
+    Report.SAMPLES: "other samples occur than in the example",
+}
 
 
 class Outputs(NamedTuple):
@@ -109,10 +115,11 @@ class Status:
         if self._on_gpu:
             torch.cuda.current_stream(self._plan.flags.device).synchronize()
         values, n_flags = self._host.tolist(), self._plan.flags.shape[0]
-        repeats, *overflows = values[:n_flags]
+        reports, overflows = values[: len(Report)], values[len(Report) : n_flags]
         counts = dict(zip(self._ids, values[n_flags:], strict=True))
-        if repeats:
-            return "input rows repeat each other", counts
+        for kind in Report:
+            if reports[kind]:
+                return _REASONS[kind], counts
         if any(overflows):
             place = next(place for place, flag in enumerate(overflows) if flag)
             assert self._plan.capacities is not None

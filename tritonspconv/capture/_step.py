@@ -10,14 +10,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from tritonspconv import nn
-from tritonspconv.capture._buckets import Bucket, Problem, run_bounded, run_padded
-from tritonspconv.capture._captured import Captured, Overflow, check_options
-from tritonspconv.capture._inputs import StaticBuffers
+from tritonspconv.capture._buckets import Bucket, Problem, StaticRun, run_padded
+from tritonspconv.capture._captured import Box, Captured, Overflow, check_options
 from tritonspconv.capture._program import GraphMemory, Program, warm_up
-from tritonspconv.capture._results import Status
 from tritonspconv.capture._state import Saved
-from tritonspconv.capture._tree import leaves
-from tritonspconv.coords.row_tensor import RowBounds, plain
+from tritonspconv.coords.row_tensor import plain
 from tritonspconv.coords.site_plan import SitePlan
 
 
@@ -26,10 +23,11 @@ def capture_step(
     optimizer: torch.optim.Optimizer,
     *args: Any,
     modules: Sequence[Module],
-    coords: str | None = None,
+    coords: str | int | None = None,
     reads: Sequence[str] | None = None,
     capacities: Sequence[int] | None = None,
     headroom: float = 1.25,
+    box: Box | None = None,
     on_overflow: Overflow = "eager",
     optimize: bool = True,
     **kwargs: Any,
@@ -49,6 +47,7 @@ def capture_step(
         reads: Entries of dicts that the function reads; None: all.
         capacities: Largest numbers of input rows.
         headroom: Room for more sites of strided layers.
+        box: Box of the coordinates.
         on_overflow: The answer to a step that does not fit.
         optimize: Call :func:`tritonspconv.optimize` on the modules, which stay optimised.
         kwargs: Keyword arguments of the example step.
@@ -77,7 +76,7 @@ def capture_step(
             nn.optimize(module)
     return CapturedStep(
         loss_function, (args, kwargs), optimizer, coords=coords, reads=reads,
-        capacities=capacities, headroom=headroom, rows="cut", on_overflow=on_overflow,
+        capacities=capacities, headroom=headroom, box=box, rows="cut", on_overflow=on_overflow,
         modules=modules,
     )  # fmt: skip
 
@@ -102,11 +101,18 @@ class CapturedStep(Captured):
             return super().__call__(*args, **kwargs)
 
     def _bucket(
-        self, problem: Problem, capacity: int, inner: list[int], graphs: GraphMemory | None
+        self,
+        problem: Problem,
+        capacity: int,
+        plan: SitePlan,
+        example: dict[str, Any],
+        graphs: GraphMemory | None,
     ) -> Bucket:
+        # No gradients of the arguments.
+        problem = problem._replace(needs_grad=frozenset())
         if graphs is None:
-            return _PaddedStep(problem, capacity, inner, self._optimizer)
-        return _GraphedStep(problem, capacity, inner, self._optimizer, graphs)
+            return _PaddedStep(problem, capacity, plan, self._optimizer)
+        return _GraphedStep(problem, capacity, plan, example, self._optimizer, graphs)
 
     def _run_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
@@ -123,11 +129,11 @@ class _PaddedStep:
         self,
         problem: Problem,
         capacity: int,
-        capacities: list[int],
+        plan: SitePlan,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.capacity = capacity
-        self._problem, self._capacities, self._optimizer = problem, capacities, optimizer
+        self._problem, self._plan, self._optimizer = problem, plan, optimizer
 
     def run(
         self, call: dict[str, Any], n: int, *, cut: bool, meanwhile: Callable[[], None]
@@ -135,7 +141,7 @@ class _PaddedStep:
         """Do one step; see :class:`Bucket`."""
         meanwhile()
         self._optimizer.zero_grad(set_to_none=True)
-        reason, loss = run_padded(self._problem, self.capacity, self._capacities, call, n, cut=cut)
+        reason, loss = run_padded(self._problem, self.capacity, self._plan, call, n, cut=cut)
         if reason is not None:
             return reason, None
         loss.backward()
@@ -150,21 +156,17 @@ class _GraphedStep:
         self,
         problem: Problem,
         capacity: int,
-        capacities: list[int],
+        plan: SitePlan,
+        example: dict[str, Any],
         optimizer: torch.optim.Optimizer,
         graphs: GraphMemory,
     ) -> None:
         self.capacity = capacity
         self._problem, self._optimizer, self._graphs = problem, optimizer, graphs
-        self._buffers = StaticBuffers(problem.example, problem.signature, capacity, frozenset())
-        self._buffers.load_example(leaves(problem.example))
-        device = self._buffers.count.device
-        self._plan = SitePlan(capacities, device)
-        self._status = Status(self._plan)
-        self._before = Saved(problem.buffers)
-        warmed = Saved(problem.buffers)
+        self._run = StaticRun(problem, capacity, plan, example)
+        unchanged = Saved(problem.buffers)
         warm_up(self._gradients, graphs.stream)
-        warmed.restore()
+        unchanged.restore()
         self._compute = Program(self._gradients, graphs)
         self._grads = [alias.grad for alias in problem.aliases]
         for grad in self._grads:
@@ -174,12 +176,9 @@ class _GraphedStep:
         self._step, self._settings = self._capture_optimizer(), self._current_settings()
 
     def _gradients(self) -> Tensor:
-        self._before.update()
         for alias in self._problem.aliases:
             alias.grad = None
-        bounds = RowBounds(self._buffers.count, self._plan)
-        outputs = run_bounded(self._problem, self._buffers.tensors, bounds, self._status)
-        loss = plain(outputs.tree)
+        loss = plain(self._run.work().tree)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError(
                 "capture_step: the loss function must return a tensor with one element; got "
@@ -217,15 +216,14 @@ class _GraphedStep:
     ) -> tuple[str | None, Any]:
         """Do one step; see :class:`Bucket`."""
         del cut
-        self._buffers.load(call, n)
+        self._run.buffers.load(call, n)
         self._hand_over_gradients()
         if self._current_settings() != self._settings:
             self._step, self._settings = self._capture_optimizer(), self._current_settings()
         loss = self._compute.run()
         meanwhile()
-        reason, _ = self._status.read()
+        reason, _ = self._run.read()
         if reason is not None:
-            self._before.restore()
             return reason, None
         self._step.run()
         return None, loss.clone()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tritonspconv.arguments import check_tensor
 from tritonspconv.coords.grid import Grid
 from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain
+from tritonspconv.coords.site_plan import Report
 from tritonspconv.graph_capture import refuse_capture
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
@@ -145,7 +146,7 @@ class ActiveSites(metaclass=OpaqueMeta):
     def report_repeats(self, flag: Tensor) -> None:
         """Let the plan of bounded sites report the run if ``flag``, on the device, is not zero."""
         assert self.bounds is not None, "only bounded sites have a plan"
-        self.bounds.plan.note_repeats(flag)
+        self.bounds.plan.report(Report.REPEATS, flag)
 
     def has_repeats(self) -> bool:
         """Return whether two rows lie in one cell of the grid. Waits for the device, once.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from tritonspconv.arguments import whole_number, whole_numbers
+from tritonspconv.coords.row_tensor import RowBounds, bounds_of, plain
+from tritonspconv.coords.site_plan import Report
 from tritonspconv.kernels.keys import coord_keys, key_coords
 from tritonspconv.waits import wait_for_values
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int, Int32, Int64
 
 _MAX_CELLS = 2**62
+# A margin must not make the grid larger than this: an index of so many cells takes 16 MiB.
+_MAX_CELLS_WITH_MARGIN = 2**26
+_INT32 = 2**31
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,19 @@ class Grid:
             )
 
     @classmethod
-    def around(cls, coords: Int32[Tensor, "N axes"]) -> Grid:
-        """Return the unbounded grid around ``coords`` [N, 1 + D]. Waits for the device once."""
+    def around(cls, coords: Int32[Tensor, "N axes"], unit: tuple[int, ...] | None = None) -> Grid:
+        """Return the unbounded grid around ``coords`` [N, 1 + D]. Waits for the device once.
+
+        Rows that are padded to a capacity do not wait: their grid is the box of the plan, or that
+        of the example which the plan recorded, with a margin. Rows outside are reported.
+
+        Args:
+            coords: The coordinates, in cells.
+            unit: Input units that one cell spans along each axis; None: 1.
+        """
+        bounds = bounds_of(coords)
+        if bounds is not None:
+            return _bounded_grid(plain(coords), bounds, unit or (1,) * (coords.shape[1] - 1))
         ndim = coords.shape[1] - 1
         if coords.shape[0] == 0:
             return cls((0,) * ndim, (0,) * ndim, 0, bounded=False)
@@ -121,3 +137,56 @@ class Grid:
         """Return a grid of the same batch over the inclusive box ``[lower, upper]``."""
         shape = tuple(max(hi - lo + 1, 0) for lo, hi in zip(lower, upper, strict=True))
         return Grid(tuple(lower), shape, self.batch_size, self.bounded)
+
+    def with_margin(self) -> Grid:
+        """Return a grid whose box is larger on every side, by half its extent if that fits memory.
+
+        The margin is halved until the grid has at most ``2**26`` cells; it is one cell at least.
+        """
+        most = max(self.shape, default=0)
+        part = 2
+        while True:
+            margins = [max(extent // part, 1) for extent in self.shape]
+            lower = [max(lo - m, -_INT32) for lo, m in zip(self.lower, margins, strict=True)]
+            upper = [min(hi + m, _INT32 - 1) for hi, m in zip(self.upper, margins, strict=True)]
+            made = self.with_box(lower, upper)
+            if made.num_cells <= _MAX_CELLS_WITH_MARGIN or part > most:
+                return made
+            part *= 2
+
+
+def _bounded_grid(coords: Tensor, bounds: RowBounds, unit: tuple[int, ...]) -> Grid:
+    """Return the grid of padded rows, and report real rows outside of it."""
+    plan = bounds.plan
+    found: Grid = plan.recall(lambda: Grid.around(coords), assumed=plan.grid)
+    box = plan.grid
+    if box is not None and box.ndim != found.ndim:
+        raise ValueError(
+            f"box must have {found.ndim} axes, as the coordinates have; got {box.ndim}: lower "
+            f"{box.lower}, upper {box.upper}."
+        )
+    if box is None:
+        grid = found if plan.records else found.with_margin()
+    else:
+        lower, upper = (
+            [at // step for at, step in zip(corner, unit, strict=True)]
+            for corner in (box.lower, box.upper)
+        )
+        grid = found.with_box(lower, upper)
+    is_real = bounds.mask(coords.shape[0])
+    if is_real is None:
+        if box is not None and not (_holds(grid.lower, found.lower, found.upper, grid.upper)):
+            raise ValueError(
+                f"box reaches from {grid.lower} to {grid.upper}, but the example has coordinates "
+                f"from {found.lower} to {found.upper}. Choose a box with room for every call."
+            )
+        return grid
+    first, last = plan.constant((0, *grid.lower), (grid.batch_size - 1, *grid.upper))
+    outside = ((coords < first) | (coords > last)).any(1)
+    plan.report(Report.OUTSIDE, (outside & is_real).any())
+    return grid
+
+
+def _holds(*corners: tuple[int, ...]) -> bool:
+    """Return whether the coordinates of corners ascend on every axis."""
+    return all(list(axis) == sorted(axis) for axis in zip(*corners, strict=True))

@@ -146,9 +146,10 @@ def shared_bounds(func: Callable[..., Any], *values: Any) -> RowBounds:
     return first
 
 
-def refusal(func: Callable[..., Any], reason: str) -> RowwiseError:
-    """Return the error for a function that cannot be right on padded rows."""
-    name = getattr(func, "__qualname__", None) or getattr(func, "__name__", repr(func))
+def refusal(func: Callable[..., Any] | str, reason: str) -> RowwiseError:
+    """Return the error for a function, or a step of this name, that is wrong on padded rows."""
+    name = func if isinstance(func, str) else getattr(func, "__qualname__", None)
+    name = name or getattr(func, "__name__", repr(func))
     if name == "__get__":
         name = f"property {getattr(func, '__self__', func)}"
     return RowwiseError(

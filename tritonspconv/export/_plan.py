@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import RowBounds, RowwiseError
-from tritonspconv.coords.site_plan import SitePlan
+from tritonspconv.coords.site_plan import Report, SitePlan
 from tritonspconv.export._maps import (
     IntTuple,
     SortedSites,
@@ -23,6 +24,8 @@ from tritonspconv.kernel_map.kernel_map import Relation
 from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.window import Window
 
+T = TypeVar("T")
+
 
 class RecordedPlan(SitePlan):
     """A plan whose maps are made of torch operations of fixed shapes.
@@ -30,7 +33,7 @@ class RecordedPlan(SitePlan):
     Args:
         capacities: Rows of each set of sites that the network makes, in order; None: as many as
             there are sites, which :attr:`sizes` then lists.
-        grid: The grid of tensors that have none of their own.
+        grid: The grid of tensors that have none of their own, in input units, with its batch size.
         device: Where the run is.
         on_alias: See :class:`SitePlan`.
     """
@@ -47,6 +50,7 @@ class RecordedPlan(SitePlan):
         super().__init__(capacities, device)
         self.builder = self
         self.grid = grid
+        self.is_running = True
         self.on_alias = on_alias
         # By ``id`` of sites; the sites live as long as their ``id`` is used.
         self._indices: dict[int, tuple[ActiveSites, SortedSites]] = {}
@@ -66,6 +70,14 @@ class RecordedPlan(SitePlan):
             for numbers in (self._outside, self._repeated)
         ]
         return [*given, *self._lacking]
+
+    def recall(self, ask: Callable[[], T], assumed: T | None = None) -> T:
+        """Return ``assumed``: a record with an answer of one scan would be wrong for the next."""
+        assert assumed is not None, "a recorded run reads no values"
+        return assumed
+
+    def report(self, kind: Report, flag: Tensor) -> None:
+        """Keep no flag: the program counts rows outside and repeated rows; see :meth:`faults`."""
 
     def inspect(self, sites: ActiveSites) -> None:
         """Note the rows of given sites that repeat or lie outside the grid."""

@@ -61,6 +61,10 @@ class _Plan(SitePlan):
         self.recorder = recorder
         self.show_rows = recorder.show_rows
 
+    def recall(self, ask: Callable[[], Any], assumed: Any = None) -> NoReturn:
+        """Refuse: the file would hold the answer of one scan."""
+        self.recorder.refuse("takes numbers of the coordinates, which differ from scan to scan")
+
 
 class Recorder:
     """One recorded run.

@@ -308,6 +308,12 @@ def reached_sites(
 ) -> ReachedSites:
     """Mark what is reached in a bitmap, rank it, and write each site once."""
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
+    if n and capacity is not None and not _is_affordable(cells // 4, n):
+        raise RuntimeError(
+            f"a grid of {cells} cells is too large for rows that are padded to a capacity, whose "
+            "sites are found in a bitmap of all cells. Capture with a smaller box= or "
+            "spatial_shape, or with larger voxels."
+        )
     # A bitmap takes 8 bytes for 32 cells.
     if n == 0 or cells == 0 or not _is_affordable(cells // 4, n):
         return eager_sites.reached_sites(
