@@ -29,6 +29,7 @@ from tritonspconv.capture._tree import leaves
 from tritonspconv.coords import Grid
 from tritonspconv.coords.row_tensor import RowBounds, plain
 from tritonspconv.coords.site_plan import SitePlan
+from tritonspconv.kernels.compile_ahead import maps_only
 
 Rows = Literal["cut", "padded"]
 Overflow = Literal["eager", "raise"]
@@ -173,7 +174,12 @@ class Captured:
         problem, n = self._problem, found[self._signature.coords].shape[0]
         if n == 0:
             raise ValueError("capture: the example must have at least one row; got 0.")
-        with rehearsal(self._modules), without_autocast_cache(), torch.no_grad():
+        with (
+            rehearsal(self._modules),
+            without_autocast_cache(),
+            torch.no_grad(),
+            maps_only(self._device),
+        ):
             recorded = SitePlan(None, self._device)
             recorded.grid = None if box is None else _grid_of(box)
             inputs = RowInputs(

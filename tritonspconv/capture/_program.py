@@ -7,6 +7,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from tritonspconv.kernels.compile_ahead import compile_ahead
+
 T = TypeVar("T")
 
 _WARM_UPS = 2
@@ -25,11 +27,22 @@ class GraphMemory(NamedTuple):
     stream: torch.cuda.Stream
 
 
-def warm_up(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
-    """Run ``work`` twice on ``stream``, which compiles kernels and fills caches."""
+def warm_up(
+    work: Callable[[], object], stream: torch.cuda.Stream, *, has_kernels: bool = True
+) -> None:
+    """Run ``work`` twice on ``stream``, which compiles kernels and fills caches.
+
+    Args:
+        work: The work.
+        stream: The stream of the graphs.
+        has_kernels: Whether the work launches kernels of this package. It then runs once more
+            before, without them, so that they are compiled in parallel.
+    """
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
+        if has_kernels:
+            compile_ahead(work, stream.device)
         for _ in range(_WARM_UPS):
             work()
     current.wait_stream(stream)

@@ -196,7 +196,7 @@ class _GraphedStep:
         parameters = Saved(self._problem.parameters)
         known = {id(t) for t in _state_tensors(optimizer)}
         state = Saved(_state_tensors(optimizer))
-        warm_up(optimizer.step, self._graphs.stream)
+        warm_up(optimizer.step, self._graphs.stream, has_kernels=False)
         parameters.restore()
         state.restore()
         with torch.no_grad():

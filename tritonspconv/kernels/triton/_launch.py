@@ -14,6 +14,8 @@ interface, version by version), ``_torch_launcher.py`` (for Triton 3.6 only).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ from tritonspconv.kernels.triton._arguments import Take, taker
 from tritonspconv.kernels.triton._versions import Run, has_hooks
 
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
+# Sees every launch, also those of autograd's threads, and returns whether it is to be left out.
+_watcher: Callable[[BoundKernel, tuple[Any, ...]], bool] | None = None
 
 
 class CompiledKernel(NamedTuple):
@@ -46,18 +50,19 @@ class BoundKernel:
     Attributes:
         kernel: The jitted function.
         meta: Its constexpr arguments and Triton's options.
+        options: What Triton gets of ``meta`` and of ours.
         compiled: The kernels compiled so far, one for each kind of arguments; nothing is tuned.
         takes_values: True while compiled kernels have taken all values.
     """
 
-    __slots__ = ("_is_plain", "_options", "compiled", "kernel", "meta", "takes_values")
+    __slots__ = ("_is_plain", "compiled", "kernel", "meta", "options", "takes_values")
 
     def __init__(self, kernel: Any, meta: dict[str, Any]) -> None:
         self.kernel, self.meta = kernel, meta
         # Checks for overflow belong to Triton's debug mode. Without that mode Triton traces them
         # and drops them, which takes time; with it they would stop `_bits.popcount`, which
         # overflows on purpose.
-        self._options = {"enable_fp_fusion": True, "sanitize_overflow": False, **meta}
+        self.options = {"enable_fp_fusion": True, "sanitize_overflow": False, **meta}
         self.compiled: list[CompiledKernel] = []
         # An interpreted kernel takes tensors.
         self.takes_values = _versions.hands_values and isinstance(kernel, triton.JITFunction)
@@ -73,6 +78,8 @@ class BoundKernel:
             device: Device of the tensors; it is made current for the launch.
             args: The kernel's run-time arguments, in order.
         """
+        if _watcher is not None and _watcher(self, args):
+            return
         index = device.index
         if index is None:
             self._launch_by_triton(grid, args)
@@ -83,7 +90,7 @@ class BoundKernel:
             self._launch(grid, index, args)
 
     def _launch_by_triton(self, grid: tuple[int, ...], args: tuple[Any, ...]) -> Any:
-        return self.kernel[grid](*args, **self._options)
+        return self.kernel[grid](*args, **self.options)
 
     def _launch(self, grid: tuple[int, ...], device_index: int, args: tuple[Any, ...]) -> None:
         if not self.takes_values or has_hooks():
@@ -104,7 +111,7 @@ class BoundKernel:
         self, grid: tuple[int, ...], device_index: int, args: tuple[Any, ...]
     ) -> bool:
         """Compile and run without Triton's launcher; return whether the kernel allows it."""
-        compiled = self.kernel.warmup(*args, grid=grid, **self._options)
+        compiled = self.kernel.warmup(*args, grid=grid, **self.options)
         if hasattr(compiled, "result"):  # Triton compiles in other threads, if the user asks
             compiled = compiled.result()
         run = _torch_launcher.runner(compiled, device_index)
@@ -162,6 +169,21 @@ def launch(
         meta: Its constexpr arguments and Triton's options.
     """
     bind(kernel, **meta)(grid, device, *args)
+
+
+@contextmanager
+def watched(watcher: Callable[[BoundKernel, tuple[Any, ...]], bool]) -> Generator[None]:
+    """Show every launch to ``watcher``; those for which it returns True do not run.
+
+    Args:
+        watcher: Takes the bound kernel and its run-time arguments. Autograd's threads call it too.
+    """
+    global _watcher
+    previous, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = previous
 
 
 def compiled_kernels() -> list[Any]:

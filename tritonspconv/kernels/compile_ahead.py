@@ -1,0 +1,46 @@
+"""Compile the kernels of a piece of work before it runs, in a pool of processes.
+
+Most of a network's first result is compilation, one kernel after the other as they are launched.
+Which kernels a network needs does not depend on what they compute. So the work runs once without
+its kernels, which lists them, and processes compile the list in parallel into Triton's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import ModuleType
+
+import torch
+
+from tritonspconv.kernels import has_triton
+
+
+def compile_ahead(work: Callable[[], object], device: torch.device) -> int:
+    """Compile the kernels that ``work`` launches on ``device``; return how many were compiled.
+
+    ``work`` runs without its kernels, so that its results are arbitrary. It must not read them on
+    the host, as work over rows that are padded to a capacity does not. Kernels that are in Triton's
+    cache are left out. Nothing is done, and ``work`` does not run, where no Triton kernels run.
+    """
+    return _back_end(device).compile_ahead(work)
+
+
+def maps_only(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which kernels that compute features do not run; those of maps do.
+
+    A rehearsal finds out how many sites a network makes. Features of its results are arbitrary.
+    """
+    return _back_end(device).maps_only()
+
+
+@functools.lru_cache(maxsize=64)
+def _back_end(device: torch.device) -> ModuleType:
+    if has_triton(device):
+        from tritonspconv.kernels.triton import compile_ahead
+
+        return compile_ahead
+    from tritonspconv.kernels.eager import compile_ahead
+
+    return compile_ahead

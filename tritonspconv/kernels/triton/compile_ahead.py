@@ -1,0 +1,39 @@
+"""Which kernels a piece of work launches, without launching them (Triton)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import triton
+
+from tritonspconv.kernels.triton._compile_pool import Job, compile_all, distinct
+from tritonspconv.kernels.triton._launch import BoundKernel, watched
+
+# Modules whose kernels compute features. All others build indices, sites and maps.
+_OF_FEATURES = frozenset(
+    f"tritonspconv.kernels.triton.{name}"
+    for name in ("batch_norm", "gather_gemm", "half_parts", "pool", "segment_reduce", "weight_grad")
+)
+
+
+def compile_ahead(work: Callable[[], object]) -> int:
+    """See :func:`tritonspconv.kernels.compile_ahead.compile_ahead`."""
+    jobs: list[Job] = []
+
+    def collect(bound: BoundKernel, args: tuple[Any, ...]) -> bool:
+        jobs.append(Job.of(bound.kernel, args, bound.options))
+        return True
+
+    with watched(collect):
+        work()
+    target = triton.runtime.driver.active.get_current_target()
+    return len(compile_all(distinct(jobs, target), target))
+
+
+@contextmanager
+def maps_only() -> Generator[None]:
+    """See :func:`tritonspconv.kernels.compile_ahead.maps_only`."""
+    with watched(lambda bound, args: bound.kernel.fn.__module__ in _OF_FEATURES):
+        yield
