@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tritonspconv.bench import command, layers
 from tritonspconv.bench.report import Cell, Report
-from tritonspconv.bench.timing import Measurement
+from tritonspconv.bench.timing import Measurement, Meter
 from tritonspconv.cli.main import main
 
 
@@ -52,3 +53,26 @@ def test_rows_of_another_process_are_kept() -> None:
 def test_a_cpu_has_no_tf32(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "tf32", "--device", "cpu", "--peers", "ours"]) == 0
     assert "tf32: needs a GPU" in capsys.readouterr().out
+
+
+def test_a_footprint_has_what_graphs_keep_and_a_call_takes(monkeypatch) -> None:
+    """The first run keeps 5 MiB and needs 100 for a moment; each run takes 2."""
+    state = {"kept": 0, "peak": 0}
+    mib = 2**20
+
+    def run() -> None:
+        state["peak"] = max(state["peak"], state["kept"] + (2 if state["kept"] else 100) * mib)
+        state["kept"] = 5 * mib
+
+    for name, value in {
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "memory_reserved": lambda device=None: 7 * mib + state["kept"],
+        "reset_peak_memory_stats": lambda device=None: state.update(peak=state["kept"]),
+        "max_memory_reserved": lambda device=None: 7 * mib + state["peak"],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    meter = Meter(torch.device("cuda"), quick=True)
+    assert meter.footprint.once(run) == [7.0]
+    with pytest.raises(RuntimeError, match="needs a GPU"):
+        Meter(torch.device("cpu"), quick=True).footprint.once(run)

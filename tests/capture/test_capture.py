@@ -1,6 +1,8 @@
 """Captured functions equal the eager ones: CUDA graphs on a GPU, padded rows on a CPU."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -413,3 +415,21 @@ def test_weights_cast_before_the_capture_are_not_frozen() -> None:
         with torch.no_grad():
             net.weight.mul_(2)
         torch.testing.assert_close(captured(tensor()), 2 * first, rtol=1e-2, atol=1e-2)
+
+
+def test_the_examples_memory_is_free() -> None:
+    """Of the example, a captured function keeps the structure."""
+    example = batch(50)
+    held = [weakref.ref(value) for value in example.values() if isinstance(value, torch.Tensor)]
+    frame = example["frame_id"] = Frame()
+    held.append(weakref.ref(frame))
+    with torch.no_grad():
+        captured = ts.capture(Backbone().eval(), example, coords="voxel_coords")
+        del example, frame
+        gc.collect()
+        assert [reference() for reference in held] == [None] * 3
+        assert captured(batch(40))["point_features"].shape == (40, 16)
+
+
+class Frame:
+    """An entry of a batch that nobody reads."""

@@ -34,7 +34,7 @@ from tritonspconv.bench.layers import layer_cases, memory_cases, small_cases, tf
 from tritonspconv.bench.maps import HEADER as MAP_HEADER
 from tritonspconv.bench.maps import map_cases
 from tritonspconv.bench.networks import HEADER as NETWORK_HEADER
-from tritonspconv.bench.networks import network_cases
+from tritonspconv.bench.networks import footprint_cases, network_cases
 from tritonspconv.bench.peers import MODULES, Peer, find_peers
 from tritonspconv.bench.report import Report
 from tritonspconv.bench.scenes import SceneStore
@@ -173,6 +173,9 @@ def _run_section(
         measure(section, title, LAYER_HEADER, cases, metric=meter.peak, checked=False)
         cases = network_cases(scenes, peers, on_gpu)
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
+        title = "memory that a network needs, MiB; what graphs keep included, room for 1.5 x voxels"
+        cases = footprint_cases(scenes, peers)
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.footprint, checked=False)
 
 
 def _measured_apart(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,18 @@ def network_cases(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> li
     ]
 
 
+def footprint_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
+    """Return networks as they are and captured, with room for 1.5 times the voxels; GPU only."""
+    captured = _captured_subjects(scenes, peers, on_gpu=True)
+    plain = [_Subject(CAPTURED[each.network], each.scene, peers) for each in captured]
+    return [
+        _case(subject, "float16", training, room=1.5)
+        for pair in zip(plain, captured, strict=True)
+        for training in (False, True)
+        for subject in pair
+    ]
+
+
 def _captured_subjects(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> list[_Subject]:
     """Return what is measured of CUDA graphs; nothing on a CPU, which has none."""
     if not on_gpu:
@@ -84,7 +97,7 @@ def _captured_subjects(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) 
     return [_Subject(name, scenes[scene], peers) for name, scene in places]
 
 
-def _case(subject: _Subject, dtype: str, training: bool) -> Case:
+def _case(subject: _Subject, dtype: str, training: bool, room: float = 1.25) -> Case:
     scene = subject.scene
     shown = "float16 autocast" if training and dtype == "float16" else dtype
     labels = (subject.network, scene.name, f"{len(scene.indices):,}", shown)
@@ -93,7 +106,7 @@ def _case(subject: _Subject, dtype: str, training: bool) -> Case:
     limits = {"sites": 0.0, "out": NETWORK_TOLERANCE[dtype], "grads": GRADIENT_TOLERANCE[dtype]}
 
     def prepare(peer: Peer) -> Trial:
-        bench = NetworkBench(subject.network, scene, peer, dtype, training, subject.state)
+        bench = NetworkBench(subject.network, scene, peer, dtype, training, subject.state, room)
         run = bench.infer
         if training:
             run = bench.step_with_optimizer if with_optimizer else bench.step
@@ -113,6 +126,7 @@ class NetworkBench:
             training.
         training: Train, or infer.
         state: Parameters and statistics; None keeps the initial ones.
+        room: Rows of a captured network, in proportion to those of the batch.
     """
 
     def __init__(
@@ -123,8 +137,10 @@ class NetworkBench:
         dtype: str,
         training: bool,
         state: dict[str, Tensor] | None = None,
+        room: float = 1.25,
     ) -> None:
         self.scene, self.peer, self.training = scene, peer, training
+        self._capacities = [math.ceil(room * len(scene.indices))]
         torch.manual_seed(0)
         builder = BUILDERS[{**OPTIMISED, **CAPTURED}.get(name, name)]
         self.network = builder(peer.module, algo=peer.algo)
@@ -159,8 +175,9 @@ class NetworkBench:
             return self._run(self._tensor())
         if self._captured is None:
             self._captured = capture(
-                self._run, self._tensor(), modules=[self.network], on_overflow="raise"
-            )
+                self._run, self._tensor(), modules=[self.network],
+                capacities=self._capacities, on_overflow="raise",
+            )  # fmt: skip
         return self._captured(self._tensor())
 
     def _loss(self, x: Any) -> Tensor:
@@ -174,7 +191,7 @@ class NetworkBench:
                 if self._captured_step is None:
                     self._captured_step = capture_step(
                         self._loss, self._optimizer, self._tensor(), modules=[self.network],
-                        on_overflow="raise",
+                        capacities=self._capacities, on_overflow="raise",
                     )  # fmt: skip
                 self._captured_step(self._tensor())
                 return

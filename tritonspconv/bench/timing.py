@@ -109,6 +109,15 @@ class Meter:
         """The memory that a run adds at its peak to torch's allocated memory; GPU only."""
         return Metric(self._peak, "MiB")
 
+    @property
+    def footprint(self) -> Metric:
+        """Memory of the device that a run needs, with what runs before it have left; GPU only.
+
+        It counts what torch has reserved: graphs keep theirs between calls. Parameters and input,
+        which are there before the first run, are left out.
+        """
+        return Metric(self._footprint, "MiB")
+
     def _layer(self, run: Run) -> list[float]:
         from triton.testing import do_bench
 
@@ -169,3 +178,23 @@ class Meter:
         run()
         self.synchronize()
         return [(torch.cuda.max_memory_allocated(self.device) - held) / 2**20]
+
+    def _footprint(self, run: Run) -> list[float]:
+        if not self.on_gpu:
+            raise RuntimeError("the memory of a run needs a GPU")
+        before = self._reserved()
+        for _ in range(2):
+            run()
+        # What only the first run needed, such as that for a capture, goes back.
+        self._reserved()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        self.synchronize()
+        return [(torch.cuda.max_memory_reserved(self.device) - before) / 2**20]
+
+    def _reserved(self) -> int:
+        """Return how many bytes torch holds, free blocks given back."""
+        gc.collect()
+        self.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved(self.device)
