@@ -254,14 +254,22 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     table, slots = memory[: 2 * n_table].view(torch.int64), memory[2 * n_table :]
     if n and n_words:
         blocks, box = (num_blocks(n, _BLOCK_N),), seal_grid(grid)
-        kind = {"NDIM": coords.shape[1] - 1, "BLOCK_N": _BLOCK_N}
-        mark = bind(mark_pages_kernel, **kind)
+        mark, allot, insert = _index_kernels(coords.shape[1] - 1)
         mark(blocks, device, coords, table, n, grid.batch_size, box, shift)
-        allot = bind(allot_kernel, BLOCK=_BLOCK_ALLOTTED, num_warps=4)
         allot((num_blocks(n_words, _BLOCK_ALLOTTED),), device, table, n_words)
-        insert = bind(insert_kernel, **kind)
         insert(blocks, device, coords, table, slots, n, n_table, grid.batch_size, box, shift)
     return SiteIndex("pages", table, slots, shift)
+
+
+@functools.lru_cache(maxsize=16)
+def _index_kernels(ndim: int) -> tuple[BoundKernel, BoundKernel, BoundKernel]:
+    """Return the kernels that mark pages, allot slots and insert rows."""
+    kind = {"NDIM": ndim, "BLOCK_N": _BLOCK_N}
+    return (
+        bind(mark_pages_kernel, **kind),
+        bind(allot_kernel, BLOCK=_BLOCK_ALLOTTED, num_warps=4),
+        bind(insert_kernel, **kind),
+    )
 
 
 @functools.lru_cache(maxsize=1024)
