@@ -246,3 +246,14 @@ def test_ranks_up_to_a_capacity_write_nothing_else(triton_device, capacity):
     assert torch.equal(found[n_words : n_words + blocks], sums + 1)
     assert found[n_words + blocks : n_words + blocks + 2].tolist() == [blocks, total]
     assert (found[-guard:] == 7).all()
+
+
+def test_grids_too_large_for_a_capacity_are_refused(triton_device):
+    """Their sites are sorted by torch, whose results have sizes that the host reads."""
+    sites = random_sites(5, 2, extent=9, device=triton_device)
+    grid = Grid((0, 0), (2**20, 2**20), 1)
+    flag = torch.zeros((), dtype=torch.int32, device=triton_device)
+    with pytest.raises(RuntimeError, match="too large for rows that are padded"):
+        kernels.reached_sites(
+            sites.coords, DOWN.offsets, DOWN.stride, True, grid, sites.grid, None, 4, flag
+        )
