@@ -93,7 +93,6 @@ def test_the_pool_fills_the_cache_that_launches_read():
     assert cached() == found
     # Another capture, also one in another process, starts no pool for them.
     assert pool.compile_all(jobs, TARGET, 2) == []
-    assert face.compile_ahead(lambda: layer(1000), torch.device("cpu")) == 0
 
 
 def test_other_row_counts_compile_nothing_new():
@@ -117,6 +116,27 @@ def test_one_core_compiles_as_it_launches(monkeypatch):
 def test_nothing_runs_where_no_kernels_run(monkeypatch):
     use_torch(monkeypatch, "compile_ahead")
     assert face.compile_ahead(lambda: pytest.fail("it ran"), torch.device("cpu")) == 0
+
+
+def test_kernels_of_features_are_compiled_and_those_of_maps_run(monkeypatch):
+    """Torch may index by what map kernels write."""
+    launched, compiled = [], []
+    monkeypatch.setattr(
+        _launch.BoundKernel,
+        "_launch_by_triton",
+        lambda bound, grid, args: launched.append(bound.kernel.__name__),
+    )
+
+    def record(jobs, target):
+        assert target == TARGET
+        compiled.extend(job.name for job in jobs)
+        return jobs
+
+    monkeypatch.setattr(compile_ahead, "compile_all", record)
+    assert face.compile_ahead(lambda: layer(1000), torch.device("cpu")) == 1
+    assert compiled == ["gather_gemm_kernel"]
+    assert "rank_kernel" in launched
+    assert "gather_gemm_kernel" not in launched
 
 
 def test_a_rehearsal_launches_maps_alone(monkeypatch):

@@ -36,7 +36,7 @@ def warm_up(
         work: The work.
         stream: The stream of the graphs.
         has_kernels: Whether the work launches kernels of this package. It then runs once more
-            before, without them, so that they are compiled in parallel.
+            before, without those of features, so that they are compiled in parallel.
     """
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)

@@ -1,8 +1,9 @@
 """Compile the kernels of a piece of work before it runs, in a pool of processes.
 
 Most of a network's first result is compilation, one kernel after the other as they are launched.
-Which kernels a network needs does not depend on what they compute. So the work runs once without
-its kernels, which lists them, and processes compile the list in parallel into Triton's cache.
+Which kernels a network needs does not depend on the features that they compute. So the work runs
+once without the kernels of features, which lists these, and processes compile the list in parallel
+into Triton's cache. Kernels that build maps run, and compile, as they are launched.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from tritonspconv.kernels import has_triton
 
 
 def compile_ahead(work: Callable[[], object], device: torch.device) -> int:
-    """Compile the kernels that ``work`` launches on ``device``; return how many were compiled.
+    """Compile the kernels of features that ``work`` launches; return how many were compiled.
 
-    ``work`` runs without its kernels, so that its results are arbitrary. It must not read them on
+    ``work`` runs without these kernels, so that features are arbitrary. It must not read them on
     the host, as work over rows that are padded to a capacity does not. Kernels that are in Triton's
     cache are left out. Nothing is done, and ``work`` does not run, where no Triton kernels run.
     """

@@ -23,6 +23,9 @@ def compile_ahead(work: Callable[[], object]) -> int:
     jobs: list[Job] = []
 
     def collect(bound: BoundKernel, args: tuple[Any, ...]) -> bool:
+        # Torch indexes by tables and orders: if these held anything, it would leave their bounds.
+        if not _computes_features(bound):
+            return False
         jobs.append(Job.of(bound.kernel, args, bound.options))
         return True
 
@@ -35,5 +38,9 @@ def compile_ahead(work: Callable[[], object]) -> int:
 @contextmanager
 def maps_only() -> Generator[None]:
     """See :func:`tritonspconv.kernels.compile_ahead.maps_only`."""
-    with watched(lambda bound, args: bound.kernel.fn.__module__ in _OF_FEATURES):
+    with watched(lambda bound, args: _computes_features(bound)):
         yield
+
+
+def _computes_features(bound: BoundKernel) -> bool:
+    return bound.kernel.fn.__module__ in _OF_FEATURES
