@@ -1,5 +1,6 @@
 """Captured functions equal the eager ones: CUDA graphs on a GPU, padded rows on a CPU."""
 
+import contextlib
 import copy
 import gc
 import weakref
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
-from tritonspconv.capture import CaptureOverflow
+from tritonspconv.capture import CaptureOverflow, _captured
 from tritonspconv.coords.row_tensor import RowTensor, RowwiseError, plain
 
 SHAPE = (9, 24, 20)
@@ -433,3 +434,22 @@ def test_the_examples_memory_is_free() -> None:
 
 class Frame:
     """An entry of a batch that nobody reads."""
+
+
+def test_kernels_compile_as_they_are_launched_unless_processes_are_asked_for(monkeypatch):
+    rehearsals = []
+
+    def maps_only(device):
+        rehearsals.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(_captured, "maps_only", maps_only)
+    net = Backbone().eval()
+    with torch.no_grad():
+        for processes in (0, 1):
+            ts.capture(net, batch(20), coords="voxel_coords", compile_processes=processes)
+        assert not rehearsals
+        ts.capture(net, batch(20), coords="voxel_coords", compile_processes=2)
+    assert len(rehearsals) == 1
+    with pytest.raises(ValueError, match="compile_processes"):
+        ts.capture(net, batch(20), coords="voxel_coords", compile_processes=-1)

@@ -107,15 +107,14 @@ def test_what_does_not_compile_is_left_to_its_launch(capfd):
     assert f"{other.name} was not compiled ahead" in capfd.readouterr().err
 
 
-def test_one_core_compiles_as_it_launches(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
-    assert pool.compile_all(jobs_of(100), TARGET) == []
+def test_one_process_leaves_it_to_the_launches():
+    assert pool.compile_all(jobs_of(100), TARGET, 1) == []
     assert not cached()
 
 
 def test_nothing_runs_where_no_kernels_run(monkeypatch):
     use_torch(monkeypatch, "compile_ahead")
-    assert face.compile_ahead(lambda: pytest.fail("it ran"), torch.device("cpu")) == 0
+    assert face.compile_ahead(lambda: pytest.fail("it ran"), torch.device("cpu"), 2) == 0
 
 
 def test_kernels_of_features_are_compiled_and_those_of_maps_run(monkeypatch):
@@ -127,13 +126,13 @@ def test_kernels_of_features_are_compiled_and_those_of_maps_run(monkeypatch):
         lambda bound, grid, args: launched.append(bound.kernel.__name__),
     )
 
-    def record(jobs, target):
-        assert target == TARGET
+    def record(jobs, target, processes):
+        assert (target, processes) == (TARGET, 2)
         compiled.extend(job.name for job in jobs)
         return jobs
 
     monkeypatch.setattr(compile_ahead, "compile_all", record)
-    assert face.compile_ahead(lambda: layer(1000), torch.device("cpu")) == 1
+    assert face.compile_ahead(lambda: layer(1000), torch.device("cpu"), 2) == 1
     assert compiled == ["gather_gemm_kernel"]
     assert "rank_kernel" in launched
     assert "gather_gemm_kernel" not in launched

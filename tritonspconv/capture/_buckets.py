@@ -188,7 +188,9 @@ class GraphedBucket:
         # Forward and backward together: kernel maps make some of their forms in the backward pass,
         # once, and the graph of the backward pass has to hold that.
         unchanged = Saved(problem.buffers)
-        warm_up(lambda: self._differentiate(self._run.work()), graphs.stream)
+        warm_up(
+            lambda: self._differentiate(self._run.work()), graphs.stream, graphs.compile_processes
+        )
         unchanged.restore()
         self._forward = Program(self._run.work, graphs)
         outputs = self._forward.result

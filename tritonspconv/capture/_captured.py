@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tritonspconv import nn
-from tritonspconv.arguments import whole_numbers
+from tritonspconv.arguments import whole_number, whole_numbers
 from tritonspconv.capture._buckets import Bucket, GraphedBucket, PaddedBucket, Problem
 from tritonspconv.capture._inputs import RowInputs, Signature
 from tritonspconv.capture._program import GraphMemory
@@ -52,6 +53,7 @@ def capture(
     on_overflow: Overflow = "eager",
     modules: Sequence[Module] | None = None,
     optimize: bool = True,
+    compile_processes: int = 0,
     **kwargs: Any,
 ) -> Captured:
     """Capture a network, or a function over sparse tensors, as CUDA graphs.
@@ -89,6 +91,10 @@ def capture(
             Default: ``function``, or the module that it is a method of.
         optimize: Call :func:`tritonspconv.optimize` on the modules, which stay optimised: blocks
             that are written by hand then take fewer kernels.
+        compile_processes: Number of processes that compile kernels in parallel before a graph is
+            captured; below 2, kernels compile one after the other as they are launched. Other
+            threads must not launch kernels of this package during the capture then. Not yet
+            measured on a GPU.
         kwargs: Keyword arguments of the example call.
 
     Returns:
@@ -99,7 +105,7 @@ def capture(
         RuntimeError: The function reads values on the host.
         ValueError: An option is wrong, or the coordinates are not found.
     """
-    check_options(rows, on_overflow, headroom, capacities)
+    check_options(rows, on_overflow, headroom, capacities, compile_processes)
     modules = _modules_of(function) if modules is None else list(modules)
     if optimize:
         for module in modules:
@@ -107,6 +113,7 @@ def capture(
     return Captured(
         function, (args, kwargs), coords=coords, reads=reads, capacities=capacities,
         headroom=headroom, box=box, rows=rows, on_overflow=on_overflow, modules=modules,
+        compile_processes=compile_processes,
     )  # fmt: skip
 
 
@@ -132,13 +139,14 @@ class Captured:
         rows: Rows,
         on_overflow: Overflow,
         modules: Sequence[Module],
+        compile_processes: int,
     ) -> None:
         # A module's forward may be replaced by this very object.
         self.function = function.forward if isinstance(function, Module) else function
         self.eager_calls: Counter[str] = Counter()
         self.replays = 0
         self._cut, self._on_overflow = rows == "cut", on_overflow
-        self._modules = list(modules)
+        self._modules, self._compile_processes = list(modules), compile_processes
         self._signature = Signature.of(example, coords, None if reads is None else tuple(reads))
         found = leaves(example)
         self._device = plain(found[self._signature.coords]).device
@@ -178,7 +186,7 @@ class Captured:
             rehearsal(self._modules),
             without_autocast_cache(),
             torch.no_grad(),
-            maps_only(self._device),
+            maps_only(self._device) if self._compile_processes > 1 else nullcontext(),
         ):
             recorded = SitePlan(None, self._device)
             recorded.grid = None if box is None else _grid_of(box)
@@ -192,7 +200,8 @@ class Captured:
         sizes = capacities or [math.ceil(1.25 * n)]
         graphs = None
         if self._device.type == "cuda":
-            graphs = GraphMemory(torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device))
+            pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+            graphs = GraphMemory(pool, stream, self._compile_processes)
         buckets: list[Bucket] = []
         # The largest first: the smaller ones then use its memory again.
         for capacity in sorted(set(sizes), reverse=True):
@@ -292,13 +301,19 @@ def _modules_of(function: Callable[..., Any]) -> list[Module]:
 
 
 def check_options(
-    rows: str, on_overflow: str, headroom: float, capacities: Sequence[int] | None
+    rows: str,
+    on_overflow: str,
+    headroom: float,
+    capacities: Sequence[int] | None,
+    compile_processes: int,
 ) -> None:
     """Check the options of a capture.
 
     Raises:
+        TypeError: The number of processes is no whole number.
         ValueError: One of them is wrong.
     """
+    whole_number("capture: compile_processes", compile_processes, least=0)
     if rows not in get_args(Rows):
         raise ValueError(f"capture: rows must be one of {get_args(Rows)}; got {rows!r}.")
     if on_overflow not in get_args(Overflow):

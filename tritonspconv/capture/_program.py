@@ -21,28 +21,30 @@ class GraphMemory(NamedTuple):
         pool: Their memory, from ``torch.cuda.graph_pool_handle``.
         stream: Where they are captured. Autograd ties a parameter to the stream of its first use,
             and runs a backward pass on the stream of its forward pass.
+        compile_processes: Processes that compile kernels before a warm-up; see :func:`warm_up`.
     """
 
     pool: Any
     stream: torch.cuda.Stream
+    compile_processes: int = 0
 
 
 def warm_up(
-    work: Callable[[], object], stream: torch.cuda.Stream, *, has_kernels: bool = True
+    work: Callable[[], object], stream: torch.cuda.Stream, compile_processes: int = 0
 ) -> None:
     """Run ``work`` twice on ``stream``, which compiles kernels and fills caches.
 
     Args:
         work: The work.
         stream: The stream of the graphs.
-        has_kernels: Whether the work launches kernels of this package. It then runs once more
-            before, without those of features, so that they are compiled in parallel.
+        compile_processes: Number of processes that compile kernels in parallel. From 2 on, the
+            work runs once more before, without the kernels of features, which lists them.
     """
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        if has_kernels:
-            compile_ahead(work, stream.device)
+        if compile_processes > 1:
+            compile_ahead(work, stream.device, compile_processes)
         for _ in range(_WARM_UPS):
             work()
     current.wait_stream(stream)
@@ -63,11 +65,10 @@ class Program(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T], memory: GraphMemory) -> None:
-        pool, stream = memory
-        torch.cuda.synchronize(stream.device)
+        torch.cuda.synchronize(memory.stream.device)
         self._graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+            with torch.cuda.graph(self._graph, pool=memory.pool, stream=memory.stream):
                 self.result = work()
         except Exception as error:
             if "captur" not in str(error):

@@ -30,6 +30,7 @@ def capture_step(
     box: Box | None = None,
     on_overflow: Overflow = "eager",
     optimize: bool = True,
+    compile_processes: int = 0,
     **kwargs: Any,
 ) -> CapturedStep:
     """Capture a whole training step: forward, loss, backward and the optimiser's step.
@@ -50,6 +51,7 @@ def capture_step(
         box: Box of the coordinates.
         on_overflow: The answer to a step that does not fit.
         optimize: Call :func:`tritonspconv.optimize` on the modules, which stay optimised.
+        compile_processes: Number of processes that compile kernels before the capture.
         kwargs: Keyword arguments of the example step.
 
     Returns:
@@ -64,7 +66,7 @@ def capture_step(
     is captured again, which takes some milliseconds. A schedule that changes it at every step
     should keep it in a tensor.
     """
-    check_options("cut", on_overflow, headroom, capacities)
+    check_options("cut", on_overflow, headroom, capacities, compile_processes)
     for group in optimizer.param_groups:
         if group.get("capturable") is False:
             raise ValueError(
@@ -77,7 +79,7 @@ def capture_step(
     return CapturedStep(
         loss_function, (args, kwargs), optimizer, coords=coords, reads=reads,
         capacities=capacities, headroom=headroom, box=box, rows="cut", on_overflow=on_overflow,
-        modules=modules,
+        modules=modules, compile_processes=compile_processes,
     )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ class _GraphedStep:
         self._problem, self._optimizer, self._graphs = problem, optimizer, graphs
         self._run = StaticRun(problem, capacity, plan, example)
         unchanged = Saved(problem.buffers)
-        warm_up(self._gradients, graphs.stream)
+        warm_up(self._gradients, graphs.stream, graphs.compile_processes)
         unchanged.restore()
         self._compute = Program(self._gradients, graphs)
         self._grads = [alias.grad for alias in problem.aliases]
@@ -196,7 +198,7 @@ class _GraphedStep:
         parameters = Saved(self._problem.parameters)
         known = {id(t) for t in _state_tensors(optimizer)}
         state = Saved(_state_tensors(optimizer))
-        warm_up(optimizer.step, self._graphs.stream, has_kernels=False)
+        warm_up(optimizer.step, self._graphs.stream)
         parameters.restore()
         state.restore()
         with torch.no_grad():

@@ -18,14 +18,20 @@ import torch
 from tritonspconv.kernels import has_triton
 
 
-def compile_ahead(work: Callable[[], object], device: torch.device) -> int:
+def compile_ahead(work: Callable[[], object], device: torch.device, processes: int) -> int:
     """Compile the kernels of features that ``work`` launches; return how many were compiled.
 
     ``work`` runs without these kernels, so that features are arbitrary. It must not read them on
     the host, as work over rows that are padded to a capacity does not. Kernels that are in Triton's
     cache are left out. Nothing is done, and ``work`` does not run, where no Triton kernels run.
+
+    Args:
+        work: The work. Meanwhile, launches of other threads are left out too.
+        device: The device on which it runs.
+        processes: Number of processes that compile. With one nothing is gained, so that the
+            launches compile.
     """
-    return _back_end(device).compile_ahead(work)
+    return _back_end(device).compile_ahead(work, processes)
 
 
 def maps_only(device: torch.device) -> AbstractContextManager[None]:

@@ -27,7 +27,6 @@ from triton.compiler import make_backend
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.jit import create_function_from_signature
 
-_MAX_PROCESSES = 16
 _STAMP = "compiled.txt"
 
 
@@ -129,7 +128,7 @@ def _binder(kernel: Any, target: Any) -> Any:
     return create_function_from_signature(kernel.signature, kernel.params, make_backend(target))
 
 
-def compile_all(jobs: Sequence[Job], target: Any, processes: int | None = None) -> list[Job]:
+def compile_all(jobs: Sequence[Job], target: Any, processes: int) -> list[Job]:
     """Compile kernels in a pool of processes; wait for them.
 
     Jobs that were done before, by any process that shares Triton's cache, are left out.
@@ -137,18 +136,13 @@ def compile_all(jobs: Sequence[Job], target: Any, processes: int | None = None) 
     Args:
         jobs: The kernels, each once; see :func:`distinct`.
         target: Triton's target, such as ``GPUTarget("cuda", 90, 32)``.
-        processes: How many; None: one for each core, at most 16. With one nothing is gained, so
-            that the launches compile.
+        processes: Number of processes. With one nothing is gained, so that the launches compile.
 
     Returns:
         The jobs that were compiled. A kernel that does not compile is not among them: its launch
         raises the error.
     """
     missing = [job for job in jobs if job.stamp(target).get_file(_STAMP) is None]
-    if processes is None:
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        processes = min(cores, _MAX_PROCESSES)
     processes = min(processes, len(missing))
     if processes < 2 or not sys.executable:
         return []

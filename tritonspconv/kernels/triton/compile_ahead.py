@@ -18,7 +18,7 @@ _OF_FEATURES = frozenset(
 )
 
 
-def compile_ahead(work: Callable[[], object]) -> int:
+def compile_ahead(work: Callable[[], object], processes: int) -> int:
     """See :func:`tritonspconv.kernels.compile_ahead.compile_ahead`."""
     jobs: list[Job] = []
 
@@ -32,7 +32,7 @@ def compile_ahead(work: Callable[[], object]) -> int:
     with watched(collect):
         work()
     target = triton.runtime.driver.active.get_current_target()
-    return len(compile_all(distinct(jobs, target), target))
+    return len(compile_all(distinct(jobs, target), target, processes))
 
 
 @contextmanager
