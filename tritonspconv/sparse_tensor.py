@@ -161,6 +161,10 @@ class SparseTensor:
         """Return features and coordinates; see :func:`tritonspconv.capture.capture`."""
         return self._feats, self.coords
 
+    def _grid_of_rows(self) -> str:
+        """Return the grid, which is the same at every call of a captured function."""
+        return str(self.sites.grid)
+
     def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> SparseTensor:
         """Return other rows in the same grid, without kernel maps."""
         grid = self.sites.grid

@@ -216,6 +216,10 @@ class SparseTensor(Tensor):
         """Return features and coordinates, of which captured and exported runs take others."""
         return self._F, self.C
 
+    def _grid_of_rows(self) -> str:
+        """Return the tensor stride; every run finds the box around its coordinates itself."""
+        return f"tensor_stride {self.tensor_stride}"
+
     def _with_row_tensors(self, feats: TorchTensor, coords: TorchTensor) -> SparseTensor:
         """Return other rows of the same tensor stride, in a manager of their own.
 

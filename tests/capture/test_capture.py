@@ -262,6 +262,28 @@ class TestRefused:
             with pytest.raises(ValueError, match=r"batch_size.*expected 2, got 3"):
                 captured({**batch(20), "batch_size": 3})
 
+    def test_a_sparse_tensor_in_another_grid(self) -> None:
+        """Another grid would let rows lie outside of it, or give another dense shape."""
+        other = [extent + 1 for extent in SHAPE]
+        feats, coords = scene(30)
+        conv = spconv.SubMConv3d(4, 4, 3).eval()
+        own = ts.nn.SubMConv3d(4, 4, 3).eval()
+        with torch.no_grad():
+            captured = ts.capture(conv, spconv.SparseConvTensor(feats, coords, list(SHAPE), 2))
+            for shape, batch_size in ((list(SHAPE), 3), (other, 2)):
+                with pytest.raises(ValueError, match=r"\.grid must be as in the example"):
+                    captured(spconv.SparseConvTensor(feats, coords, shape, batch_size))
+            captured = ts.capture(
+                own, ts.SparseTensor(feats, coords, spatial_shape=SHAPE, batch_size=2)
+            )
+            for shape, batch_size in ((SHAPE, 3), (other, 2), (None, None)):
+                with pytest.raises(ValueError, match=r"\.grid must be as in the example"):
+                    captured(
+                        ts.SparseTensor(feats, coords, spatial_shape=shape, batch_size=batch_size)
+                    )
+            captured(ts.SparseTensor(feats, coords, spatial_shape=SHAPE, batch_size=2))
+        assert captured.replays == 1
+
     def test_another_mode_or_moved_parameters(self) -> None:
         net = Backbone().eval()
         with torch.no_grad():

@@ -271,6 +271,18 @@ def test_a_sparse_tensor_as_argument_and_padded_results() -> None:
     assert (plain(got.C)[n:, 0] == -1).all()
 
 
+def test_a_sparse_tensor_of_another_tensor_stride() -> None:
+    feats, coords = scene(60)
+    coarse = coords * torch.tensor([1, 2, 2, 2]).int()
+    conv = ME.MinkowskiConvolution(4, 6, 3, dimension=3)
+    with torch.no_grad():
+        captured = ts.capture(conv, ME.SparseTensor(feats, coords))
+        with pytest.raises(ValueError, match=r"grid must .*\[1, 1, 1\], got .*\[2, 2, 2\]"):
+            captured(ME.SparseTensor(feats, coarse, tensor_stride=2))
+        captured(ME.SparseTensor(feats, coords))
+    assert captured.replays == 1
+
+
 def test_no_rows() -> None:
     conv = ME.MinkowskiConvolution(4, 6, 3, stride=2, dimension=3)
     with torch.no_grad():

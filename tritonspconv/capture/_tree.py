@@ -17,6 +17,13 @@ class HasRows(Protocol):
         """Return features [N, C] and coordinates [N, 1 + D]."""
         ...
 
+    def _grid_of_rows(self) -> str:
+        """Return what tensors must share so that one may stand for the other, but for their rows.
+
+        That is the grid, or the tensor stride where every run finds its own grid.
+        """
+        ...
+
     def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> Any:
         """Return a tensor of the same kind and grid with other rows and without kernel maps."""
         ...
@@ -59,7 +66,7 @@ def map_tree(tree: Any, leaf: Callable[[str, Any], Any]) -> Any:
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """Return every leaf of ``tree`` by its path."""
+    """Return every leaf of ``tree`` by its path; of a sparse tensor, its grid as well, a string."""
     found: dict[str, Any] = {}
     _walk(tree, found.__setitem__, "", makes_tensors=False)
     return found
@@ -73,7 +80,10 @@ def _walk(tree: Any, leaf: Callable[[str, Any], Any], path: str, makes_tensors: 
     if _has_rows(tree):
         feats, coords = tree._row_tensors()
         feats, coords = leaf(f"{path}.features", feats), leaf(f"{path}.coords", coords)
-        return tree._with_row_tensors(feats, coords) if makes_tensors else None
+        if makes_tensors:
+            return tree._with_row_tensors(feats, coords)
+        leaf(f"{path}.grid", tree._grid_of_rows())
+        return None
     if isinstance(tree, dict):
         return {
             key: _walk(value, leaf, f"{path}[{key!r}]", makes_tensors)

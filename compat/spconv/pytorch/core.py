@@ -249,6 +249,10 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         """Return features and indices; see :func:`tritonspconv.capture.capture`."""
         return self._features, self.indices
 
+    def _grid_of_rows(self) -> str:
+        """Return the grid, which is the same at every call of a captured function."""
+        return f"spatial_shape {list(self.spatial_shape)}, batch_size {self.batch_size}"
+
     def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> SparseConvTensor:
         """Return other rows in the same grid, without recorded kernel maps."""
         out = self._derive(feats, IndiceDict())
