@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
     @property
     def wants_gradients(self) -> bool:
-        """Whether results are differentiated."""
+        """True: results are differentiated."""
         return bool(self.parameters or self.needs_grad)
 
 

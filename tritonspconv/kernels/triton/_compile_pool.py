@@ -35,7 +35,7 @@ class TensorKind(NamedTuple):
 
     Attributes:
         dtype: Its type.
-        is_aligned: Whether its address is a multiple of 16.
+        is_aligned: True if its address is a multiple of 16.
     """
 
     dtype: torch.dtype
