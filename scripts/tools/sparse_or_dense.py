@@ -16,12 +16,14 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import tritonspconv as ts
+from tritonspconv.kernels import has_numba
 from tritonspconv.testing import random_sites, surface_sites
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -208,7 +210,8 @@ def table(curves: dict[tuple[int, int, str], list[Point]]) -> str:
 def about(device: torch.device, dtype: str) -> str:
     """Return what was measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return f"\n{name}, {dtype}, torch {torch.__version__}.\n"
+    numba = f", numba {version('numba')}" if has_numba(device) else ""
+    return f"\n{name}, {dtype}, torch {torch.__version__}{numba}.\n"
 
 
 def cpu_name() -> str:
