@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,35 @@ def test_the_process_of_tf32_gets_the_same_arguments() -> None:
     command.add_arguments(parser)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(
-        ["layers", "tf32", "--quick", "--max-points", "9", "--only", "a b", "--device", "cuda"]
+        [
+            "layers",
+            "tf32",
+            "--quick",
+            "--clock",
+            "cpu",
+            "--max-points",
+            "9",
+            "--only",
+            "a b",
+            "--device",
+            "cuda",
+        ]
     )
     line = command._arguments_apart(given, Path("tf32.json"))
     assert line[0] == "bench"
     found = parser.parse_args(line[1:])
     assert found.sections == ["tf32"]
     assert found.json == Path("tf32.json")
-    for name in ("quick", "max_points", "only", "device", "peers", "waymo", "sphere_radius"):
+    for name in (
+        "quick",
+        "clock",
+        "max_points",
+        "only",
+        "device",
+        "peers",
+        "waymo",
+        "sphere_radius",
+    ):
         assert getattr(found, name) == getattr(given, name), name
 
 
@@ -76,3 +98,16 @@ def test_a_footprint_has_what_graphs_keep_and_a_call_takes(monkeypatch) -> None:
     assert meter.footprint.once(run) == [7.0]
     with pytest.raises(RuntimeError, match="needs a GPU"):
         Meter(torch.device("cpu"), quick=True).footprint.once(run)
+
+
+def test_processor_time_is_that_of_the_work() -> None:
+    meter = Meter(torch.device("cpu"), quick=True, clock="cpu")
+    assert meter.wall.alone(lambda: time.sleep(0.2)).median < 100
+    assert Meter(torch.device("cpu"), quick=True).wall.alone(lambda: time.sleep(0.2)).median > 100
+
+
+def test_clocks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'cpu' measures work on a CPU; got device cuda"):
+        Meter(torch.device("cuda"), quick=True, clock="cpu")
+    with pytest.raises(ValueError, match=r"one of \('wall', 'cpu'\); got 'sun'"):
+        Meter(torch.device("cpu"), quick=True, clock="sun")

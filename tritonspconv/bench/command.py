@@ -38,7 +38,7 @@ from tritonspconv.bench.networks import footprint_cases, network_cases
 from tritonspconv.bench.peers import MODULES, Peer, find_peers
 from tritonspconv.bench.report import Report
 from tritonspconv.bench.scenes import SceneStore
-from tritonspconv.bench.timing import Meter
+from tritonspconv.bench.timing import CLOCKS, Meter
 
 # The profiler that `maps` uses can slow down what follows it, so that comes last.
 SECTIONS = ("layers", "tf32", "small", "networks", "memory", "cold", "maps")
@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         for section in SECTIONS:
             if section in args.sections:
                 start = time.perf_counter()
-                _run_section(section, args, scenes, peers, Meter(device, args.quick), report)
+                meter = Meter(device, args.quick, args.clock)
+                _run_section(section, args, scenes, peers, meter, report)
                 print(f"  ({section} took {time.perf_counter() - start:.0f} s)", flush=True)
                 _save(args, report)
     except DeviceLostError as error:
@@ -107,6 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cases whose labels match, e.g. 'SubM.* 64 float16'",
     )
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time; for busy machines"
+    )
     parser.add_argument("--sphere-radius", type=int, default=128, help="in voxels (default 128)")
     parser.add_argument("--max-points", type=int, help="use only so many points of a scan")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
@@ -195,6 +199,7 @@ def _arguments_apart(args: argparse.Namespace, path: Path) -> list[str]:
     """Return the command line that measures the section ``tf32`` alone."""
     line = ["bench", "tf32", "--device", args.device, "--json", str(path)]
     line += ["--only", args.only.pattern, "--sphere-radius", str(args.sphere_radius)]
+    line += ["--clock", args.clock]
     for name in ("waymo", "kitti", "max_points"):
         value = getattr(args, name)
         if value is not None:
@@ -207,7 +212,7 @@ def _about(
 ) -> dict[str, Any]:
     versions = {peer.name: peer.version for peer in peers}
     versions |= {"torch": torch.__version__, "python": platform.python_version()}
-    for package in ("triton", "cumm"):
+    for package in ("triton", "numba", "cumm"):
         for distribution in importlib.metadata.packages_distributions().get(package, []):
             versions[package] = importlib.metadata.version(distribution)
     on_gpu = device.type == "cuda"
@@ -217,6 +222,7 @@ def _about(
         "versions": versions,
         "missing": missing,
         "quick": args.quick,
+        "clock": args.clock,
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -36,7 +36,7 @@ from tritonspconv.bench.peers import OURS, first_line
 from tritonspconv.bench.reference import relative_error
 from tritonspconv.bench.report import Report
 from tritonspconv.bench.scenes import Scene, SceneStore
-from tritonspconv.bench.timing import Meter, Run
+from tritonspconv.bench.timing import CLOCKS, Meter, Run
 from tritonspconv.models.minkowski import mink_unet, mink_unet_of_spconv
 
 MODULES = {
@@ -338,7 +338,7 @@ def main() -> int:
         for training in (False, True)
         for dtype in dtypes
     ]
-    meter = Meter(device, args.quick)
+    meter = Meter(device, args.quick, args.clock)
     title = "wall time, ms; new kernel maps at every call unless cached"
     measure_cases("minkowski", title, HEADER, cases, libraries, meter, report, meter.wall)
     if args.json is not None:
@@ -365,6 +365,9 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--max-points", type=int, help="use only so many points of it")
     parser.add_argument("--sphere-radius", type=int, default=40, help="in voxels (default 40)")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time; for busy machines"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
     return parser.parse_args()
