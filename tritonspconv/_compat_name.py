@@ -1,4 +1,4 @@
-"""Which module the name ``compat`` means: the adapters of this engine, or another one."""
+"""A check that the name ``compat`` means the adapters of this engine, not another module."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 
 _VARIABLE = "TRITONSPCONV_CHECK_COORDS"
 
-# None: the environment decides.
+# If the value is None, the environment variable decides.
 _enabled: ContextVar[bool | None] = ContextVar("check_coords", default=None)
 
 
@@ -30,7 +30,7 @@ def check_coords(enabled: bool = True) -> Iterator[None]:
         enabled: False turns the checks off inside the block.
 
     Raises:
-        ValueError: At the tensor whose rows lie outside its grid or its batch.
+        ValueError: A new tensor has rows outside its grid or its batch.
 
     Example:
         >>> with tritonspconv.debug.check_coords():

@@ -61,7 +61,7 @@ def refuse_capture(name: str) -> None:
     The check takes about 0.2 us and reads no tensor.
 
     Args:
-        name: What the user called, for the message.
+        name: Name of the function that the user called, for the message.
 
     Raises:
         GraphCaptureError: Under ``torch.jit.trace``, ``torch.onnx.export``, ``torch.export``,
@@ -158,7 +158,7 @@ def _functions_of(kind: Any) -> list[types.FunctionType]:
         members = [vars(kind).get("forward")]
     else:
         members = list(vars(kind).values())
-    # Of static and class methods, the function.
+    # Static and class methods hold their function in ``__func__``.
     members = [getattr(member, "__func__", member) for member in members]
     return [member for member in members if isinstance(member, types.FunctionType)]
 
@@ -190,7 +190,8 @@ def _skip_frames(code: types.CodeType) -> None:
 def _slow_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Stand in for the method that ``nn.Module`` calls while ``torch.jit.trace`` records."""
     if all(isinstance(arg, torch.Tensor) for arg in (*args, *kwargs.values())):
-        # Either a layer of dense tensors, or what makes a sparse tensor of them, which raises.
+        # The module is a layer of dense tensors, or it makes a sparse tensor of dense ones, which
+        # raises.
         return nn.Module._slow_forward(self, *args, **kwargs)
     return refuse_capture(type(self).__name__)
 

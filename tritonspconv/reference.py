@@ -1,4 +1,4 @@
-"""The brute-force oracle: what every operation means, in loops that can be checked by eye.
+"""The brute-force reference: every operation in loops that a reader can check by eye.
 
 Pure torch on the CPU, for any float dtype (float64 is the one to trust), differentiable and slow.
 It shares no code with the package that it judges: every rule is written here a second time.
@@ -63,9 +63,9 @@ def relation(
 ) -> list[Triple]:
     """Return every triple with ``fine = stride * coarse - padding + dilation * tap``.
 
-    Outputs are coarse and inputs fine; ``transposed`` swaps the two. Where sites repeat, on either
-    side, the lowest row stands for the site. The other rows, and rows outside the boxes, take no
-    part.
+    Outputs are coarse and inputs fine; ``transposed`` swaps the two. If several rows of a side
+    share a site, the lowest row represents the site. The other rows, and rows outside the boxes,
+    take no part.
 
     Args:
         in_coords: Input sites, int ``[n_in, 1 + D]``.

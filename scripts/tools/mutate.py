@@ -160,7 +160,8 @@ def _changes(tree: ast.Module, source: str) -> Iterator[tuple[ast.expr, str]]:
             yield node.test, f"not ({part(node.test)})"
 
 
-# What errors say, how objects print, what types are and what is imported is not computed.
+# Messages of errors, texts of objects, types and imports are not computed, so no test judges their
+# mutants.
 _UNJUDGED = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 _UNJUDGED_NAMES = ("__repr__", "extra_repr", "__str__")
 
@@ -243,7 +244,7 @@ def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str]) -> None:
 
     marks = "interpreter" if is_interpreted else "not interpreter and not gpu"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--hypothesis-seed=1"]
-    # What takes long checks sizes, which no small change is about.
+    # The tests that take long check large sizes, and no small change concerns these sizes.
     options += ["-k", "not many_rows and not large_windows"]
     os._exit(int(pytest.main([*options, *names])))
 

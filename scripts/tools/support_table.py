@@ -24,11 +24,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 START, END = "<!-- support: start -->", "<!-- support: end -->"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 AXES = (1, 2, 3, 4)
-# Of the largest entry; sums of some hundred products.
+# Limits relative to the largest entry, for sums of some hundred products.
 LIMITS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2, torch.float64: 1e-12}
 EXTENT, CHANNELS = 6, 4
 
-# From features, coordinates and the number of axes to a dense result.
+# A case takes features, coordinates and the number of axes, and returns a dense result.
 Case = Callable[[Tensor, Tensor, int], Tensor]
 
 

@@ -28,7 +28,7 @@ class MeasuredLibrary(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One library, ready to run a case.
+    """The functions of one library for one case.
 
     Attributes:
         runs: The functions to measure, by name of the pass.

@@ -122,15 +122,15 @@ def _input_sites(kind: str, scene: Scene) -> tuple[Scene, Window]:
 
 
 class _LayerBench:
-    """One layer of one library on one set of voxels.
+    """Benchmark of a layer of one library on one set of voxels.
 
     Args:
         kind: Label of the layer.
         scene: The voxels of the scene.
         sites: The voxels that the layer reads; for an inverse layer, those it writes.
         window: The geometry.
-        channels: Of input and output.
-        dtype: Of features and weights.
+        channels: Channels of input and output.
+        dtype: Dtype of features and weights.
         peer: The library.
     """
 

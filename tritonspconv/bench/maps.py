@@ -70,7 +70,7 @@ def _build_ours(peer: Peer, scene: Scene, kind: str, training: bool) -> Built:
 
 @functools.lru_cache
 def _our_geometry(kind: str) -> ConvGeometry:
-    """Return what a layer makes once and keeps."""
+    """Return the objects that a layer makes once and keeps."""
     window = WINDOWS[kind]
     size, stride, padding, dilation = ((n,) * 3 for n in _geometry(window))
     if window.stride == 1:

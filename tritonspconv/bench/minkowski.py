@@ -151,7 +151,7 @@ class Subject:
 
 
 class Bench:
-    """One network of one library on one batch.
+    """Benchmark of a network of one library on one batch.
 
     Args:
         subject: The network and the scene.

@@ -27,7 +27,7 @@ class Window:
     Attributes:
         size: Taps along an axis.
         stride: Fine voxels between coarse ones.
-        padding: As the layer takes it.
+        padding: The layer's argument ``padding``.
         to_fine: The layer reads coarse voxels and writes fine ones.
     """
 

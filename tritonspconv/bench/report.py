@@ -1,4 +1,4 @@
-"""What was measured: the table on the screen, and the files."""
+"""Report of the measurements: the table on the screen, and the files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Cell:
     Attributes:
         status: ``"ok"``; ``"FAIL"``: wrong results, so no time; ``"error"``: it raised; ``"n/a"``:
             it has no such case.
-        measurement: Where the status is ``"ok"``.
+        measurement: The measurement if the status is ``"ok"``, else None.
         errors: Relative errors by name, where they were checked.
-        message: First line of what was raised, or what is wrong.
+        message: First line of the exception, or of the description of the wrong result.
     """
 
     status: str
@@ -56,9 +56,9 @@ class Row:
     """One measured case.
 
     Attributes:
-        section: As on the command line.
+        section: Name of the section on the command line.
         labels: Text for each label column of the section.
-        cells: By name of the library.
+        cells: Results by name of the library.
     """
 
     section: str

@@ -7,16 +7,17 @@
   tritonspconv convert sp.pth new.pth --to-minkowski --model mynet:build
 
 SRC is a state dict, or a dict that holds one under state_dict, model, model_state or
-model_state_dict. All else in it is kept as it is; an optimizer's state too, so do not resume from a
-converted file, whose momenta still have the old layout.
+model_state_dict. All other entries are kept as they are. The state of an optimizer is kept too, and
+its momenta still have the old layout, so do not resume training from a converted file.
 
-With --model, a function without arguments that returns the network, the layers' own shapes decide.
-Without it they are inferred. A weight counts as that of a sparse convolution if it has as many axes
-as --ndim says, and if in some layout no axis of its kernel is longer than 9.
-KRSC is told from the two others wherever channels are larger than that. RSKC and RSCK have the same
-axes, but for the channels' order: only a bias, which has as many entries as outputs, tells them
-apart. A file whose layout stays ambiguous is refused: pass --layout or --model. Dense convolutions
-of as many axes with at most 9 channels, and 1x1 convolutions with a stride, need --model.
+--model names a function without arguments that returns the network. With --model, the shapes of the
+layers decide the layout. Without --model, the layout is inferred from the weights. A weight counts
+as a sparse convolution if it has as many axes as --ndim says, and if in some layout no axis of its
+kernel is longer than 9. The layout KRSC is recognised if the channels are larger than 9. RSKC and
+RSCK have the same axes, but for the channels' order: only a bias, which has as many entries as
+outputs, tells them apart. A file whose layout stays ambiguous is refused: pass --layout or --model.
+Dense convolutions of as many axes with at most 9 channels, and 1x1 convolutions with a stride, need
+--model.
 
 --from-minkowski and --to-minkowski convert between MinkowskiEngine and spconv networks whose layers
 have the same names and compute the same; --model returns the MinkowskiEngine one. Layers

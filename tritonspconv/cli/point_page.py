@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# From low to high; the palette of the pictures.
+# Colours of heights from low to high; the palette of the pictures.
 _HEIGHTS = (
     (39, 64, 139),
     (31, 122, 140),

@@ -141,7 +141,7 @@ def table(profile: NetworkProfile) -> list[list[str]]:
 
 
 def _network(name: str) -> tuple[nn.Module, str]:
-    """Return the network and the library whose tensors it takes."""
+    """Return the network and the library of its input tensors."""
     torch.manual_seed(0)
     if name == "second":
         return second_encoder(spconv), "compat.spconv"

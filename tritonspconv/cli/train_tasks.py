@@ -1,4 +1,4 @@
-"""What the command trains: a task, a network for it, and the library that the network is of."""
+"""Experiments of the command: a task, a network for the task, and the network's library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BACKENDS = ("ours", "original")
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one backend trains.
+    """The experiment of one backend.
 
     Attributes:
         backend: ``"ours"`` or ``"original"``.

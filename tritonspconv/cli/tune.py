@@ -56,7 +56,7 @@ DTYPES = ("float16", "bfloat16", "float32", "tf32")
 
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Tune what was asked for; return the exit status and the content of the file."""
+    """Tune the requested kernels; return the exit status and the content of the file."""
     device = choose_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def search(
     launch: TunableLaunch, tolerance: float, meter: Meter
 ) -> tuple[GemmConfig, float, float]:
-    """Return the fastest tile found and the times in ms, its own and that of the fixed choice.
+    """Return the fastest tile found, its time in ms, and the time of the fixed choice in ms.
 
     Args:
         launch: The problems to tune.
@@ -162,7 +162,7 @@ def _map_of(scene: Scene) -> KernelMap:
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
-    """Return the content of the file, or that of a new one.
+    """Return the content of the file, or the content of a new file.
 
     Raises:
         CommandError: The file is of another kind of card.

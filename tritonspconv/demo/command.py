@@ -168,7 +168,7 @@ def _run(
 def normalise_lone_voxels(network: nn.Module) -> None:
     """Let batch norms use their running statistics where fewer than two voxels reach them.
 
-    One value has no variance: torch refuses to normalise one row in training.
+    A single value has no variance, so torch refuses to normalise one row in training.
     """
 
     def choose_statistics(module: nn.Module, inputs: tuple[Tensor]) -> None:

@@ -26,7 +26,7 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a network.
+    """A level of a network: the voxels of one resolution.
 
     Attributes:
         name: Its title.

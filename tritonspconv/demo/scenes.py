@@ -1,4 +1,4 @@
-"""What the scripts run on: scans, the voxels made of them, and the networks' grids."""
+"""Scenes for the scripts: scans, the voxels made of them, and the networks' grids."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ IntTuple = tuple[int, ...]
 
 # The key of no site, and of padding; it comes last in order.
 _LAST = 2**63 - 1
-# So small that no tap adds up to a key.
+# This key is so small that no tap can turn it into the key of a site.
 _NEVER = -(2**62)
 # Cells beside the grid on every axis: windows that reach no further find no wrong key.
 _ROOM = 16
@@ -45,7 +45,7 @@ class RoomyKeys:
         self.grid = grid
         extents = [extent + _ROOM for extent in grid.shape]
         self._extents = [max(grid.batch_size, 1), *extents]
-        # How much a key grows with the batch index and with each coordinate.
+        # The steps of a key: one for the batch index and one for each coordinate.
         self._units = [math.prod(extents[axis:]) for axis in range(len(extents) + 1)]
         self._lower = [0, *grid.lower]
         self._upper = [grid.batch_size - 1, *grid.upper]
@@ -67,7 +67,7 @@ class RoomyKeys:
         return (coords * _numbers(factors, coords)).sum(1) - self._first
 
     def steps(self, offsets: Sequence[IntTuple], like: Tensor) -> Tensor:
-        """Return what each offset adds to a key, int64 [V]."""
+        """Return the change of a key for each offset, int64 [V]."""
         units = self._units[1:]
         steps = [sum(x * unit for x, unit in zip(offset, units, strict=True)) for offset in offsets]
         return _numbers(steps, like)
@@ -168,7 +168,7 @@ def reached_sites(
         is_inside: bool [N]; other rows reach nothing.
         offsets: See :func:`tritonspconv.kernels.sites.reached_sites`, like the next three.
         stride: Fine sites per coarse site.
-        divide: Whether ``coords`` are fine.
+        divide: True: ``coords`` are the fine sites.
         grid: The target grid.
         capacity: Rows of the result; None: as many as there are sites, read on the host.
     """
@@ -215,7 +215,7 @@ def neighbor_rows(
         out_grid: Grid of the outputs.
         offsets: V tap offsets.
         stride: Fine sites per coarse site.
-        divide: Whether inputs are fine.
+        divide: True: the inputs are the fine sites.
         inputs: The input sites.
     """
     numbering = inputs.numbering
@@ -243,7 +243,7 @@ def inverted_rows(rows: Tensor, n_in: int) -> Tensor:
         n_in: Number of inputs. Through one tap, an input feeds one output at most.
     """
     out_rows = torch.arange(rows.shape[0], device=rows.device)[:, None].expand_as(rows)
-    # What is absent is written to a spare row behind the last one.
+    # Absent entries are written to a spare row behind the last one.
     made = torch.full((n_in + 1, rows.shape[1]), -1, dtype=torch.int64, device=rows.device)
     return made.scatter(0, torch.where(rows < 0, n_in, rows), out_rows)[:n_in]
 

@@ -19,7 +19,7 @@ class Mismatch(ValueError):
 
 
 def as_plain(tree: Any, given: Collection[int] = ()) -> Any:
-    """Return what a model returned as dicts, lists, tuples, tensors, numbers and strings.
+    """Return a model's result as dicts, lists, tuples, tensors, numbers and strings.
 
     A sparse tensor becomes a dict of ``features`` and ``coords``, padded rows a dict of
     ``features``; both with their ``count`` where rows are padded. Padding of features is zero.
@@ -61,8 +61,8 @@ def check_equal(found: Any, expected: Any, path: str = "outputs") -> None:
     """Compare the outputs of a program with those of the model, within :data:`TOLERANCE`.
 
     Args:
-        found: What the program returned.
-        expected: What the model returned, by :func:`as_plain`.
+        found: The result of the program.
+        expected: The result of the model, converted by :func:`as_plain`.
         path: The name of both in the message.
 
     Raises:

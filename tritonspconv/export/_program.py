@@ -41,14 +41,13 @@ def export_program(
     tensor these are features ``[capacity, C]`` and coordinates int32 ``[capacity, 1 + D]``. The
     last input is the count, int64 ``[]``, the number of voxels. Rows behind it may hold anything.
 
-    The program returns ``(outputs, faults)``. ``outputs`` is what the model returns, with lists in
+    The program returns ``(outputs, faults)``. ``outputs`` is the model's result, with lists in
     place of tuples. In place of a sparse tensor stands a dict of ``features``, ``coords`` and
     ``count``, and in place of features alone a dict of ``features`` and ``count``. Features behind
     the count are zero, and coordinates there have batch index -1. Entries of a dict that are
-    arguments of the model are left out.
-    ``faults`` is int64 ``[3 + levels]``, all zero if the outputs are right: voxels beyond the
-    capacity, rows outside the grid or the batch, rows that repeat a site, and for each level the
-    number of sites for which it has no room.
+    arguments of the model are left out. ``faults`` is int64 ``[3 + levels]``, all zero if the
+    outputs are right: voxels beyond the capacity, rows outside the grid or the batch, rows that
+    repeat a site, and for each level the number of sites for which it has no room.
 
     Args:
         model: A network of this engine or of its adapters, in evaluation mode.
@@ -58,8 +57,8 @@ def export_program(
         capacity: Number of rows of the inputs. Default: 1.25 times the example's.
         level_capacities: Number of sites of each level that the network makes, in order. Default:
             as many as in the example, in proportion to the capacity, times ``headroom``.
-        headroom: How many more sites than in the example, in proportion to the voxels, a level may
-            have.
+        headroom: Factor on the default capacity of each level. A scan may have this many times the
+            sites of the example at a level, in proportion to its voxels.
         box: Smallest and largest coordinate of every axis, inclusive, for tensors without a grid of
             their own, as in MinkowskiEngine. Default: the cube around the origin that reaches at
             least twice as far as the example. Rows outside count as faults.
@@ -124,7 +123,7 @@ def _level_capacities(sizes: list[int], given: Sequence[int] | None, share: floa
 def _grid(coords: Tensor, box: Box | None) -> Grid:
     """Return the grid of a box, for the samples of ``coords`` [N, 1 + D].
 
-    None stands for the cube around the origin that reaches twice as far as ``coords``.
+    Without a box, the grid is the cube around the origin that reaches twice as far as ``coords``.
     """
     batch_size = int(coords[:, 0].max()) + 1
     if box is None:

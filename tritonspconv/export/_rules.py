@@ -113,7 +113,7 @@ def _pool(
         out = out / present.clamp(min=1)
     if mode == "max":
         out = torch.where(present > 0, out, 0.0 if floor is None else floor)
-        # Not clamp: NaN wins a maximum.
+        # ``maximum`` keeps NaN, which wins a maximum; ``clamp`` is not used here.
         out = out if floor is None else torch.maximum(out, out.new_full((), floor))
     return kernel_map.out_sites.as_rows(out.to(x.dtype))
 
@@ -143,7 +143,8 @@ def _pool_samples(
     if mode == "max":
         found = [torch.where(each[:, None], x, float("-inf")).amax(0) for each in is_of]
         return torch.where(size > 0, torch.stack(found), 0.0).to(x.dtype)
-    # Not a product with 0: that would make NaN of an infinite value of another sample.
+    # A product with 0 would turn an infinite value of another sample into NaN, so ``where`` selects
+    # the values.
     found = [torch.where(each[:, None], x.to(acc), 0.0).sum(0) for each in is_of]
     out = torch.stack(found)
     return (out / size.clamp(min=1) if mode == "avg" else out).to(x.dtype)
@@ -169,4 +170,4 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
         (global_broadcast, _give_to_rows),
     )
 }
-"""What stands for each sparse operation; every other function has its ordinary rule."""
+"""The rule of each sparse operation; every other function keeps its ordinary rule."""

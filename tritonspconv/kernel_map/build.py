@@ -243,7 +243,7 @@ def _made_sites(
 ) -> tuple[ActiveSites, SiteIndex | None]:
     """Return the output sites and their index, which the sites keep only if it is small.
 
-    There is no index where a builder makes the sites.
+    The index is None if a builder makes the sites.
     """
     grid = out_grid or output_grid(sites.grid, geometry)
     stride = geometry.stride

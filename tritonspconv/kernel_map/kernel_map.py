@@ -30,10 +30,10 @@ class Relation:
         n_out: Number of output rows.
         out_table: The table of the outputs.
         mirrored: Inputs and outputs are one set of sites, and the geometry is mirrored.
-        listed: A caller listed the pairs; they do not follow from the geometry.
+        listed: A caller listed the pairs, so they do not follow from the geometry.
         versions: Versions of the input and of the output coordinates that the table was made of.
-        repeats: Flag on the device: inputs that reach an output share a cell. None: ask their
-            sites.
+        repeats: Flag on the device: inputs that reach an output share a cell. None: the sites of
+            the inputs know the answer.
         in_count: Number of real inputs, int64 [] on the device; None: all. The number of real
             outputs is ``out_table.real_columns``.
 
@@ -215,7 +215,7 @@ class KernelMap(metaclass=OpaqueMeta):
 
     @property
     def is_listed(self) -> bool:
-        """Whether a caller listed the pairs: they do not follow from the geometry."""
+        """True: a caller listed the pairs, so they do not follow from the geometry."""
         return self._relation.listed
 
     @property

@@ -26,7 +26,7 @@ def conv_grads(
     grad_weight: Float[Tensor, "V c_in c_out"] | None,
     precision: str = "ieee",
 ) -> Float[Tensor, "n_in c_in"] | None:
-    """Return the gradient of ``feats``, and fill ``grad_weight`` with that of ``weight``.
+    """Return the gradient of ``feats`` and fill ``grad_weight`` with the gradient of ``weight``.
 
     Args:
         feats: [n_in, c_in], contiguous rows.

@@ -37,7 +37,8 @@ def gather_gemm(
         feats: [n_in, c_in], contiguous rows.
         weight: [V, c_in, c_out], any strides, same dtype.
         bias: [c_out], any stride; or None.
-        table: For each of n_out rows, the rows of ``feats``; of the back end of this device.
+        table: The neighbour table of the n_out rows. Its entries are rows of ``feats``. The back
+            end of this device must have built the table.
         precision: ``"ieee"`` or ``"tf32"`` products for float32; torch's are always IEEE. On NVIDIA
             each operand of a large float32 product is split into float16 parts first.
         norm: Normalises the sum with its bias, in the type of the sum; any strides.

@@ -39,8 +39,8 @@ class SiteIndex(NamedTuple):
     Attributes:
         kind: ``"sorted"`` (any device): keys in ascending order, and their rows. ``"pages"``
             (Triton, given sites): ``2**shift`` consecutive keys are a page, and a page with a site
-            has a slot of rows. ``"bitmap"`` (Triton, generated sites, whose rows ascend by key):
-            the rank of a site's bit is its row.
+            has a slot of rows. ``"bitmap"`` (Triton, for generated sites; their rows ascend by
+            key): the rank of a site's bit is its row.
         table: sorted: int64 [N], the keys. pages and bitmap: int64 words. The lower half of a word
             has the bits of 32 pages or cells. Its upper half has the slot or the row of the first
             bit that is set. Counters follow the words; the last entry of pages says whether rows

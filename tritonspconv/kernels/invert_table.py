@@ -30,7 +30,7 @@ def invert_table(
 
     Args:
         rows: int32 [V, n], entries below ``n_other`` or -1.
-        order: int32 [n], the row that each column stands for; None: column c is row c.
+        order: int32 [n], the row of each column; None: column c is row c.
         n_other: Rows of the other side.
         offsets: V tap offsets, which only steer the order of columns.
         count: int64 [], number of real columns; None: all.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tritonspconv.kernels.window import IntTuple
 
 # Ordered columns save a layer more time, the more columns, taps and channels it has; with the
-# channels the gain grows less than in proportion. From this product on, a layer saves some 20 us.
+# channels the gain grows less than in proportion. If the product is at least this large, ordering
+# saves a layer some 20 us.
 _MIN_WORK = 2**30
 
 
@@ -22,8 +23,8 @@ def pays_to_order(table: NeighborTable, volume: int, c_in: int, c_out: int) -> b
     """Return whether a layer saves more than it takes to order the columns of its table.
 
     Args:
-        table: The table. One that has an order stays as it is, and so does one of the torch
-            kernels, which skip no taps.
+        table: The table. A table that has an order stays as it is. A table of the torch kernels
+            stays as it is too, because these kernels skip no taps.
         volume: V, the window's taps.
         c_in: Input channels of the layer.
         c_out: Output channels of the layer.

@@ -22,7 +22,7 @@ def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -
         table: The table of the outputs.
         taps: Taps to list: V, or ceil(V/2) of a mirrored map.
         capacity: An upper bound of the number of pairs.
-        mirrored: True: the list stands for the other taps too; see :class:`PairList`.
+        mirrored: True: the list also describes the other taps; see :class:`PairList`.
 
     Returns:
         The list, of which the first ``tap_ptr[-1]`` columns are written. No wait for a GPU.
@@ -46,8 +46,8 @@ def list_inputs(
 
     Returns:
         The pairs; and the table of the inputs, of rows [1, n_in], whose last columns are inputs
-        without an output. Rows and order lie in the pairs' memory. No wait for the device. None on
-        the torch back end, whose kernels read no such table.
+        without an output. Rows and order lie in the pairs' memory. No wait for the device. On the
+        torch back end the table is None, because the torch kernels do not read it.
     """
     rows, mask, order, *_, count = table
     found = _back_end(rows.device).list_inputs(rows, mask, order, n_in, count)

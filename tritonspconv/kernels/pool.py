@@ -31,7 +31,7 @@ def pool_fwd(
         order: int32 [n_out], column ``c`` is output row ``order[c]``; None where they agree.
         mode: ``"max"``, ``"avg"`` (over the present inputs) or ``"sum"``.
         floor: Lower bound of a maximum; None for a true maximum.
-        want_saved: Return what the backward pass needs.
+        want_saved: Also return the winners or the counts for the backward pass.
         count: int64 [], number of real columns; None: all. The output rows of others are zero.
 
     Returns:
@@ -65,11 +65,11 @@ def pool_bwd(
             taps does not matter.
         order: int32 [n_in], column ``c`` is input row ``order[c]``; None where they agree.
         mode: ``"max"``, ``"avg"`` or ``"sum"``.
-        argmax: For ``"max"``: int32 [n_out, C]; the gradient goes to that row.
-        feats: For ``"max"`` without ``argmax``: the input rows [n_in, C]; the gradient goes to
-            every input that equals its output.
-        out: With ``feats``: the output rows [n_out, C].
-        present: For ``"avg"``: int32 [n_out], inputs of every output row.
+        argmax: Winning input rows for ``"max"``, int32 [n_out, C]. The gradient goes to these rows.
+        feats: Input rows [n_in, C] for ``"max"`` without ``argmax``. The gradient goes to every
+            input that equals its output.
+        out: Output rows [n_out, C]; needed with ``feats``.
+        present: Number of inputs of each output row for ``"avg"``, int32 [n_out].
         count: int64 [], number of real columns; None: all.
 
     Returns:

@@ -35,8 +35,9 @@ def segment_reduce(
         want_argmax: Return which row won. Only for ``"max"``.
 
     Returns:
-        [S, C] in ``values.dtype``; an empty segment is 0. And the winning rows, int32 [S, C], or
-        None: -1 in an empty segment. The lowest row wins a tie. NaN wins over numbers.
+        Two items. The first one is [S, C] in ``values.dtype``; an empty segment is 0. The second
+        one holds the winning rows, int32 [S, C], with -1 in an empty segment; or it is None. The
+        lowest row wins a tie. NaN wins over numbers.
 
     Accumulates in float32 (float64 for float64 input).
     """

@@ -73,7 +73,7 @@ def reached_sites(
         own_grid: The grid of ``coords``; rows outside it reach nothing.
         flag: int64 [], to be read together with the number of sites; or None.
         capacity: Number of rows to return, padding included; the host then does not wait. None: as
-            many as there are sites, for which the host waits once.
+            many rows as there are sites. The host then waits once for this number.
         overflow: int32 [], set to whether there are more sites than ``capacity``. Those that do not
             fit are left out.
     """

@@ -18,21 +18,22 @@ T = TypeVar("T")
 
 
 class NeighborTable(NamedTuple):
-    """For each row on one side, the row it meets on the other side through each tap.
+    """Table of the rows that meet through each tap: a row of one side finds one of the other side.
 
     Attributes:
         rows: int32 [V, n], a row of the other side or -1; or [1, n] where no row meets two, and
             ``mask`` says through which tap.
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
-            None on a CPU, whose kernels do not read it.
-        order: int32 [n], the row that each column stands for; None: column c is row c.
+            None on a CPU, because the CPU kernels do not read it.
+        order: int32 [n], the row of each column; None: column c is row c.
         panels: The pairs in the form that the kernels of this CPU multiply, listed on first use:
             ``PairPanels`` for torch, ``TapPanels`` for numba. None in a table of the Triton
             kernels, which do not read them.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
-        real_columns: int64 [], how many columns stand for real rows, on the device; None: all. The
-            columns behind them are padding: no kernel reads them, and Triton kernels leave ``rows``
-            and ``mask`` unwritten there. Their order is that of the rows.
+        real_columns: int64 [] on the device, the number of columns that are real rows; None: all.
+            The columns behind the real ones are padding. No kernel reads the padding, and Triton
+            kernels leave ``rows`` and ``mask`` unwritten there. The padding columns stay in the
+            order of their rows.
     """
 
     rows: Tensor

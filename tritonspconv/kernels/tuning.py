@@ -1,4 +1,4 @@
-"""What a tuner needs of the matrix kernels: tiles, the fixed choice, and launches with a tile."""
+"""Access to the matrix kernels for a tuner: tiles, the fixed choice, launches with a tile."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class TunableLaunch(NamedTuple):
-    """One matrix kernel on one set of operands.
+    """A matrix kernel on a fixed set of operands.
 
     Attributes:
         problem: The problem that a tile is for.

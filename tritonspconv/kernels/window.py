@@ -39,12 +39,13 @@ Window = tuple[IntTuple, ...] | Box
 def reach_steps(
     offsets: Window, stride: IntTuple, divide: bool
 ) -> tuple[tuple[IntTuple, IntTuple], ...]:
-    """Return ``(offset, limit)`` pairs that reach what all taps reach.
+    """Return ``(offset, limit)`` pairs that reach the same sites as all taps together.
 
     With ``divide``, a fine site reaches ``floor((fine - offset) / stride)`` if the remainder is
-    below ``limit`` on every axis. A single tap has ``limit = 1``. In a window without gaps, at most
-    one of the taps that differ by less than a stride divides without remainder, so one step stands
-    for all of them. A 3x3x3 window of stride 2 takes 8 steps instead of 27.
+    below ``limit`` on every axis. A single tap has ``limit = 1``. In a window without gaps,
+    consider the taps that differ by less than a stride. At most one of these taps divides without
+    remainder, so one step replaces all of them. A 3x3x3 window of stride 2 takes 8 steps instead of
+    27.
 
     Args:
         offsets: V tap offsets, or the corners of the window where ``divide`` is True.

@@ -1,9 +1,10 @@
 """MinkUNet, written against the MinkowskiEngine 0.5 interface, and of spconv's layers.
 
 The builders take the library's module as their first argument: the original ``MinkowskiEngine`` and
-``compat.minkowski`` build the same network, with the same names in its ``state_dict``. That of
-spconv has the same names and computes the same with weights that
-``compat.minkowski.checkpoint.to_spconv`` converts, where coordinates are not negative.
+``compat.minkowski`` build the same network, with the same names in its ``state_dict``. The network
+of spconv's layers has the same names too. With weights converted by
+``compat.minkowski.checkpoint.to_spconv`` it computes the same results, if no coordinate is
+negative.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class MinkUNet(nn.Module):
         ME: The module with the sparse layers.
         in_channels: Features of a voxel.
         num_classes: Outputs for a voxel.
-        channels: Those of the stem, of four encoder levels and of four decoder levels.
+        channels: Channels of the stem, of four encoder levels and of four decoder levels.
         blocks: Residual blocks of these eight levels.
         D: Number of spatial axes.
         stem: Window of the first layer.
@@ -174,7 +175,7 @@ class SpconvMinkUNet(nn.Module):
         spconv: The module with the sparse layers.
         in_channels: Features of a voxel.
         num_classes: Outputs for a voxel.
-        channels: Those of the stem, of four encoder levels and of four decoder levels.
+        channels: Channels of the stem, of four encoder levels and of four decoder levels.
         blocks: Residual blocks of these eight levels.
     """
 

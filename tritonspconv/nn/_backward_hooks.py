@@ -33,8 +33,9 @@ def add_hook(
 
     Args:
         module: Its ``forward`` takes and returns sparse tensors or tensors.
-        hook: As torch's: called with the module, the gradients of the inputs and those of the
-            outputs; before the gradient is computed with the module and those of the outputs.
+        hook: A function like a backward hook of torch. Its arguments are the module, the gradients
+            of the inputs and the gradients of the outputs. With ``before`` its arguments are the
+            module and the gradients of the outputs.
         before: Call it before the gradient of the inputs is computed.
         prepend: Call it before the hooks that are there.
 
@@ -45,7 +46,7 @@ def add_hook(
     if hooks is None:
         hooks = _Hooks(OrderedDict(), OrderedDict())
         setattr(module, _ATTRIBUTE, hooks)
-        # Only this module gets another forward, so no other call has to ask for hooks.
+        # Only this module gets another forward, so calls of other modules need no check for hooks.
         module.__dict__["forward"] = functools.partial(_forward, module)
     kept = hooks.before if before else hooks.after
     handle = RemovableHandle(kept)

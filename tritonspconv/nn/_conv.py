@@ -77,7 +77,8 @@ class Conv(SparseModule):
                 residual=residual,
             )  # fmt: skip
         except (AttributeError, ValueError):
-            # Only now, so that a call that is right pays nothing for it.
+            # The check runs only after a failure, so that a correct call does not pay for the
+            # check.
             self._check_inputs(x, like)
             raise
         return SparseTensor(feats, kmap.out_sites)

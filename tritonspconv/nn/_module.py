@@ -18,7 +18,8 @@ class SparseModule(nn.Module):
     Derive your own blocks from this class, to place them in :class:`tritonspconv.nn.Sequential`.
     The container gives the sparse tensor to such modules, and the features alone to all others.
 
-    Full backward hooks get the gradients of the features, as they get those of tensors in torch.
+    Full backward hooks get the gradients of the features, as they get the gradients of tensors in
+    torch.
     """
 
     def register_full_backward_hook(

@@ -66,7 +66,7 @@ def run_chain(
                 norm = None if follower is None else norm_numbers(follower, conv.out_channels)
                 behind = place + (norm is not None)
                 relu = behind < end and family.is_relu(modules[behind])
-                # With gradients a ReLU alone saves nothing.
+                # While gradients are on, fusing a ReLU without a norm saves nothing.
                 if norm is not None or (relu and not torch.is_grad_enabled()):
                     value = conv.forward_fused(value, norm, relu)
                     place = behind + relu

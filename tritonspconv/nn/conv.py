@@ -116,7 +116,8 @@ class SparseConvNd(Conv):
 
         Args:
             x: The input.
-            like: Give outputs at the sites of this tensor instead of those of the rule.
+            like: Give outputs at the sites of this tensor instead of the sites that the rule
+                generates.
         """
         return self._convolve(x, like)
 

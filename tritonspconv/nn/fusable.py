@@ -60,7 +60,8 @@ class FusableConv(Protocol):
     def residual_of(self, input: Any, other: Any) -> Tensor | None:
         """Return the features of ``other`` if ``forward(input) + other`` adds them row by row.
 
-        None stands for every other case: the two may have other sites, or ``other`` is no tensor.
+        The result is None in every other case: the two may have different sites, or ``other`` is no
+        tensor.
         """
         ...
 
@@ -125,7 +126,7 @@ class LayerFamily:
             containers: Classes that run their children in order. A derived class counts as long as
                 it inherits ``forward``.
             function_modules: Modules of functions on sparse tensors that change no argument.
-            relu_functions: Those of them that are ReLUs.
+            relu_functions: The members of ``function_modules`` that are ReLUs.
         """
         self._convs: frozenset[Callable[..., Any]] = frozenset(kind.forward for kind in convs)
         self._norms = {kind: (kind.forward, inner) for kind, inner in norms.items()}
@@ -173,7 +174,7 @@ class LayerFamily:
     def batch_norm(self, module: nn.Module) -> nn.BatchNorm1d | nn.SyncBatchNorm | None:
         """Return the torch batch norm that ``module`` is or wraps, or None if it is something else.
 
-        None is also the answer for a module that runs code which is not its class's ``forward``.
+        The result is also None if the module runs other code than the ``forward`` of its class.
         """
         return _torch_module(module, self._norms)  # pyright: ignore[reportReturnType]
 
@@ -209,7 +210,8 @@ class LayerFamily:
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class of ``module`` before :func:`tritonspconv.optimize` changed it."""
     kind = type(module)
-    # Not of a class that somebody has derived from the changed one, as FSDP does.
+    # ``vars`` does not see inherited entries: a class derived from the changed one, as FSDP derives
+    # one, counts as original.
     return vars(kind).get(ORIGINAL_CLASS, kind)
 
 
@@ -234,7 +236,7 @@ def fuses_now() -> bool:
 
 
 def norm_numbers(norm: nn.BatchNorm1d | nn.SyncBatchNorm, channels: int) -> Norm | None:
-    """Return what a batch norm does now as numbers, or None where torch has to run it.
+    """Return the numbers of a batch norm's current computation, or None if torch must run it.
 
     Torch runs the norm in these cases: it is over another number of channels, which torch refuses;
     it has no running statistics; its tensors are not its own parameters and buffers; it is in

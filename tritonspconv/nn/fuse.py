@@ -64,7 +64,7 @@ def _used_twice(model: nn.Module) -> set[int]:
 
 
 def _fold_children(container: nn.Module, shared: set[int]) -> None:
-    """In a container, fold what follows each convolution into it, and remove what was folded."""
+    """Fold the modules behind each convolution of a container into it, and remove these modules."""
     conv: FusableConv | None = None
     for name, module in list(container._modules.items()):
         if module is None:

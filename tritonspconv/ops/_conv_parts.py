@@ -45,7 +45,7 @@ def gradients_only(
     needs_feats: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``feats`` and ``weight``; an empty tensor for what is not needed."""
+    """Return the gradients of ``feats`` and ``weight``; empty where not needed."""
     grad, feats_c = cast(grad, dtype).contiguous(), cast(feats, dtype).contiguous()
     matrices = cast(weight if layout == "VIO" else as_matrices(weight, layout), dtype)
     grad_weight = into = None

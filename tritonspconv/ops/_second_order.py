@@ -32,7 +32,7 @@ def refuse_second_order(count: Tensor | None) -> None:
         count: Number of real rows; None: all.
 
     Raises:
-        NotImplementedError: There is a count.
+        NotImplementedError: ``count`` is not None.
     """
     if count is not None:
         raise NotImplementedError(
@@ -150,7 +150,7 @@ def normed_gradients(
         inputs: The tensors to differentiate with respect to.
 
     Returns:
-        The gradients of ``inputs``, and that of the residual [n_out, c_out].
+        The gradients of ``inputs``, and the gradient of the residual [n_out, c_out].
     """
     dtype = acc_dtype(out.dtype)
     scale, shift = (None if v is None else v.to(dtype) for v in (norm.weight, norm.bias))

@@ -38,8 +38,8 @@ def train_norm(
 ) -> Float[Tensor, "N C"]:
     """Normalise channels by their statistics over all rows, add a residual, clamp at zero.
 
-    For features that no :func:`tritonspconv.ops.sparse_conv` has made; that function takes the norm
-    itself. The sum is rounded once.
+    Use this function for features that do not come from :func:`tritonspconv.ops.sparse_conv`,
+    because ``sparse_conv`` takes the norm as an argument. The sum is rounded once.
 
     Args:
         feats: [N, C], of which :func:`takes_training_norm` is true.

@@ -29,7 +29,7 @@ def sparse_channelwise_conv(
 
     Args:
         feats: Input rows [n_in, C], floating point.
-        weight: One factor per tap and channel [V, C].
+        weight: Factor of each tap and channel [V, C].
         kernel_map: The pairs of input and output rows of each tap.
         bias: [C], added to every row.
 

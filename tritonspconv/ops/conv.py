@@ -57,10 +57,10 @@ def sparse_conv(
         weight_layout: ``"OVI"``: ``weight`` is [c_out, ..., c_in] with the V taps on the axes
             between, as in spconv 2.x. A permuted view of such a weight gives the same result;
             autograd needs longer for it.
-        precision: How a GPU multiplies float32 operands. ``"ieee"`` keeps the accuracy of float32;
-            ``"tf32"`` rounds operands to 10 bits and is faster. For large products, NVIDIA GPUs
-            get each operand as float16 parts. An entry that is 2**29 times smaller than the
-            largest entry of its tensor then loses bits.
+        precision: Precision of float32 products on a GPU. ``"ieee"`` keeps the accuracy of float32;
+            ``"tf32"`` rounds operands to 10 bits and is faster. For large products, NVIDIA GPUs get
+            each operand as float16 parts. An entry that is 2**29 times smaller than the largest
+            entry of its tensor then loses bits.
         norm: Batch norm of the output's channels. A :class:`ChannelNorm` normalises by fixed
             statistics, as in evaluation. A :class:`TrainingNorm` normalises by the statistics of
             the output, as in training, and needs two rows.
@@ -76,12 +76,13 @@ def sparse_conv(
         ValueError: Rows, channels, taps or devices disagree, or there are too few rows.
 
     Deterministic, forward and backward. Differentiable any number of times in ``feats``,
-    ``weight``, ``bias``, ``residual`` and the weight and bias of ``norm``, not in fixed statistics;
-    each gradient has its tensor's dtype, and the weight's is summed in float32 (float64 for float64
-    input). No wait for the device. Extra memory forward: on a CPU with numba a copy of the weight,
-    and the pairs, which the map keeps; without numba a buffer of some blocks of gathered rows and
-    products; on NVIDIA two float16 parts of each float32 operand of a large product.
-    Submanifold convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
+    ``weight``, ``bias``, ``residual`` and the weight and bias of ``norm``. Fixed statistics get no
+    gradient. Each gradient has the dtype of its tensor; the gradient of the weight is summed in
+    float32 (float64 for float64 input). The host does not wait for the device. The forward pass
+    takes this extra memory: a CPU with numba needs a copy of the weight and the pairs, which the
+    map keeps; a CPU without numba needs a buffer for some blocks of gathered rows and products; an
+    NVIDIA GPU needs two float16 parts of each float32 operand of a large product. Submanifold
+    convolution: arXiv:1711.10275. Masked implicit GEMM: arXiv:2311.12862.
     """
     if is_traced():
         return _trace(
@@ -231,7 +232,8 @@ class _SparseConv(torch.autograd.Function):
         view, kernel_map, dtype, precision, norm, relu = call
         weight_c = cast(weight if view is None else view, dtype)
         feats_c = cast(feats, dtype).contiguous()
-        # For dtypes and layouts, and for gradients of gradients, which need the graph behind them.
+        # The backward pass reads dtypes and layouts of these tensors, and gradients of gradients
+        # need the graph behind the tensors.
         ctx.call, ctx.weight, ctx.bias = call, weight, bias
         ctx.feats_dtype = feats.dtype
         ctx.feats_copied = feats_c is not feats

@@ -77,7 +77,7 @@ def _trace(feats: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
 
 
 def rows_of_dense(dense: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
-    """Return the gradient [N, C] of the rows that :func:`to_dense` wrote, from that of its result.
+    """Return the gradient [N, C] of the rows that :func:`to_dense` wrote.
 
     Rows that do not show get zeros.
     """

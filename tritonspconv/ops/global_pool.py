@@ -152,7 +152,7 @@ def _sorted(index: Tensor, is_sorted: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def _known(index: Tensor, size: int) -> Tensor:
-    """Replace what is not in ``[0, size)`` by -1."""
+    """Replace values outside ``[0, size)`` by -1."""
     return torch.where((index >= 0) & (index < size), index, -1)
 
 

@@ -65,7 +65,7 @@ class _RoundedOperands(torch.autograd.Function):
         ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         ctx.dtypes = feats.dtype, weight.dtype, None if bias is None else bias.dtype
-        # For gradients of gradients, which need the graph behind it.
+        # Gradients of gradients need the graph behind the weight.
         ctx.weight = weight
         feats, weight = feats.to(dtype), weight.to(dtype)
         ctx.save_for_backward(feats, weight)
@@ -100,7 +100,7 @@ def _weight_grad(feats: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     out = feats.new_empty(1, feats.shape[1], grad.shape[1], dtype=dtype)
     if rows == 0:
         return out.zero_()[0]
-    # One tap, in which each input row meets the output row of the same number.
+    # The single tap pairs each input row with the output row of the same number.
     pairs = torch.arange(rows, dtype=torch.int32, device=feats.device).repeat(2, 1)
     tap_ptr = torch.arange(0, rows + 1, rows, device=feats.device)
     weight_grad(feats.contiguous(), grad, PairList(pairs, tap_ptr, False), out)

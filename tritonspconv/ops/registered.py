@@ -2,8 +2,8 @@
 
 Each convolution exists for the ways in which a layer knows its kernel map: as an object, as the
 geometry between two sets of sites, or as the map of an earlier layer read backwards. The operator
-finds the map when it runs, so a graph serves every input. Only traced code calls the operators:
-their dispatch takes a microsecond, which eager calls do not pay.
+finds the map when it runs, so a graph serves every input. Only traced code calls the operators,
+because their dispatch takes a microsecond. Eager calls do not pay this time.
 """
 
 from __future__ import annotations

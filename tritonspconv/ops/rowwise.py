@@ -1,4 +1,4 @@
-"""What functions do on rows that are padded to a capacity: the rules of ``RowTensor``.
+"""Rules of ``RowTensor``: how functions treat rows that are padded to a capacity.
 
 A rule is one of these:
 
@@ -233,7 +233,7 @@ def _batch_norm(
     args: Args,
     kwargs: Kwargs,
 ) -> Any:
-    """Normalise channels by fixed statistics, or by those of the real rows."""
+    """Normalise channels by fixed statistics, or by the statistics of the real rows."""
     names = "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"
     given = {
         "weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5,

@@ -1,4 +1,4 @@
-"""One reader for each format. Each returns the columns of the file as float64."""
+"""Readers of point clouds, one for each format. A reader returns the columns as float64."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tritonspconv.points.table import Table
 
-# Of the usual formats: xyz; KITTI; nuScenes and Waymo; coloured rooms; coloured rooms with a label.
+# Values per point of the usual formats: xyz; KITTI; nuScenes and Waymo; coloured rooms; coloured
+# rooms with a label.
 WIDTHS = (3, 4, 5, 6, 7)
 # Wider layouts are recognised, so that they are not read as one of the above; they must be named.
 _WIDEST = 16

@@ -30,7 +30,7 @@ _CALLS = (
 
 @dataclass
 class LayerProfile:
-    """One layer of one forward pass.
+    """Measurements of a layer in one forward pass.
 
     Attributes:
         name: The name in the network.
@@ -44,7 +44,7 @@ class LayerProfile:
         maps_built: Kernel maps that the layer made; 0 where it reused one.
         ms: Wall time of the layer, with the device synchronised before and after.
         host_ms: Time until the call returned to the host.
-        product_ms: The part of ``ms`` in which rows are multiplied or pooled.
+        product_ms: The part of ``ms`` that multiplies or pools rows.
         map_ms: The rest of a sparse layer: kernel maps, coordinates, checks.
         added_bytes: Peak memory that the layer added, in bytes; 0 on a CPU.
         moved_bytes: Bytes that the product must read and write at the least: gathered rows,

@@ -35,8 +35,8 @@ def profile_script(path: Path, arguments: Sequence[str] = (), *, call: int = 3) 
 
     Args:
         path: The script; it runs as ``__main__``.
-        arguments: What follows its name in ``sys.argv``.
-        call: Which forward pass of the network to measure, from 1 on.
+        arguments: Arguments of the script; they follow its name in ``sys.argv``.
+        call: Number of the forward pass to measure, counted from 1.
 
     Raises:
         FileNotFoundError: There is no such script.

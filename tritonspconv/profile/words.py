@@ -9,7 +9,7 @@ def verdicts(profile: NetworkProfile) -> list[str]:
     """Return sentences, the most important first.
 
     Args:
-        profile: For a network with at least one sparse layer; others give one sentence.
+        profile: Profile of a network. A network without sparse layers gives a single sentence.
     """
     sparse_ms = profile.total("ms", "sparse")
     all_ms = profile.total("ms")

@@ -14,7 +14,7 @@ __all__ = ["CLASS_NAMES", "LidarSweep", "simulate_sweep"]
 
 @dataclass(frozen=True)
 class LidarSweep:
-    """One turn of the sensor.
+    """Points of one turn of the sensor.
 
     Attributes:
         points: float32 ``[N, 4]``: x (forward), y (left), z (up) in metres from the sensor, and

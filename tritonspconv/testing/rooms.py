@@ -33,7 +33,7 @@ class RoomScan:
 def simulate_room(
     seed: int = 0, *, density: float = 2000.0, noise: float = 0.004, stations: int = 8
 ) -> RoomScan:
-    """Furnish a random room and return what a hand-held depth camera sees of it.
+    """Furnish a random room and return the points that a hand-held depth camera sees.
 
     The room has walls, a door, windows, shelves, cabinets, a sofa or a bed, a table with chairs,
     lamps and plants. Surfaces that no station sees are missing, as they are in a real scan: the

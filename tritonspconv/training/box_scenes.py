@@ -24,7 +24,8 @@ KITTI_GRID = VoxelGrid((0.0, -40.0, -3.0, 70.4, 40.0, 1.0), (0.1, 0.1, 0.1))
 LEAST_POINTS = 10
 # A quarter of the sensor's usual number, so that a CPU can follow.
 _AZIMUTHS = 512
-# Of KITTI's moderate cases: the image, and what is too small, hidden or cut off to count.
+# Limits of KITTI's moderate cases: the image size in pixels, the least height in pixels, the
+# highest level of occlusion and the largest share cut off.
 _IMAGE = (1242, 375)
 _LEAST_HEIGHT, _MOST_HIDDEN, _MOST_CUT = 25.0, 1, 0.3
 
@@ -62,7 +63,7 @@ def simulated_boxes(split: Split, count: int, grid: VoxelGrid = STREET_GRID) -> 
     """Return seeded sweeps of made-up streets with their cars; the two splits share no seed.
 
     Args:
-        split: Which half of the seeds to use.
+        split: Name of the half of the seeds to use.
         count: Number of scenes.
         grid: The voxels.
     """
@@ -133,7 +134,7 @@ def changed_scene(scene: BoxScene, seed: int) -> BoxScene:
 
 
 class _Calibration(NamedTuple):
-    """From the laser to the rectified camera, ``[4, 4]``, and on to the picture, ``[3, 4]``."""
+    """Matrices from laser to rectified camera, ``[4, 4]``, and from camera to picture, [3, 4]."""
 
     to_camera: Tensor
     to_picture: Tensor

@@ -124,7 +124,7 @@ def average_precision(
     most, among those that no other has taken.
 
     Args:
-        scans: What was found, and what is there.
+        scans: Found boxes and true boxes of each scan.
         least_overlap: Intersection over union from which a box counts as found.
         heights: True: of the volumes; False: of the areas seen from above.
     """

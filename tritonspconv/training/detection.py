@@ -17,7 +17,7 @@ from tritonspconv.training.box_scenes import BoxScene, BoxSet, changed_scene
 from tritonspconv.training.boxes import Judged, average_precision, distinct
 from tritonspconv.training.loop import Scores
 
-# What a box of the map is scored by: name, least overlap, and whether heights count.
+# The scores of a detector: name, least overlap, and True if heights count.
 SCORES = (
     ("from above, 0.7", 0.7, False),
     ("volume, 0.7", 0.7, True),
@@ -25,9 +25,10 @@ SCORES = (
 )
 _MOST_BOXES = 60
 _LEAST_SCORE = 0.05
-# How much the boxes' values weigh beside the centres, and the values among themselves.
+# The weight of the boxes' values relative to the centres, and the weight of each value.
 _BOX_SHARE = 1.0
-# Of x, y, z, the sizes and the angle. With 2 for the angle a short training found fewer cars.
+# The weights belong to x, y, z, the sizes and the angle. With 2 for the angle a short training
+# found fewer cars.
 _VALUE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
 
 
@@ -124,7 +125,7 @@ class Detection:
         return centre_loss + _BOX_SHARE * ((at_cells - batch.values).abs() * weights).sum() / count
 
     def judge(self, network: nn.Module, number: int, device: torch.device) -> Judged:
-        """Return what is found in a validation scene, and what is there."""
+        """Return the found boxes and the true boxes of a validation scene."""
         scene = self.val_set.load(number)
         boxes, scores = self.find(network, scene, device)
         inside = self.val_set.grid

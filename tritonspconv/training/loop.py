@@ -27,10 +27,10 @@ class TrainingSettings:
         batch_size: Scans in a step, those of all processes together. Where the scans run out, the
             last batch of an epoch takes the epoch's first ones again.
         learning_rate: The largest; it rises over a tenth of the steps and falls like a cosine.
-        weight_decay: That of AdamW.
+        weight_decay: The weight decay of AdamW.
         dtype: float32, or the autocast dtype.
-        seed: Of the order of scans and of the augmentation. Every epoch has random numbers of its
-            own, so a resumed training draws what an uninterrupted one draws.
+        seed: Seed of the order of scans and of the augmentation. Every epoch has random numbers of
+            its own, so a resumed training draws the same numbers as an uninterrupted one.
     """
 
     epochs: int = 10
@@ -42,7 +42,7 @@ class TrainingSettings:
 
 
 class Scores(NamedTuple):
-    """What a validation gave, in 0..1.
+    """Scores of a validation, in 0..1.
 
     Attributes:
         main: The number to judge by.
@@ -60,7 +60,7 @@ class Epoch:
     Attributes:
         number: From 1 on.
         loss: Mean training loss.
-        score: What the task is judged by, in 0..1: mean IoU, or average precision.
+        score: The main score of the task, in 0..1: mean IoU, or average precision.
         parts: The numbers behind the score, by name: the IoU of each class; NaN for a class that
             occurs nowhere.
         seconds: Time of the epoch, validation included.
@@ -74,7 +74,7 @@ class Epoch:
 
 
 class Task(Protocol):
-    """What is learnt: the batches, the loss, and how a network is judged."""
+    """A task of a training: the batches, the loss, and the scores of a network."""
 
     @property
     def train_count(self) -> int:
@@ -95,7 +95,7 @@ class Task(Protocol):
         ...
 
     def judge(self, network: nn.Module, number: int, device: torch.device) -> Any:
-        """Return what the scores need to know about one validation scan."""
+        """Return the data of one validation scan that the scores are computed from."""
         ...
 
     def scores(self, judged: Sequence[Any]) -> Scores:

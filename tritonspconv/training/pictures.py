@@ -105,7 +105,7 @@ def draw_boxes(
     Args:
         path: The file.
         scenes: What to draw.
-        grid: What the detector sees.
+        grid: The voxel grid of the detector.
         least_score: Boxes below this score are left out.
     """
     from matplotlib.collections import PolyCollection

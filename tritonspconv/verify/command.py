@@ -2,27 +2,29 @@
 
 The SECOND encoder and a sparse U-Net train for a step on a scan. Then the CPU computes each
 convolution and each gradient again, in float64, from the inputs that the layer had, rounded as in
-the layer. So no layer answers for the errors of another. An error is the Frobenius norm of the
-difference over that of the float64 result. The "worst row" is the largest error of one voxel, in
-the output or the gradient of the input, over the voxel's norm or the average norm, whichever is
-larger. The output voxels must be those of the CPU in the same order, and a second step must give
-the same bits.
+the layer. The errors of one layer therefore do not count in the next layers. An error is the
+Frobenius norm of the difference over that of the float64 result. The "worst row" is the largest
+error of one voxel, in the output or the gradient of the input, over the voxel's norm or the average
+norm, whichever is larger. The output voxels must be those of the CPU in the same order, and a
+second step must give the same bits.
 
 Tolerances:
-  float32: 1e-6 for the output, 2e-6 for the gradients of input, weight and bias. Only the sums
-    differ from float64. A sum in float32 drifts like 6e-8 (2^-24) times the root of the number of
+  float32: 1e-6 for the output, 2e-6 for the gradients of input, weight and bias. The errors come
+    from the sums alone. A sum in float32 drifts like 6e-8 (2^-24) times the root of the number of
     tiles that are added up: some hundreds for the output, more for the weight's gradient, which
-    runs over all voxels. There, matrix units also lose bits of small products beside large ones;
-    see docs/accuracy.md.
+    runs over all voxels. In long sums, matrix units also lose bits of small products beside large
+    ones; see docs/accuracy.md.
   float16, bfloat16: 1e-3 and 8e-3 for the output and the gradient of the input. Products are exact
     and sums float32; the result is rounded once, by at most 4.9e-4 (2^-11) and 3.9e-3 (2^-8) of
     each value. Twice that is allowed.
   float16, bfloat16: 1e-4 for the gradients of weight and bias, which are summed in float32 and
-    never rounded to half precision. Matrix units lose what they do in float32, and more where a
-    layer has more than 128 output channels, whose sums they keep themselves. 1x1 layers are torch's
-    own matrix product: that does round those two.
-  worst row: 1e-5 in float32, where errors vary between rows; else that of the output, because the
-    bound on rounding holds for every row. A row that misses a voxel is wrong by some tenths.
+    never rounded to half precision. Matrix units lose the same bits as in float32. They lose more
+    in layers of more than 128 output channels, because there they keep the sums themselves. 1x1
+    layers are torch's own matrix product, which rounds the gradients of weight and bias to half
+    precision.
+  worst row: 1e-5 in float32, because its errors vary between rows. In half precision it equals the
+    tolerance of the output, because the bound on rounding holds for every row. A row that misses a
+    voxel is wrong by some tenths.
 
 Without a file the scan is simulated. The exit status is 1 if anything fails.
 """
@@ -91,7 +93,7 @@ class Batch:
 
 @dataclass
 class NetworkResult:
-    """One network in one dtype; ``changed`` lists what differed in the second step."""
+    """Result of a network in one dtype; ``changed`` lists the differences of the second step."""
 
     network: str
     dtype: str
@@ -217,7 +219,8 @@ def _step(network: nn.Module, batch: Batch, dtype: torch.dtype, seed: int) -> Te
     network.zero_grad()
     with autocast(feats.device, dtype):
         out = network(batch.tensor())[0].features
-    # Of unit size, because that of a mean over all voxels vanishes in float16.
+    # The gradient has unit size, because the gradient of a mean over all voxels vanishes in
+    # float16.
     generator = torch.Generator().manual_seed(seed)
     out.backward(torch.randn(out.shape, generator=generator).to(out))
     return out.detach()

@@ -1,4 +1,4 @@
-"""Copy to the CPU what every sparse convolution of a network reads and writes in a step."""
+"""Copy the inputs and outputs of every sparse convolution in a training step to the CPU."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ class MapSource:
 
 @dataclass
 class LayerCapture:
-    """One convolution in one step.
+    """Record of a convolution in one step.
 
     Attributes:
         name: Name of the layer in the network.
         module: The layer.
-        source: Of its kernel map; None: the layer is 1x1 and works row by row.
-        tensors: On the CPU. ``sites`` and ``output sites``: coordinates of both sides. ``input``:
-            features, rounded to the dtype of the products as in the layer. ``output``, ``grad
-            output``, ``grad input``, ``grad weight`` and, with a bias, ``grad bias``.
+        source: Source of its kernel map; None: the layer is 1x1 and works row by row.
+        tensors: Tensors of the step, on the CPU. ``sites`` and ``output sites``: coordinates of
+            both sides. ``input``: features, rounded to the dtype of the products as in the layer.
+            ``output``, ``grad output``, ``grad input``, ``grad weight`` and, with a bias, ``grad
+            bias``.
     """
 
     name: str

@@ -141,7 +141,7 @@ def _read_pairs(run: Run, node: Any, a: Attributes) -> None:
         geometry = ConvGeometry(size, tuple(a["stride"]), tuple(a["padding"]), dilation)
     found = kernel_map(sites, geometry)
     run.set_sites(node.output[0], found.out_sites)
-    # One object stands for the three tensors of pairs, whose form is spconv's own.
+    # A kernel map replaces the three tensors of pairs, because only spconv uses their form.
     run.values.update(dict.fromkeys(node.output[1:4], found))
     run.values[node.output[4]] = torch.tensor(found.n_out, dtype=torch.int32)
 
@@ -156,4 +156,4 @@ NODES: dict[tuple[str, str], Handler] = {
     (DOMAIN, "GetIndicePairsImplicitGemm"): _read_pairs,
     (DOMAIN, "ImplicitGemm"): _read_gemm,
 }
-"""What runs the nodes of such a file."""
+"""The functions that run the nodes of a file for Autoware."""

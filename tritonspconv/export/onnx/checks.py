@@ -18,7 +18,7 @@ _TOLERANCE = {
 
 
 class ScanCheck(NamedTuple):
-    """How a file and its network differ on one scan.
+    """The differences between a file and its network on one scan.
 
     Attributes:
         rows: Rows of each input.

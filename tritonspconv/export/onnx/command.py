@@ -39,14 +39,14 @@ Dialect = Literal["tritonspconv", "libspconv", "autoware"]
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What an export wrote.
+    """The report of an export.
 
     Attributes:
         path: The file.
         inputs: Names of the file's inputs.
         outputs: Names of the file's outputs.
-        operators: How many nodes of each type there are.
-        checks: How the file and the network differed on each scan that was compared.
+        operators: Number of nodes of each type.
+        checks: Differences between the file and the network, for each scan that was compared.
     """
 
     path: Path
@@ -74,16 +74,16 @@ def export_onnx(
 
     The network runs once on an example. Each sparse layer becomes one node of the domain
     ``tritonspconv``; functions between layers become standard nodes; torch's own exporter
-    translates dense code behind ``dense()``. Nothing of the example stays in the file but the grid
-    and the batch size of bounded tensors. Before the function returns, it runs the file and the
-    network on the example, on two other scans made of it, and on ``check``, and compares them.
+    translates dense code behind ``dense()``. The file keeps only the grid and the batch size of
+    bounded tensors from the example. Before the function returns, it runs the file and the network
+    on the example, on two other scans made of it, and on ``check``, and compares them.
 
     Args:
         model: A network of :mod:`tritonspconv.nn`, ``compat.spconv`` or ``compat.minkowski``, in
             evaluation mode.
-        inputs: What the network takes, for an example: a sparse tensor, a tensor, or a tuple of
-            arguments with lists and dicts of these. Rows must not repeat a site. Other values in
-            it become part of the file.
+        inputs: Example inputs of the network: a sparse tensor, a tensor, or a tuple of arguments
+            with lists and dicts of these. Rows must not repeat a site. Other values in it become
+            part of the file.
         path: The file to write.
         fold: Fold batch norms into the weights of the layers before them, and ReLUs into the
             attribute ``act_type`` of sparse convolutions.

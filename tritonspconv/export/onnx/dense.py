@@ -1,7 +1,8 @@
 """Dense code behind a ``dense()``: recorded with torch.fx, translated by torch's own exporter.
 
-A dense tensor has one shape for every scan. So torch's exporter can translate what happens to it
-without symbols for sizes. What reads values, or makes a shape of them, is refused.
+A dense tensor has one shape for every scan. Torch's exporter can therefore translate the operations
+on this tensor without symbols for sizes. Code that reads values, or makes a shape of them, is
+refused.
 """
 
 from __future__ import annotations

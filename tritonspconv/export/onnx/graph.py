@@ -38,7 +38,8 @@ class Node:
         op: Its type.
         inputs: Names of values; "" where an optional input is absent.
         outputs: Names of values; "" likewise.
-        attributes: By name; ints, floats, strings, lists of them, or an ``AttributeProto``.
+        attributes: Attributes by name. A value is an int, a float, a string, a list of these, or an
+            ``AttributeProto``.
         domain: "" for standard ONNX.
         name: A unique name, made of the path of the module that ran.
     """
@@ -58,9 +59,9 @@ class Graph:
     Attributes:
         inputs: Values that the caller gives.
         outputs: Values that the caller gets.
-        nodes: In the order in which they run.
+        nodes: Nodes in the order of their execution.
         constants: Weights and other tensors that no scan changes, by name.
-        signature: What the inputs and outputs are for, as JSON data; see ``checks.Signature``.
+        signature: Description of the inputs and outputs as JSON data; see ``checks.Signature``.
     """
 
     inputs: list[Value] = field(default_factory=list)

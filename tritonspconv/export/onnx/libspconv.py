@@ -225,4 +225,4 @@ NODES: dict[tuple[str, str], Handler] = {
     ("", "Reshape"): _read_reshape,
     ("", "Transpose"): _read_transpose,
 }
-"""What runs the nodes of such a file."""
+"""The functions that run the nodes of a file for libspconv."""

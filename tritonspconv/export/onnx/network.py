@@ -83,8 +83,8 @@ class OnnxNetwork:
             dict by :attr:`outputs`.
 
         Raises:
-            TypeError: There are more or fewer inputs, or an input is of the wrong kind.
-            ValueError: A grid or batch size differs from that of the file.
+            TypeError: The number of inputs differs from the file, or an input is of the wrong kind.
+            ValueError: A grid or batch size differs from the file.
         """
         if len(inputs) != len(self.inputs):
             raise TypeError(
@@ -106,7 +106,7 @@ class Run:
     Args:
         batch_size: Samples of bounded grids.
         constants: Values that the file holds.
-        nodes: What runs the sparse nodes, by domain and type.
+        nodes: Functions that run the sparse nodes, by domain and type.
 
     Attributes:
         values: Tensors by name.
@@ -281,7 +281,7 @@ NODES: dict[tuple[str, str], Handler] = {
     (DOMAIN, "SparseToDense"): _to_dense,
     (DOMAIN, "SparseGlobalPool"): _global_pool,
 }
-"""What runs the sparse nodes, by domain and type."""
+"""Functions that run the sparse nodes, by domain and type."""
 
 
 def _handlers(dialect: str | None) -> dict[tuple[str, str], Handler]:

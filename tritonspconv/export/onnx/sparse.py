@@ -33,7 +33,7 @@ class SiteSet:
     Attributes:
         name: The value, int32 [N, 1 + D].
         coords: The coordinates of the example.
-        bounds: What stands for the set in the recorded run.
+        bounds: The object that represents the set in the recorded run.
     """
 
     name: str

@@ -145,7 +145,7 @@ OPERATORS: dict[str, Operator] = {
     "Reshape": _reshape, "Conv": _conv, "Gather": _gather, "ScatterND": _scatter,
     "ConstantOfShape": _constant_of_shape,
 }  # fmt: skip
-"""What each operator computes of its inputs (None: absent) and its attributes."""
+"""The function of each operator, of its inputs (None: absent) and its attributes."""
 
 
 def run_in_numpy(model: Any, node: Any, inputs: Sequence[Tensor | None]) -> list[Tensor]:

@@ -23,7 +23,7 @@ class Cell:
 
     Attributes:
         name: The value in the graph; None: the graph does not have it.
-        has_views: Whether other tensors show parts of the memory.
+        has_views: True: other tensors share parts of the memory.
     """
 
     __slots__ = ("has_views", "name")

@@ -1,4 +1,4 @@
-"""From a graph to a file."""
+"""Write a graph to a file."""
 
 from __future__ import annotations
 

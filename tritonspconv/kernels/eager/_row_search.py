@@ -60,7 +60,7 @@ def found_rows(
     """
     taps = range(len(offsets))
     if coarse.shape[0] * fine.table.shape[0] < len(offsets):
-        # There are more taps than pairs of sites: most taps find nothing.
+        # If there are more taps than pairs of sites, most taps find nothing.
         taps = _reachable_taps(coarse, stride, offsets, key_coords(fine.table, fine_grid))
     if not taps:
         return

@@ -46,11 +46,11 @@ def both_grads(
     mirrored: bool,
     panels: object = None,
 ) -> Tensor:
-    """Return the gradient of ``feats``, and fill ``out`` with that of ``weight``.
+    """Return the gradient of ``feats`` and fill ``out`` with the gradient of ``weight``.
 
-    The results are those of ``gather_gemm`` and ``weight_grad``. But a row of ``grad`` is gathered
-    once for both, the rows of ``feats`` beside it are those of a panel of columns, and there is no
-    second list of pairs.
+    The results equal the results of ``gather_gemm`` and ``weight_grad``. This function gathers each
+    row of ``grad`` once for both gradients, reads the rows of ``feats`` panel by panel, and needs
+    no second list of pairs.
 
     Args:
         feats: [n_in, c_in].

@@ -104,7 +104,7 @@ def sum_products(
             made, sums = products[: len(panel.rows)], out[start:end]
             _multiply(feats, matrices, panel, gathered, made, use)
             if identity is not None:
-                # The rows stand in column order, and so do their products.
+                # The rows are in column order, and their products are too.
                 torch.mm(feats[start:end], matrices[identity], out=sums)
                 sums += _sum_by_column(made, panel)
                 if use is not None:

@@ -70,7 +70,7 @@ def reach_table(
     *,
     count: Tensor | None = None,
 ) -> NeighborTable:
-    """Search from the coarse side, whichever side it is."""
+    """Search from the coarse side. The coarse side may be the inputs or the outputs."""
     out_index = out_index or build_index(out_coords, out_grid)
     out_sites, in_sites = sites_of(out_index, out_grid), sites_of(in_index, in_grid)
     assert out_sites.rows is not None, "a sorted index has rows"

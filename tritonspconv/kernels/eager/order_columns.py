@@ -1,4 +1,4 @@
-"""Columns stay in the order in which they came: the torch kernels skip no taps (torch)."""
+"""Columns keep their order, because the torch kernels skip no taps (torch)."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class TapPairs(NamedTuple):
         columns: int32 [P], the table's columns.
         rows: int32 [P], their entries.
         counts: Number of pairs of each tap; [V].
-        identity: A tap whose entry is the column's own number in every column. Its pairs are not
-            listed.
+        identity: The tap that pairs every column with the row of the same number. The pairs of this
+            tap are not listed.
     """
 
     columns: Tensor
@@ -102,7 +102,8 @@ class PairPanel(NamedTuple):
         counts: Number of pairs of each tap; [V].
         by_column: int32 [P], places in ``rows``, by column and then by tap.
         ends: int32 [columns + 1], where each column's part of ``by_column`` begins.
-        is_one_each: Whether every column has one pair, as it does if windows do not overlap.
+        is_one_each: True: every column has exactly one pair. This is the case if windows do not
+            overlap.
     """
 
     rows: Tensor
@@ -125,7 +126,7 @@ class PairPanels:
         pairs: The pairs of ``rows``; None: list them on first use.
 
     Attributes:
-        identity: The tap whose pairs the panels leave out, see :class:`TapPairs`.
+        identity: The tap whose pairs are not in the panels; see :class:`TapPairs`.
     """
 
     __slots__ = ("_listed", "_pairs", "_rows", "identity")

@@ -12,8 +12,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` as machine code that lets other Python threads run.
 
     numba compiles a function for the types of its first call and keeps the code beside the source
-    file, or in the user's cache folder, or in ``NUMBA_CACHE_DIR``. Where it can write to none of
-    these folders, each process compiles anew.
+    file, or in the user's cache folder, or in ``NUMBA_CACHE_DIR``. If numba can write to none of
+    these folders, each process compiles the function again.
 
     numba compiles again if the source file of ``function`` changes. It does not see changes of
     other files; so a compiled function calls compiled functions of its own module only.

@@ -58,8 +58,8 @@ class _Tile:
     """Writes the code of a tile.
 
     Args:
-        builder: Where the code goes.
-        element: The numba type of an operand; int32 stands for two bfloat16.
+        builder: The builder that receives the code.
+        element: The numba type of an operand. An int32 holds two bfloat16 values.
     """
 
     def __init__(self, builder: Any, element: types.Type) -> None:
@@ -216,7 +216,7 @@ def _prefetch_line(typing, address):
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # To read, into the first cache, data.
+        # The three numbers mean: prefetch for reading, into the first cache, data.
         builder.call(call, [builder.inttoptr(args[0], byte), _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 

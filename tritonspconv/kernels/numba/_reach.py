@@ -1,7 +1,7 @@
 """The keys of all cells that a set of rows reaches, each once and in order.
 
-A key is a sum of one part for the sample and one for each axis. So a block of rows makes the parts
-of every step of every axis once, and adds them up for every step of the window.
+A key is a sum of one part for the sample and one for each axis. A block of rows therefore computes
+the parts of every step of every axis once, and adds these parts up for every step of the window.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Steps(NamedTuple):
 
 @functools.lru_cache(maxsize=512)
 def window_steps(offsets: Window, stride: IntTuple, divide: bool) -> Steps:
-    """Return the steps by which a window reaches cells, each once."""
+    """Return the distinct steps from a row to the cells that its window reaches."""
     steps = sorted(set(reach_steps(offsets, stride, divide)))
     axes = [sorted({(o[d], limit[d]) for o, limit in steps}) for d in range(len(stride))]
     ends = np.cumsum([0, *map(len, axes)])
@@ -67,8 +67,9 @@ def reached_keys(
 ) -> NDArray[np.int64] | None:
     """Return int64 [M], the keys of ``grid`` that rows [N, 1 + D] of ``own_grid`` reach, ascending.
 
-    A bitmap of the grid collects the keys if it is small, else a list that is sorted. None if a sum
-    of parts, of which some say that there is no cell, does not fit an int64.
+    If the grid is small, a bitmap of the grid collects the keys. Otherwise a list collects the keys
+    and is sorted. The function returns None if a sum of parts does not fit an int64. A cell that
+    does not exist has a large negative part, and such parts count in the sum.
     """
     ndim, cells = len(stride), int(grid.num_cells)
     nowhere = -(2**63 // (ndim + 1))
@@ -78,7 +79,7 @@ def reached_keys(
     words = -(-cells // 64)
     is_map = words <= _WORDS_PER_CELL * most
     bitmap = np.zeros(words if is_map else 0, np.uint64)
-    # One more, which is written for cells that do not exist.
+    # The additional entry receives the writes for cells that do not exist.
     listed = np.empty(0 if is_map else most + 1, np.int64)
     shifts = [step.bit_length() - 1 if step & (step - 1) == 0 else -1 for step in stride]
     batch_size = min(own_grid.batch_size, grid.batch_size)
@@ -151,7 +152,7 @@ def _sample_parts(rows, batch_size, own_lower, own_shape, unit, nowhere, parts):
 def _axis_parts(
     cells, offset, limit, stride, power, divide, lower, extent, unit, nowhere, parts
 ):  # fmt: skip
-    """Write the part of the cell to which a step along an axis leads from each of ``cells``."""
+    """Take a step along an axis from each of ``cells`` and write the part of the cell reached."""
     if not divide:
         for i in range(cells.shape[0]):
             target = cells[i] * stride + offset - lower

@@ -1,9 +1,9 @@
 """A search for the fine rows around every coarse row, run of taps by run of taps.
 
 Both sides are sorted by key. The keys count cells of a larger grid, with room beside the fine one;
-see ``eager/_row_search.py``. There the key of a neighbour is the own key plus a constant. So the
-place where a run's neighbours begin moves forward as the searching row does: a run takes one walk
-through both lists, whatever the grid.
+see ``eager/_row_search.py``. In this larger grid the key of a neighbour is the row's own key plus a
+constant. The keys of the searching rows ascend, so the keys of their neighbours ascend too. Each
+run of taps therefore needs a single pass through both sorted lists, for any grid.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _number_sites(
 def search(
     finders: Sites, found: Sites, roomy: RoomyGrid, runs: Runs, table: NDArray[np.int32]
 ) -> None:
-    """Write to ``table`` [V, n] what each finder finds, and what finds it, as ``runs`` say."""
+    """Write the pairs of ``finders`` and ``found`` to ``table`` [V, n], as ``runs`` say."""
     steps = runs.offsets @ roomy.units
 
     def work(start: int, end: int) -> None:

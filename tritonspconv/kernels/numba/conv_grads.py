@@ -18,7 +18,7 @@ def conv_grads(
     grad_weight: Tensor | None,
     precision: str,
 ) -> Tensor | None:
-    """Take the pairs of the outputs for the weight, those of the inputs for the features."""
+    """Use the pairs of the outputs for the weight, and the pairs of the inputs for the features."""
     if grad_weight is not None:
         rows, _, order, panels, mirrored, count = kernel_map.out_table
         by_column = grad if order is None else grad.index_select(0, order)

@@ -65,8 +65,9 @@ def panel_pairs(panels: object, rows: Tensor, count: Tensor | None) -> PanelPair
 def _operands(feats: Tensor, weight: Tensor) -> tuple[NDArray, NDArray]:
     """Return [N, c_in] and [V, c_in, c_out] as the tiles read them.
 
-    That is in the dtype of the sums, or as [N, c_in / 2] and [V, c_in / 2, c_out] of int32: two
-    bfloat16 for one instruction that adds both products in float32.
+    The arrays have the dtype of the sums. Two bfloat16 operands are the exception: they become
+    int32 arrays [N, c_in / 2] and [V, c_in / 2, c_out]. Each int32 holds two bfloat16 values, and
+    one instruction adds the products of both in float32.
     """
     dtype = acc_dtype(feats.dtype)
     is_brain = feats.dtype == weight.dtype == torch.bfloat16

@@ -33,7 +33,7 @@ def pool_fwd(
     out = feats.new_zeros(n, feats.shape[1], dtype=acc_dtype(feats.dtype))
     saved = None
     if mode == "max":
-        # Not wanted: no rows, so the kernel writes none.
+        # If the winners are not wanted, the array has no rows and the kernel writes no winners.
         winners = rows.new_full((n if want_saved else 0, feats.shape[1]), -1)
         _in_ranges(_max_columns, real, volume * feats.shape[1], x, table, floor is None,
                    -np.inf if floor is None else floor, winners.numpy(), out.numpy())  # fmt: skip
@@ -143,7 +143,7 @@ def _max_columns(first, last, feats, table, empty_is_zero, start, winners, out):
 
 @compiled
 def _add_gradients(first, last, grad_out, table, own, rule, argmax, feats, out, present, grad):
-    """Add to each input's row of ``grad`` [n, C] what its outputs give it under a rule."""
+    """Add the shares of its outputs to each input's row of ``grad`` [n, C], by a pooling rule."""
     channels = grad_out.shape[1]
     for column in range(first, last):
         me = own[column]

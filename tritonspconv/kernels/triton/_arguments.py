@@ -23,9 +23,9 @@ def taker(
 
     Args:
         args: The arguments.
-        is_plain: For each argument, whether Triton does not specialise on it.
+        is_plain: One flag for each argument. True: Triton does not specialise on the argument.
         types: The arguments' types, for the values that :mod:`_torch_launcher` takes: without
-            constants, with tuples opened. None: the values that Triton's launcher takes.
+            constants, with tuples opened. None: return the values that Triton's launcher takes.
     """
     known: dict[str, Any] = {"kind": _kind}
     addresses, values, tests, aligned = [], [], [], []

@@ -221,8 +221,8 @@ def gradient_sums_kernel(
 ):
     """Write two sums over ``tiles`` tiles: gradients, and their products with normalised rows.
 
-    If ``out_ptr`` is given, a ReLU behind the residual has made ``out``. Then also write the
-    gradient in front of that ReLU.
+    If ``out_ptr`` is given, a ReLU behind the residual has made ``out``. The kernel then also
+    writes the gradient in front of this ReLU.
     """
     real = real_rows(count_ptr, n)
     strip = tl.program_id(0)

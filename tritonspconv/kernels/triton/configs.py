@@ -111,7 +111,7 @@ def gather_gemm_config(
         log2_rows: Bits of the number of output rows.
         c_in: Input channels.
         c_out: Output channels.
-        dtype: That of the operands.
+        dtype: The dtype of the operands.
         parts: float16 parts of each operand, or 0.
         one_row: True: a column of the table has one entry at most.
     """

@@ -93,9 +93,9 @@ def gather_gemm_kernel(
     mask_n = offs_n < C_OUT
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_TYPE)
     if PARTS == 2:
-        # Matrix units truncate the sum that they add to. So each step of the leading product starts
-        # from zero and is added in float32. The compiler must not know this zero, or it merges the
-        # sums.
+        # Matrix units truncate the sum that they add to. For this reason each step of the leading
+        # product starts from zero and is added in float32. The compiler must not know this zero, or
+        # it merges the sums.
         zeros = acc + tl.minimum(n_out, 0).to(ACC_TYPE)
     acc_low = acc
     for word in tl.static_range((V + 31) // 32):

@@ -22,13 +22,13 @@ from tritonspconv.kernels.triton.configs import card_of
 
 _BLOCK = 4096
 _MAXIMA = 512
-# From this rows x c_in x c_out on, the faster product gains more than two launches per operand
-# take.
+# If rows x c_in x c_out is at least this large, the faster product saves more time than the two
+# launches per operand cost.
 _MIN_WORK = 2**30
 
 
 class HalfParts(NamedTuple):
-    """One or two float16 tensors that stand for a float32 one.
+    """One or two float16 tensors that represent a float32 tensor.
 
     Attributes:
         high: The leading bits, in the shape and strides of the tensor.

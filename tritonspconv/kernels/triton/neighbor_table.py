@@ -1,9 +1,10 @@
 """Neighbour tables: which row each row relates to through each tap (Triton).
 
-A table has one column per row of its side, and the columns stand in an order that puts rows with
-like masks side by side. Each column looks its taps up in the index of the other side: once for the
-mask, by which columns are sorted, and once more, in that order, for the taps that are present. So
-entries are written once, in contiguous runs.
+A table has one column per row of its side. The columns are sorted so that rows with similar masks
+are neighbours. Each column looks its taps up twice in the index of the other side. The first
+look-up finds the mask, the sort key of the columns. The second look-up follows the sorted order and
+finds the rows of the taps that are present. Each entry is therefore written only once, in
+contiguous runs.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ def _lookup(
 
 
 class _Lookup(NamedTuple):
-    """The kernels that look a window up, and what places the window.
+    """The kernels that look a window up, and the numbers that place the window.
 
     Attributes:
-        kernels: One for each 32 taps or window in lines; of an ordered table, the two that find
-            masks and fill in entries.
+        kernels: For a plain table, a kernel for each 32 taps or for each window in lines. For an
+            ordered table, the kernel that finds masks and the kernel that fills in entries.
         firsts: The number of the first tap of each kernel of a plain table.
         batch_size, box: See ``_grid.box_args``.
     """

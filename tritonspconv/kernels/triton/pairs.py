@@ -17,7 +17,8 @@ from tritonspconv.kernels.triton._launch import BoundKernel, bind
 
 _BLOCK_N = 1024
 # Up to this many columns, and 32 taps, each program counts the pairs before its own in the masks.
-# That takes one launch instead of three, whose launches take longer than their kernels.
+# One launch then replaces three short kernels. The launches of these three take longer than the
+# kernels themselves.
 _MAX_COUNTED = 32_768
 _COUNTED_BLOCK_N = 2048
 _BLOCK_COUNTS = 4096
@@ -47,7 +48,7 @@ def running_sums_kernel(counts_ptr, ends_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def pairs_before(mask_ptr, n, v, column, BLOCK_N: tl.constexpr):
-    """Count the pairs of the taps before v, and those of tap v in the columns before ``column``."""
+    """Count the pairs of all taps before v, plus the pairs of v in columns before ``column``."""
     offs_n = tl.arange(0, BLOCK_N)
     count = tl.zeros((BLOCK_N,), dtype=tl.int32)
     for at in range(0, n, BLOCK_N):

@@ -214,6 +214,6 @@ def _tiles(n: int, c: int) -> tuple[tuple[int, int], dict[str, int]]:
     """Return the grid over ``n`` columns x ``c`` channels, and the tile."""
     block_n = min(next_power_of_2(max(c, 1)), _MAX_BLOCK_N)
     block_m = min(_TILE // block_n, 256)
-    # Without channels there still are counts to write.
+    # The kernel must write the counts even if there are no channels.
     grid = (num_blocks(n, block_m), max(num_blocks(c, block_n), 1))
     return grid, {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}

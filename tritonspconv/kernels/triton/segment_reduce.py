@@ -106,8 +106,8 @@ def segment_reduce(
 ) -> tuple[Tensor, Tensor | None]:
     """Walk a block of segments in each program.
 
-    Launches once, and once more for every factor of 64 by which the mean segment is longer than
-    256 positions. A single long segment among many short ones is walked by one lane.
+    The function launches one kernel for mean segments of up to 256 positions, and one more for
+    every further factor of 64. One lane walks a single long segment among many short ones.
     """
     n_segments, c = segment_start.shape[0], values.shape[1]
     dtype, acc_dtype = values.dtype, tl.float32

@@ -26,7 +26,8 @@ class Problem(NamedTuple):
 
     Attributes:
         op: The kernel.
-        dtype: That of the operands, such as ``"float16"``; float16 for parts.
+        dtype: The dtype of the operands, such as ``"float16"``. The dtype of float16 parts is
+            float16.
         parts: float16 parts of each float32 operand, or 0.
         c_in: Input channels.
         c_out: Output channels.

@@ -42,8 +42,8 @@ def _tap_shares(
 ):
     """Return for every tap where its pairs and its shares begin and end.
 
-    A tap has one share for each ``ceil(P / slices)`` of its pairs. So all taps together have at
-    most ``slices + V`` shares, however the pairs are spread.
+    A tap has one share for each ``ceil(P / slices)`` of its pairs. All taps together therefore have
+    at most ``slices + V`` shares, for any distribution of the pairs.
     """
     offs_v = tl.arange(0, BLOCK_V)
     listed = tl.minimum(offs_v, V - 1 - offs_v) if MIRRORED else offs_v
@@ -246,7 +246,7 @@ def _bind(
     slices = max(waves * wave // tiles - volume, min_slices)
     is_exact = precision == "ieee" and (parts > 0 or dtype == torch.float32)
     if is_exact:
-        # A list is about half full, and a mirrored list stands for twice its pairs.
+        # A list is about half full, and a mirrored list describes twice as many pairs as it holds.
         wanted = (1 << log2_pairs) // (cfg.block_k * _MAX_STEPS)
         slices = max(slices, min(wanted, _MAX_PARTIAL_BYTES // (c_in * c_out * sums.itemsize)))
     shared = {

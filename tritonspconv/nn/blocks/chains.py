@@ -37,7 +37,7 @@ _PURE_METHODS = frozenset(("add", "relu"))
 
 @dataclass(frozen=True)
 class Stage:
-    """One operation behind a convolution.
+    """An operation behind a convolution.
 
     Attributes:
         kind: The kind of the stage.
@@ -45,7 +45,7 @@ class Stage:
         path: The module that it calls; None: it calls a function or a method.
         call: The function, of the operand or, for an addition, of both operands.
         residual: The other operand of an addition.
-        residual_first: True: that is the first operand.
+        residual_first: True: the residual is the first operand.
         in_place: True: an addition writes its result into the first operand.
         label: The stage's name in a report.
     """
@@ -110,7 +110,7 @@ class ChainFinder:
     def containers_to_inline(self) -> frozenset[str]:
         """Return the containers whose last convolution could take up what the code does next.
 
-        Call :meth:`find` first: what a chain already holds does not count.
+        Call :meth:`find` first, because operations that a chain already holds do not count.
         """
         found: set[str] = set()
         for node in self._graph.nodes:

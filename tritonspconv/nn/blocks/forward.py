@@ -253,7 +253,7 @@ class _Function:
 def _compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
     """Return the graph as a function of the module and the arguments."""
     code = graph.python_code("self")
-    # One name for one text: tracebacks show the lines of the text that ran.
+    # Each text gets its own name, so that tracebacks show the lines of the text that ran.
     name = f"<{name} {zlib.crc32(code.src.encode()):08x}>"
     scope = dict(code.globals)
     exec(compile(code.src, name, "exec"), scope)

@@ -1,4 +1,4 @@
-"""Values of recorded code: they stand for tensors while torch.fx runs a ``forward``."""
+"""Values of recorded code: they take the place of tensors while torch.fx runs a ``forward``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Recorded(fx.Proxy):
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What ``isinstance`` sees: the class that the value will have."""
+        """The class that the value will have; ``isinstance`` reads it."""
         return self.tracer.class_of(self)
 
     def __dir__(self) -> list[str]:

@@ -90,7 +90,8 @@ class FusedStep:
         else:
             residual = other if isinstance(other, Tensor) else None
         if self._add.in_place and residual is not None:
-            # Such an addition keeps the dtype of the output; ours promotes.
+            # An in-place addition keeps the dtype of the output; the addition of our kernel
+            # promotes.
             same = residual.dtype == _output_dtype(conv, self._family.features(input))
             return residual if same else None
         return residual

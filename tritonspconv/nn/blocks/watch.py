@@ -1,4 +1,4 @@
-"""Contexts of a recording: what is replaced while it lasts, and put back behind it."""
+"""Contexts of a recording: they replace attributes while it lasts, and restore them after it."""
 
 from __future__ import annotations
 
