@@ -90,10 +90,10 @@ def install(library: str, *, workers: bool = True) -> Installation:
     nothing.
 
     The switch holds in this process and in Python processes that it starts afterwards: workers that
-    fork, are spawned or come from a fork server, and subprocesses. For those that do not fork, the
-    call sets ``COMPAT_INSTALL`` and ``PYTHONPATH`` in ``os.environ``. A process does not read them
-    if it was started with ``-E``, ``-I`` or ``-S``, or with an environment of its own; nor does a
-    fork server that was started before the call.
+    fork, are spawned or come from a fork server, and subprocesses. For processes that do not fork,
+    the call sets ``COMPAT_INSTALL`` and ``PYTHONPATH`` in ``os.environ``. A process does not read
+    them if it was started with ``-E``, ``-I`` or ``-S``, or with an environment of its own; nor
+    does a fork server that was started before the call.
 
     Args:
         library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.

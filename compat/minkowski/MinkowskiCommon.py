@@ -14,7 +14,7 @@ from compat.minkowski._errors import MinkowskiError
 # The argument that MinkowskiEngine 0.5 takes instead of the number of axes.
 KNOWN_DIMENSION = "nothing: the input knows its dimension"
 
-# One int, or one per axis: a list, tuple, NumPy array or tensor.
+# A stride is one int, or one int per axis in a list, tuple, NumPy array or tensor.
 StrideType = Any
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
@@ -24,9 +24,9 @@ class MinkowskiModuleBase(nn.Module):
     """Base class of the layers.
 
     Attributes:
-        _own_function: The autograd function that the layer made, of layers that keep one as
-            ``conv``, ``pooling`` and so on. Where users put another in its place, the layer calls
-            that.
+        _own_function: The autograd function that the layer made. Some layers keep it as ``conv``,
+            ``pooling`` and so on. If users put another function in its place, the layer calls the
+            other function.
     """
 
     _own_function: object
@@ -40,7 +40,7 @@ def convert_to_int_list(arg: StrideType, dimension: int) -> list[int]:
         dimension: Number of axes.
 
     Raises:
-        MinkowskiError: There is another number of entries, or one is not whole.
+        MinkowskiError: The number of entries is wrong, or an entry is not a whole number.
     """
     # Tensors and arrays without axes are Iterable to Python, yet one number.
     several = isinstance(arg, Iterable) and getattr(arg, "ndim", 1) > 0

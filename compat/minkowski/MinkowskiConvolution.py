@@ -102,8 +102,9 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         Args:
             input: Features [N, in_channels].
             coordinates: The sites of the outputs: a tensor, a key, or integer coordinates
-                [M, 1 + D], which get the tensor stride of this layer's output. None: by the rule of
-                the layer. A layer with ``use_mm`` works row by row and ignores them.
+                [M, 1 + D], which get the tensor stride of this layer's output. None: the rule of
+                the layer makes the sites. A layer with ``use_mm`` works row by row and ignores
+                them.
 
         Returns:
             [M, out_channels]; a row without inputs is the bias.
@@ -161,7 +162,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
     def residual_of(self, input: SparseTensor, other: Any) -> Tensor | None:
         """Return the features of ``other`` if it has the coordinates of the output.
 
-        That is known beforehand of layers that keep the coordinates of ``input``.
+        Layers that keep the coordinates of ``input`` know the coordinates of the output beforehand.
         """
         if type(other) is not SparseTensor or other._manager is not input._manager:
             return None
@@ -333,7 +334,8 @@ class MinkowskiConvolutionTranspose(MinkowskiConvolutionBase):
 class MinkowskiGenerativeConvolutionTranspose(MinkowskiConvolutionBase):
     """Transposed convolution to all sites that an input reaches, on a map of their own.
 
-    Arguments: those of :class:`MinkowskiConvolutionTranspose`, ``expand_coordinates`` apart.
+    The arguments are the same as for :class:`MinkowskiConvolutionTranspose`, without
+    ``expand_coordinates``.
     """
 
     def __init__(

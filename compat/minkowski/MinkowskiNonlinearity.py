@@ -1,7 +1,7 @@
 """Nonlinearities of ``MinkowskiEngine.MinkowskiNonlinearity``: torch's, on the features.
 
-Each takes the arguments of the torch module it names, which is its attribute ``module``, and a
-sparse tensor or a field, whose coordinates the result keeps.
+Each class has the name and the arguments of a torch module, and keeps this module in its attribute
+``module``. Its input is a sparse tensor or a field. The result keeps the coordinates of the input.
 """
 
 from __future__ import annotations

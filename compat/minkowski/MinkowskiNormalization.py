@@ -134,9 +134,9 @@ class MinkowskiInstanceNormFunction:
         Args:
             in_feat: Features [N, C].
             in_coords_key: Their coordinates.
-            glob_coords_key: Not read.
+            glob_coords_key: Ignored.
             coords_manager: The manager of the key.
-            gpooling_mode: Not read: all give the same mean.
+            gpooling_mode: Ignored, because all modes give the same mean.
         """
         x = SparseTensor(
             in_feat, coordinate_map_key=in_coords_key, coordinate_manager=coords_manager

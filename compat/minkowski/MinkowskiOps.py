@@ -45,8 +45,8 @@ def cat(*sparse_tensors: Any) -> Any:
     """Concatenate the channels of tensors on the same coordinates.
 
     Args:
-        sparse_tensors: Two or more sparse tensors, or fields, or one list of them, that share a
-            coordinate manager and a key, or whose keys stand for equal rows. ``+`` and
+        sparse_tensors: Two or more sparse tensors, two or more fields, or one list of either. They
+            share a coordinate manager and a key, or their keys have equal rows. ``+`` and
             ``MinkowskiUnion`` combine different coordinates.
 
     Returns:
@@ -172,7 +172,7 @@ def to_sparse(
         x: Dense tensor; the batch axis comes first.
         format: A letter for each axis: ``B`` first, one ``C``, ``X`` for spatial axes. Default:
             ``"BCX...X"``.
-        coordinates: Not read, as in the original.
+        coordinates: Ignored, as in the original.
         device: Device of the result. Default: the device of ``x``.
 
     Raises:

@@ -78,7 +78,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         Args:
             input: Features [N, C], floating point.
             coordinates: The sites of the outputs: a tensor, a key, or integer coordinates
-                [M, 1 + D], which get tensor stride 1. None: by the rule of the layer.
+                [M, 1 + D], which get tensor stride 1. None: the rule of the layer makes the sites.
 
         Returns:
             [M, C]; a row without inputs is 0.
@@ -181,9 +181,9 @@ class _LocalPooling(MinkowskiPoolingBase):
 class MinkowskiAvgPooling(_LocalPooling):
     """Mean over the inputs that are present in each window.
 
-    Outputs are the occupied cells of ``stride`` times the input's tensor stride. Where
-    ``kernel_size == stride`` every input belongs to its own cell alone, and dilation and region
-    type change nothing; else windows lie as those of a convolution.
+    Outputs are the occupied cells of ``stride`` times the input's tensor stride. If
+    ``kernel_size == stride``, every input belongs to its own cell alone, and dilation and region
+    type change nothing. Otherwise the windows lie like the windows of a convolution.
 
     Args:
         kernel_size: Extent of the window; int or one per axis.

@@ -162,7 +162,7 @@ class TensorField(Tensor):
             tensor_stride: Extent of the cells; int or one per axis.
             coordinate_map_key: Map whose sites to use instead; points in none of its cells are left
                 out, and a site without points is 0.
-            quantization_mode: The rule for the points of a cell; None: that of the field.
+            quantization_mode: The rule for the points of a cell; None: the rule of the field.
 
         Every call without a key adds a map. Waits for the device. Differentiable.
         """

@@ -33,7 +33,7 @@ def with_features(input: AnyTensor, features: Tensor) -> AnyTensor:
 
     Args:
         input: A sparse tensor or a field; subclasses give their base, as in the original.
-        features: One row for each coordinate, any number of channels.
+        features: Features with one row for each coordinate and any number of channels.
     """
     if isinstance(input, TensorField):
         return TensorField(

@@ -97,7 +97,7 @@ class FieldMaps(CoordinateMaps):
         return torch.arange(len(rows), device="cpu"), list(rows)
 
     def _is_field(self, key: CoordinateMapKey, n_rows: int) -> bool:
-        """Return whether a key with so many rows of features is that of a field, not of a map."""
+        """Return whether a key with so many rows of features belongs to a field, not to a map."""
         if key.value not in self._fields:
             return False
         found = self._maps.get(key.value)
@@ -119,8 +119,8 @@ class FieldMaps(CoordinateMaps):
             samples: Points, float [M, 1 + D]; the batch index is rounded.
 
         Returns:
-            Map rows, int32 [n]; samples, int32 [n]; weights [n] in the samples' dtype. One entry
-            for each corner of a sample's cell that is in the map.
+            Map rows, int32 [n]; samples, int32 [n]; weights [n] in the samples' dtype. There is one
+            entry for each corner of a sample's cell that is in the map.
 
         Waits for the device.
         """

@@ -41,7 +41,7 @@ def _pool_samples(
     origin: CoordinateMapKey,
     is_field: bool,
 ) -> Tensor:
-    """Return one row for each site of an origin; ``key`` is that of a map or of a field."""
+    """Return one row for each site of an origin; ``key`` is the key of a map or of a field."""
     samples = manager._samples_at(origin)
     assert samples is not None
     if is_field:

@@ -14,9 +14,9 @@ def to_int32(coordinates: Tensor) -> Tensor:
     """Return coordinates of any real type rounded down to int32.
 
     Raises:
-        MinkowskiError: One is no int32: NaN, infinite, or too far out.
+        MinkowskiError: A coordinate does not fit int32: it is NaN, infinite, or too large.
 
-    Waits for the device, unless they are int32 as they come.
+    The function waits for the device, unless the coordinates are already int32.
     """
     if coordinates.dtype == torch.int32:
         return coordinates
@@ -32,7 +32,7 @@ def check_int32(low: float, high: float) -> None:
     """Check the least and the largest of coordinates; either is NaN if one of them is.
 
     Raises:
-        MinkowskiError: One is no int32.
+        MinkowskiError: A coordinate does not fit int32.
     """
     # No comparison with NaN holds.
     if not (_LIMITS.min <= low <= high <= _LIMITS.max):

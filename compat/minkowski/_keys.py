@@ -14,7 +14,7 @@ class CoordinateMapKey:
 
     Args:
         coordinate_size: ``1 + D``, for a key yet to be set; or the tensor stride, one int per axis.
-        string_id: Tells apart maps of one tensor stride. Only with a tensor stride.
+        string_id: Tells apart maps of one tensor stride. A string id needs a tensor stride.
     """
 
     __slots__ = ("_coordinate_size", "_value")

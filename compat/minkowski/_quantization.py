@@ -1,4 +1,4 @@
-"""One row of features for all points that share a site."""
+"""Quantisation of features: all points that share a site get one row."""
 
 from __future__ import annotations
 

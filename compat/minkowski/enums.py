@@ -1,6 +1,6 @@
 """Enums of MinkowskiEngine 0.5.4, with the original's names and values.
 
-Those of its compiled back end compare equal to their integers and are made from them:
+The enums of the compiled back end compare equal to their integers and are made from them:
 ``RegionType(0) == RegionType.HYPER_CUBE == 0``. All can be pickled and copied.
 """
 

@@ -161,8 +161,9 @@ def load_state_dict(
         The missing and unexpected keys, as ``nn.Module.load_state_dict`` does.
 
     Raises:
-        ValueError: As :func:`convert_state_dict`; or ``constants.SAVED_WEIGHT_LAYOUT`` is set,
-            which would convert a second time.
+        ValueError: See :func:`convert_state_dict`. The error also occurs if
+            ``constants.SAVED_WEIGHT_LAYOUT`` is set, because the weights would then be converted
+            twice.
     """
     if constants.SAVED_WEIGHT_LAYOUT not in ("", "KRSC"):
         raise ValueError(

@@ -4,8 +4,8 @@ from compat.spconv._names import module_getattr
 
 __all__ = ["COMPILED_CUDA_ARCHS", "COMPILED_CUDA_GEMM_ARCHS", "CPU_ONLY_BUILD", "HAS_BOOST"]
 
-# Layers of users' own choose what a GPU build can do where this is False; here all of it works on
-# every device.
+# Layers written by users use the features of a GPU build if this is False. Here these features work
+# on every device.
 CPU_ONLY_BUILD = False
 
 # No box operations, and nothing that was compiled beforehand.

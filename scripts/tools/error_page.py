@@ -22,15 +22,16 @@ PAGE = ROOT / "docs" / "errors.md"
 HEAD = """\
 # Errors
 
-A call that cannot mean what it says is refused where it is made: what was expected, what came, and
-what to do. `TypeError` is for a wrong type, `ValueError` for a wrong shape, value or device,
-`NotImplementedError` for what is legal and not supported, `RuntimeError` for the surroundings. The
-adapters raise `SpconvError` and `MinkowskiError`, which are `AssertionError`, `ValueError` and
-`RuntimeError` where programs catch those of the originals. After every error the next call is
-right: `scripts/tools/fuzz.py` makes thousands of mistakes and checks a valid call behind each.
+A call with an invalid argument raises an error at once. The message names the expected value, the
+value received, and a way to fix the call. `TypeError` means a wrong type. `ValueError` means a
+wrong shape, value or device. `NotImplementedError` means a valid request that is not supported.
+`RuntimeError` means a problem of the environment. The adapters raise `SpconvError` and
+`MinkowskiError`. These classes derive from `AssertionError`, `ValueError` and `RuntimeError`,
+because programs catch these errors of the originals. After every error the next valid call works:
+`scripts/tools/fuzz.py` makes thousands of mistakes and checks a valid call after each one.
 
-This page is what the mistakes of `tests/_hostile.py` get for an answer; one line for each kind of
-answer, with the first value that gets it. `scripts/tools/error_page.py` writes it.
+This page lists the errors of the mistakes in `tests/_hostile.py`. Each kind of error has one line,
+with the first value that causes it. `scripts/tools/error_page.py` writes this page.
 """
 
 

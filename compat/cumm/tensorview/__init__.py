@@ -72,7 +72,7 @@ def torch_dtype(dtype: int) -> torch.dtype:
 
 
 class Tensor(torch.Tensor):
-    """A torch tensor with cumm's ``numpy_view``; what is made of it, or saved, is a plain one."""
+    """A torch tensor with cumm's ``numpy_view``. Results and saved copies are plain tensors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 

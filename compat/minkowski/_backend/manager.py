@@ -13,7 +13,7 @@ from compat.minkowski.enums import RegionType
 if TYPE_CHECKING:
     from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 
-# Methods that take the same arguments, in the same order, as those of the coordinate manager.
+# These methods take the same arguments, in the same order, as the coordinate manager's methods.
 _SAME = frozenset({
     "exists_field_to_sparse", "field_to_sparse_insert_and_map", "field_to_sparse_keys",
     "field_to_sparse_map", "get_coordinate_field", "get_coordinates", "get_field_to_sparse_map",

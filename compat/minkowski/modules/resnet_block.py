@@ -13,7 +13,7 @@ from compat.minkowski.MinkowskiNormalization import MinkowskiBatchNorm
 
 class _Residual(nn.Module):
     def _gate(self, out: Any) -> Any:
-        """Return what is added to the residual; ``senet_block`` scales it."""
+        """Return the features that are added to the residual; ``senet_block`` scales them."""
         return out
 
 

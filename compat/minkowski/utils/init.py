@@ -13,8 +13,9 @@ def kaiming_normal_(
 ) -> Tensor:
     """Fill a kernel in place with normal numbers of He et al.'s variance.
 
-    A kernel [V, in, out] has fans ``V * in`` and ``V * out``. One of two axes, [in, out], is read
-    as the weight of a linear layer, [out, in], as in the original: its fans are swapped.
+    A kernel [V, in, out] has fans ``V * in`` and ``V * out``. As in the original, a kernel of two
+    axes, [in, out], is read as the weight of a linear layer, [out, in]. Its fans are therefore
+    swapped.
 
     Args:
         tensor: The kernel.

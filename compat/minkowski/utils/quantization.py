@@ -104,7 +104,8 @@ def sparse_quantize(
         return_inverse: Return the voxel of every point, int64 [N]; needs ``return_index``.
         return_maps_only: Return these maps alone.
         quantization_size: Edge of a voxel, one for all columns or one each. Default: 1.
-        device: Where voxels are found and returned: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        device: Device that finds the voxels and holds the result: ``"cpu"``, ``"cuda"``,
+            ``"cuda:1"``, ...
 
     Returns:
         Coordinates int32 [U, K], always a tensor; features, labels, index and inverse where asked
@@ -134,7 +135,7 @@ def unique_coordinate_map(
 
     Args:
         coordinates: int32 [N, 1 + D].
-        tensor_stride: Not read; in the original a label of the map made on the way.
+        tensor_stride: Ignored. In the original it labels a temporary coordinate map.
 
     Returns:
         ``unique_map`` int64 [U] and ``inverse_map`` int64 [N], on the device of ``coordinates``:

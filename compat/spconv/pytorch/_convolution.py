@@ -23,8 +23,8 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
     Args:
         ndim: Number of spatial axes.
         in_channels, out_channels: Channels.
-        kernel_size, stride, padding, dilation: One int, or one per axis. A submanifold layer takes
-            ``stride`` and ``padding`` and ignores them, as spconv does.
+        kernel_size, stride, padding, dilation: An int, or one int per axis. A submanifold layer
+            takes ``stride`` and ``padding`` and ignores them, as spconv does.
         groups: Must be 1.
         bias: True: the layer learns a bias.
         subm: Submanifold: outputs at the input sites; odd kernel sizes only.
@@ -38,7 +38,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         act_type, act_alpha, act_beta: Activation of the output; ``act_alpha`` is LeakyReLU's slope.
         large_kernel_fast_algo: Moves the kernel volume where spconv's default ``algo`` changes.
         name: Kept as an attribute.
-        device, dtype: Those of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Raises:
         SpconvError: ``groups`` is not 1, a sequence has the wrong length, or a 1x1 layer is padded.
@@ -181,7 +181,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         return self.act_type is Activation.None_ and self.has_own_methods()
 
     def has_own_methods(self) -> bool:
-        """Return whether no user replaced ``_conv_forward`` or what makes a layer's output."""
+        """Return whether no user replaced ``_conv_forward`` or a copy method of the tensor."""
         return (
             type(self)._conv_forward is _CONV_FORWARD
             and "_conv_forward" not in self.__dict__

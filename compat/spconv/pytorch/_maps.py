@@ -1,4 +1,4 @@
-"""From a layer and its input to a kernel map: the rules of ``indice_key`` and ``indice_dict``."""
+"""Kernel maps of a layer and its input, by the rules of ``indice_key`` and ``indice_dict``."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class WindowLayer(Protocol):
 
 
 class LayerMap(NamedTuple):
-    """A kernel map for one call of a layer, and what the layer's output needs.
+    """A kernel map for one call of a layer, and the data for the layer's output.
 
     Attributes:
-        kernel_map: From the rows of the input to the rows of the output.
-        indice_dict: That of the output.
-        located: The sites of the output; None: those of the input.
+        kernel_map: The map from the rows of the input to the rows of the output.
+        indice_dict: The ``indice_dict`` of the output.
+        located: The sites of the output; None: the sites of the input.
         repeats: The rows of the finer side that share sites; None if no two do.
     """
 

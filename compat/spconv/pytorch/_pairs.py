@@ -1,10 +1,10 @@
-"""From spconv's pair lists and pair tables to kernel maps.
+"""Kernel maps from spconv's pair lists and pair tables.
 
-The map of a pair tensor is kept for as long as the tensor lives and its entries stay the same. For
-tensors that are made here the map is at hand. For any other tensor it is built once, from the
-entries. On a CPU entries are compared with a copy, because NumPy can write to a tensor without a
-trace. On a GPU a comparison would wait for the device, so torch's version of the tensor is
-compared.
+The map of a pair tensor is kept for as long as the tensor lives and its entries stay the same. If
+the adapter made the tensor, the map exists already. For any other tensor the map is built once,
+from the entries. On a CPU entries are compared with a copy, because NumPy can write to a tensor
+without a trace. On a GPU a comparison would wait for the device, so torch's version of the tensor
+is compared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Known(NamedTuple):
     maps: dict[Hashable, KernelMap]
 
     def still_holds(self, pairs: Tensor, counts: Tensor | None) -> bool:
-        """Return whether the maps are those of these tensors."""
+        """Return whether the maps belong to these tensors."""
         if (self.counts and self.counts()) is not counts or not self.state.still_holds(pairs):
             return False
         return counts is None or (

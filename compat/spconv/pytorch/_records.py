@@ -41,7 +41,7 @@ def pair_lists(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
 
 
 class _Record:
-    """One kernel map under an ``indice_key``: of a layer here, or of one that users wrote.
+    """A kernel map under an ``indice_key``. An adapter's layer or a user's layer recorded it.
 
     Attributes:
         out_indices, indices: The tensors of both sides as users see them.

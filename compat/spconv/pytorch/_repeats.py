@@ -19,10 +19,10 @@ class RepeatedSites:
     transposed layer the rows of a cell add up. In an inverse layer all of them get the result.
 
     For a submanifold window, spconv looks up the neighbours of every row through the first half of
-    the taps. It finds the first row of a cell there. For the second half it swaps these pairs. So
-    through the second half of the taps every row reads the first rows of its neighbours. Through
-    the first half, the first row of a cell reads all rows of its neighbours, and the other rows of
-    the cell read nothing. Each row sees itself.
+    the taps. It finds the first row of a cell there. For the second half it swaps these pairs.
+    Through the second half of the taps, every row therefore reads the first rows of its neighbours.
+    Through the first half, the first row of a cell reads all rows of its neighbours, and the other
+    rows of the cell read nothing. Each row sees itself.
 
     Args:
         sites: All rows.
@@ -47,7 +47,7 @@ class RepeatedSites:
         return features.index_put((self.first,), self._sums(features))
 
     def spread(self, features: Tensor) -> Tensor:
-        """Give all rows of a cell what its first row has; ``features [N, C]``."""
+        """Copy the first row of each cell to all rows of the cell; ``features [N, C]``."""
         return self._to_rows(features[self.first])
 
     def convolve_submanifold(
@@ -57,7 +57,7 @@ class RepeatedSites:
 
         Args:
             features: ``[N, in]``.
-            matrices: One for each tap, ``[V, in, out]``.
+            matrices: Matrices of the taps, ``[V, in, out]``.
             geometry: A submanifold window.
             precision: See :func:`tritonspconv.ops.sparse_conv`.
 

@@ -27,14 +27,14 @@ class LocatedSites:
     """An ``ActiveSites`` with the ``indices`` tensor and the box it was made from.
 
     Downstream code edits ``indices`` in place, and assigns ``indices``, ``spatial_shape`` and
-    ``batch_size``. The engine's kernel maps then describe other sites. So :meth:`still_hold`
-    compares everything before a map is used again:
+    ``batch_size``. The engine's kernel maps then describe other sites. For this reason
+    :meth:`still_hold` compares everything before a map is used again:
 
     - On a CPU the engine has a copy of the coordinates, and all values are compared. NumPy, another
       process and ``.data`` can write to ``indices`` without a trace, and the comparison takes less
       than a hundredth of a layer's time.
     - On a GPU a comparison would wait for the device. The tensor must be the same object, with the
-      same version: torch counts what is written through the tensor itself.
+      same version: torch counts the writes that go through the tensor itself.
     - Inference tensors have no version. On a GPU the same object counts as unchanged. The engine
       has a copy, so that an edit never reaches another call.
 
@@ -108,7 +108,7 @@ class LocatedSites:
 
     @property
     def are_distinct(self) -> bool:
-        """Whether it is known already that no two rows share a site."""
+        """True: it is known already that no two rows share a site."""
         return "repeats" in self.__dict__ and self.__dict__["repeats"] is None
 
     @property

@@ -48,7 +48,7 @@ def trace_submanifold(
         if record is None:
             located, indices = _own_sites(input), input.indices
         elif _may_reuse(layer, input, record):
-            # Whether the indices were edited before a traced layer made the entry is not known.
+            # It is not known if the indices were edited before a traced layer made the entry.
             located, indices = record.located, record.indices if record.follows_window else None
         else:
             return None
@@ -135,7 +135,8 @@ def _map_at(
     """Return the map of a submanifold window at ``sites``, or at ``indices`` if these were edited.
 
     Args:
-        indices: What the user sees of ``sites``; None: the recorded map is used unchecked.
+        indices: The user's ``indices`` tensor of ``sites``; None: the recorded map is used
+            unchecked.
         sites: The sites that the tensor had when the layer was traced.
         version: Number of writes to ``indices`` when they were located.
         kernel_size: Window.

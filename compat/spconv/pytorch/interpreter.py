@@ -21,7 +21,7 @@ __all__ = [
 
 Handler = Callable[..., Any]
 
-# By module class, function, or (class of the object, name of the method).
+# The keys are module classes, functions, or pairs (class of the object, name of the method).
 REGISTERED_NODE_HANDLERS: dict[Any, Handler] = {}
 
 
@@ -44,7 +44,7 @@ def register_method_handler(name: str, tensor_classes: Any) -> Callable[[Handler
 
     Args:
         name: The method's name.
-        tensor_classes: One class or a list of classes that have it.
+        tensor_classes: A class or a list of classes that have the method.
     """
     classes = tensor_classes if isinstance(tensor_classes, list | tuple) else [tensor_classes]
     return register_node_handler(*((kind, name) for kind in classes))

@@ -26,7 +26,7 @@ class _SparsePool(CountsVoxels):
 
     Args:
         ndim: Number of spatial axes.
-        kernel_size, stride, padding, dilation: One int, or one per axis. ``stride=None``: the
+        kernel_size, stride, padding, dilation: An int, or one int per axis. ``stride=None``: the
             kernel size.
         indice_key: Name under which the kernel map travels downstream, for inverse convolutions.
         subm: Outputs at the input sites; odd kernel sizes only.
@@ -104,9 +104,9 @@ class _SparsePool(CountsVoxels):
 class SparseMaxPool(_SparsePool):
     """Max pooling with a floor of zero, as spconv computes it: ``max(0, max over active inputs)``.
 
-    Every input equal to the output gets the output's full gradient. Arguments: those of all
-    poolings, ``(ndim, kernel_size=3, stride=1, padding=0, dilation=1, indice_key=None, subm=False,
-    algo=None, record_voxel_count=False, name=None)``.
+    Every input equal to the output gets the output's full gradient. The arguments are the same for
+    all poolings: ``(ndim, kernel_size=3, stride=1, padding=0, dilation=1, indice_key=None,
+    subm=False, algo=None, record_voxel_count=False, name=None)``.
     """
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:

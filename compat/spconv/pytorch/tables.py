@@ -67,7 +67,7 @@ class ConcatTable(SparseModule):
         return self
 
     def input_spatial_size(self, out_size: Any) -> Any:
-        """Return that of the first module."""
+        """Return the result of the first module."""
         return self._modules["0"].input_spatial_size(out_size)  # pyright: ignore
 
 
