@@ -54,7 +54,7 @@ _SITE = str(_PACKAGE / "_site")
 class Installation:
     """The result of ``install``. As a context manager, it undoes ``install`` behind the block.
 
-    Leaving the block undoes only what this call did: a switch made earlier stays.
+    The end of the block undoes only the switch of this call. An earlier switch stays.
 
     Args:
         library: The original's name.
@@ -157,7 +157,7 @@ def aliases_of(library: str) -> Mapping[str, str]:
 
 
 def announce(library: str, environment: MutableMapping[str, str]) -> None:
-    """Set the variables by which Python processes make the switch as they start.
+    """Set the variables that make Python processes switch at their start.
 
     Args:
         library: The original's name.
@@ -244,7 +244,7 @@ class _AliasFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Return a spec whose loader hands out the adapter's module, or None."""
         if fullname == "tritonspconv":
-            # A script's own path may lack it, or find that of another release.
+            # A script's own path may lack the package, or find the package of another release.
             return PathFinder.find_spec(fullname, [str(_PACKAGE.parent)])
         alias = fullname.partition(".")[0]
         package = self._aliases.get(alias)

@@ -139,7 +139,7 @@ def _compare(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Raise an AssertionError where output or a gradient is not what the formula gives."""
+    """Raise an AssertionError if the output or a gradient differs from the formula."""
     inputs = [value.to(device, dtype).requires_grad_() for value in values]
     out = operation(*inputs)
     grad = torch.randn(out.shape).to(device, dtype)

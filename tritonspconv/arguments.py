@@ -1,4 +1,4 @@
-"""Checks of arguments: what an argument must be, what it is, and how to mend it."""
+"""Checks of arguments. A message gives the expected value, the value received and a fix."""
 
 from __future__ import annotations
 

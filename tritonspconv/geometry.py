@@ -204,8 +204,8 @@ class ConvGeometry(metaclass=OpaqueMeta):
     def is_mirrored(self) -> bool:
         """True when inputs and outputs are one set and tap ``V-1-v`` points against tap ``v``.
 
-        One neighbour table then serves both directions: what tap ``v`` is for an output row, tap
-        ``V-1-v`` is for the same row seen as an input.
+        One neighbour table then serves both directions: tap ``v`` of an output row is tap ``V-1-v``
+        of the same row seen as an input.
         """
         return self.sites == "same" and all(
             all(a == -b for a, b in zip(offset, mirror, strict=True))

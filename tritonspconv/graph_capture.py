@@ -121,8 +121,8 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
     """Mark what ``package`` defines: functions, methods, and ``forward`` of modules.
 
     ``torch.compile`` calls a marked function as it is and compiles the code around the call, and
-    ``torch.jit.script`` refuses it. A mark is an attribute: an ordinary call costs what it did,
-    where a wrapper as of ``torch.compiler.disable`` takes 1.2 us.
+    ``torch.jit.script`` refuses it. A mark is an attribute, so an ordinary call takes no more time
+    than before. A wrapper like ``torch.compiler.disable`` would take 1.2 us.
 
     Args:
         package: Name of an imported package. Modules that it imports later are not marked; only

@@ -31,12 +31,12 @@ def _rows_of_samples(
         values: [B, C], one row per sample.
         key: The map.
         manager: Its manager.
-        samples: The batch index of each of the B rows; None: those of the manager.
+        samples: The batch index of each of the B rows; None: the indices of the manager.
 
     Raises:
         MinkowskiError: There are more or fewer values than samples.
 
-    Waits for the device where batch indices are missing in ``samples``.
+    This call waits for the device where batch indices are missing in ``samples``.
     """
     found = manager._map(key)
     samples = manager._samples if samples is None else samples

@@ -88,7 +88,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
     def reset_parameters(self, is_transpose: bool = False) -> None:
         """Draw kernel and bias uniformly from ``+-1 / sqrt(channels * kernel volume)``.
 
-        ``channels`` are those of the output in a transposed layer, else of the input.
+        ``channels`` is the number of output channels in a transposed layer, else of input channels.
         """
         channels = self.out_channels if is_transpose else self.in_channels
         bound = 1 / math.sqrt(max(channels * self.kernel_generator.kernel_volume, 1))

@@ -173,9 +173,9 @@ class CoordinateManager(FieldMaps):
             region_type: Shape of the window, or its integer.
             region_offset: Taps of a CUSTOM region.
             is_transpose: True: the output is the finer side.
-            is_pool: True: the map is that of a pool.
+            is_pool: True: the map belongs to a pool.
 
-        Waits for the device.
+        This call waits for the device.
         """
         try:
             region_type = RegionType(region_type)

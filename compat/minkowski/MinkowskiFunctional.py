@@ -1,8 +1,8 @@
 """``MinkowskiEngine.MinkowskiFunctional``: functions of torch on the features of a tensor.
 
 The first group returns a sparse tensor or field with the coordinates of its input. Losses take a
-sparse tensor or field and a torch target, and return a torch tensor. All further arguments are
-those of the function of the same name in :mod:`torch.nn.functional`.
+sparse tensor or field and a torch target, and return a torch tensor. All further arguments are the
+same as in the function of this name in :mod:`torch.nn.functional`.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ class MinkowskiToDenseTensor(MinkowskiModuleBase):
     """Makes a dense tensor (B, C, *spatial axes); see ``SparseTensor.dense``.
 
     Args:
-        shape: Shape of the result, all axes. Default: that of the coordinates.
+        shape: Shape of the result, all axes. Default: the shape of the coordinates.
     """
 
     def __init__(self, shape: torch.Size | None = None) -> None:

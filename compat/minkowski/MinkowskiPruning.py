@@ -34,7 +34,7 @@ class MinkowskiPruning(MinkowskiModuleBase):
         Raises:
             MinkowskiError: The input is no sparse tensor, or the mask does not fit it.
 
-        Waits for the device, for the number of rows. Differentiable.
+        This call waits for the device, for the number of rows. Differentiable.
         """
         if not isinstance(input, SparseTensor):
             raise MinkowskiError(

@@ -164,7 +164,7 @@ class TensorField(Tensor):
                 out, and a site without points is 0.
             quantization_mode: The rule for the points of a cell; None: the rule of the field.
 
-        Every call without a key adds a map. Waits for the device. Differentiable.
+        Every call without a key adds a map. This call waits for the device. Differentiable.
         """
         mode = self.quantization_mode if quantization_mode is None else quantization_mode
         if coordinate_map_key is not None:
@@ -205,7 +205,7 @@ class TensorField(Tensor):
         return SparseTensor._on(features, key, self._manager)
 
     def inverse_mapping(self, sparse_tensor_map_key: CoordinateMapKey) -> TorchTensor:
-        """Return for each point the row of a map whose cell holds the point, int64 [N].
+        """Return the row of each point in a map, int64 [N]: the row of the point's cell.
 
         Works for every map of the manager, at any stride.
 

@@ -56,7 +56,7 @@ class MinkowskiUnion(MinkowskiModuleBase):
         Raises:
             MinkowskiError: There are fewer, or they disagree.
 
-        Waits for the device. Differentiable.
+        This call waits for the device. Differentiable.
         """
         if len(inputs) < 2 or not all(isinstance(each, SparseTensor) for each in inputs):
             raise MinkowskiError(

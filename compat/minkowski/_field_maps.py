@@ -122,7 +122,7 @@ class FieldMaps(CoordinateMaps):
             Map rows, int32 [n]; samples, int32 [n]; weights [n] in the samples' dtype. There is one
             entry for each corner of a sample's cell that is in the map.
 
-        Waits for the device.
+        This call waits for the device.
         """
         rows, weights = corners(self._map(key), samples)
         sample, corner = (rows >= 0).nonzero(as_tuple=True)

@@ -46,7 +46,7 @@ class CoordinateField:
         Raises:
             MinkowskiError: A point is not finite or lies beyond int32.
 
-        Waits for the device.
+        This call waits for the device.
         """
         steps = self.coordinates.new_tensor((1, *tensor_stride))
         cells = self.coordinates / steps
@@ -63,7 +63,7 @@ class CoordinateField:
         return self.coordinates[:, 0].round().long()
 
     def samples(self) -> Samples:
-        """Return the batch indices that occur. Waits for the device the first time."""
+        """Return the batch indices that occur. This call waits for the device the first time."""
         if self._samples is None:
             batch_size = self._batch_size()
             check_samples(batch_size)
@@ -71,7 +71,7 @@ class CoordinateField:
         return self._samples
 
     def _batch_size(self) -> int:
-        """Return one more than the largest batch index. Waits for the device."""
+        """Return one more than the largest batch index. This call waits for the device."""
         batch = self.batch_index
         return int(batch.max()) + 1 if len(batch) else 0
 
@@ -94,7 +94,7 @@ def corners(found: CoordinateMap, samples: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Rows of the map, int64 [M, 2^D], -1 where a corner is no site; linear weights [M, 2^D],
-        whole: those of absent corners are not passed on to the others.
+        whole: the weights of absent corners are not passed on to the other corners.
     """
     ndim = len(found.tensor_stride)
     if samples.ndim != 2 or samples.shape[1] != 1 + ndim:

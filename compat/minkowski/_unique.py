@@ -17,7 +17,7 @@ def unique_coordinates(coords: Tensor) -> tuple[Tensor, Tensor]:
         Ascending rows int64 [U] of the first occurrences, and for every row the position int64 [N]
         of its coordinate among them: ``coords[rows][position] == coords``.
 
-    Deterministic, on every device. Waits for the device.
+    Deterministic, on every device. This call waits for the device.
     """
     without_batch = F.pad(coords, (1, 0))
     try:

@@ -54,7 +54,7 @@ def to_spconv(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[st
         model: That network.
 
     Raises:
-        ValueError: A layer computes what no layer of spconv does, or a kernel has another shape.
+        ValueError: No layer of spconv computes the same as a layer, or a kernel has another shape.
     """
     entries = {entry.name: entry for entry in _entries(model)}
     return OrderedDict(
@@ -66,14 +66,14 @@ def to_spconv(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[st
 
 
 def from_spconv(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
-    """Return a state dict for ``model`` from that of the spconv network with its layers and names.
+    """Return a state dict for ``model``, made from the state dict of the matching spconv network.
 
     Args:
         state_dict: State of the spconv network; weights ``[out, *kernel_size, in]``.
         model: The MinkowskiEngine network.
 
     Raises:
-        ValueError: A layer computes what no layer of spconv does, or a weight has another shape.
+        ValueError: No layer of spconv computes the same as a layer, or a weight has another shape.
     """
     entries = {entry.spconv_name: entry for entry in _entries(model)}
     return OrderedDict(

@@ -11,7 +11,8 @@ RSCK    ``[*k, in, out]``   spconv 1.x, mmcv, the copy of 1.x in mmdet3d and its
 ======  ==================  ==========================================================
 
 1x1 layers are an exception in all of them: every generation reads their memory as ``[in, out]``,
-whatever the axes say. To keep what such a weight does, its memory stays and only its shape changes.
+whatever the axes say. To keep the results of such a weight, its memory stays and only its shape
+changes.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def convert_state_dict(
         model: The network that it belongs to.
         layout: The layout of all weights, or of each by its name in ``state_dict``: a checkpoint of
             spconv 2.0 or 2.1 may hold both KRSC and RSKC. Default: :func:`detect_layout`.
-        one_by_one: ``"meaning"``: 1x1 layers go on computing what they did where the checkpoint
-            was made. ``"layout"``: their axes are moved like those of any other layer, for models
+        one_by_one: ``"meaning"``: 1x1 layers compute the same as in the program that made the
+            checkpoint. ``"layout"``: their axes are moved like those of any other layer, for models
             that read 1x1 weights by their axes, ``x @ weight.view(out, in).T``.
 
     Raises:

@@ -18,7 +18,7 @@ class ConvAlgo(Enum):
 
 
 class AlgoHint(Enum):
-    """spconv's hints of what a kernel is tuned for; the misspelt name is the original's."""
+    """spconv's hints for the tuning of a kernel. The original misspells the name too."""
 
     NoHint = 0
     Fowrard = 1

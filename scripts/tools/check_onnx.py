@@ -75,7 +75,7 @@ def _check(scan: str, name: str, net: nn.Module, tensors: list[Any]) -> None:
 
 
 def _networks(width: int) -> dict[str, tuple[nn.Module, Callable[..., Any]]]:
-    """Return networks, and what makes their input of features and coordinates."""
+    """Return networks, and functions that make their input from features and coordinates."""
     shape = [SURROUND.spatial_shape[0] + 1, *SURROUND.spatial_shape[1:]]
 
     def bounded(feats: Tensor, coords: Tensor) -> Any:
@@ -90,7 +90,7 @@ def _networks(width: int) -> dict[str, tuple[nn.Module, Callable[..., Any]]]:
 
 
 def _trained(net: nn.Module) -> nn.Module:
-    """Return a network whose norms have statistics that are not those of the start."""
+    """Return a network whose norms have other statistics than at the start."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d):
             assert module.running_mean is not None

@@ -115,7 +115,7 @@ def of_minkowski(kind: str) -> Build | None:
 
 
 def contenders(kind: str) -> dict[str, Build]:
-    """Return what makes maps of a kind; originals that are not installed are left out."""
+    """Return functions that make maps of a kind; originals that are not installed are left out."""
     found: dict[str, Build] = {"numba": ours("numba", kind), "torch": ours("eager", kind)}
     for name, make in (("spconv", of_spconv), ("MinkowskiEngine", of_minkowski)):
         with contextlib.suppress(ImportError), warnings.catch_warnings():

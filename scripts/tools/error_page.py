@@ -1,4 +1,4 @@
-"""Write docs/errors.md: what each public call says of an argument that does not belong there.
+"""Write docs/errors.md: the error messages of each public call for invalid arguments.
 
     python scripts/tools/error_page.py
 

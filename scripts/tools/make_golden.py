@@ -1,4 +1,4 @@
-"""Record what an original does, for tests where there is no GPU, or no original.
+"""Record the results of an original, for tests on machines without a GPU or without the original.
 
 spconv is recorded on this machine's GPU, MinkowskiEngine on a CPU. Every parity case of that device
 is recorded from the original alone: outputs, coordinates and gradients, with versions, device, and

@@ -102,7 +102,7 @@ def dense_conv(image: Tensor, kernel: Tensor) -> Tensor:
 def dense_times(
     size: int, channels: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[float, ...]:
-    """Return the times of WAYS, in ms, which do not depend on what is in the grid."""
+    """Return the times of WAYS, in ms, which do not depend on the contents of the grid."""
     image = torch.randn(1, channels, size, size, size, device=device, dtype=dtype)
     kernel = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
     image, kernel = image.requires_grad_(), kernel.requires_grad_()
@@ -122,7 +122,7 @@ def dense_times(
 def measured(
     coords: Tensor, size: int, channels: int, dtype: torch.dtype, dense: tuple[float, ...]
 ) -> Point:
-    """Return the times of the sparse layer at some sites, beside those of the dense one."""
+    """Return the times of the sparse layer at some sites, with the times of the dense layer."""
     torch.manual_seed(0)
     device = coords.device
     feats = torch.randn(len(coords), channels, device=device, dtype=dtype)
@@ -208,7 +208,7 @@ def table(curves: dict[tuple[int, int, str], list[Point]]) -> str:
 
 
 def about(device: torch.device, dtype: str) -> str:
-    """Return what was measured on."""
+    """Return the machine and the versions of the measurement."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     numba = f", numba {version('numba')}" if has_numba(device) else ""
     return f"\n{name}, {dtype}, torch {torch.__version__}{numba}.\n"

@@ -1,4 +1,4 @@
-"""Compile kernels for every target and write docs/targets.md: what each takes of the card.
+"""Compile kernels for every target and write their use of resources to docs/targets.md.
 
     python scripts/tools/target_table.py            # all targets: an hour on two cores
     python scripts/tools/target_table.py gfx942     # these rows, the others as they are

@@ -28,7 +28,7 @@ Built = tuple[Tensor, Callable[[], int | None]]
 
 
 def map_cases(scenes: SceneStore, passed: str) -> list[Case]:
-    """Return the cases of the section ``maps``; ``passed`` names what is measured."""
+    """Return the cases of the section ``maps``; ``passed`` names the measured pass."""
     return [
         _case(scenes[name], kind, training, passed)
         for name in ("waymo_b4", "sphere", "kitti")
@@ -59,7 +59,7 @@ def _builder(peer: Peer) -> Callable[[Peer, Scene, str, bool], Built]:
 
 
 def _build_ours(peer: Peer, scene: Scene, kind: str, training: bool) -> Built:
-    """Build the table of the forward pass and, for training, what the gradients read."""
+    """Build the table of the forward pass and, for training, the data of the gradients."""
     grid = Grid((0, 0, 0), scene.spatial_shape, scene.batch_size)
     found = kernel_map(ActiveSites(scene.indices, grid), _our_geometry(kind))
     if training:

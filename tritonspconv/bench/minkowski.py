@@ -210,7 +210,7 @@ class Bench:
         return cells, rows.detach(), feats.grad
 
     def calibrate(self) -> None:
-        """Set the running statistics of all batch norms to those of this batch."""
+        """Set the running statistics of all batch norms to the statistics of this batch."""
         norms = [part for part in self.network.modules() if isinstance(part, nn.BatchNorm1d)]
         for norm in norms:
             norm.momentum = 1.0

@@ -14,7 +14,7 @@ import torch
 
 OURS = "ours"
 ORIGINAL = "spconv"
-# Ours first: its column is what the ratios are taken against.
+# Our library comes first, because the ratios refer to its column.
 MODULES = {OURS: "compat.spconv", ORIGINAL: "spconv", "spconv-triton": "spconv_triton"}
 
 

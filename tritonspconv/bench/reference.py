@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 # Largest ‖result - reference‖ / ‖reference‖ of one layer. The reference multiplies the same rounded
-# inputs in float32, so what is left is the rounding of results and, in the original, of half
-# precision partial sums. The float32 limit lies below the error of TF32, about 3e-4.
+# inputs in float32, so the remaining error is the rounding of results and, in the original, of
+# partial sums in half precision. The float32 limit lies below the error of TF32, about 3e-4.
 LAYER_TOLERANCE = {"float32": 1e-4, "tf32": 2e-3, "float16": 1e-2, "bfloat16": 2e-2}
 # A weight gradient sums over all voxels, in float16 where a library does so.
 GRADIENT_SLACK = 2.0

@@ -123,7 +123,7 @@ class Report:
     def begin(
         self, name: str, title: str, header: tuple[str, ...], labels: Iterable[tuple[str, ...]]
     ) -> None:
-        """Print the head of a section; ``labels`` are those of all rows to come."""
+        """Print the head of a section; ``labels`` are the labels of all its rows."""
         columns = zip(header, *labels, strict=True)
         widths = tuple(max(len(text) for text in column) for column in columns)
         section = Section(name, title, header, widths)

@@ -56,7 +56,7 @@ LONGEST_KERNEL_AXIS = 9
 
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Convert one file, or print what would be converted; return the exit status and a report."""
+    """Convert one file, or print the planned changes; return the exit status and a report."""
     if (args.from_minkowski or args.to_minkowski) and not args.model:
         raise CommandError("--model is needed: the function that builds MinkowskiEngine's network")
     if args.dst is None and not args.dry_run:
@@ -135,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_model(name: str) -> nn.Module:
-    """Return what the function ``name``, ``module:builder``, returns.
+    """Return the result of the function ``name``, given as ``module:builder``.
 
     Raises:
         ValueError: ``name`` has no colon, or there is no such function.

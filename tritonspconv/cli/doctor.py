@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Print what was found; return the exit status and the report."""
+    """Print the findings; return the exit status and the report."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     versions = _versions()
@@ -73,7 +73,7 @@ class Finding:
 
 
 def examine(devices: Sequence[torch.device]) -> list[Finding]:
-    """Return what is unusual about this installation."""
+    """Return the unusual facts about this installation."""
     findings = []
     foreign = foreign_module(str(Path.cwd()))
     if foreign is not None:

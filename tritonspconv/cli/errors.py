@@ -2,7 +2,7 @@
 
 
 class CommandError(Exception):
-    """The command cannot do what was asked; its message says why and what to do.
+    """The command cannot run as requested; the message gives the reason and a remedy.
 
     The command line prints the message in one line and returns the exit status 2.
     """

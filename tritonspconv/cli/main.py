@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        arguments: The arguments behind ``tritonspconv``; None: those of this process.
+        arguments: The arguments behind ``tritonspconv``; None: the arguments of this process.
 
     Returns:
         The exit status: 0, 1 where a check found something wrong, or 2 where the command could not

@@ -3,12 +3,12 @@
   tritonspconv tune tiles.json --channels 16:16 32:64 --dtypes float16 float32
   TRITONSPCONV_TILES=tiles.json python train.py
 
-For each pair of channels the forward kernel is tuned in both directions, the second being that of
-the input gradient, and the weight gradient once, on submanifold 3x3x3 maps of a LiDAR scan. The
-search starts from the fixed choice of the library and changes one number at a time as long as that
-helps. A tile counts if its result agrees with that of the fixed choice, and is kept if it is faster
-by 3 %. Tiles of other problems stay in the file. Without the variable nothing changes, and
-nothing is ever tuned while a program runs.
+The tuner uses submanifold 3x3x3 maps of a LiDAR scan. For each pair of channels it tunes the
+forward kernel in both directions, because the second direction serves the input gradient. It tunes
+the weight gradient once. The search starts from the fixed choice of the library and changes one
+number at a time as long as that helps. A tile counts if its result agrees with the result of the
+fixed choice. A tile is kept if it is faster by 3 %. Tiles of other problems stay in the file.
+Without the variable nothing changes, and nothing is ever tuned while a program runs.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _time(
 def _launches(
     kmap: KernelMap, c_in: int, c_out: int, dtype: str, ops: Sequence[MatrixOp]
 ) -> Iterator[TunableLaunch]:
-    """Yield what a layer runs: forward, input gradient, weight gradient."""
+    """Yield the kernels of a layer: forward, input gradient, weight gradient."""
     storage = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     precision = "tf32" if dtype == "tf32" else "ieee"
     device, volume = kmap.out_sites.device, kmap.kernel_volume
@@ -186,7 +186,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
 def _keep(
     content: dict[str, Any], launch: TunableLaunch, best: GemmConfig, ms: float, fixed_ms: float
 ) -> None:
-    """Put the tile in the place of what was found before; the fixed choice needs no entry."""
+    """Replace the earlier entry by the tile; the fixed choice needs no entry."""
     place = {**launch.problem._asdict(), "log2_rows": launch.log2_rows}
     others = [entry for entry in content["tiles"] if not place.items() <= entry.items()]
     found = {**place, "tile": best._asdict(), "ms": round(ms, 4), "fixed_ms": round(fixed_ms, 4)}

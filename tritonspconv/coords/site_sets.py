@@ -27,7 +27,7 @@ def unique_rows(keys: Int64[Tensor, "N"]) -> tuple[Int64[Tensor, "U"], Int64[Ten
         The rows of first occurrences, int64 [U], ascending; and the position of every row's key
         among them, int64 [N]: ``keys[rows][position] == keys``.
 
-    Deterministic. Waits for the device once, for U.
+    Deterministic. This call waits for the device once, for U.
     """
     return first_rows(*torch.sort(keys, stable=True))
 
@@ -44,8 +44,8 @@ def unique_sites(
     Returns:
         The sites; and the two results of :func:`unique_rows` for the rows of ``coords``.
 
-    Deterministic. Waits for the device. If no row repeats another, the sites keep the index by
-    which that was found, and the next kernel map reads it.
+    Deterministic. This call waits for the device. If no row repeats another, the sites keep the
+    index of this check, and the next kernel map reads the index.
     """
     sites = ActiveSites(coords.clone(), grid)
     if not sites.has_repeats():
@@ -72,7 +72,7 @@ def union_sites(
     Args:
         parts: One set or more, on one device and of one dimension; every row in its grid.
         ascending: True: rows of the union ascend by key. False: the rows of the first part come
-            first, then those of each next part that are new, in their order.
+            first, then the new rows of each next part, in their order.
 
     Returns:
         The union, and for each part the row of the union at which each of its rows is, int64.
@@ -80,7 +80,7 @@ def union_sites(
     Raises:
         RowwiseError: A part is padded to a capacity.
 
-    Deterministic. Waits for the device once, for the size of the union.
+    Deterministic. This call waits for the device once, for the size of the union.
     """
     if any(part.bounds is not None for part in parts):
         raise RowwiseError(

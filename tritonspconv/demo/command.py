@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# The stages of a network, and what was measured of its layers.
+# The stages of a network, and the measurements of its layers.
 Run = tuple[dict[str, Any], list[LayerRecord]]
 
 

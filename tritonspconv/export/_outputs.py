@@ -58,7 +58,7 @@ def _without_padding(rows: RowTensor) -> Tensor:
 
 
 def check_equal(found: Any, expected: Any, path: str = "outputs") -> None:
-    """Compare the outputs of a program with those of the model, within :data:`TOLERANCE`.
+    """Compare the outputs of a program with the model's outputs, within :data:`TOLERANCE`.
 
     Args:
         found: The result of the program.

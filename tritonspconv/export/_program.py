@@ -52,7 +52,8 @@ def export_program(
     Args:
         model: A network of this engine or of its adapters, in evaluation mode.
         args: Arguments of an example call: sparse tensors, or nested dicts, lists and tuples of
-            tensors, as for :func:`tritonspconv.capture`. The batch size is that of the example.
+            tensors, as for :func:`tritonspconv.capture`. The batch size is the batch size of the
+            example.
         kwargs: Keyword arguments of the example call.
         capacity: Number of rows of the inputs. Default: 1.25 times the example's.
         level_capacities: Number of sites of each level that the network makes, in order. Default:
@@ -62,7 +63,7 @@ def export_program(
         box: Smallest and largest coordinate of every axis, inclusive, for tensors without a grid of
             their own, as in MinkowskiEngine. Default: the cube around the origin that reaches at
             least twice as far as the example. Rows outside count as faults.
-        coords: Key or argument name of the coordinates; None: those of the sparse tensor.
+        coords: Key or argument name of the coordinates; None: the coordinates of the sparse tensor.
         reads: Keys or argument names that the model reads, among entries of dicts; None: all.
 
     Returns:
@@ -71,7 +72,7 @@ def export_program(
         of the largest value for float32 (float64: 1e-9, float16: 2e-2, bfloat16: 1e-1).
 
     Raises:
-        ExportError: A module does what a program of fixed shapes cannot, or the results differ.
+        ExportError: A module needs shapes that are not fixed, or the results differ.
         ValueError: The model is in training mode, an option is wrong, or the coordinates are not
             found.
     """

@@ -109,7 +109,7 @@ class Recorder(TorchDispatchMode):
         """Return the node of a tensor on the same memory, which ``.data`` does not dispatch.
 
         Raises:
-            RecordError: The memory is that of an input or a result, in another shape.
+            RecordError: The memory belongs to an input or a result, in another shape.
         """
         if tensor.numel() == 0 or id(tensor) in self._names:
             return None

@@ -25,7 +25,7 @@ _GATHERED_BYTES = 2**24
 
 
 def _as_rule(function: Callable[..., Any], recorded: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the rule by which ``recorded`` stands for ``function``, with all its arguments."""
+    """Return the rule that replaces ``function`` by ``recorded``, with all its arguments."""
     signature = inspect.signature(function)
 
     @functools.wraps(recorded)
@@ -55,7 +55,7 @@ def _convolution(
     acc = acc_dtype(dtype)
     if weight_layout == "OVI":
         weight = weight.flatten(1, -2).permute(1, 2, 0)
-    # Round to the dtype of the products first, then multiply in that of the sums.
+    # Round to the dtype of the products first, then multiply in the dtype of the sums.
     matrices = weight.to(dtype).to(acc)
     x = plain(feats).to(dtype).to(acc)
     volume, c_in, c_out = matrices.shape
@@ -63,7 +63,7 @@ def _convolution(
     if table.mirrored:
         matrices = matrices.flip(0)
     n_out = table.rows.shape[1]
-    # Row 0 is zero; it stands for taps without an entry.
+    # Row 0 is zero; taps without an entry read this row.
     x = torch.cat([x.new_zeros(1, c_in), x])
     rows = table.rows.t() + 1
     at_once = max(_GATHERED_BYTES // max(n_out * c_in * acc.itemsize, 1), 1)

@@ -232,8 +232,8 @@ def output_sites(
         geometry: A geometry with the rule ``"reached"`` or ``"cells"``.
         out_grid: Grid of the output sites; None: derived from the input grid.
 
-    Waits for the device once, for the number of sites. :func:`kernel_map` generates sites itself.
-    Call this function if several geometries are to write the same sites.
+    This call waits for the device once, for the number of sites. :func:`kernel_map` generates sites
+    itself. Call this function if several geometries are to write the same sites.
     """
     return _made_sites(sites, geometry, out_grid)[0]
 

@@ -40,7 +40,7 @@ def map_from_pairs(
         ValueError: Shapes or devices disagree, a row is out of range, or two pairs of one tap share
             an input or an output row.
 
-    Waits for the device. Extra memory: twice V * n_in, once V * n_out of int32.
+    This call waits for the device. Extra memory: twice V * n_in, once V * n_out of int32.
     """
     _check_metadata(in_rows, out_rows, tap_ptr)
     volume, device = tap_ptr.shape[0] - 1, in_rows.device

@@ -146,7 +146,7 @@ class Relation:
         return found
 
     def has_repeats(self, in_sites: ActiveSites) -> bool:
-        """Return whether inputs of the map share a cell. Waits for the device, once."""
+        """Return whether inputs of the map share a cell. This call waits for the device, once."""
         if self._repeats is None:
             return in_sites.has_repeats()
         if self.in_count is not None and isinstance(self._repeats, Tensor):
@@ -257,21 +257,24 @@ class KernelMap(metaclass=OpaqueMeta):
         return KernelMap(self._relation, self.out_sites, self.in_sites, not self.is_inverse)
 
     def has_repeats(self) -> bool:
-        """Return whether rows that the geometry reads share a cell. Waits for the device, once.
+        """Return whether rows that the geometry reads share a cell.
 
-        A map has pairs of the first row of each cell only. If windows do not overlap, only rows
-        that reach an output count.
+        This call waits for the device once. A map has pairs of the first row of each cell only. If
+        windows do not overlap, only rows that reach an output count.
         """
         return self._relation.has_repeats(self.out_sites if self.is_inverse else self.in_sites)
 
     def num_pairs(self) -> int:
-        """Count the pairs. Waits for the device."""
+        """Count the pairs. This call waits for the device."""
         return wait_for_number((self._relation.out_table.entries(self.kernel_volume) >= 0).sum())
 
     def pairs(
         self,
     ) -> tuple[Int32[Tensor, "P"], Int32[Tensor, "P"], Int64[Tensor, "ends"]]:
-        """List all pairs: input rows [P], output rows [P], tap_ptr [V+1]. Waits for the device."""
+        """List all pairs: input rows [P], output rows [P], tap_ptr [V+1].
+
+        This call waits for the device.
+        """
         table = self._relation.out_table
         rows = table.entries(self.kernel_volume)
         tap, column = wait_for_indices(rows >= 0)

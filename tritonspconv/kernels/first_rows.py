@@ -25,7 +25,7 @@ def first_rows(
 
     Returns:
         The rows of first occurrences, int64 [U], ascending; and the position of every row's key
-        among them, int64 [N]. Waits for the device once, for U.
+        among them, int64 [N]. This call waits for the device once, for U.
     """
     return _back_end(keys.device).first_rows(keys, rows)
 

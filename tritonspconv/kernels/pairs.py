@@ -25,7 +25,7 @@ def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -
         mirrored: True: the list also describes the other taps; see :class:`PairList`.
 
     Returns:
-        The list, of which the first ``tap_ptr[-1]`` columns are written. No wait for a GPU.
+        The list. Its first ``tap_ptr[-1]`` columns are written. The host does not wait for a GPU.
     """
     rows, mask, order, *_, count = table
     pairs, tap_ptr = _back_end(rows.device).pair_lists(rows, mask, order, taps, capacity, count)
@@ -46,8 +46,8 @@ def list_inputs(
 
     Returns:
         The pairs; and the table of the inputs, of rows [1, n_in], whose last columns are inputs
-        without an output. Rows and order lie in the pairs' memory. No wait for the device. On the
-        torch back end the table is None, because the torch kernels do not read it.
+        without an output. Rows and order lie in the pairs' memory. The host does not wait for the
+        device. On the torch back end the table is None, because the torch kernels do not read it.
     """
     rows, mask, order, *_, count = table
     found = _back_end(rows.device).list_inputs(rows, mask, order, n_in, count)

@@ -55,7 +55,7 @@ def second_detector(
 
 
 class Detector(nn.Module):
-    """A sparse encoder, a dense network on what it looks like from above, and a head.
+    """A sparse encoder, a dense network on its view from above, and a head.
 
     Args:
         spconv: The module with the sparse layers.

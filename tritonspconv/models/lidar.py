@@ -46,7 +46,7 @@ def residual_encoder(spconv: ModuleType, in_channels: int = 4, algo: Any = None)
         algo: Passed to every convolution; the original needs ``ConvAlgo.Native`` on a CPU.
 
     Returns:
-        A module from a sparse tensor to ``(encoded, stages)``. Its grid is that of
+        A module from a sparse tensor to ``(encoded, stages)``. It has the grid of
         :func:`second_encoder`.
     """
     return ResidualEncoder(_Layers(spconv, algo), in_channels)

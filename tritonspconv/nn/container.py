@@ -28,8 +28,8 @@ class Sequential(SparseModule, nn.Sequential):
 
     On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
     them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
-    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to
-    those of float32. A norm in training gives torch's result up to rounding.
+    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to the
+    float32 results. A norm in training gives torch's result up to rounding.
 
     Attributes:
         fuse_layers: False: apply every module by itself. May be set on the class, a derived

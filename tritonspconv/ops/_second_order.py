@@ -62,7 +62,7 @@ def conv_gradients(
         needs: True for the features, and for the matrices, if they need a gradient.
 
     Returns:
-        [n_in, c_in] and [V, c_in, c_out], in the dtype of ``feats`` and in that of sums.
+        [n_in, c_in] in the dtype of ``feats``, and [V, c_in, c_out] in the dtype of sums.
     """
     grad_feats = grad_matrices = None
     if needs[0]:

@@ -199,7 +199,7 @@ class _Call(NamedTuple):
         dtype: The dtype that products are made of.
         precision: Products of float32.
         norm: Batch norm in training, applied to the output.
-        relu: Clamp the normalised output, and what is added to it, at zero.
+        relu: Clamp the sum of the normalised output and the residual at zero.
     """
 
     view: Tensor | None
@@ -215,7 +215,8 @@ class _SparseConv(torch.autograd.Function):
 
     Batch norm in training, the addition of a residual and the ReLU belong to the node: separate
     nodes would cost the host and the autograd thread as much again for each, and passes over the
-    features. ``norm_weight`` and ``norm_bias`` are those of ``call.norm``, for autograd to see.
+    features. ``norm_weight`` and ``norm_bias`` belong to ``call.norm``. They are arguments so that
+    autograd sees them.
     """
 
     @staticmethod

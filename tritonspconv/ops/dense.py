@@ -116,7 +116,7 @@ def from_dense(
     Raises:
         ValueError: ``x`` has no spatial axis.
 
-    Deterministic. Waits for the device once, for N. Differentiable in ``x``.
+    Deterministic. This call waits for the device once, for N. Differentiable in ``x``.
     """
     refuse_capture("from_dense")
     check_tensor("from_dense: x", x)

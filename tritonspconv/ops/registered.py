@@ -68,8 +68,8 @@ def register_conv(name: str, map_args: str, find_map: Callable[..., KernelMap]) 
 
     Args:
         name: Of the operator.
-        map_args: The schema of the arguments that tell the kernel map, behind those of
-            :func:`tritonspconv.ops.sparse_conv`.
+        map_args: The schema of the arguments that describe the kernel map. They follow the
+            arguments of :func:`tritonspconv.ops.sparse_conv`.
         find_map: Returns the kernel map for these arguments.
     """
     if not AVAILABLE:

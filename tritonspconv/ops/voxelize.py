@@ -89,8 +89,9 @@ def voxelize(
         TypeError: ``points`` is not floating point or ``batch_index`` not integral.
         ValueError: Shapes or devices disagree, or an option is unknown or out of range.
 
-    Deterministic: by stable sorts, on every device. Waits for the device once, for the number of
-    voxels, and again where samples reach ``max_voxels``. Differentiable in ``points``.
+    Deterministic on every device, because the sorts are stable. This call waits for the device
+    once, for the number of voxels, and again if samples reach ``max_voxels``. Differentiable in
+    ``points``.
 
     Example:
         >>> points = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [1.5, 0.5, 0.5]])

@@ -139,7 +139,7 @@ def _check_numbers(file: str, values: Tensor) -> None:
 def _folded(values: Tensor, width: int) -> int:
     """Return a divisor of ``width`` where several points look like one.
 
-    A sensor whose beams alternate between high and low has points that differ by turns, in z. All
+    If the beams of a sensor alternate between high and low, z alternates from point to point. All
     other columns of such points have the same distribution.
     """
     rows = values[: len(values[:_SAMPLE]) // width * width].reshape(-1, width).double()

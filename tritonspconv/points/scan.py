@@ -1,4 +1,4 @@
-"""Read a point cloud from a file, and say what was read."""
+"""Read a point cloud from a file, and describe its columns."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Scan:
     remarks: tuple[str, ...]
 
     def describe(self) -> list[str]:
-        """Return lines that say what was read: columns, ranges, units and remarks."""
+        """Return lines that describe the scan: columns, ranges, units and remarks."""
         how = "assumed" if self.assumed else "as named"
         columns = ", ".join(self.columns)
         lines = [f"{self.name}: {len(self.points):,} points; columns {how}: {columns}"]

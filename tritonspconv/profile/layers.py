@@ -79,7 +79,7 @@ class NetworkProfile:
         layers: One entry for each layer, in the order of their first calls.
         forward_ms: Median wall time of a forward pass that nothing interrupts, with new maps.
         backward_ms: The same of a backward pass; 0 if there was none.
-        busy: Share of a free-running pass in which the GPU ran kernels; None on a CPU.
+        busy: Share of a free-running pass while the GPU ran kernels; None on a CPU.
         peak_bytes: Peak memory of forward and backward; 0 on a CPU.
         bandwidth: Bytes a second that a copy of a large tensor reads and writes here.
         rate: Multiplications and additions a second of a large matrix product here.

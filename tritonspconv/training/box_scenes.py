@@ -96,7 +96,7 @@ def kitti_boxes(folder: str | Path, split: Split, grid: VoxelGrid = KITTI_GRID) 
 
     Raises:
         FileNotFoundError: The folder holds no scan of the split.
-        ValueError: A file is not what its name says.
+        ValueError: The content of a file does not fit its name.
     """
     root = Path(folder) / "training"
     names = _names(Path(folder), split)

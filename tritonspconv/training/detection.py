@@ -40,7 +40,7 @@ class BoxBatch(NamedTuple):
         coords: int32 ``[N, 4]``: batch, z, y, x.
         centres: float32 ``[B, Y, X]``: 1 at a centre, falling around it.
         cells: int64 ``[M]``: flat numbers of the cells that hold a centre, in ``[B, Y, X]``.
-        values: float32 ``[M, 8]``: what the map should hold there.
+        values: float32 ``[M, 8]``: the right values of the map at these cells.
     """
 
     feats: Tensor
@@ -62,8 +62,8 @@ def run_detector(network: nn.Module, feats: Tensor, coords: Tensor, batch_size: 
 class CapturedDetector:
     """Runs a detector; in training through `tritonspconv.capture`, made at the first call.
 
-    The room for voxels is twice that of the first batch. A batch that does not fit, and validation,
-    run eagerly. On a CPU the network runs on padded rows, with equal results.
+    The room for voxels is twice the number of voxels in the first batch. A batch that does not fit,
+    and validation, run eagerly. On a CPU the network runs on padded rows, with equal results.
     """
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ class TrainingSettings:
 
     Attributes:
         epochs: Passes over the training scans.
-        batch_size: Scans in a step, those of all processes together. Where the scans run out, the
-            last batch of an epoch takes the epoch's first ones again.
+        batch_size: Scans in a step, summed over all processes. Where the scans run out, the last
+            batch of an epoch takes the epoch's first ones again.
         learning_rate: The largest; it rises over a tenth of the steps and falls like a cosine.
         weight_decay: The weight decay of AdamW.
         dtype: float32, or the autocast dtype.
@@ -180,8 +180,8 @@ def fit(
 def follow_quickly(network: nn.Module, momentum: float = 0.1) -> None:
     """Let the running statistics of batch norms follow a training of few steps.
 
-    Networks for long trainings have a momentum of 0.01: after 100 steps a third of the statistics
-    would still be those of the start.
+    Networks for long trainings have a momentum of 0.01: after 100 steps the initial statistics
+    would still weigh a third.
 
     Args:
         network: Its batch norms are changed in place.

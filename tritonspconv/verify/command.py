@@ -3,9 +3,9 @@
 The SECOND encoder and a sparse U-Net train for a step on a scan. Then the CPU computes each
 convolution and each gradient again, in float64, from the inputs that the layer had, rounded as in
 the layer. The errors of one layer therefore do not count in the next layers. An error is the
-Frobenius norm of the difference over that of the float64 result. The "worst row" is the largest
-error of one voxel, in the output or the gradient of the input, over the voxel's norm or the average
-norm, whichever is larger. The output voxels must be those of the CPU in the same order, and a
+Frobenius norm of the difference, divided by the norm of the float64 result. The "worst row" is the
+largest error of one voxel, in the output or the gradient of the input, over the voxel's norm or the
+average norm, whichever is larger. The output voxels must equal the CPU's in the same order, and a
 second step must give the same bits.
 
 Tolerances:

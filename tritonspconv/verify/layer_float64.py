@@ -53,7 +53,7 @@ class LayerResult:
 class CpuMaps:
     """Kernel maps built on the CPU, once for all layers on the same sites.
 
-    Sites that the CPU itself generated stand for those of the device where both are equal.
+    Where the sites of both are equal, the CPU's own sites replace the sites of the device.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ def _limits(dtype: torch.dtype, pointwise: bool) -> dict[str, float]:
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:
-    """Return the norm of the difference over that of ``exact``."""
+    """Return the norm of the difference divided by the norm of ``exact``."""
     difference, size = (value.double() - exact).norm().item(), exact.norm().item()
     if size == 0:
         return 0.0 if difference == 0 else math.inf

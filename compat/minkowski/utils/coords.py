@@ -9,7 +9,7 @@ from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 
 
 def get_coords_map(x: SparseTensor, y: SparseTensor) -> tuple[Tensor, Tensor]:
-    """Return rows of ``x`` and, for each, the row of ``y`` whose cell holds it, int64 [n] each.
+    """Return rows of ``x`` and the rows of ``y`` with the cells that hold them, int64 [n] each.
 
     Args:
         x: The finer tensor.
@@ -18,7 +18,7 @@ def get_coords_map(x: SparseTensor, y: SparseTensor) -> tuple[Tensor, Tensor]:
     Raises:
         MinkowskiError: They are no sparse tensors of one coordinate manager.
 
-    Waits for the device.
+    This call waits for the device.
     """
     for given in (x, y):
         if not isinstance(given, SparseTensor):

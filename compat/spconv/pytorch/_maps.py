@@ -110,7 +110,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
             "kernel."
         )
-    # The extents of a convolution are those of the engine.
+    # A convolution has the same extents as in the engine.
     out_grid = _grid(out_shape, located.batch_size) if geometry.transposed else None
     found = kernel_map(located.sites, geometry, out_grid=out_grid)
     if found.n_out == 0 and found.n_in > 0:

@@ -55,8 +55,8 @@ def indice_conv(
         SpconvError: Shapes of pairs or filters do not fit.
         ValueError: Rows are out of range or repeat within a tap, or operands do not fit the pairs.
 
-    Differentiable in ``features``, ``filters`` and ``bias``. Waits for the device on pairs that
-    ``get_indice_pairs`` did not make, when it sees them first.
+    Differentiable in ``features``, ``filters`` and ``bias``. If ``get_indice_pairs`` did not make
+    the pairs, the first call with them waits for the device.
     """
     n_in, n_out = features.shape[0], int(num_activate_out)
     if inverse:

@@ -67,7 +67,7 @@ _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def remember_pairs(pairs: Tensor, counts: Tensor, kernel_map: KernelMap) -> None:
-    """Let ``pairs [2, V, N]`` with ``counts [V]`` stand for ``kernel_map``."""
+    """Record that ``pairs [2, V, N]`` with ``counts [V]`` represent ``kernel_map``."""
     maps = _maps_of(pairs, counts)
     for subm in (False, True):
         maps[kernel_map.n_in, kernel_map.n_out, subm] = kernel_map
@@ -90,7 +90,7 @@ def map_of_pairs(
         SpconvError: The shapes do not fit.
         ValueError: Rows are out of range or repeat within a tap.
 
-    Waits for the device, but not for pairs of ``get_indice_pairs``.
+    This call waits for the device, except for pairs of ``get_indice_pairs``.
     """
     if pairs.ndim != 3 or pairs.shape[0] != 2 or counts.shape != pairs.shape[1:2]:
         raise SpconvError(
@@ -110,7 +110,7 @@ def map_of_pairs(
 
 
 def remember_table(table: Tensor, kernel_map: KernelMap) -> None:
-    """Let ``table [V, n_out]`` of input rows stand for ``kernel_map``."""
+    """Record that ``table [V, n_out]`` of input rows represents ``kernel_map``."""
     _maps_of(table, None)[kernel_map.n_in] = kernel_map
 
 
@@ -121,7 +121,7 @@ def map_of_table(table: Tensor, n_in: int, n_out: int) -> KernelMap:
         SpconvError: ``table`` is not ``[V, n_out]``.
         ValueError: Rows are out of range or repeat within a tap.
 
-    Waits for the device, but not for tables of ``get_indice_pairs_implicit_gemm``.
+    This call waits for the device, except for tables of ``get_indice_pairs_implicit_gemm``.
     """
     if table.ndim != 2 or table.shape[1] != n_out:
         raise SpconvError(

@@ -197,7 +197,7 @@ class IndiceData(_Record):
 
     @cached_property
     def kernel_map(self) -> KernelMap:
-        """The map that the pairs list, or that of the layer's window."""
+        """The map that the pairs list, or the map of the layer's window."""
         if self.follows_window:
             return self._window_map()
         n_in, n_out = self.indices.shape[0], self.out_indices.shape[0]
@@ -265,7 +265,7 @@ class ImplicitGemmIndiceData(_Record):
 
     @cached_property
     def kernel_map(self) -> KernelMap:
-        """The map of the pair table, or that of the layer's window."""
+        """The map of the pair table, or the map of the layer's window."""
         if self.follows_window:
             return self._window_map()
         return map_of_table(self.pair_fwd, self.indices.shape[0], self.out_indices.shape[0])

@@ -100,7 +100,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         batch_size: Number of samples.
         grid, voxel_num, benchmark, permanent_thrust_allocator, enable_timer: Kept, without effect.
         indice_dict: Recorded kernel maps by ``indice_key``; shared, not copied.
-        force_algo: Label that stands in for that of every layer.
+        force_algo: Label that replaces the labels of all layers.
 
     Raises:
         TypeError: Features or indices are no tensors.
@@ -224,7 +224,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         indice_dict: dict[Any, Any] | None = None,
         located: LocatedSites | None = None,
     ) -> SparseConvTensor:
-        """Return what a layer makes of this tensor; arguments as :meth:`_derive`.
+        """Return a layer's output for this tensor; the arguments are those of :meth:`_derive`.
 
         If users replaced ``shadow_copy`` or ``replace_feature``, in a subclass or by assignment,
         the result comes of those, as in spconv.
@@ -260,7 +260,9 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         return out
 
     def validate_coords(self) -> None:
-        """Check that every row lies in the grid and no site repeats. Waits for the device.
+        """Check that every row lies in the grid and no site repeats.
+
+        This call waits for the device.
 
         Raises:
             ValueError: A row is out of range or repeats another.
@@ -360,7 +362,7 @@ _FIELDS = frozenset(
         "benchmark", "benchmark_record", "thrust_allocator", "_timer", "force_algo", "int8_scale",
     )
 )  # fmt: skip
-# The methods by which layers of spconv make their output, as they are here.
+# The adapter's own versions of the methods that make the output of spconv's layers.
 _SHADOW_COPY, _REPLACE_FEATURE = SparseConvTensor.shadow_copy, SparseConvTensor.replace_feature
 
 

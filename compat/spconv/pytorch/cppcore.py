@@ -55,8 +55,8 @@ def torch_tensor_to_tv(
         ten: The tensor, on any device.
         dtype: Read the memory as this type of ``cumm.tensorview``. Default: the tensor's.
         shape: Read the memory in this shape. Default: the tensor's.
-        stride: Strides in entries, with ``shape``. Default: those of a dense array, or the tensor's
-            own where it is not contiguous.
+        stride: Strides in entries, with ``shape``. Default: the strides of a dense array, or the
+            tensor's own strides if it is not contiguous.
     """
     seen = ten.detach()
     if dtype is not None and dtype != _TORCH_DTYPE_TO_TV.get(seen.dtype):

@@ -185,7 +185,7 @@ def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
     Raises:
         SpconvError: Spatial shapes, batch sizes or channels differ.
 
-    Waits for the device. Differentiable in every operand's features.
+    This call waits for the device. Differentiable in every operand's features.
     """
     largest = max(tens, key=lambda item: item.indices.shape[0])
     for item in tens:

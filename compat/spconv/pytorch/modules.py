@@ -144,8 +144,8 @@ class SparseSequential(SparseModule):
 
     On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
     them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
-    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to
-    those of float32. A norm in training gives torch's result up to rounding.
+    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to the
+    float32 results. A norm in training gives torch's result up to rounding.
 
     Args:
         *args: The modules, named by position, or one OrderedDict of them.

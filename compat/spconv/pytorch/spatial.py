@@ -18,7 +18,7 @@ class RemoveDuplicate(SparseModule):
     """Keep one row per site: the first.
 
     Rows ascend by (batch, coordinates); rows outside the grid go. ``indice_dict`` is empty. The
-    input stays as it is. Waits for the device. Differentiable.
+    input stays as it is. This call waits for the device. Differentiable.
     """
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:

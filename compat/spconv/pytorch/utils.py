@@ -55,7 +55,8 @@ class PointToVoxel:
         vsize_xyz: Edge lengths of a voxel along x, y, z, ...
         coors_range_xyz: Lower corner, then upper corner.
         num_point_features: Columns of a point cloud; positions first.
-        max_num_voxels: Voxels beyond this number are rejected, those of later points first.
+        max_num_voxels: Voxels beyond this number are rejected. The voxels of later points are
+            rejected first.
         max_num_points_per_voxel: Points that a voxel holds.
         device: Device of the point clouds.
 

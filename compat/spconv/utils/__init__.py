@@ -272,14 +272,14 @@ def _fill_buffers(
         vsize: Edge lengths of a voxel, zyx.
         grid_size: Cells along each axis, zyx.
         coors_range: Lower corner, then upper corner, zyx.
-        clear_voxels: Zero ``voxels`` first; else slots without a point keep what they hold.
+        clear_voxels: Zero ``voxels`` first; otherwise slots without a point keep their old values.
         empty_mean: Fill the unused slots of a voxel with its mean.
 
     Returns:
         The filled parts of ``voxels``, ``indices`` and ``num_per_voxel``.
 
     Raises:
-        SpconvError: ``grid_size`` is not that of the range.
+        SpconvError: ``grid_size`` does not fit the range.
     """
     points, voxels, indices = _as_tensor(points), _as_tensor(voxels), _as_tensor(indices)
     num_per_voxel, points_voxel_id = _as_tensor(num_per_voxel), _as_tensor(points_voxel_id)

@@ -40,8 +40,8 @@ def compare(
         model: The network.
         network: The file.
         inputs: The scan, as the network takes it.
-        dtype: The dtype whose rounding the file may have beside that of the outputs; None: no
-            other.
+        dtype: A further dtype whose rounding the file may have, besides the dtype of the outputs;
+            None: no other.
 
     Raises:
         OnnxExportError: They differ: the file holds something of the example.

@@ -158,7 +158,7 @@ def _checks(
 
 
 def record(model: nn.Module, given: tuple[Any, ...]) -> Graph:
-    """Run a network on an example and return what it did.
+    """Run a network on an example and return the recording.
 
     Raises:
         OnnxExportError: It did something that a graph cannot hold.
@@ -250,7 +250,7 @@ def _rows_of(recorder: Recorder, bounds: Any) -> str:
 
 
 def _add_outputs(recorder: Recorder, results: Any) -> None:
-    """Make what the network returned the outputs of the graph."""
+    """Make the network's results the outputs of the graph."""
     found = leaves(results)
     if any(isinstance(value, RowCount) for value in _others(results)):
         raise OnnxExportError("export_onnx: the network returns the number of rows.")
@@ -275,7 +275,7 @@ def _add_outputs(recorder: Recorder, results: Any) -> None:
 
 
 class _Outputs:
-    """The outputs of the graph, named by their paths in what the network returned."""
+    """The outputs of the graph, named by their paths in the network's result."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -343,7 +343,7 @@ class _Outputs:
 
 
 def _others(tree: Any) -> list[Any]:
-    """Return what is neither a tensor nor a container."""
+    """Return the values that are neither tensors nor containers."""
     if isinstance(tree, dict):
         return [x for value in tree.values() for x in _others(value)]
     if isinstance(tree, (list, tuple)):

@@ -75,8 +75,8 @@ class OnnxNetwork:
 
         Args:
             *inputs: Tensors, or sparse tensors of the engine or of an adapter, as in the example of
-                the export. Their grid and batch size must be those of the example; the number of
-                rows is free. Sites must not repeat.
+                the export. Their grid and batch size must equal the example's; the number of rows
+                is free. Sites must not repeat.
 
         Returns:
             A tensor or a :class:`tritonspconv.SparseTensor` for the output; for several outputs a

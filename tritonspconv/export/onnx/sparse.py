@@ -210,7 +210,7 @@ def _conv(recorder: Recorder, func: Function, args: Args, kwargs: Kwargs) -> Any
 
 
 def _epilogue(recorder: Recorder, x: Rows, norm: Any, residual: Any, relu: bool) -> Rows:
-    """Record what a layer does to its sums: batch norm, addition, ReLU."""
+    """Record the operations of a layer on its sums: batch norm, addition, ReLU."""
     out: Any = x
     if norm is not None:
         if not isinstance(norm, ChannelNorm):

@@ -142,9 +142,9 @@ def _product_tile(vectors: int) -> Any:
     def tile(typing, feats, x, x_bytes, rows, matrix, depth, columns, sums, sums_bytes):
         """Add ``x[rows[m]] @ matrix`` to ``sums[columns[m]]`` for each pair m of the tile.
 
-        All arguments but ``feats``, which stands for the type of the operands, are addresses or
-        numbers: rows of ``x_bytes`` bytes and ``depth`` elements, ``matrix`` [depth, vectors] of
-        vectors, ``sums`` of ``sums_bytes`` bytes a row.
+        ``feats`` only gives the type of the operands. All other arguments are addresses or numbers:
+        rows of ``x_bytes`` bytes and ``depth`` elements, ``matrix`` [depth, vectors] of vectors,
+        ``sums`` of ``sums_bytes`` bytes a row.
         """
         signature = types.void(feats, *(types.int64,) * 8)
 

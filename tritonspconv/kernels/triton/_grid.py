@@ -111,7 +111,7 @@ def window_taps(offsets: Offsets) -> list[Taps]:
 
 
 def window_steps(offsets: Window, stride: IntTuple, divide: bool) -> list[Taps]:
-    """Return the steps that reach what a window reaches, 32 at a time."""
+    """Return the steps that reach the same cells as a window, 32 at a time."""
     return _split(reach_steps(offsets, stride, divide), window_corner(offsets), in_lines=False)
 
 

@@ -112,8 +112,8 @@ def _look_up(
     A loop runs through the lines of taps. A line of a window of more than 32 taps may lie in two
     words of the mask: bits wait in 64 bits until their word is complete.
 
-    ``row`` is the row of each column of the block, ``inside`` says which rows take part, and
-    ``mask_n`` which columns stand for real rows. ``bits`` are the masks of the rows if KNOWN is
+    ``row`` is the row of each column of the block. ``inside`` marks the rows that take part, and
+    ``mask_n`` marks the columns that are real rows. ``bits`` are the masks of the rows if KNOWN is
     true: then only the taps of these masks are looked up. Else ``bits`` are zeros. If ``rows_ptr``
     is None, no entries are written. The other arguments are those of :func:`lookup_kernel`.
     """

@@ -32,7 +32,7 @@ def is_used() -> bool:
 
 
 def runner(compiled: Any, device_index: int) -> Run | None:
-    """Return a function by which torch runs a compiled kernel; None if only Triton can run it.
+    """Return a function that runs a compiled kernel through torch; None if only Triton can run it.
 
     The kernel is loaded as Triton 3.6 loads it. A kernel that needs more resources than the device
     has is left to Triton, which raises its error.

@@ -385,7 +385,7 @@ def batch_norm_grad(
     """See :func:`tritonspconv.kernels.batch_norm.batch_norm_grad`."""
     (n, c), device = feats.shape, feats.device
     plan = _plan(n, c)
-    # Once the ReLU behind a residual is undone, what is left is a norm without ReLU.
+    # After the ReLU behind a residual is undone, a norm without ReLU remains.
     at_once = relu and out is None
     *_, sums, gradient = _bind(plan.block_n, plan.block_c, at_once)
     partial = torch.empty(plan.strips, 2, c, dtype=torch.float32, device=device)

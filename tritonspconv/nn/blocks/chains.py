@@ -108,7 +108,7 @@ class ChainFinder:
         return chains
 
     def containers_to_inline(self) -> frozenset[str]:
-        """Return the containers whose last convolution could take up what the code does next.
+        """Return the containers whose last convolution can take up the next operation.
 
         Call :meth:`find` first, because operations that a chain already holds do not count.
         """
@@ -165,7 +165,7 @@ class ChainFinder:
             chain.nodes += nodes
 
     def _next(self, value: fx.Node) -> tuple[list[Stage], list[fx.Node]] | None:
-        """Return what the code does next with the sparse tensor ``value``, if nothing else does."""
+        """Return the next operation on the sparse tensor ``value``, if it is the only one."""
         users = list(value.users)
         if any(user in self._taken for user in users):
             return None
@@ -295,7 +295,7 @@ class ChainFinder:
             for child in module._modules.values():
                 if child is None:
                     return False
-                # An in-place ReLU may change what a convolution or a norm has made.
+                # An in-place ReLU may change the result of a convolution or a norm.
                 follows = before is not None and (
                     family.conv(before) is not None or family.batch_norm(before) is not None
                 )

@@ -145,7 +145,8 @@ def uninstall(module: nn.Module) -> None:
 def family_in(module: nn.Module, *, in_containers: bool = True) -> LayerFamily | None:
     """Return the family of the convolutions that ``module`` itself may call, or None.
 
-    These are its children, and those of the lists of modules and torch's ``Sequential`` among them.
+    These are its children. The children of lists of modules and of torch's ``Sequential`` count
+    too.
 
     Args:
         module: The module.

@@ -64,8 +64,8 @@ def optimize(model: Model) -> Model:
     module or in a torch ``Sequential``. From then on the module runs a chain as one. That is one
     launch while gradients are off and the norm is in evaluation mode. In training it is one node of
     the autograd graph, with as few passes over the features as possible. Layers of
-    :mod:`tritonspconv.nn`, ``compat.spconv`` and ``compat.minkowski`` are fused. Results equal
-    those of the model up to rounding.
+    :mod:`tritonspconv.nn`, ``compat.spconv`` and ``compat.minkowski`` are fused. The results equal
+    the results of the model up to rounding.
 
     The model stays the same object, with the same modules, parameters, buffers and names. So
     optimisers, checkpoints, DDP, ``train()`` and ``eval()`` go on working, and you may freeze, hook

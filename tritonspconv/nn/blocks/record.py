@@ -57,7 +57,7 @@ class Recording:
     """A ``forward`` as a graph.
 
     Attributes:
-        graph: The graph; ``node.meta["kind"]`` is what is known of a value.
+        graph: The graph; ``node.meta["kind"]`` is the known kind of a value.
         guards: The conditions that the recording relies on.
         num_inputs: The number of arguments, all positional, that it was recorded with.
     """
@@ -102,7 +102,8 @@ class Recorder(fx.Tracer):
     def class_of(self, value: Recorded) -> type:
         """Return the class that ``value`` will have.
 
-        That is never ``Tensor``: torch's compiled code trusts what ``isinstance`` says of tensors.
+        The class is never ``Tensor``, because torch's compiled code trusts ``isinstance`` for
+        tensors.
         """
         self.expect_sparse(value, "asks for the type of")
         return self.family.tensor
@@ -140,7 +141,7 @@ class Recorder(fx.Tracer):
     # Questions of torch.fx
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return the value that stands for ``node``."""
+        """Return the value that represents ``node``."""
         return Recorded(node, self)
 
     def create_arg(self, a: Any) -> Any:
@@ -163,7 +164,7 @@ class Recorder(fx.Tracer):
         return made
 
     def _kind_of(self, kind: str, target: Any, args: tuple[Any, ...]) -> str | None:
-        """Return what is known of the result of an operation."""
+        """Return the known kind of an operation's result."""
         family = self.family
         if (kind == "call_method" and target == family.replace) or target is family.tensor:
             return SPARSE
@@ -196,7 +197,7 @@ class Recorder(fx.Tracer):
         return forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return what the code reads by ``module.attr`` from parameters, buffers and children."""
+        """Return the values that ``module.attr`` reads from parameters, buffers and children."""
         if isinstance(attr_val, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             path = self.submodule_paths.get(attr_val) if self.submodule_paths else None
             if path is not None:
@@ -252,7 +253,7 @@ class Recorder(fx.Tracer):
 
     @contextlib.contextmanager
     def _watch(self) -> Iterator[None]:
-        """Notice what the code does beside computing with recorded values."""
+        """Notice actions of the code other than computing with recorded values."""
         recorder = self
         if isinstance(self.root, nn.Sequential):
             self.guards.lengths[()] = len(self.root._modules)

@@ -14,7 +14,7 @@ _MISSING = object()
 
 @contextlib.contextmanager
 def replaced(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Set attributes of classes and modules, and put back what was there."""
+    """Set attributes of classes and modules, and restore the old values."""
     before = []
     try:
         for owner, name, value in attributes:
