@@ -1,4 +1,4 @@
-"""The self-check: each kind of operation, forward and backward, beside brute force in float64."""
+"""The self-check compares each kind of operation, in both passes, with brute force in float64."""
 
 from __future__ import annotations
 

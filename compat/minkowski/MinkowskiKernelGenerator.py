@@ -141,7 +141,7 @@ class KernelGenerator:
         is_transpose: Accepted; the layer decides.
         region_type: HYPER_CUBE, HYPER_CROSS (odd sizes) or CUSTOM.
         region_offsets: Taps of a CUSTOM region, int [V, D], in units of the tensor stride.
-        expand_coordinates: Outputs wherever a window reaches; a layer overwrites it.
+        expand_coordinates: True: outputs at all sites that a window reaches. A layer overwrites it.
         axis_types: Must be None.
         dimension: Number of spatial axes D.
 

@@ -1,1 +1,1 @@
-"""Timings beside the libraries that tritonspconv replaces; every result is checked first."""
+"""Timings of tritonspconv and of the libraries that it replaces, after a check of every result."""

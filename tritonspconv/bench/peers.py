@@ -1,4 +1,4 @@
-"""The libraries to compare: ours, and those that can be imported beside it."""
+"""The libraries to compare: ours, and the installed originals."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ _MAX_CELLS = 2**61
 class RoomyKeys:
     """Keys of the cells of a grid, and of cells beside it, so that a tap adds a constant to a key.
 
-    The room at the upper end of an axis serves both ends: a cell below the lower end has the key of
-    a cell in the room of the line before it, where no site is. Keys ascend in the same order as the
-    keys of the grid.
+    The room at the upper end of an axis serves both ends. A cell below the lower end has the key of
+    a cell in the room of the line before it, and this room has no sites. Keys ascend in the same
+    order as the keys of the grid.
 
     Args:
         grid: The grid.

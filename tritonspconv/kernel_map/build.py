@@ -149,7 +149,8 @@ def _build(
             count=out_sites.count,
         )
     else:
-        # A look for repeated outputs needs their index. On a CPU made sites have one at hand.
+        # The search for repeated outputs needs their index. On a CPU, generated sites have an index
+        # already.
         looks = made_sites is None or sites.device.type == "cpu"
         table = reach_table(
             out_sites.coords,

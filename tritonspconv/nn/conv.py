@@ -70,7 +70,7 @@ class SubMConvNd(Conv):
 
 
 class SparseConvNd(Conv):
-    """Sparse convolution: outputs wherever a window holds an active input.
+    """Sparse convolution: it has an output for every window that holds an active input.
 
     Args:
         in_channels: Channels of the input.

@@ -184,7 +184,7 @@ def _needs_grad(
 
 def _normalise(out: Tensor, norm: ChannelNorm) -> Tensor:
     """Return ``out`` [n_out, c_out] normalised, rounded once more."""
-    # Torch takes vectors of this dtype beside any dtype of ``out``.
+    # Torch accepts vectors of this dtype together with any dtype of ``out``.
     dtype = acc_dtype(out.dtype)
     mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(dtype))
     return F.batch_norm(out, mean, variance, weight, bias, eps=eps)
@@ -213,10 +213,10 @@ class _Call(NamedTuple):
 class _SparseConv(torch.autograd.Function):
     """Forward: gather_gemm on the table of the outputs. Backward: conv_grads.
 
-    Batch norm in training, the addition of a residual and the ReLU belong to the node: separate
-    nodes would cost the host and the autograd thread as much again for each, and passes over the
-    features. ``norm_weight`` and ``norm_bias`` belong to ``call.norm``. They are arguments so that
-    autograd sees them.
+    Batch norm in training, the addition of a residual and the ReLU belong to the node. Each
+    separate node would cost the host and the autograd thread the same time again, and would need
+    passes over the features. ``norm_weight`` and ``norm_bias`` belong to ``call.norm``. They are
+    arguments so that autograd sees them.
     """
 
     @staticmethod
@@ -285,7 +285,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if grad_feats is not None:
         grad_feats = cast(grad_feats, ctx.feats_dtype)
     if needs_bias and normed:
-        # The norm subtracts whatever the bias adds to all rows.
+        # The norm subtracts the bias again, because the bias adds the same to all rows.
         grad_bias = torch.zeros_like(ctx.bias)
     elif needs_bias:
         grad = _without_padding(grad, ctx.call.kernel_map.out_count)

@@ -1,1 +1,1 @@
-"""Every layer of two LiDAR networks beside float64."""
+"""A comparison of every layer of two LiDAR networks with float64."""

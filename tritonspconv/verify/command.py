@@ -263,7 +263,7 @@ def _print_table(result: NetworkResult) -> None:
 
 
 def _summarize(results: list[NetworkResult]) -> bool:
-    """Print the worst of each dtype beside its limit; return whether all is right."""
+    """Print the worst error of each dtype with its limit; return whether all errors are below."""
     columns = (*ROUNDED, *SUMMED, *(f"{name} 1x1" for name in SUMMED), "worst row")
     rows = []
     for dtype in dict.fromkeys(result.dtype for result in results):

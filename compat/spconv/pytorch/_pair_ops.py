@@ -202,7 +202,7 @@ def indice_maxpool_backward(
     indice_pairs: Tensor,
     indice_pair_num: Tensor,
 ) -> Tensor:
-    """Return the gradient of ``features`` in :func:`indice_maxpool`; outputs are found anew."""
+    """Return the gradient of ``features`` in :func:`indice_maxpool`, from outputs made again."""
     kernel_map = map_of_pairs(
         indice_pairs, indice_pair_num, features.shape[0], out_features.shape[0]
     )

@@ -159,7 +159,7 @@ class IndiceDict(dict[Any, Any]):
     This is the one keeper of sites. Each layer hands its output a dict of its own, and downstream
     code that rebuilds a tensor around the same ``indices`` passes the dict on. So the kernel maps
     that start from the sites live as long as the dict. Any other dict that users assign serves as
-    well, and keeps no sites: a layer then builds its map anew at every call.
+    well, and keeps no sites: a layer then builds its map again at every call.
 
     Attributes:
         located: The sites that were located last, or None.

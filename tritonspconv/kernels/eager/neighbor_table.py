@@ -77,7 +77,7 @@ def reach_table(
     assert in_sites.rows is not None, "a sorted index has rows"
     none = out_coords.new_empty(0)
     taps = [(none, none)] * len(offsets)
-    # Coarse sites look for fine ones, whichever side they are on.
+    # Coarse sites look for fine ones. The coarse sites may be inputs or outputs.
     if divide:
         coarse = out_coords.index_select(0, out_sites.rows)
         for v, finder, found in found_rows(coarse, out_grid, stride, offsets, in_sites, in_grid):

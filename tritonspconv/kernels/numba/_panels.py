@@ -11,8 +11,9 @@ from torch import Tensor
 from tritonspconv.kernels.numba._compile import compiled
 from tritonspconv.kernels.numba._threads import in_ranges
 
-# Columns of a panel. The sums of 512 columns stay in the second cache up to 256 channels, and a tap
-# of a LiDAR sweep has some 150 pairs among them, so its matrix is read once for as many products.
+# Columns of a panel. The sums of 512 columns stay in the second cache up to 256 channels. In these
+# columns a tap of a LiDAR sweep has some 150 pairs, so the tap's matrix is read once for 150
+# products.
 WIDTH = 512
 # The lists of a tap in a panel are filled up to a multiple of this, so that tiles are whole.
 GROUP = 8

@@ -2,7 +2,7 @@
 
 A *tile* is `TILE_ROWS` pairs by one to three vectors of output channels. Its sums stay in registers
 while a loop runs over the input channels. numba has no vectors, so the loops over one tile are
-written in LLVM's language; everything around them is Python that numba compiles.
+written in LLVM's language. Python code that numba compiles surrounds these loops.
 """
 
 from __future__ import annotations

@@ -124,8 +124,9 @@ def seal_grid(grid: CellGrid) -> IntTuple:
     """Return a grid's lower corner and shape as one sealed kernel argument; kernels ``unseal`` it.
 
     Triton specialises on an entry of a tuple that is 1 or a multiple of 16, whether or not the
-    tuple is in ``do_not_specialize``. It would compile kernels anew for the extents of a scene. A
-    sealed value, ``4 * value + 2``, is neither.
+    tuple is in ``do_not_specialize``. Unsealed extents would therefore make Triton compile the
+    kernels again for some scenes. A sealed value, ``4 * value + 2``, is neither 1 nor such a
+    multiple.
     """
     return _seal((*grid.lower, *grid.shape))
 

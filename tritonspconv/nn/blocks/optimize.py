@@ -69,14 +69,14 @@ def optimize(model: Model) -> Model:
 
     The model stays the same object, with the same modules, parameters, buffers and names. So
     optimisers, checkpoints, DDP, ``train()`` and ``eval()`` go on working, and you may freeze, hook
-    or replace modules at any time. Each call decides anew, by the modules as they are, whether a
-    chain can be fused. :func:`unoptimize` takes the change back.
+    or replace modules at any time. Each call decides again, from the current state of the modules,
+    whether a chain can be fused. :func:`unoptimize` takes the change back.
 
-    A module is left as it is if its code does something that cannot be recorded: if it decides by
-    the values of tensors, sets attributes, enters contexts such as ``torch.no_grad`` and
-    ``torch.autocast``, or uses ``torch.utils.checkpoint``. :func:`optimization_report` names these
-    modules, with the reason. If code reads a value from elsewhere than its modules and arguments,
-    such as a global, the value of now is kept.
+    A module stays as it is if its code cannot be recorded. Such code decides by the values of
+    tensors, sets attributes, enters contexts such as ``torch.no_grad`` and ``torch.autocast``, or
+    uses ``torch.utils.checkpoint``. :func:`optimization_report` names these modules, with the
+    reason. If code reads a value from elsewhere than its modules and arguments, such as a global,
+    the value of now is kept.
 
     Args:
         model: A network. While this function runs, no other thread may use modules of torch.
