@@ -440,7 +440,7 @@ class SparseTensor(Tensor):
         )
 
 
-# Where a layer computes its outputs.
+# The sites at which a layer computes its outputs.
 Coordinates = TorchTensor | CoordinateMapKey | SparseTensor
 
 

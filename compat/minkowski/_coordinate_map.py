@@ -68,8 +68,8 @@ class CoordinateMap:
         Raises:
             MinkowskiError: A batch index is negative, or the box around the cells is too large.
 
-        Waits for the device, unless rows are padded to a capacity. Those are taken to be distinct;
-        the run is reported if they are not.
+        Waits for the device, unless rows are padded to a capacity. Padded rows are taken to be
+        distinct; the run is reported if they are not.
         """
         bounds = bounds_of(coordinates)
         if bounds is not None:
@@ -178,7 +178,7 @@ class CoordinateMap:
     def batch_rows(self) -> list[Tensor]:
         """Return the rows of every sample, int64, ascending. Waits for the device the first time.
 
-        As long as ``batch_size``; a sample without rows has an empty tensor.
+        The tuple has ``batch_size`` entries; a sample without rows has an empty tensor.
         """
         if self._batch_rows is None:
             self.refuse_bounded("a list of the rows of each sample")
@@ -192,7 +192,7 @@ class CoordinateMap:
         """Raise if rows are padded to a capacity, or recorded for such a run.
 
         Args:
-            what: What would have a shape that depends on the coordinates.
+            what: Name of the result whose shape depends on the coordinates.
 
         Raises:
             RowwiseError: They are.

@@ -52,7 +52,7 @@ def report_others(batch_index: Tensor, samples: Samples, plan: SitePlan) -> None
 
     Args:
         batch_index: int [N]; -1 for padding.
-        samples: Those of the example.
+        samples: The samples of the example.
         plan: The plan of the run.
 
     Raises:
@@ -89,6 +89,6 @@ def place_of(batch_index: Tensor, samples: Samples) -> Tensor:
     """
     if isinstance(samples, range):
         return batch_index
-    # Of bounded sites, the example's samples are a range: see `report_others`.
+    # The samples of bounded sites are those of the example, a range: see `report_others`.
     known = torch.tensor(samples, dtype=batch_index.dtype, device=batch_index.device)
     return torch.searchsorted(known, batch_index.contiguous(), out_int32=True)

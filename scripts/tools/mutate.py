@@ -31,7 +31,7 @@ if sys.version_info >= (3, 11):
 ROOT = Path(__file__).parents[2]
 EXPLANATIONS = Path(__file__).with_name("survivors.toml")
 
-# Folder or file -> tests that would notice a change, quick ones first. Those after "interpreter"
+# Folder or file -> tests that would notice a change, quick ones first. Tests after "interpreter"
 # run with TRITON_INTERPRET=1. The longest name that fits counts; "{stem}" is the module's name.
 _MAPS = "tests/kernel_map/test_kernel_map.py"
 _BACK_ENDS = "interpreter tests/test_back_ends.py"

@@ -27,7 +27,7 @@ reference = pytest.importorskip("onnx.reference")
 
 MATRIX, VECTOR = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.rand(5) + 0.5)
 
-# Of features [N, 5] and a module with a matrix [5, 3] and a vector [5].
+# Functions of features [N, 5] and a module that has a matrix [5, 3] and a vector [5].
 FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relu": lambda f, m: torch.relu(f),
     "relu in place": lambda f, m: F.relu(f * 1, inplace=True),

@@ -37,7 +37,7 @@ def test_gradients(triton_device, geometry, inverse, needed):
     kmap = kmap.inverse() if inverse else kmap
     feats = torch.randn(kmap.n_in, 5, dtype=torch.float16)
     grad = torch.randn(kmap.n_out, 6, dtype=torch.float16)
-    # As spconv stores it, read as matrices.
+    # The layout of spconv, read as matrices.
     weight = torch.randn(6, kmap.kernel_volume, 5, dtype=torch.float16).permute(1, 2, 0)
     triples = map_triples(kmap)
 

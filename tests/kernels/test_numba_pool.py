@@ -51,7 +51,7 @@ def test_pool_is_that_of_torch(mode, ties, floor, size, dtype, shuffle, bounded,
 
 
 def _same(x, y):
-    """Whether two results have one dtype and equal bits, or are both missing."""
+    """Return True if two results have one dtype and equal bits, or if both are missing."""
     if x is None or y is None:
         return x is y
     return x.dtype == y.dtype and torch.equal(x.nan_to_num(7.5), y.nan_to_num(7.5))

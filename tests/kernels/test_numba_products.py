@@ -37,7 +37,7 @@ class Problem:
         self.rows = random_rows(volume, n_out, n_in, share)
         self.feats = torch.randn(n_in, c_in).to(dtype)
         self.grad = torch.randn(n_out, c_out).to(dtype)
-        # As spconv stores it, read as matrices.
+        # The layout of spconv, read as matrices.
         self.weight = torch.randn(c_out, volume, c_in).to(dtype).permute(1, 2, 0)
         self.dtype = dtype
 

@@ -77,14 +77,14 @@ def measure_cases(
     """Check every case with every library, then measure them in turn; print each as it is done.
 
     Args:
-        name: Of the section.
-        title: Of the section.
+        name: Name of the section.
+        title: Title of the section.
         header: Heads of the label columns, the pass included.
-        cases: What to measure.
+        cases: The cases to measure.
         peers: The libraries.
-        meter: Of the device.
+        meter: The meter of the device.
         report: Takes the rows.
-        metric: What is measured.
+        metric: The quantity to measure.
         checked: Run the check first; wrong results get no time.
 
     Raises:

@@ -2,8 +2,8 @@
 
 Every case is checked before it is timed: a layer against a plain convolution in float32, a kernel
 map against a count of its pairs, a network against another library's float32 result. Wrong results
-print FAIL instead of a time, and the exit status is 1, as it is where ours raises. What another
-library raises is recorded. Other libraries are found by import.
+print FAIL instead of a time, and the exit status is 1. An error of ours gives exit status 1 too; an
+error of another library is recorded. Other libraries are found by import.
 
 On a CPU set OMP_NUM_THREADS=1: with more threads the original's CPU layers gave wrong results.
 """

@@ -98,12 +98,12 @@ class Subject:
     """A network on a scene, with the weights that every library gets.
 
     Attributes:
-        name: Of the network.
+        name: Name of the network.
         build: Builds it of MinkowskiEngine's layers.
         build_of_spconv: Builds it of spconv's.
         scene: The voxels.
-        channels: Of the input.
-        libraries: Those to compare.
+        channels: Number of channels of the input.
+        libraries: The libraries to compare.
     """
 
     name: str

@@ -51,7 +51,7 @@ class Metric:
 
     Attributes:
         once: Returns the values of one round.
-        unit: Of the values.
+        unit: Unit of the values.
         rounds: Their number.
     """
 
@@ -199,7 +199,7 @@ class Meter:
         before = self._reserved()
         for _ in range(2):
             run()
-        # What only the first run needed, such as that for a capture, goes back.
+        # Memory that only the first run needed, such as for a capture, goes back.
         self._reserved()
         torch.cuda.reset_peak_memory_stats(self.device)
         run()

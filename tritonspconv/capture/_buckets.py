@@ -20,11 +20,11 @@ class Problem(NamedTuple):
     """The function and the arguments that buckets of every capacity share.
 
     Attributes:
-        function: What to capture.
+        function: The function to capture.
         template: The arguments ``(args, kwargs)`` of the example, without their data.
         signature: Their description.
-        parameters: What gradients are wanted of; empty: none.
-        aliases: What stands for the parameters while the function is captured.
+        parameters: The parameters whose gradients are wanted; may be empty.
+        aliases: Tensors that stand for the parameters while the function is captured.
         needs_grad: Paths of the argument rows that need gradients.
         buffers: The modules' buffers, which a run may change.
     """
@@ -57,7 +57,7 @@ class Bucket(Protocol):
             call: Leaves of its arguments by path.
             n: Number of its rows.
             cut: Leave padding out of the result.
-            meanwhile: What the host may do while the device works; it may raise.
+            meanwhile: A function that the host calls while the device works; it may raise.
 
         Returns:
             Why there is no result, or None; and the result.

@@ -19,8 +19,8 @@ class GraphMemory(NamedTuple):
 
     Attributes:
         pool: Their memory, from ``torch.cuda.graph_pool_handle``.
-        stream: Where they are captured. Autograd ties a parameter to the stream of its first use,
-            and runs a backward pass on the stream of its forward pass.
+        stream: The stream on which they are captured. Autograd ties a parameter to the stream of
+            its first use, and runs a backward pass on the stream of its forward pass.
         compile_processes: Processes that compile kernels before a warm-up; see :func:`warm_up`.
     """
 

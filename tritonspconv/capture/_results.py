@@ -61,7 +61,7 @@ class Outputs(NamedTuple):
 
         Args:
             call: Leaves of the caller's arguments, which stand where the function returned them.
-            tensors: What to return for each tensor that the function made, by path.
+            tensors: The tensor to return for each one that the function made, by path.
             counts: Number of real rows by ``id`` of a count: padding is cut off. None: padded rows
                 are returned as row tensors.
         """

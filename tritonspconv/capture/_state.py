@@ -66,7 +66,7 @@ def without_autocast_cache() -> Iterator[None]:
 
 
 class Addresses:
-    """Where the parameters and buffers of modules lie; a graph reads them there for ever.
+    """Addresses of the parameters and buffers of modules, which a graph reads for ever.
 
     Args:
         modules: The modules.

@@ -41,7 +41,7 @@ def capture_step(
 
     Args:
         loss_function: Takes the arguments of a step; returns the loss, a scalar.
-        optimizer: Of the parameters of ``modules``. Adam and AdamW need ``capturable=True``.
+        optimizer: Steps the parameters of ``modules``. Adam and AdamW need ``capturable=True``.
         args: Arguments of an example step. Neither parameters nor statistics move at the capture.
         modules: The modules that are trained.
         coords: As for :func:`tritonspconv.capture`, like the arguments that follow.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,23 @@ def run(args: argparse.Namespace) -> tuple[int, Any]:
     if args.golden:
         command += " --golden"
         title = f"{original.adapter} on a CPU beside {original.name} as recorded ({args.device})"
-    setting = {"made by": f"`{command}`"} | setting
+    setting = {"made by": f"`{command}`"} | setting | _cpu_back_end(args)
     if args.markdown:
         args.markdown.write_text(report.markdown(title, setting, results))
     different = any(result.verdict is Verdict.DIFFERENT for result in results)
     return int(different), report.data(setting, results)
+
+
+def _cpu_back_end(args: argparse.Namespace) -> dict[str, str]:
+    """Return the back end of the adapter where it ran on a CPU."""
+    if args.device != "cpu" and not args.golden:
+        return {}
+    import torch
+
+    from tritonspconv.kernels import has_numba
+
+    found = f"numba {version('numba')}" if has_numba(torch.device("cpu")) else "torch"
+    return {"the adapter's back end": found}
 
 
 def _results(original: Original, cases: Sequence[Case], args: argparse.Namespace) -> suite.Report:

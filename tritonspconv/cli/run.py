@@ -4,7 +4,7 @@
   tritonspconv run --as MinkowskiEngine -- -m package.train
   torchrun --nproc-per-node 8 -m tritonspconv run --as spconv -- tools/train.py
 
-The program's worker processes get the same names. Behind -- stand the arguments of "python". A
+The program's worker processes get the same names. The arguments of "python" follow "--". A
 module called compat in the program's folder does not take the place of the adapters.
 """
 

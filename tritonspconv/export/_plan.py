@@ -34,7 +34,7 @@ class RecordedPlan(SitePlan):
         capacities: Rows of each set of sites that the network makes, in order; None: as many as
             there are sites, which :attr:`sizes` then lists.
         grid: The grid of tensors that have none of their own, in input units, with its batch size.
-        device: Where the run is.
+        device: Device of the run.
         on_alias: See :class:`SitePlan`.
     """
 

@@ -74,8 +74,8 @@ def reached_sites(
         flag: int64 [], to be read together with the number of sites; or None.
         capacity: Number of rows to return, padding included; the host then does not wait. None: as
             many rows as there are sites. The host then waits once for this number.
-        overflow: int32 [], set to whether there are more sites than ``capacity``. Those that do not
-            fit are left out.
+        overflow: int32 [], set to whether there are more sites than ``capacity``. Sites that do
+            not fit are left out.
     """
     return _back_end(coords.device, len(stride)).reached_sites(
         coords, offsets, stride, divide, grid, own_grid, flag, capacity, overflow

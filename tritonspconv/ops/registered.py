@@ -67,7 +67,7 @@ def register_conv(name: str, map_args: str, find_map: Callable[..., KernelMap]) 
     """Register a convolution ``tritonspconv::name`` and its gradients.
 
     Args:
-        name: Of the operator.
+        name: Name of the operator.
         map_args: The schema of the arguments that describe the kernel map. They follow the
             arguments of :func:`tritonspconv.ops.sparse_conv`.
         find_map: Returns the kernel map for these arguments.

@@ -184,7 +184,7 @@ def maps_of(boxes: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         boxes: float32 ``[M, 7]``.
-        grid: Of the voxels; a cell of the maps has ``STRIDE`` of them a side.
+        grid: Grid of the voxels; a cell of the maps is ``STRIDE`` voxels wide.
     """
     lower = boxes.new_tensor(grid.point_range[:2])
     side = STRIDE * boxes.new_tensor(grid.voxel_size[:2])
@@ -209,7 +209,7 @@ def boxes_of(maps: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
 
     Args:
         maps: float32 ``[1 + 8, Y, X]``.
-        grid: Of the voxels.
+        grid: Grid of the voxels.
     """
     chance = maps[0].sigmoid()
     peak = nn.functional.max_pool2d(chance[None, None], 3, stride=1, padding=1)[0, 0]

@@ -46,11 +46,11 @@ class _Record:
     Attributes:
         out_indices, indices: The tensors of both sides as users see them.
         spatial_shape, out_spatial_shape: Lists of int.
-        is_subm, algo, ksize, stride, padding, dilation: Those of the layer that made the entry.
+        is_subm, algo, ksize, stride, padding, dilation: Settings of the layer that made the entry.
         kernel_map: The engine's map from ``indices`` to ``out_indices``.
         located, out_located: The sites of both sides; None in an entry that users made.
-        follows_window: Whether a submanifold layer made the entry without a map, as
-            ``torch.compile`` does: its window and ``located`` tell the map.
+        follows_window: True: a submanifold layer made the entry without a map, as it does under
+            ``torch.compile``. The map follows from its window and ``located``.
     """
 
     located: LocatedSites | None = None

@@ -203,7 +203,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         fields: dict[str, Any] = vars(out)
         fields.update(vars(self))
         if len(fields) != len(_FIELDS):
-            # As in spconv, attributes that a user attached stay with their tensor.
+            # Attributes that a user attached stay with their tensor, as in spconv.
             for name in fields.keys() - _FIELDS:
                 del fields[name]
         fields["_features"] = features

@@ -92,7 +92,7 @@ def export_onnx(
         check: Further scans, each like ``inputs``.
 
     Returns:
-        What was written, and the differences that were found.
+        The report of the nodes that were written, and of the differences that were found.
 
     Raises:
         ImportError: The packages ``onnx`` and ``onnxscript`` are not installed

@@ -75,7 +75,7 @@ class Recorder:
         dense: The recorder of dense code.
 
     Attributes:
-        graph: What was recorded so far.
+        graph: The nodes recorded so far.
         integers: The integer tensors so far, among which coordinates are found.
         site_sets: The sets of sites so far; see :mod:`tritonspconv.export.onnx.sparse`.
         indice_keys: Names of the relations between them so far.

@@ -31,7 +31,7 @@ _STAMP = "compiled.txt"
 
 
 class TensorKind(NamedTuple):
-    """What Triton specialises on in a tensor.
+    """Properties of a tensor on which Triton specialises.
 
     Attributes:
         dtype: Its type.
@@ -46,7 +46,7 @@ class Job(NamedTuple):
     """A launch, as far as it decides what is compiled.
 
     Attributes:
-        module: Where the kernel is.
+        module: Module of the kernel.
         name: Its name there.
         args: Its run-time arguments; tensors as :class:`TensorKind`.
         options: Its constexpr arguments and Triton's options.

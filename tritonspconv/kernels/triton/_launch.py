@@ -50,7 +50,7 @@ class BoundKernel:
     Attributes:
         kernel: The jitted function.
         meta: Its constexpr arguments and Triton's options.
-        options: What Triton gets of ``meta`` and of ours.
+        options: Options for Triton, from ``meta`` and our own.
         compiled: The kernels compiled so far, one for each kind of arguments; nothing is tuned.
         takes_values: True while compiled kernels have taken all values.
     """

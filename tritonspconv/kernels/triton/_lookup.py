@@ -114,8 +114,9 @@ def _look_up(
 
     ``row`` is the row of each column of the block. ``inside`` marks the rows that take part, and
     ``mask_n`` marks the columns that are real rows. ``bits`` are the masks of the rows if KNOWN is
-    true: then only the taps of these masks are looked up. Else ``bits`` are zeros. If ``rows_ptr``
-    is None, no entries are written. The other arguments are those of :func:`lookup_kernel`.
+    true: then only the taps of these masks are looked up. Otherwise ``bits`` are zeros. If
+    ``rows_ptr`` is None, no entries are written. The other arguments are the arguments of
+    :func:`lookup_kernel`.
     """
     V: tl.constexpr = WINDOW[1]
     LINES: tl.constexpr = WINDOW[2]

@@ -2,9 +2,9 @@
 
 Forward and backward take two launches each. The first launch cuts the rows into strips and sums
 each strip. Every program of the second launch adds up all strips, in one order, and then changes
-its rows. Backward needs to know where the ReLU passed, and computes the norm again for that. Behind
-a residual it reads the output instead. There the first launch writes the gradient in front of the
-ReLU, which is the residual's gradient and the input of the second launch.
+its rows. Backward needs to know where the ReLU passed, and computes the norm again for that. After
+a residual, backward reads the output instead. In that case the first launch writes the gradient in
+front of the ReLU, which is the residual's gradient and the input of the second launch.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def build_index(coords: Tensor, grid: CellGrid) -> SiteIndex:
     if shift is None:
         return eager_sites.build_index(coords, grid)
     n_words = num_blocks(grid.num_cells, 32 << shift)
-    # Behind the words stand the number of slots taken and, last, the repeat flag. Slots start at a
+    # The words are followed by the number of slots taken and by the repeat flag. Slots start at a
     # multiple of 16 bytes.
     n_table = 2 * num_blocks(n_words + 2, 2)
     memory = torch.zeros(2 * n_table + (n << shift), dtype=torch.int32, device=device)
