@@ -76,11 +76,11 @@ def expected_triples(
         return triples
     # Those of the box around the taps, without the taps that the window lacks.
     box = reference.taps(size, geometry.tap_order)
-    place = {
-        box.index(tuple(x - f for x, f in zip(tap, first, strict=True))): number
-        for number, tap in enumerate(geometry.taps)
-    }
-    return [(i, o, place[tap]) for i, o, tap in triples if tap in place]
+    places: dict[int, list[int]] = {}
+    for number, tap in enumerate(geometry.taps):
+        at = box.index(tuple(x - f for x, f in zip(tap, first, strict=True)))
+        places.setdefault(at, []).append(number)
+    return [(i, o, place) for i, o, tap in triples for place in places.get(tap, ())]
 
 
 def _paddings(geometry: ConvGeometry) -> list[list[int]]:

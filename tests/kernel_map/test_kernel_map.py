@@ -231,6 +231,25 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module, name: str) -> list:
     return calls
 
 
+REPEATED = [(-1,), (1,), (1,), (0,), (-1,), (2,), (0,)]
+
+
+@every_back_end
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ConvGeometry.of_taps(REPEATED, (1,), (1,), sites="same"),
+        ConvGeometry.of_taps([(0,), (0,), (1,)], (1,), (1,), sites="same"),
+        ConvGeometry.of_taps(REPEATED, (2,), (1,)),
+        ConvGeometry.of_taps(REPEATED, (2,), (1,), transposed=True),
+    ],
+    ids=["same", "same, centre", "reached", "transposed"],
+)
+def test_windows_that_repeat_taps(device, geometry):
+    sites = random_sites(9, 1, extent=14, lower=-3, bounded=False, device=device)
+    check_forms(kernel_map(sites, geometry))
+
+
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2, UP2], ids=["subm", "strided", "transposed"])
 def test_many_rows(device, geometry, monkeypatch):
     """Many rows whose columns, on a GPU, are put in order of their masks."""

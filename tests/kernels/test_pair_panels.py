@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests._back_end import send_cpu_to_torch
 from tritonspconv import reference
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
@@ -13,6 +14,11 @@ from tritonspconv.kernels.eager._stable_sort import distinct, stable_sort
 from tritonspconv.kernels.eager.pairs import PairPanels, TapPairs, taps_of_table
 from tritonspconv.ops import sparse_conv
 from tritonspconv.testing import assert_close, random_sites
+
+
+@pytest.fixture(autouse=True)
+def _in_torch(monkeypatch):
+    send_cpu_to_torch(monkeypatch)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -47,13 +48,15 @@ class Runs(NamedTuple):
 def mirrored_runs(offsets: tuple[IntTuple, ...]) -> Runs:
     """Return the runs of a submanifold window without its centre.
 
-    One of two opposite taps is searched; the other one has the same pairs, swapped.
+    One of two opposite taps is searched; the other one has the same pairs, swapped. Taps at one
+    offset, and the taps opposite to them, are searched one by one.
     """
     taps = {offset: v for v, offset in enumerate(offsets)}
-    zero = (0,) * len(offsets[0])
+    held, zero = Counter(offsets), (0,) * len(offsets[0])
     wanted = []
     for v, offset in enumerate(offsets):
-        opposite = taps.get(tuple(-x for x in offset), -1)
+        mirror = tuple(-x for x in offset)
+        opposite = taps.get(mirror, -1) if held[offset] == held[mirror] == 1 else -1
         if offset < zero or (offset > zero and opposite < 0):
             wanted.append((offset, v, opposite))
     return _runs(wanted, len(zero))

@@ -38,9 +38,9 @@ def lookup_table(
     sites = sites_in(roomy, index, grid, unit)
     search(sites, sites, roomy, mirrored_runs(offsets), rows.numpy())
     # Every row sees itself, whether it is a site or not.
-    own = rows[offsets.index(zero)]
-    own = own if count is None else own[: int(count)]
-    torch.arange(own.shape[0], dtype=torch.int32, device=own.device, out=own)
+    real = coords.shape[0] if count is None else int(count)
+    for own in (rows[v, :real] for v, offset in enumerate(offsets) if offset == zero):
+        torch.arange(real, dtype=torch.int32, device=own.device, out=own)
     return table_of(rows, count)
 
 
