@@ -157,13 +157,13 @@ def _run_section(
         measure(section, title, LAYER_HEADER, cases, metric=meter.layer)
     elif section == "networks":
         cases = network_cases(scenes, peers, on_gpu)
-        title = "wall time, ms; new kernel maps at every call"
+        title = f"{CLOCKS[args.clock]}, ms; new kernel maps at every call"
         measure(section, title, NETWORK_HEADER, cases, metric=meter.wall)
     elif section == "cold":
         dtype = "float16" if on_gpu else "float32"
         measure_cold(scenes["kitti"], peers, report, dtype, args.quick)
     elif section == "maps":
-        title = "kernel maps, wall time, ms"
+        title = f"kernel maps, {CLOCKS[args.clock]}, ms"
         measure(section, title, MAP_HEADER, map_cases(scenes, "wall"), metric=meter.wall)
         if on_gpu:
             title = "kernel maps, sum of the kernels' durations, ms"

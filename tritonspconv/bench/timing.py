@@ -12,7 +12,8 @@ import torch
 
 Run = Callable[[], object]
 
-CLOCKS = ("wall", "cpu")
+# The clocks, and what a table calls their times.
+CLOCKS = {"wall": "wall time", "cpu": "processor time"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Meter:
 
     def __init__(self, device: torch.device, quick: bool, clock: str = "wall") -> None:
         if clock not in CLOCKS:
-            raise ValueError(f"clock must be one of {CLOCKS}; got {clock!r}.")
+            raise ValueError(f"clock must be one of {tuple(CLOCKS)}; got {clock!r}.")
         if clock == "cpu" and device.type != "cpu":
             raise ValueError(
                 f"clock 'cpu' measures work on a CPU; got device {device}. Use 'wall'."
