@@ -52,9 +52,9 @@ _SITE = str(_PACKAGE / "_site")
 
 
 class Installation:
-    """The result of ``install``. As a context manager, it undoes ``install`` behind the block.
+    """The result of ``install``, which also serves as a context manager.
 
-    The end of the block undoes only the switch of this call. An earlier switch stays.
+    The end of its block undoes the switch of this call alone. An earlier switch stays.
 
     Args:
         library: The original's name.

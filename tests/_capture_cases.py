@@ -145,7 +145,7 @@ def _compile(**options: Any) -> Callable[..., Callable[..., Any]]:
     return lambda net, inputs: torch.compile(net, **options)
 
 
-# The case's name in the documentation. What a tool returns is called like the network.
+# The case's name in the documentation. The result of a tool is called like the network.
 TOOLS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Any]]] = {
     "`torch.compile`": _compile(backend="aot_eager"),
     "`torch.compile(dynamic=True)`": _compile(backend="aot_eager", dynamic=True),

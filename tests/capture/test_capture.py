@@ -441,7 +441,7 @@ def test_weights_cast_before_the_capture_are_not_frozen() -> None:
 
 
 def test_the_examples_memory_is_free() -> None:
-    """Of the example, a captured function keeps the structure."""
+    """A captured function keeps the structure of the example, and not its tensors."""
     example = batch(50)
     held = [weakref.ref(value) for value in example.values() if isinstance(value, torch.Tensor)]
     frame = example["frame_id"] = Frame()

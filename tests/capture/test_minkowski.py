@@ -334,7 +334,7 @@ def test_sites_that_each_reach_their_own() -> None:
 
 
 class TestRefused:
-    """What would need a look at the coordinates is refused, with the line."""
+    """An operation that needs the values of coordinates is refused, with its line."""
 
     @pytest.mark.parametrize(
         ("step", "text"),

@@ -1,4 +1,4 @@
-"""What a plan records, recalls and reports."""
+"""A plan records sizes, recalls facts about the example, and reports runs that do not fit."""
 
 import pytest
 import torch

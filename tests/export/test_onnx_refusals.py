@@ -1,4 +1,4 @@
-"""What a file cannot hold ends the export: the error names the module and the reason."""
+"""Networks that an ONNX file cannot hold: the error names the module and the reason."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ ENGINE: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         "pairs of rows that the network lists",
     ),
-    # What the recorder does not see, the comparison on other scans does.
+    # The recorder does not see these numbers; the comparison on other scans finds them.
     "a number that goes around the recorder": (
         lambda: Of(lambda self, x: x.replace(x.feats * x.sites.num_rows)),
         "differs by .* when another scan runs through the file",

@@ -66,7 +66,7 @@ def along(a: dict[str, Any], indices: Any, out_indices: Any) -> tuple[list[Any],
     """Return (input row, output row, tap) triples, the output sites, and whether they are new."""
     is_made = not a["subm"] and out_indices is None
     target = indices if a["subm"] else made_sites(a, indices) if is_made else out_indices
-    # Of the layer that an inverse node undoes, or of the node itself.
+    # The two sides of the layer that an inverse node undoes, or of the node itself.
     source, end = (target, indices) if a["inverse"] else (indices, target)
     fine, coarse = (end, source) if a["transposed"] else (source, end)
     inputs_are_fine = bool(a["inverse"]) == bool(a["transposed"])

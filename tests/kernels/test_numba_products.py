@@ -141,7 +141,7 @@ def test_padding_is_not_read_and_its_rows_are_zero(count):
     problem.rows = rows
     expected, expected_grad = problem.expected(torch.float32)
     problem.feats[count:] = problem.grad[count:] = torch.nan
-    # What padding columns hold is not read either.
+    # The kernels do not read padding columns either.
     problem.rows = torch.where(real, rows, 59)
     bounded = TapPanels(problem.rows, torch.tensor(count))
     out = problem.forward(count=torch.tensor(count), panels=bounded, bias=torch.ones(5))
