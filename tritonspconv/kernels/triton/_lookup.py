@@ -64,11 +64,12 @@ def _find_tap(
     CENTER: tl.constexpr,
 ):
     """Return the row that each row meets through tap ``v`` of a line, and whether there is one."""
+    TAPS: tl.constexpr = WINDOW[0]
     V: tl.constexpr = WINDOW[1]
     if WINDOW[2] == 1 and v == CENTER:
         other, found = row, mask_n
     else:
-        key, valid = tap_keys(begin, inside, box, v, WINDOW[0], STRIDE, DIVIDE, NDIM, NARROW)
+        key, valid = tap_keys(begin, inside, box, v, TAPS, STRIDE, DIVIDE, NDIM, NARROW)
         if KNOWN:
             valid = mask_n & (((bits >> (line * V + v)) & 1) != 0)
         if CENTER >= 0 and v == CENTER % V:
@@ -121,6 +122,9 @@ def _look_up(
     V: tl.constexpr = WINDOW[1]
     LINES: tl.constexpr = WINDOW[2]
     LINES_IN_PLANE: tl.constexpr = WINDOW[3]
+    # Triton 3.6 refuses `WINDOW[4]` as an argument.
+    LINE_STEP: tl.constexpr = WINDOW[4]
+    PLANE_STEP: tl.constexpr = WINDOW[5]
     MANY: tl.constexpr = LINES * V > 32
     # 32 keys of 64 bits do not fit the registers at the same time.
     GROUP: tl.constexpr = V if NARROW else 16
@@ -129,8 +133,8 @@ def _look_up(
     if MANY:
         bits = bits.to(tl.int64)
     for line in range(LINES):
-        plane = moved_starts(starts, line // LINES_IN_PLANE, WINDOW[5], DIVIDE, NDIM)
-        begin = moved_starts(plane, line % LINES_IN_PLANE, WINDOW[4], DIVIDE, NDIM)
+        plane = moved_starts(starts, line // LINES_IN_PLANE, PLANE_STEP, DIVIDE, NDIM)
+        begin = moved_starts(plane, line % LINES_IN_PLANE, LINE_STEP, DIVIDE, NDIM)
         for start in tl.static_range(0, V, GROUP):
             entries = ()
             for v in tl.static_range(start, min(start + GROUP, V)):
