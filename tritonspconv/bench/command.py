@@ -142,7 +142,7 @@ def _run_section(
 
     if section == "layers":
         cases = layer_cases(scenes, args.quick, on_gpu)
-        title = "one layer, ms; fwd and fwd+bwd with the kernel map cached, map+ with it built anew"
+        title = "ms for one layer; fwd, fwd+bwd: cached kernel map; map+: a new map at every call"
         measure(section, title, LAYER_HEADER, cases, metric=meter.layer)
     elif section == "tf32" and not on_gpu:
         print(f"\n{section}: needs a GPU", flush=True)
