@@ -12,7 +12,7 @@ from tritonspconv.nn.blocks import step
 
 @dataclass(frozen=True)
 class Taken:
-    """The modules that one convolution took up."""
+    """The norm and the ReLU that were fused into one convolution."""
 
     norm: str | None
     add: bool
@@ -21,7 +21,7 @@ class Taken:
 
 @pytest.fixture
 def taken(monkeypatch) -> list[Taken]:
-    """Fuse on every device; return what each fused convolution took up, in order."""
+    """Fuse on every device; return the fused modules of each convolution, in order."""
     found: list[Taken] = []
 
     def recorded(forward_fused):
