@@ -10,9 +10,9 @@ RSKC    ``[*k, out, in]``   ``Native`` layers of spconv 2.0 and 2.1
 RSCK    ``[*k, in, out]``   spconv 1.x, mmcv, the copy of 1.x in mmdet3d and its heirs
 ======  ==================  ==========================================================
 
-1x1 layers are an exception in all of them: every generation reads their memory as ``[in, out]``,
-whatever the axes say. To keep the results of such a weight, its memory stays and only its shape
-changes.
+1x1 layers are an exception in all layouts: every generation reads their memory as ``[in, out]``,
+for any order of axes. To keep the results of such a weight, the conversion keeps its memory and
+changes only its shape.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _WRAPPER = "module."
 def detect_layout(state_dict: Mapping[str, Any], model: nn.Module) -> Layout:
     """Return the one layout in which all sparse convolutions of ``model`` were saved.
 
-    Only shapes are compared. Weights that the checkpoint lacks have no say, and a prefix
-    ``module.`` on either side does not matter.
+    Only shapes are compared. Weights that the checkpoint lacks do not count, and a prefix
+    ``module.`` on either side is ignored.
 
     Args:
         state_dict: The checkpoint's state dict.

@@ -1,4 +1,4 @@
-"""Convolution of rows that share sites, as spconv's pair lists have it."""
+"""Convolution of rows that share sites, with the pairs that spconv lists."""
 
 from __future__ import annotations
 
