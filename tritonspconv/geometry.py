@@ -120,8 +120,8 @@ class ConvGeometry(metaclass=OpaqueMeta):
 
     @cached_property
     def _hash(self) -> int:
-        # Kept, since every look for a kernel map asks for it. A pickled geometry keeps it too, so
-        # strings, which hash otherwise in the next process, stay out.
+        # The hash is kept, since every search for a kernel map needs it. A pickled geometry keeps
+        # the hash too, so it must not include strings, whose hashes differ between processes.
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding)
         return hash((sizes, self.transposed, self.taps))
 

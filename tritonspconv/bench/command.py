@@ -1,4 +1,4 @@
-"""Compare tritonspconv with the libraries it replaces: times, memory, and first of all results.
+"""Compare tritonspconv with the libraries that it replaces: results first, then times and memory.
 
 Every case is checked before it is timed: a layer against a plain convolution in float32, a kernel
 map against a count of its pairs, a network against another library's float32 result. Wrong results
@@ -40,7 +40,7 @@ from tritonspconv.bench.report import Report
 from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import CLOCKS, Meter
 
-# The profiler that `maps` uses can slow down what follows it, so that comes last.
+# The profiler that `maps` uses can slow down later sections, so `maps` comes last.
 SECTIONS = ("layers", "tf32", "small", "networks", "memory", "cold", "maps")
 
 
@@ -228,7 +228,7 @@ def _about(
 
 
 def _save(args: argparse.Namespace, report: Report) -> None:
-    # After every section, so that a lost device does not cost what was measured.
+    # Write the files after every section, so that a lost device does not lose earlier results.
     if isinstance(args.json, Path):
         report.save_json(args.json)
     if args.markdown is not None:

@@ -35,7 +35,7 @@ def compile_ahead(work: Callable[[], object], device: torch.device, processes: i
 
 
 def maps_only(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which kernels that compute features do not run; those of maps do.
+    """Return a context in which kernels of features do not run, but kernels of maps do.
 
     A rehearsal finds out how many sites a network makes. Features of its results are arbitrary.
     """

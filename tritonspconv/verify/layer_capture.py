@@ -93,7 +93,8 @@ class StepRecorder:
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x = args[0]
-            # A view of its own: the gradient of a tensor that several layers read is their sum.
+            # Hook a separate view, because the gradient of a tensor that several layers read is
+            # their sum.
             x = x.replace_feature(x.features.view_as(x.features))
             x.features.register_hook(lambda grad: keep("grad input", grad))
             return (x, *args[1:])
