@@ -214,7 +214,7 @@ class SparseTensor(Tensor):
         return self._manager.get_coordinates(key), features, key
 
     def _row_tensors(self) -> tuple[TorchTensor, TorchTensor]:
-        """Return features and coordinates, which captured and exported runs replace."""
+        """Return features and coordinates, of which captured and exported runs take others."""
         return self._F, self.C
 
     def _grid_of_rows(self) -> str:

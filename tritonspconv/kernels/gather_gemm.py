@@ -59,7 +59,7 @@ def gather_gemm(
 
 
 def fuses_epilogue(device: torch.device) -> bool:
-    """Return whether norm, residual and ReLU are part of the kernel, and so cost nothing.
+    """Return whether norm, residual and ReLU cost nothing here: they are part of the kernel.
 
     In torch the products are most of the time, and single modules keep their own bits.
     """

@@ -21,7 +21,7 @@ class Taken:
 
 @pytest.fixture
 def taken(monkeypatch) -> list[Taken]:
-    """Fuse on every device; return the fused modules of each convolution, in order."""
+    """Fuse on every device; return what each fused convolution took up, in order."""
     found: list[Taken] = []
 
     def recorded(forward_fused):

@@ -26,7 +26,7 @@ from tritonspconv.kernels.triton._arguments import Take, taker
 from tritonspconv.kernels.triton._versions import Run, has_hooks
 
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
-# A function that sees every launch, also in autograd's threads, and returns whether to skip it.
+# Sees every launch, also those of autograd's threads, and returns whether it is to be left out.
 _watcher: Callable[[BoundKernel, tuple[Any, ...]], bool] | None = None
 
 
