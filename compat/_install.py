@@ -97,8 +97,8 @@ def install(library: str, *, workers: bool = True) -> Installation:
 
     Args:
         library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.
-        workers: False: leave ``os.environ`` as it is. The switch then holds in this process and
-            those that fork from it.
+        workers: False: do not change ``os.environ``. The switch then holds in this process and its
+            forks.
 
     Returns:
         A context manager that undoes the switch; it need not be kept.

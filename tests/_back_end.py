@@ -1,4 +1,4 @@
-"""Choose the back end behind the faces of ``tritonspconv.kernels``, whatever the device.
+"""Choose the back end behind the faces of ``tritonspconv.kernels``, for any device.
 
 A test that takes ``device`` runs once for each kind of device. On a CPU it uses the numba kernels,
 where numba is installed. A test marked by `every_back_end` runs twice more on a CPU: once with
@@ -74,18 +74,18 @@ def _modules() -> Iterator[ModuleType]:
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
-    """Have the faces of ``ops`` call Triton, whatever the device of their tensors."""
+    """Have the faces of ``ops`` call Triton, for tensors on any device."""
     for op in ops:
         use(monkeypatch, op, importlib.import_module(f"tritonspconv.kernels.triton.{op}"))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, op: str, back_end: ModuleType | object) -> None:
-    """Have the face of ``op`` call ``back_end``, whatever the device of its tensors."""
+    """Have the face of ``op`` call ``back_end``, for tensors on any device."""
     face = importlib.import_module(f"tritonspconv.kernels.{op}")
     monkeypatch.setattr(face, "_back_end", lambda *device_and_ndim: back_end)
 
 
 def use_torch(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
-    """Have the faces of ``ops`` call torch, whatever the device of their tensors."""
+    """Have the faces of ``ops`` call torch, for tensors on any device."""
     for op in ops:
         use(monkeypatch, op, importlib.import_module(f"tritonspconv.kernels.eager.{op}"))

@@ -164,7 +164,7 @@ TOOLS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Any]]] 
 
 
 def outcome(tool: str, net: nn.Module, inputs: list[tuple[Tensor, ...]]) -> str:
-    """Return ``"works"``, ``"refused"`` or what is wrong with a network under a tool.
+    """Return ``"works"``, ``"refused"`` or a description of the fault of a network under a tool.
 
     A tool works if the graph that it makes from the first inputs gives the network's results on all
     inputs. A tool is refused if the error names docs/compile-export.md.
@@ -184,7 +184,7 @@ def outcome(tool: str, net: nn.Module, inputs: list[tuple[Tensor, ...]]) -> str:
 
 
 def _messages(error: BaseException | None) -> str:
-    """Return the messages of an error and of those that caused it."""
+    """Return the messages of an error and of its causes."""
     texts = []
     while error is not None:
         texts.append(str(error))

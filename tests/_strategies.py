@@ -34,7 +34,7 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
         draw: Hypothesis's.
         ndim: Number of axes; None: 1 to 5, mostly 3. The interpreter runs kernels of 1 to 4 axes;
             maps of 5 axes are made by the launchers in torch.
-        kinds: Of `KINDS`.
+        kinds: Members of `KINDS`.
     """
     ndim = ndim or draw(st.sampled_from([3, 2, 1, 3, 4] + [5] * (not INTERPRETED)))
     per_axis = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * ndim))  # noqa: E731
@@ -190,7 +190,7 @@ def a_few(examples: int) -> settings:
 
 
 class Share:
-    """How many examples of a property test hold what the property is about.
+    """Counts the examples of a property test that have pairs.
 
     A property that holds because there are no pairs shows nothing. The property calls `note`, which
     counts. The test then calls `check`, which fails if too few examples had pairs.

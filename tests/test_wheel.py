@@ -47,7 +47,7 @@ print("works")
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
-    """Run a command and return what it printed; on failure show it all."""
+    """Run a command and return its output; on failure show all of it."""
     process = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,

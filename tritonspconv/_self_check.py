@@ -158,8 +158,8 @@ def _compare(
 
 def _distinct(rows: int) -> Tensor:
     """Return numbers [rows, C], distinct in each channel and not 0, so that a maximum is unique."""
-    # bfloat16 holds the numbers of fewer than 256 rows exactly. scatter_reduce halves the
-    # gradient of a maximum that equals what its output held before, even without include_self.
+    # bfloat16 holds the numbers of fewer than 256 rows exactly. scatter_reduce halves the gradient
+    # of a maximum that equals the initial value of its output, even without include_self.
     return torch.stack([torch.randperm(rows) - rows // 2 + 0.5 for _ in range(_CHANNELS[0])], 1)
 
 

@@ -1,4 +1,4 @@
-"""The one definition of which input, output and tap belong together.
+"""The single definition of the relation between input, output and tap.
 
 Every convolution and pooling relates a *fine* and a *coarse* set of sites through one equation::
 
@@ -236,7 +236,7 @@ class ConvGeometry(metaclass=OpaqueMeta):
 
         Forward: ``(n + 2p - d(k-1) - 1) // s + 1``. Transposed:
         ``(n-1)s - 2p + d(k-1) + 1 + output_padding``. The result may be zero or negative; callers
-        decide what that means.
+        handle this case.
 
         Raises:
             ValueError: The window is a list of taps, for which dense layers have no formula.

@@ -179,7 +179,7 @@ def refuse_script(function: Any) -> None:
 
 
 def _skip_frames(code: types.CodeType) -> None:
-    """Tell torch.compile to run frames of this code, and all that they call, as they are."""
+    """Tell torch.compile not to compile frames of this code, nor the functions that they call."""
     # These are private names of torch. In a release without them, results are right but compilation
     # is slow.
     if hasattr(eval_frame, "set_code_exec_strategy"):

@@ -69,7 +69,7 @@ def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:
     """Make keyword arguments of MinkowskiEngine 0.4 raise an error that has their new name.
 
     Args:
-        new_names: The new name, or what to do instead, of each old one.
+        new_names: The new name of each old one, or advice.
     """
 
     def decorate(target: _Target) -> _Target:

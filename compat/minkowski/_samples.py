@@ -48,7 +48,7 @@ def occurring(batch_index: Tensor, batch_size: int) -> Samples:
 
 
 def report_others(batch_index: Tensor, samples: Samples, plan: SitePlan) -> None:
-    """Have a bounded run reported if other samples occur than those of the example.
+    """Report a bounded run in which other samples occur than in the example.
 
     Args:
         batch_index: int [N]; -1 for padding.
@@ -89,6 +89,6 @@ def place_of(batch_index: Tensor, samples: Samples) -> Tensor:
     """
     if isinstance(samples, range):
         return batch_index
-    # The samples of bounded sites are those of the example, a range: see `report_others`.
+    # Bounded sites have the samples of the example, which are a range: see `report_others`.
     known = torch.tensor(samples, dtype=batch_index.dtype, device=batch_index.device)
     return torch.searchsorted(known, batch_index.contiguous(), out_int32=True)

@@ -17,7 +17,7 @@ _NAMES_SINCE_0_5 = {
 
 
 class _Members(EnumMeta):
-    """Lists entries as pybind11 does, and names the members of 0.5 in place of those of 0.4."""
+    """Lists entries as pybind11 does, and errors about members of 0.4 name the members of 0.5."""
 
     def __getattr__(cls, name: str) -> Any:
         # pybind11's enums have these; downstream code builds tables from them.

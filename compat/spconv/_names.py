@@ -24,7 +24,7 @@ def module_getattr(
         modules: Names that mean modules, with these modules: ``{"tv": "compat.cumm.tensorview"}``.
         elsewhere: Modules, each with the names of its own that this module shows, separated by
             spaces.
-        refused: Names that are not provided, separated by spaces, and what to do instead.
+        refused: Names that are not provided, separated by spaces, each with advice.
         otherwise: The advice for every other public name.
     """
     targets: dict[str, tuple[str, str | None]] = {

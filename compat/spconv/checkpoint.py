@@ -182,12 +182,12 @@ def load_state_dict(
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) -> Any:
-    """Return what ``torch.save`` wrote, on the CPU.
+    """Return the content of a file of ``torch.save``, on the CPU.
 
     Args:
         path: The file.
         weights_only: Refuse files with objects other than tensors and plain containers. False runs
-            whatever code the file holds.
+            the code that the file holds.
 
     Raises:
         ValueError: ``weights_only``, and the file holds other objects; or the file is broken.
@@ -204,7 +204,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
         ) from error
     except OSError:
         raise
-    except Exception as error:  # torch's reader raises whatever the bytes lead it to
+    except Exception as error:  # torch's reader may raise anything for a broken file
         raise ValueError(
             f"read_checkpoint: {os.fspath(path)} must be a whole file that torch.save wrote; it "
             f"cannot be read ({type(error).__name__}: {str(error)[:100]}). Copy it again."

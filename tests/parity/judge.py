@@ -85,7 +85,7 @@ class Recordings:
 
 
 def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result:
-    """Compare what the original and the adapter recorded on ``target``."""
+    """Compare the recordings of the original and the adapter on ``target``."""
     result = Result(case.name, precision)
     result.original_error, result.adapter_error = runs.original.error, runs.adapter.error
     if runs.original.error or runs.adapter.error:

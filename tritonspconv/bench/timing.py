@@ -100,7 +100,7 @@ class Meter:
         return self.device.type == "cuda"
 
     def synchronize(self) -> None:
-        """Wait for the device; raises what an earlier asynchronous failure left behind."""
+        """Wait for the device; raises the error of an earlier asynchronous failure."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
@@ -128,8 +128,8 @@ class Meter:
     def footprint(self) -> Metric:
         """Memory of the device that a run needs, including memory that earlier runs keep; GPU only.
 
-        It counts what torch has reserved: graphs keep theirs between calls. Parameters and input,
-        which are there before the first run, are left out.
+        It counts the memory that torch has reserved, because graphs keep memory between calls.
+        Parameters and input, which exist before the first run, are left out.
         """
         return Metric(self._footprint, "MiB")
 

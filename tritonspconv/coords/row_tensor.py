@@ -80,7 +80,7 @@ RULES: dict[Callable[..., Any], Rule] = {}
 
 
 def as_rows(x: Tensor, bounds: RowBounds) -> RowTensor:
-    """Return ``x`` [N, ...] as a tensor of which ``bounds.count`` rows are real; shares memory."""
+    """Return ``x`` [N, ...] as a tensor with ``bounds.count`` real rows; shares memory."""
     if bounds.plan.show_rows is not None:
         return bounds.plan.show_rows(x, bounds)
     rows = plain(x).as_subclass(RowTensor)

@@ -1,6 +1,6 @@
 """Compile the kernels of a piece of work before it runs, in a pool of processes.
 
-Most of a network's first result is compilation, one kernel after the other as they are launched.
+The first result of a network is mostly compilation: each kernel compiles when it is first launched.
 Which kernels a network needs does not depend on the features that they compute. So the work runs
 once without the kernels of features, which lists these, and processes compile the list in parallel
 into Triton's cache. Kernels that build maps run, and compile, as they are launched.

@@ -131,7 +131,7 @@ def _map_source(module: Any, out: Any) -> MapSource | None:
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Compare as bytes: equal NaNs are the same, zeros of unlike sign are not."""
+    """Compare as bytes: equal NaNs are the same, but zeros of different sign are not."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

@@ -84,7 +84,7 @@ class Tensor(torch.Tensor):
         """Return an array with a copy of the values.
 
         Args:
-            force: Of :meth:`torch.Tensor.numpy`.
+            force: The argument of :meth:`torch.Tensor.numpy`.
         """
         return self.as_subclass(torch.Tensor).numpy(force=force).copy()
 

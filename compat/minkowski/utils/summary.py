@@ -31,7 +31,7 @@ def summary(model: nn.Module, summary_input: Any) -> tuple[int, int]:
         summary_input: The sparse tensor that it is run on.
 
     Returns:
-        The number of parameters, and of those that are trainable.
+        The number of parameters, and the number of trainable parameters.
     """
     text, counts = minkowski_summary_string(model, summary_input)
     print(text)  # noqa: T201  The function's purpose.

@@ -27,8 +27,8 @@ def pair_lists(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
 
     Returns:
         Pairs, int32 ``[2, V, n_in]``: input and output rows by tap, filled up with -1; and the
-        number of pairs of each tap, int32 ``[V]``. A submanifold's central tap and both halves of
-        its window are listed in full, where spconv leaves out what symmetry implies.
+        number of pairs of each tap, int32 ``[V]``. The central tap and both halves of a submanifold
+        window are listed in full; spconv leaves out pairs that follow by symmetry.
     """
     in_rows, out_rows, tap_ptr = kernel_map.pairs()
     counts = tap_ptr.diff()

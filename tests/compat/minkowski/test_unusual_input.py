@@ -1,4 +1,4 @@
-"""NaN, and memory that is not contiguous: what the adapter does and what the original does."""
+"""NaN, and memory that is not contiguous, in the adapter and in the original."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""Checkpoints of older layouts: found, converted, and computing what they did."""
+"""Checkpoints of older layouts are recognised and converted, and give the same results."""
 
 import itertools
 import re

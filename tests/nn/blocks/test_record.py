@@ -1,4 +1,4 @@
-"""Code that a recording would get wrong is left as it is."""
+"""Code that a recording would get wrong runs unchanged."""
 
 import contextlib
 import random

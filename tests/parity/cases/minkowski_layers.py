@@ -246,7 +246,7 @@ def pool(run: Run, kind: str, ndim: int, k: Any, s: Any, d: Any = 1) -> None:
 
 
 def pool_onto(run: Run, kind: str) -> None:
-    """Run a pool onto given sites, some of which no row reaches."""
+    """Run a pool onto given sites; no row reaches some of them."""
     x = tensor(run, 3, n=20)
     y = run.module().SparseTensor(
         run.values("target", 40, 1),

@@ -132,7 +132,7 @@ def broadcast(run: Run, kind: str, batch_size: int) -> None:
 
 
 def interpolate(run: Run, stride: int, ndim: int) -> None:
-    """Interpolate between sites, some of which are missing."""
+    """Interpolate between sites; some corners are missing."""
     x = tensor(run, 3, ndim, tensor_stride=stride)
     points = random_points(run, 50, ndim)
     out = run.module().MinkowskiInterpolation()(x, points)

@@ -111,7 +111,7 @@ class Recorder:
 
     @property
     def path(self) -> str:
-        """The path of the module that runs, or of the one that calls it if it has none."""
+        """The path of the module that runs, or of its caller if the module has no path."""
         paths = (self._paths.get(id(module), "") for module in reversed(self._stack))
         return next(filter(None, paths), "")
 
@@ -301,7 +301,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Watch what runs inside the ``with`` block."""
+        """Watch the modules and functions that run inside the ``with`` block."""
         handles = [
             register_module_forward_pre_hook(lambda module, _: self._stack.append(module)),
             register_module_forward_hook(lambda *_: self._leave(), always_call=True),

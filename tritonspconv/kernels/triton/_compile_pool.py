@@ -199,7 +199,7 @@ def _send(stream: IO[bytes], value: Any) -> None:
 
 
 def _serve() -> None:
-    """Do the jobs that come from the standard input; what they print goes to the errors."""
+    """Do the jobs that come from the standard input; their output goes to the standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     torch.set_num_threads(1)

@@ -43,7 +43,7 @@ def _tile(number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _store_tile(ptr, value, real, number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
-    """Store a tile of ``n`` rows; those that ``real`` leaves out are padding, and become zero."""
+    """Store a tile of ``n`` rows; rows outside ``real`` are padding, and become zero."""
     start, offs, mask = _tile(number, n, c, offs_c, mask_c, BLOCK_N)
     value = tl.where(real, value, 0.0)
     tl.store(ptr + start + offs, value.to(ptr.dtype.element_ty), mask=mask)

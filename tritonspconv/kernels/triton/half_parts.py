@@ -126,7 +126,7 @@ def split_kernel(
 
 
 def as_operand(x: Tensor, work: int, precision: str, count: Tensor | None = None) -> Operand:
-    """Split large float32 operands of an NVIDIA GPU; return others as they are."""
+    """Split large float32 operands of an NVIDIA GPU; return other operands unchanged."""
     if x.dtype != torch.float32 or work < _MIN_WORK:
         return x
     if card_of(x.device).is_amd:

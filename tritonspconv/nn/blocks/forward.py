@@ -48,7 +48,7 @@ class Plan:
     chains: tuple[str, ...]
 
     def fits(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
-        """Return whether this plan does what ``forward`` would do now."""
+        """Return whether this plan gives the result that ``forward`` would give now."""
         return (
             len(args) == self.num_inputs
             and all(isinstance(args[number], self.tensor) for number in self.guards.inputs)
