@@ -12,10 +12,10 @@ from tritonspconv.nn import chain
 
 
 def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool, bool]]:
-    """Fuse on every device; return what was taken up, ``(norm, relu)`` for each convolution.
+    """Fuse on every device; return ``(norm, relu)`` for each convolution that was fused.
 
     Args:
-        monkeypatch: Of the test.
+        monkeypatch: The test's fixture.
         conv: The base class of the convolutions.
     """
     taken = []
@@ -31,7 +31,7 @@ def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool
 
 
 def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    """Give a batch norm statistics and factors that are not its initial ones, and evaluate it."""
+    """Give a batch norm random statistics and factors, and put it in evaluation mode."""
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2.0)
     if norm.affine:
@@ -108,8 +108,8 @@ def old_weight_norm(module: nn.Module) -> None:
     nn.utils.weight_norm(module)
 
 
-# Chains whose modules run other code than their class's forward: how to make one, and how many
-# children ``fuse`` leaves.
+# Chains in which a module runs other code than its class's forward. Each has a function that makes
+# the chain, and the number of children that ``fuse`` leaves.
 UNLIKE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "conv class": (lambda: three(conv=DoublingConv(4, 6, 3)), 3),
     "conv class's call": (lambda: three(conv=CallingConv(4, 6, 3)), 3),

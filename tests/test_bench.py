@@ -18,7 +18,7 @@ from tritonspconv.cli.main import main
 
 @pytest.mark.parametrize("scene", ["waymo_b4", "sphere", "kitti"])
 def test_no_process_measures_float32_and_tf32(scene: str) -> None:
-    """Spconv's tuner keeps its first choice for a shape, whatever SPCONV_ALLOW_TF32 says later."""
+    """Spconv's tuner keeps its first choice for a shape if SPCONV_ALLOW_TF32 changes later."""
     dtypes = {dtype for _, dtype in layers._channels(scene, False, True)}
     assert "tf32" not in dtypes
     assert scene != "waymo_b4" or {"float32", "float16", "bfloat16"} <= dtypes

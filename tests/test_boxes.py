@@ -86,7 +86,7 @@ def test_overlaps_are_those_of_a_raster():
     areas = shared.diagonal()
     expected = shared / (areas[:, None] + areas[None] - shared)
     assert (overlaps(boxes, boxes) - expected).abs().max() < 0.01
-    assert (expected > 0.05).sum() > 16  # not only those of boxes with themselves
+    assert (expected > 0.05).sum() > 16  # not only overlaps of boxes with themselves
 
 
 def test_points_inside_and_corners():
@@ -112,11 +112,11 @@ def judged(found: list[float], scores: list[float], truth: list[float], ignored=
     [
         ([judged([0, 10], [0.9, 0.8], [0, 10])], 1),
         ([judged([], [], [0])], 0),
-        # The half that is found has no mistake before it.
+        # One of two cars is found, and no mistake comes before it.
         ([judged([0, 20], [0.9, 0.8], [0, 10])], 0.5),
-        # The mistake comes first: precision is a half at every recall.
+        # The mistake comes first, so precision is a half at every recall.
         ([judged([20, 0], [0.9, 0.8], [0])], 0.5),
-        # A second box on the same car is a mistake, behind all recalls.
+        # A second box on the same car is a mistake, but comes after all cars are found.
         ([judged([0, 0.1], [0.9, 0.8], [0])], 1),
         ([judged([0, 10], [0.9, 0.8], [0, 10], ignored=(10,))], 1),
         # Scores are compared over all scans.
@@ -218,7 +218,7 @@ def test_kitti_folders_are_read(tmp_path):
     scene = val.load(0)
     assert scene.points.tolist() == [
         [10, 0, 0, 0.5]
-    ]  # those beside and behind are not in the picture
+    ]  # cars beside and behind are not in the picture
     first = scene.boxes[0].tolist()
     # Bottom 1.75 m below the laser; the camera's -90 degrees about its y axis are 0 about z.
     assert first == pytest.approx([10, 0, -1.75 + 0.75, 4, 1.6, 1.5, 0], abs=1e-5)

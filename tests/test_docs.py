@@ -1,4 +1,4 @@
-"""The code of the pages runs, links lead somewhere, tables and drawings are those of the code."""
+"""The code of the pages runs, links lead somewhere, and tables and drawings are up to date."""
 
 import importlib
 import re
@@ -25,7 +25,7 @@ PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.m
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_the_code_runs(page: Path, tmp_path: Path):
-    # In a process of its own, from a file: torch.fx and the warnings of capture name source lines.
+    # The code runs from a file, because torch.fx and warnings of capture name source lines.
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     run(write(tmp_path, "page.py", LEFT_OUT.sub("", "\n".join(blocks))), cwd=tmp_path)

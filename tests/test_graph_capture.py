@@ -1,4 +1,4 @@
-"""torch.compile is right and settles; tools that record a graph are refused or right."""
+"""torch.compile is right and stops compiling; tools that record a graph are refused or right."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from tests._capture_cases import EXTENT, NETS, TOOLS, outcome, scan
 from tritonspconv.graph_capture import GraphCaptureError, refuse_capture
 
 pytestmark = [
-    # torch.compile reads .grad of every tensor, and hides the warning, but not as an error.
+    # torch.compile reads .grad of every tensor. It hides the warning, but not if warnings are
+    # errors.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
 ]
 
 PAGE = Path(__file__).parents[1] / "docs" / "compile-export.md"
 COMPILES = ("`torch.compile`", "`torch.compile(dynamic=True)`")
-# What torch.compile traces: functions of features alone, and calls of registered operators.
+# torch.compile traces functions of features alone, and calls of registered operators.
 TRACEABLE = {
     "tritonspconv.nn._module.FeatureModule.forward",
     "tritonspconv.nn.norm.BatchNorm.forward",

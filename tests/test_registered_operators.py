@@ -1,4 +1,4 @@
-"""Compiled submanifold stages are one graph, and equal eager ones in results and gradients."""
+"""Compiled submanifold stages are one graph, with the results and gradients of eager stages."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_residual_block_is_one_graph(name: str, autocast: bool, training: bool
         x = inputs(rows, rows)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             found, expected = _run(compiled, x), _run(twin, x)
-        # Gradients that a norm cancels are rounding errors of the others.
+        # Gradients that a norm cancels are rounding errors of other gradients.
         scale = max(float(other.detach().abs().max()) for other in expected)
         for one, other in zip(found, expected, strict=True):
             assert one.dtype == other.dtype
@@ -192,7 +192,7 @@ def test_an_inverse_layer_and_dense_are_one_graph() -> None:
             results.append([last, first, *torch.autograd.grad(loss, [feats, net.up.weight])])
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    # The loop never met this pair: no layer led from one to the other.
+    # No layer leads from one of these sets of sites to the other.
     with pytest.raises(ValueError, match="one earlier layer"):
         compiled(x, _engine_input(40, 40))
 

@@ -1,4 +1,4 @@
-"""The training learns, resumes with the same bits, and reads what it says it reads."""
+"""The training learns, resumes with the same bits, and reads the documented formats."""
 
 import json
 import math
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def layered_set(count: int = 4) -> ScanSet:
-    """Scans whose class is the third of the height that a voxel lies in."""
+    """Scans in which the class of a voxel is its third of the height."""
 
     def load(number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(number)
@@ -171,7 +171,7 @@ def test_the_last_batch_is_filled_with_the_first_scans():
 def test_iou_counts_voxels():
     class Table(nn.Module):
         def forward(self, sample: Sample) -> torch.Tensor:
-            # Calls everything low, but for the highest layers.
+            # A network that predicts the low class, except in the highest layers.
             return nn.functional.one_hot(2 * (sample.coords[:, 1] >= 10).long(), 3).float()
 
     scans = layered_set(2)
@@ -345,7 +345,7 @@ def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path)
         assert other["score"] == first["score"]
         for name, value in first["net"].items():
             assert torch.equal(other["net"][name], value), name
-    # One process is told apart: it would see other batch norms.
+    # One process may not resume the run of two, because its batch norms would see other rows.
     alone = TrainingSettings(epochs=4, batch_size=2, learning_rate=3e-2)
     task = Segmentation(forward, layered_set(), layered_set(3))
     with pytest.raises(ValueError, match=r"'processes': 2"):

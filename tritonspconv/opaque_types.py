@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 try:
     from torch._library import opaque_object
     from torch._opaque_base import OpaqueBaseMeta
-except ImportError:  # A release that moved the interface.
+except ImportError:  # In this release the interface has moved.
     opaque_object = None
     OpaqueBaseMeta = type
 

@@ -1,4 +1,4 @@
-"""Maps on a CPU: numba's launchers return what those in torch return, bit by bit.
+"""Maps on a CPU: numba's launchers return the same bits as the launchers in torch.
 
 ``tests/kernel_map`` compares the maps of both back ends with brute force.
 """
@@ -152,7 +152,7 @@ def test_few_rows(geometry, n):
 
 @pytest.mark.parametrize("extents", [(2**30, 2**31), (2**31, 2**31)], ids=["2**61", "2**62"])
 def test_grids_with_more_cells_than_words_can_number(extents):
-    """Torch takes over where a key and a row, or the keys of a larger grid, do not fit 64 bits."""
+    """Torch makes the map if a key and a row, or keys of a larger grid, do not fit 64 bits."""
     coords = torch.randint(6, (60, 3), dtype=torch.int32)
     coords[:, 0] = 0
     grid = Grid((0, 0), extents, 1)
@@ -167,7 +167,7 @@ def test_grids_with_more_cells_than_words_can_number(extents):
     st.lists(st.tuples(*[st.integers(-9, 9)] * 2), min_size=1, max_size=12, unique=True).map(tuple)
 )
 def test_runs_hold_every_tap_once(offsets):
-    """Taps follow each other at their distance along the last axis; opposite ones share a place."""
+    """Taps in a line follow each other along the last axis; opposite taps share a place."""
     for runs, sides in (
         (_row_search.plain_runs(offsets, True), 1),
         (_row_search.plain_runs(offsets, False), 1),

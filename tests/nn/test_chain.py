@@ -122,7 +122,7 @@ def test_modules_that_run_other_code_run_it(fused, kind, training):
 
 
 def test_dtypes_that_torch_refuses_are_refused(device):
-    """Operands of unlike dtypes are promoted; the norm has to fit the result."""
+    """Operands of different dtypes are promoted; the norm has to fit the result."""
     x = tensor(device, torch.float64)
     net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(nn.BatchNorm1d(6))).to(device)
     with torch.no_grad(), pytest.raises(RuntimeError):

@@ -43,7 +43,7 @@ MODULES = {
     "compat.spconv": "compat.spconv.pytorch",
     "MinkowskiEngine": "MinkowskiEngine",
 }
-# The others are compared with the float32 result of the last of these libraries that is installed.
+# The other libraries are compared with the float32 result of the last installed one of this list.
 JUDGES = (OURS, "compat.spconv", "MinkowskiEngine")
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
 # ‖result - reference‖ / ‖reference‖ against the float32 result of another library. Rounding grows
@@ -98,8 +98,8 @@ class Subject:
 
     Attributes:
         name: Name of the network.
-        build: Builds it of MinkowskiEngine's layers.
-        build_of_spconv: Builds it of spconv's.
+        build: Builds the network from MinkowskiEngine's layers.
+        build_of_spconv: Builds the network from spconv's layers.
         scene: The voxels.
         channels: Number of channels of the input.
         libraries: The libraries to compare.
@@ -137,7 +137,7 @@ class Subject:
         return self._state
 
     def errors(self, bench: Bench) -> dict[str, float]:
-        """Compare with the float32 result of another library, the original if it is here."""
+        """Compare with the float32 result of another library, the original if it is installed."""
         if bench.training not in self._references:
             other = max(self.libraries, key=lambda library: JUDGES.index(library.name))
             reference = Bench(self, other, self.network(other), "float32", bench.training)
@@ -155,7 +155,7 @@ class Bench:
     Args:
         subject: The network and the scene.
         library: The library.
-        network: Built and filled.
+        network: The network, built and with its weights.
         dtype: ``"float32"`` or ``"float16"``: weights and features in inference, autocast in
             training.
         training: Train, or infer.

@@ -120,7 +120,7 @@ class Report:
 
     @property
     def failures(self) -> list[tuple[Row, str, Cell]]:
-        """Wrong results of any library, and whatever ours could not run."""
+        """Wrong results of any library, and cases that ours could not run."""
         return [
             (row, peer, cell)
             for section in self.sections

@@ -141,7 +141,7 @@ class Captured:
         modules: Sequence[Module],
         compile_processes: int,
     ) -> None:
-        # A module's forward may be replaced by this very object.
+        # A user may replace a module's ``forward`` by this object.
         self.function = function.forward if isinstance(function, Module) else function
         self.eager_calls: Counter[str] = Counter()
         self.replays = 0
@@ -203,7 +203,7 @@ class Captured:
             pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
             graphs = GraphMemory(pool, stream, self._compile_processes)
         buckets: list[Bucket] = []
-        # The largest first: the smaller ones then use its memory again.
+        # The largest graph comes first, so that smaller graphs reuse its memory.
         for capacity in sorted(set(sizes), reverse=True):
             plan = recorded.bounded(
                 [max(math.ceil(size / n * capacity * headroom), 1) for size in recorded.sizes]
@@ -225,7 +225,7 @@ class Captured:
         return GraphedBucket(problem, capacity, plan, example, graphs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer a call: by a graph where it fits, else as ``on_overflow`` says."""
+        """Answer a call by a graph if it fits, and otherwise as ``on_overflow`` says."""
         call = leaves((args, kwargs))
         n = self._signature.check(call)
         self._check_modes()

@@ -1,4 +1,4 @@
-"""Check this installation: versions, devices, what runs on them, and whether results are right.
+"""Check this installation: versions, devices, their back ends, and whether results are right.
 
 Every kind of convolution and pool runs on every device in four dtypes, forward and backward, and is
 compared with brute force in float64. The exit status is 1 if a result is wrong. On a GPU the
@@ -70,7 +70,7 @@ def _say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the installation that its user should know, and what to do about it."""
+    """A fact about the installation that its user should know, and a remedy."""
 
     what: str
     advice: str
@@ -120,7 +120,7 @@ def examine(devices: Sequence[torch.device]) -> list[Finding]:
 
 
 def _without_numba() -> Finding:
-    """Say why the CPU's layers run in torch, and what to do about it."""
+    """Say why the CPU's layers run in torch, and name a remedy."""
     if os.environ.get(NUMBA_VARIABLE) == "0":
         return Finding(
             f"{NUMBA_VARIABLE}=0 switches the numba kernels off",
@@ -172,7 +172,7 @@ def _describe(device: torch.device) -> str:
 
 
 def _check(kind: str, device: torch.device) -> list[dict[str, Any]]:
-    """Print how a layer does in each dtype, and return the results."""
+    """Print the result of a layer in each dtype, and return the results."""
     torch.manual_seed(0)
     sites = random_sites(200, extent=9)
     moved = ActiveSites(sites.coords.to(device), sites.grid)

@@ -27,7 +27,7 @@ from tritonspconv.training.folders import kitti_set, scannet_set
 from tritonspconv.training.loop import Task, follow_quickly
 from tritonspconv.training.segmentation import Forward, Segmentation
 
-# Network -> the module of ours, and of the original.
+# Network -> our module, and the original's module.
 LIBRARIES = {
     "minkunet": ("compat.minkowski", "MinkowskiEngine"),
     "spunet": ("compat.spconv.pytorch", "spconv.pytorch"),
@@ -44,7 +44,7 @@ class Experiment:
         backend: ``"ours"`` or ``"original"``.
         library: The name of the library's module.
         network: The network.
-        task: What it learns.
+        task: The task that the network learns.
     """
 
     backend: str
@@ -57,7 +57,7 @@ def experiments(args: argparse.Namespace, device: torch.device) -> list[Experime
     """Return an experiment for each backend; their networks start from the same weights.
 
     Raises:
-        CommandError: A library or a combination of arguments is not there.
+        CommandError: A library is missing, or the arguments do not go together.
     """
     build = _second if args.network == "second" else _segmentation
     made = []
@@ -129,11 +129,11 @@ def _scan_set(args: argparse.Namespace, split: Split, count: int) -> ScanSet:
 
 
 def _library(network: str, backend: str, device: torch.device) -> tuple[ModuleType, Any]:
-    """Return the module and the algorithm to ask it for; prepare an original for its device."""
+    """Return the module and its algorithm; prepare an original for its device."""
     name = LIBRARIES[network][BACKENDS.index(backend)]
     algo = None
     if name == "MinkowskiEngine":
-        # MinkowskiEngine looks for names that Python 3.10 moved.
+        # MinkowskiEngine uses names that Python 3.10 moved.
         import collections
         import collections.abc
 
@@ -147,7 +147,7 @@ def _library(network: str, backend: str, device: torch.device) -> tuple[ModuleTy
             f"--backend {backend} needs {name}, which is not installed: {error}"
         ) from error
     if backend == "original" and device.type == "cpu":
-        # Both originals go wrong with several threads on a CPU.
+        # Both originals give wrong results with several threads on a CPU.
         torch.set_num_threads(1)
     return module, algo
 

@@ -46,10 +46,10 @@ STEPS: dict[str, tuple[int, ...]] = {
     "block_n": (16, 32, 64, 128, 256),
     "block_k": (16, 32, 64, 128),
     "num_warps": (2, 4, 8),
-    # Rows are gathered by indices loaded before them: an even number holds no more of them.
+    # A gather loads its indices one stage ahead, so an even number of stages holds no more rows.
     "num_stages": (2, 3, 5, 7, 9),
 }
-# Less is noise.
+# A smaller gain is noise.
 LEAST_GAIN = 0.03
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 

@@ -118,10 +118,10 @@ class ActiveSites(metaclass=OpaqueMeta):
 
     @property
     def may_repeat(self) -> bool:
-        """True if a map has to look for rows that repeat another row. Does not wait.
+        """True if a map has to search for repeated rows. Does not wait.
 
         False for generated sites, and after :meth:`has_repeats` found no repeated row. Always True
-        for an index of sorted keys, where the look costs nothing.
+        for an index of sorted keys, where the search costs nothing.
         """
         held = self._index
         return self._repeats is not False or (held is not None and held.kind == "sorted")

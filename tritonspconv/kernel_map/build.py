@@ -104,7 +104,7 @@ class _CacheEntry:
         self.view: weakref.ref[KernelMap] | None = None
 
     def is_edited(self) -> bool:
-        """Return whether somebody wrote to the coordinates of the output sites made here."""
+        """Return whether the coordinates of the generated output sites were edited."""
         made = self.made_sites
         return made is not None and made.version != self._made_version
 

@@ -85,7 +85,7 @@ def _training_norm(family: LayerFamily, module: nn.Module, feats: Tensor) -> Tra
     found = family.batch_norm(module)
     if found is None or not found.training or not takes_training_norm(feats, None):
         return None
-    # Under autocast too torch's batch norm keeps the dtype of the features.
+    # Torch's batch norm keeps the dtype of the features, also under autocast.
     norm = norm_numbers(found, feats.shape[1])
     return norm if isinstance(norm, TrainingNorm) else None
 
@@ -149,7 +149,7 @@ def normalise(
     relu: bool,
     residual: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
-    """Return what torch's batch norm, addition and ReLU make of ``feats`` [N, C], in that order.
+    """Return torch's batch norm, addition and ReLU of ``feats`` [N, C], in that order.
 
     On a GPU with Triton a norm in training, the addition and the ReLU are one node of the autograd
     graph.

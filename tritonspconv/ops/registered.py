@@ -47,7 +47,7 @@ def _map_back(in_sites: ActiveSites, out_sites: ActiveSites, kernel_size: list[i
     return found[0]
 
 
-# The operator, the schema of the arguments that tell the map, and the map.
+# The operator, the schema of the arguments that describe the map, and the map.
 _LOOKUPS: tuple[tuple[str, str, Callable[..., KernelMap]], ...] = (
     ("conv_along_map", f"{_MAP} kernel_map", lambda found: found),
     (

@@ -174,7 +174,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
     @property
     def is_linear(self) -> bool:
-        """True if the layer has no activation, and nobody replaced ``_conv_forward``.
+        """True if the layer has no activation, and ``_conv_forward`` is not replaced.
 
         :func:`tritonspconv.fuse` leaves other layers as they are.
         """
@@ -229,7 +229,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load, and say what to do about a weight of an older layout."""
+        """Load; for a weight of an older layout, the error names a remedy."""
         args = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         self._load_weight_different_layout(state_dict, prefix, *args)
         known = len(error_msgs)
@@ -243,7 +243,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             ]
 
     def _layout_hint(self, saved: tuple[int, ...]) -> str:
-        """Return what to do about a weight of shape ``saved``; "" if it has no older layout."""
+        """Return advice about a weight of shape ``saved``; "" if it has no older layout."""
         out, *kernel, inner = self.weight.shape
         older: dict[tuple[int, ...], str] = {
             (*kernel, inner, out): "spconv 1.x and mmcv, [*kernel, in, out]",

@@ -298,6 +298,7 @@ class SparseConvolutionBase:
                 repeats.add_up(features), matrices, kernel_map, precision=precision
             )
         if bias is not None:
-            # Expanded before it is rounded, so that its gradient is summed in its own dtype.
+            # The bias is expanded before it is rounded, so that its gradient is summed in its own
+            # dtype.
             feats = feats + bias.expand_as(feats).to(feats.dtype)
         return normalise(feats, norm, relu, residual)

@@ -148,7 +148,7 @@ def _inverse_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
 
 
 def check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any) -> None:
-    """Check what spconv checks before a submanifold layer reuses a map; coordinates are trusted.
+    """Do spconv's checks before a submanifold layer reuses a map; coordinates are not compared.
 
     Raises:
         SpconvError: The layer that made ``record`` has another window or saw another tensor.
@@ -167,7 +167,7 @@ def check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record:
 
 
 def check_inverse_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any) -> None:
-    """Check what spconv checks before an inverse layer reads a map backwards.
+    """Do spconv's checks before an inverse layer reads a map backwards.
 
     Raises:
         SpconvError: The layer that made ``record`` has another window, or its output is not
@@ -192,7 +192,7 @@ def _out_shape(shape: tuple[int, ...], geometry: ConvGeometry) -> tuple[int, ...
     """Return the extents of a strided layer's outputs, which may be less than 1."""
     sizes = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
     if geometry.transposed:
-        # The original leaves dilation out of the size; the engine, like torch, does not.
+        # The original's size ignores dilation. The engine's size includes it, like torch's.
         return tuple(get_deconv_output_size(shape, *sizes, geometry.output_padding))
     return tuple(get_conv_output_size(shape, *sizes))
 

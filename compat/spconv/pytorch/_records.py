@@ -27,8 +27,8 @@ def pair_lists(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
 
     Returns:
         Pairs, int32 ``[2, V, n_in]``: input and output rows by tap, filled up with -1; and the
-        number of pairs of each tap, int32 ``[V]``. A submanifold's central tap and both halves of
-        its window are listed in full, where spconv leaves out what symmetry implies.
+        number of pairs of each tap, int32 ``[V]``. The central tap and both halves of a submanifold
+        window are listed in full; spconv leaves out pairs that follow by symmetry.
     """
     in_rows, out_rows, tap_ptr = kernel_map.pairs()
     counts = tap_ptr.diff()
@@ -95,7 +95,7 @@ class _Record:
         dilation: list[int],
         padding: list[int],
     ) -> Self:
-        """Return the entry of a layer; its pairs are listed when somebody asks for them.
+        """Return the entry of a layer; its pairs are listed on first access.
 
         Without ``kernel_map``, the entry of a submanifold layer finds the map in the same way.
         """
@@ -161,7 +161,7 @@ class _Record:
 class IndiceData(_Record):
     """Entry of layers whose ``algo`` is ``ConvAlgo.Native``; arguments as in spconv.
 
-    Layers that users write make one of what ``ops.get_indice_pairs`` returns.
+    Layers that users write make an entry from the results of ``ops.get_indice_pairs``.
     """
 
     def __init__(
@@ -207,8 +207,9 @@ class IndiceData(_Record):
 class ImplicitGemmIndiceData(_Record):
     """Entry of layers whose ``algo`` is an implicit GEMM; arguments as in spconv.
 
-    Layers that users write make one of what ``ops.get_indice_pairs_implicit_gemm`` returns. It also
-    lists pairs, like the other kind. The masks, which belong to spconv's kernels, are empty.
+    Layers that users write make an entry from the results of
+    ``ops.get_indice_pairs_implicit_gemm``. The entry also lists pairs, like ``IndiceData``. The
+    masks, which belong to spconv's kernels, are empty.
     """
 
     def __init__(

@@ -102,13 +102,13 @@ class LocatedSites:
         return RepeatedSites(self.sites) if self.sites.has_repeats() else None
 
     def repeats_in(self, kernel_map: KernelMap) -> RepeatedSites | None:
-        """Return how rows that take part in a map share these sites; may wait likewise."""
+        """Return how rows that take part in a map share these sites; may wait for the device."""
         known = "repeats" in vars(self)
         return self.repeats if known or kernel_map.has_repeats() else None
 
     @property
     def are_distinct(self) -> bool:
-        """True: it is known already that no two rows share a site."""
+        """True if no two rows share a site, and this is known already."""
         return "repeats" in self.__dict__ and self.__dict__["repeats"] is None
 
     @property
@@ -131,7 +131,7 @@ class LocatedSites:
         return torch.equal(plain(indices), self.sites.coords)
 
     def _is_unchanged(self) -> bool:
-        """Return whether nobody wrote to ``indices``, as far as that can be known."""
+        """Return whether ``indices`` is unchanged, as far as that can be known."""
         if self._compares_values:
             return torch.equal(plain(self.indices), self.sites.coords)
         return self._version is None or self._version == self.indices._version

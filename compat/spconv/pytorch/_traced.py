@@ -1,7 +1,8 @@
 """Submanifold convolutions as ``torch.compile`` traces them.
 
 The kernel map is found when the registered operator runs. So the entry that a layer records under
-its ``indice_key`` has no map yet: it finds the map in the cache of its sites when somebody asks.
+its ``indice_key`` has no map yet. On first access, the entry finds the map in the cache of its
+sites.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
 
 
 def _may_reuse(layer: SparseConvolution, input: SparseConvTensor, record: Any) -> bool:
-    """Return whether the layer may reuse a recorded map; Python says why not."""
+    """Return whether the layer may reuse a recorded map; if not, Python raises the error."""
     return (
         record.located is not None
         and record.is_subm
@@ -156,7 +157,7 @@ def _map_at(
 
 
 def _describes(indices: Tensor, sites: ActiveSites, version: int | None) -> bool:
-    """Return whether nobody wrote to ``indices``, as far as that can be known."""
+    """Return whether ``indices`` is unchanged, as far as that can be known."""
     if indices is sites.coords or indices.device.type == "cpu" or checks_coords():
         return torch.equal(indices, sites.coords)
     return version is None or indices.is_inference() or indices._version == version

@@ -50,7 +50,7 @@ class SparseSyncBatchNorm(nn.SyncBatchNorm):
             process_group: Processes to synchronise over. Default: all.
 
         Returns:
-            ``module``, or what replaces it if it is a batch norm itself.
+            ``module``, or its replacement if it is a batch norm itself.
         """
         if isinstance(module, SparseBatchNorm):
             converted = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)

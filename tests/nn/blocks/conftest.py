@@ -12,7 +12,7 @@ from tritonspconv.nn.blocks import step
 
 @dataclass(frozen=True)
 class Taken:
-    """The modules that one convolution took up."""
+    """The norm and the ReLU that were fused into one convolution."""
 
     norm: str | None
     add: bool

@@ -20,7 +20,7 @@ from tritonspconv.kernels.window import IntTuple, Window, reach_steps
 # A bitmap of the grid is cleared and read at 64 cells a word. It takes less time than a sort of the
 # reached cells if it has at most this many words for each of them.
 _WORDS_PER_CELL = 8
-# Rows at a time: their parts stay in the first cache.
+# Rows of a block; their parts stay in the first cache.
 _BLOCK = 512
 
 
@@ -158,7 +158,7 @@ def _axis_parts(
             target = cells[i] * stride + offset - lower
             parts[i] = target * unit if 0 <= target < extent else nowhere
     elif power >= 0:
-        # The stride is a power of two: a division takes as long as all the rest.
+        # The stride is a power of two, so shift: a division takes as long as all other work.
         for i in range(cells.shape[0]):
             moved = cells[i] - offset
             target = (moved >> power) - lower
@@ -212,7 +212,7 @@ def _distinct(keys):
     count = 0
     before = np.int64(-1)
     for key in keys:
-        # A key that equals the one before takes its place.
+        # A key that equals the key before overwrites it.
         count += key != before
         before = key
         kept[count - 1] = key

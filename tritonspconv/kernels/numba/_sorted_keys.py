@@ -17,7 +17,7 @@ _WORD_BITS = 63
 
 @functools.lru_cache(maxsize=1024)
 def box_of(grid: CellGrid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the lower corner and the shape of a grid, int64 [D] each, which nobody writes to."""
+    """Return the lower corner and the shape of a grid, int64 [D] each; do not write to them."""
     return np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
 
 

@@ -32,7 +32,7 @@ def reached_sites(
     capacity: int | None = None,
     overflow: Tensor | None = None,
 ) -> ReachedSites:
-    """Collect the keys of all that is reached, in a bitmap or a sorted list."""
+    """Collect the keys of all cells that are reached, in a bitmap or a sorted list."""
     steps = window_steps(offsets, stride, divide)
     keys = reached_keys(coords.contiguous().numpy(), own_grid, steps, stride, divide, grid)
     if keys is None:

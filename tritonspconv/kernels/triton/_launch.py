@@ -7,8 +7,8 @@ of one kind and hands it addresses. A launch takes Triton's ordinary way if this
 with the version of Triton, if the kernel does not take the arguments, if a hook is set, or if the
 kernel is interpreted.
 
-The other rooms: ``_arguments.py`` (what Triton specialises on), ``_versions.py`` (Triton's private
-interface, version by version), ``_torch_launcher.py`` (for Triton 3.6 only).
+Related files: ``_arguments.py`` (the values on which Triton specialises), ``_versions.py``
+(Triton's private interface, version by version), ``_torch_launcher.py`` (for Triton 3.6 only).
 """
 
 from __future__ import annotations

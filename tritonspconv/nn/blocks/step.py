@@ -15,7 +15,7 @@ from tritonspconv.nn.fusable import FusableConv, LayerFamily, Norm, norm_numbers
 
 
 class FusedStep:
-    """A chain as one call: fused where that is right at the moment, else module by module.
+    """A chain as one call: fused if the current state allows it, else module by module.
 
     The step holds no module. It looks its modules up at every call, so that they may be replaced,
     hooked, frozen or switched to training at any time, and so that copies of a model can share it.
