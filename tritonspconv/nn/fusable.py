@@ -114,6 +114,9 @@ class LayerFamily:
     ) -> None:
         """Name the layers of the family, once.
 
+        Name each class of the library that overrides ``forward``: fusion leaves all others alone.
+        ``tests/nn/test_families.py`` finds the classes that were forgotten.
+
         The family remembers each class's ``forward`` as it is now. If somebody patches ``forward``
         on a class later, fusion leaves that class alone.
 
