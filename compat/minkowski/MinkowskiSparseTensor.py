@@ -170,27 +170,6 @@ class SparseTensor(Tensor):
         self.inverse_mapping = position
         return key, reduce_rows(features, rows, position, self.quantization_mode)
 
-    def _cell_rows(self) -> tuple[TorchTensor, ActiveSites]:
-        """Return features and sites, in cells; see :func:`tritonspconv.export_onnx`.
-
-        Raises:
-            MinkowskiError: The tensor stride does not divide the coordinates.
-        """
-        found = self._manager._map(self.coordinate_map_key)
-        if found.unit != found.tensor_stride:
-            raise MinkowskiError(
-                f"the coordinates are not multiples of the tensor stride {self.tensor_stride}, so "
-                "that they have no cells. Divide them, and use tensor_stride=1."
-            )
-        return self._F, found.sites
-
-    def _with_cell_rows(self, features: TorchTensor, sites: ActiveSites) -> SparseTensor:
-        """Return features at other sites in cells of the same size, with a manager of their own."""
-        old = self._manager._map(self.coordinate_map_key)
-        manager = CoordinateManager(D=self._D)
-        key = manager._add(CoordinateMap(sites, old.tensor_stride, old.unit), "")
-        return SparseTensor._on(features, key, manager)
-
     def initialize_coordinates(
         self,
         coordinates: TorchTensor,
@@ -213,7 +192,7 @@ class SparseTensor(Tensor):
         return self._manager.get_coordinates(key), features, key
 
     def _row_tensors(self) -> tuple[TorchTensor, TorchTensor]:
-        """Return features and coordinates, of which captured and exported runs take others."""
+        """Return features and coordinates; see :class:`tritonspconv.has_rows.HasRows`."""
         return self._F, self.C
 
     def _grid_of_rows(self) -> str:
@@ -233,6 +212,28 @@ class SparseTensor(Tensor):
             return made
         manager = CoordinateManager(D=self._D)
         key = manager._insert_distinct(coords, self._manager, self.coordinate_map_key)
+        return SparseTensor._on(feats, key, manager)
+
+    def _rows_in_cells(self) -> tuple[TorchTensor, ActiveSites]:
+        """Return features and sites.
+
+        Raises:
+            MinkowskiError: The tensor stride does not divide the coordinates.
+        """
+        found = self._manager._map(self.coordinate_map_key)
+        if found.unit != found.tensor_stride:
+            raise MinkowskiError(
+                f"the coordinates are not multiples of the tensor stride {self.tensor_stride}, so "
+                "that they have no cells. Divide them, and use tensor_stride=1."
+            )
+        return self._F, found.sites
+
+    def _with_rows_in_cells(self, feats: TorchTensor, coords: TorchTensor) -> SparseTensor:
+        """Return rows at other cells of the same size, in a manager of their own."""
+        old = self._manager._map(self.coordinate_map_key)
+        sites = ActiveSites(coords, old.sites.grid)
+        manager = CoordinateManager(D=self._D)
+        key = manager._add(CoordinateMap(sites, old.tensor_stride, old.unit), "")
         return SparseTensor._on(feats, key, manager)
 
     @property
