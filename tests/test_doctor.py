@@ -59,6 +59,14 @@ def test_a_wrong_result_shows_in_the_exit_status(what, monkeypatch, capsys):
     expected = {"value": "WRONG: output[", "exception": "FAILED: RuntimeError: no such kernel"}
     assert expected[what] in out
     assert "please report it" in out
+    assert ("Traceback (most recent call last)" in out) == (what == "exception")
+
+
+def test_a_failure_is_the_last_line_of_its_innermost_cause():
+    outer = RuntimeError("at 67:4:\n  _look_up(\n  ^")
+    outer.__cause__ = ValueError("at 47:16:\n  plane = moved(\n  ^\nno such type\n  ^")
+    assert doctor._reason(outer) == "ValueError: no such type"
+    assert doctor._reason(ValueError()) == "ValueError: no message"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ def test_a_gradient_inside_a_compiled_function_equals_eager() -> None:
     torch.testing.assert_close(torch.compile(step, backend="aot_eager")(*scan(50)), expected)
 
 
+@pytest.mark.xfail(
+    torch.__version__ < "2.13", strict=False,
+    reason="torch 2.11 forgets an input behind the graph break; docs/compile-export.md says so",
+)  # fmt: skip
 def test_a_checkpointed_layer_inside_a_compiled_network_equals_eager() -> None:
     layer = ts.nn.SubMConv3d(4, 8, 3)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import compat.spconv.pytorch as spconv
 from tests._process import run, write
-from tritonspconv.cli import main
+from tritonspconv.cli import main, train_tasks
 from tritonspconv.training import (
     Sample,
     ScanSet,
@@ -22,6 +22,7 @@ from tritonspconv.training import (
     scannet_set,
     simulated_set,
 )
+from tritonspconv.training.captured import CapturedTraining
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
 from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
@@ -51,10 +52,12 @@ def make_net() -> nn.Module:
     )
 
 
+def run_net(net: nn.Module, feats: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
+    return net(spconv.SparseConvTensor(feats, coords, [64, 64, 64], 2)).features
+
+
 def forward(net: nn.Module, batch: Sample) -> torch.Tensor:
-    shape = [64, 64, 64]
-    size = int(batch.coords[:, 0].max()) + 1
-    return net(spconv.SparseConvTensor(batch.feats, batch.coords, shape, size)).features
+    return run_net(net, batch.feats, batch.coords)
 
 
 def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
@@ -93,6 +96,61 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
     checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"must be a checkpoint of a training"):
         fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:captured function. .* rows are more than:RuntimeWarning")
+def test_captured_training_computes_the_same():
+    """As eager code: a first batch, a smaller one, and one that is larger than the room."""
+    captured = CapturedTraining(run_net)
+    scans = layered_set(6)
+    batches = [[0, 1], [2], [3, 4, 5, 0, 1, 2]]
+    nets = make_net().train(), make_net().train()
+    for numbers in batches:
+        batch = collate([scans.sample(number) for number in numbers])
+        batch = batch._replace(coords=batch.coords % torch.tensor([2, 64, 64, 64]))
+        outs = []
+        for net, function in zip(nets, (run_net, captured), strict=True):
+            net.zero_grad()
+            out = function(net, batch.feats, batch.coords.int())
+            out.square().mean().backward()
+            outs.append([out.detach(), *(p.grad for p in net.parameters())])
+        for eager, other in zip(*outs, strict=True):
+            torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-6)
+    assert (captured._fast.replays, sum(captured._fast.eager_calls.values())) == (2, 1)
+    for net, function in zip(nets, (run_net, captured), strict=True):
+        net.eval()
+        with torch.no_grad():
+            outs.append(function(net, batch.feats, batch.coords.int()))
+    torch.testing.assert_close(outs[-1], outs[-2], rtol=1e-4, atol=1e-6)
+    assert captured._fast.replays == 2
+
+
+@pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])
+def test_one_grid_serves_all_batches_that_it_holds(change):
+    """Of a batch that it does not hold, or of fewer scans, a captured training makes no graph."""
+    calls = []
+
+    def run(net, feats, coords, shape, batch_size):
+        calls.append((shape, batch_size))
+        return feats
+
+    forward = train_tasks._forward_spunet(run)
+    batch = collate([layered_set(2).sample(number) for number in range(2)])
+    largest = batch.coords.amax(dim=0).tolist()
+    forward(None, batch)
+    coords = batch.coords.clone()
+    if change == "fewer scans":
+        coords[:, 0] = 0
+    else:
+        coords[-1, 3] = 100
+    forward(None, batch._replace(coords=coords))
+    (shape, size), (other, other_size) = calls
+    assert all(
+        extent % 16 == 0 and extent > 1.5 * n for extent, n in zip(shape, largest[1:], strict=True)
+    )
+    assert (other == shape, other_size) == ((True, 1) if change == "fewer scans" else (False, 2))
+    assert size == 2
+    assert other[2] >= 101 or change == "fewer scans"
 
 
 def test_the_last_batch_is_filled_with_the_first_scans():
@@ -224,12 +282,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.test_training import forward, layered_set, make_net
+from tests.test_training import forward, layered_set, make_net, run_net
 from tritonspconv.training import Segmentation, TrainingSettings, fit
+from tritonspconv.training.captured import CapturedTraining
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
+if sys.argv[3] == "captured":
+    captured = CapturedTraining(run_net)
+
+    def forward(net, batch):
+        return captured(net, batch.feats, batch.coords)
 
 
 def keep(epoch):
@@ -253,20 +317,26 @@ dist.destroy_process_group()
 """
 
 
+def train_in_two_processes(folder, name: str, how: str) -> None:
+    script = write(folder, "two.py", TWO_PROCESSES)
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    run(*launch, script, folder, name, how, cwd=folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_captured_network(tmp_path):
+    train_in_two_processes(tmp_path, "whole", "captured")
+    first, other = (torch.load(tmp_path / f"whole{rank}.pt") for rank in range(2))
+    assert first["losses"][-1] < 0.8 * first["losses"][0]
+    assert other["losses"] == first["losses"]
+    for name, value in first["net"].items():
+        assert torch.equal(other["net"][name], value), name
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path):
-    script = write(tmp_path, "two.py", TWO_PROCESSES)
-    launch = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        script,
-        tmp_path,
-    )
     for name in ("whole", "resume"):
-        run(*launch, name, cwd=tmp_path)
+        train_in_two_processes(tmp_path, name, "eager")
     names = ("whole0", "whole1", "resume0", "resume1")
     first, *others = (torch.load(tmp_path / f"{name}.pt") for name in names)
     assert first["losses"][-1] < 0.8 * first["losses"][0]

@@ -158,7 +158,7 @@ class SparseTensor:
         return self.feats.dtype
 
     def _row_tensors(self) -> tuple[Tensor, Tensor]:
-        """Return features and coordinates; see :func:`tritonspconv.capture.capture`."""
+        """Return features and coordinates; see :class:`tritonspconv.has_rows.HasRows`."""
         return self._feats, self.coords
 
     def _grid_of_rows(self) -> str:
@@ -170,6 +170,13 @@ class SparseTensor:
         grid = self.sites.grid
         grid = grid if grid.bounded else _grid_of_run(coords) or grid
         return SparseTensor(feats, ActiveSites(coords, grid))
+
+    def _rows_in_cells(self) -> tuple[Tensor, ActiveSites]:
+        """Return features and sites."""
+        return self._feats, self.sites
+
+    # Coordinates count cells.
+    _with_rows_in_cells = _with_row_tensors
 
     def replace(self, feats: Tensor) -> SparseTensor:
         """Return other features [N, C'] at the same sites."""

@@ -12,9 +12,9 @@ from torch import Tensor as TorchTensor
 from compat.minkowski._coordinate_map import CoordinateMap
 from compat.minkowski._dense import to_dense, to_torch_sparse
 from compat.minkowski._errors import MinkowskiError
-from compat.minkowski._fields import corners
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._point_features import PointFeatures
 from compat.minkowski._quantization import reduce_rows
 from compat.minkowski._shared_manager import manager_for
 from compat.minkowski.enums import (
@@ -31,19 +31,11 @@ from compat.minkowski.sparse_matrix_functions import (
 from compat.minkowski.sparse_matrix_functions import (
     MinkowskiSPMMFunction as MinkowskiSPMMFunction,
 )
-from tritonspconv import ops
 from tritonspconv.coords import ActiveSites
 from tritonspconv.coords.row_tensor import bounds_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from compat.minkowski.MinkowskiTensorField import TensorField
-
-_SLICEABLE = (
-    SparseTensorQuantizationMode.RANDOM_SUBSAMPLE,
-    SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE,
-)
 
 
 @renamed_arguments(
@@ -54,7 +46,7 @@ _SLICEABLE = (
     force_creation="nothing: a key that is taken gets a fresh id",
     allow_duplicate_coords="quantization_mode",
 )
-class SparseTensor(Tensor):
+class SparseTensor(PointFeatures):
     """Features [N, C] at distinct sites, from coordinates or on a coordinate map there is.
 
     Args:
@@ -85,7 +77,6 @@ class SparseTensor(Tensor):
     """
 
     unique_index: TorchTensor
-    inverse_mapping: TorchTensor
 
     def __init__(
         self,
@@ -171,27 +162,6 @@ class SparseTensor(Tensor):
         self.inverse_mapping = position
         return key, reduce_rows(features, rows, position, self.quantization_mode)
 
-    def _cell_rows(self) -> tuple[TorchTensor, ActiveSites]:
-        """Return features and sites, in cells; see :func:`tritonspconv.export_onnx`.
-
-        Raises:
-            MinkowskiError: The tensor stride does not divide the coordinates.
-        """
-        found = self._manager._map(self.coordinate_map_key)
-        if found.unit != found.tensor_stride:
-            raise MinkowskiError(
-                f"the coordinates are not multiples of the tensor stride {self.tensor_stride}, so "
-                "that they have no cells. Divide them, and use tensor_stride=1."
-            )
-        return self._F, found.sites
-
-    def _with_cell_rows(self, features: TorchTensor, sites: ActiveSites) -> SparseTensor:
-        """Return features at other sites in cells of the same size, with a manager of their own."""
-        old = self._manager._map(self.coordinate_map_key)
-        manager = CoordinateManager(D=self._D)
-        key = manager._add(CoordinateMap(sites, old.tensor_stride, old.unit), "")
-        return SparseTensor._on(features, key, manager)
-
     def initialize_coordinates(
         self,
         coordinates: TorchTensor,
@@ -214,7 +184,7 @@ class SparseTensor(Tensor):
         return self._manager.get_coordinates(key), features, key
 
     def _row_tensors(self) -> tuple[TorchTensor, TorchTensor]:
-        """Return features and coordinates, of which captured and exported runs take others."""
+        """Return features and coordinates; see :class:`tritonspconv.has_rows.HasRows`."""
         return self._F, self.C
 
     def _grid_of_rows(self) -> str:
@@ -234,6 +204,28 @@ class SparseTensor(Tensor):
             return made
         manager = CoordinateManager(D=self._D)
         key = manager._insert_distinct(coords, self._manager, self.coordinate_map_key)
+        return SparseTensor._on(feats, key, manager)
+
+    def _rows_in_cells(self) -> tuple[TorchTensor, ActiveSites]:
+        """Return features and sites.
+
+        Raises:
+            MinkowskiError: The tensor stride does not divide the coordinates.
+        """
+        found = self._manager._map(self.coordinate_map_key)
+        if found.unit != found.tensor_stride:
+            raise MinkowskiError(
+                f"the coordinates are not multiples of the tensor stride {self.tensor_stride}, so "
+                "that they have no cells. Divide them, and use tensor_stride=1."
+            )
+        return self._F, found.sites
+
+    def _with_rows_in_cells(self, feats: TorchTensor, coords: TorchTensor) -> SparseTensor:
+        """Return rows at other cells of the same size, in a manager of their own."""
+        old = self._manager._map(self.coordinate_map_key)
+        sites = ActiveSites(coords, old.sites.grid)
+        manager = CoordinateManager(D=self._D)
+        key = manager._add(CoordinateMap(sites, old.tensor_stride, old.unit), "")
         return SparseTensor._on(feats, key, manager)
 
     @property
@@ -346,92 +338,6 @@ class SparseTensor(Tensor):
         return to_torch_sparse(
             self._F, self.C, self.tensor_stride, min_coords, max_coords, contract_coords
         )
-
-    # Points
-
-    def slice(self, X: TensorField | SparseTensor) -> TensorField:
-        """Return the features of each point's cell, in the order of the points.
-
-        Args:
-            X: The field that this tensor descends from, or the sparse tensor made of duplicate
-                coordinates on whose map it is. Quantised by RANDOM_SUBSAMPLE or UNWEIGHTED_AVERAGE.
-
-        Raises:
-            MinkowskiError: ``X`` was quantised in another way, or a point's cell is not in here.
-        """
-        return self._field_like(X, self._F[self._rows_of_points(X)])
-
-    def cat_slice(self, X: TensorField | SparseTensor) -> TensorField:
-        """Return :meth:`slice` with the points' own features after it, ``[N, C + C_X]``."""
-        rows = self._rows_of_points(X)
-        own = X.F[X.inverse_mapping] if isinstance(X, SparseTensor) else X.F
-        return self._field_like(X, torch.cat([self._F[rows], own], dim=1))
-
-    def _rows_of_points(self, points: TensorField | SparseTensor) -> TorchTensor:
-        if not isinstance(points, Tensor):
-            raise MinkowskiError(
-                "slice takes the TensorField, or the SparseTensor made of coordinates, that this "
-                f"tensor descends from; got {type(points).__name__}."
-            )
-        if points.quantization_mode not in _SLICEABLE:
-            raise MinkowskiError(
-                f"slice needs points quantised by RANDOM_SUBSAMPLE or UNWEIGHTED_AVERAGE; got "
-                f"{points.quantization_mode}."
-            )
-        if isinstance(points, SparseTensor):
-            self._is_same_key(points)
-            if not hasattr(points, "inverse_mapping"):
-                raise MinkowskiError(
-                    "slice by a SparseTensor needs one made of coordinates, which knows their "
-                    "rows; got the output of a layer. Pass the network's input."
-                )
-            return points.inverse_mapping
-        self._check_manager(points)
-        return points.inverse_mapping(self.coordinate_map_key)
-
-    def _field_like(self, points: TensorField | SparseTensor, features: TorchTensor) -> TensorField:
-        if not isinstance(points, SparseTensor):
-            return points._with_features(features)
-        return self._field_class(
-            features,
-            coordinates=self.C[points.inverse_mapping].to(features.dtype),
-            coordinate_manager=self._manager,
-            quantization_mode=points.quantization_mode,
-        )
-
-    def interpolate(self, X: TensorField) -> TensorField:
-        """Return the features at the points of a field, by linear interpolation.
-
-        Raises:
-            MinkowskiError: ``X`` is no field.
-        """
-        if not hasattr(X, "_splat"):
-            raise MinkowskiError(
-                f"interpolate takes a TensorField; got {type(X).__name__}. For points in a torch "
-                "tensor, use features_at_coordinates."
-            )
-        splat = X._splat.get(self.coordinate_map_key)
-        if splat is None:
-            return X._with_features(self.features_at_coordinates(X.C))
-        return X._with_features(ops.gather_weighted(self._F, *splat))
-
-    def features_at_coordinates(self, query_coordinates: TorchTensor) -> TorchTensor:
-        """Return the features at points, by linear interpolation between sites.
-
-        Args:
-            query_coordinates: [M, 1 + D], in the features' dtype; the batch index is rounded.
-
-        Returns:
-            [M, C]. Corners of a point's cell that are no sites count as 0, and the weights of the
-            other corners do not change.
-        """
-        if query_coordinates.dtype != self.dtype or query_coordinates.device != self.device:
-            raise MinkowskiError(
-                f"query_coordinates must be {self.dtype} on {self.device} like the features; got "
-                f"{query_coordinates.dtype} on {query_coordinates.device}."
-            )
-        found = self._manager._map(self.coordinate_map_key)
-        return ops.gather_weighted(self._F, *corners(found, query_coordinates))
 
     def __repr__(self) -> str:
         return (

@@ -29,68 +29,25 @@ def to_dense(
         )
     if shape is None and not len(features):
         raise MinkowskiError("dense: a tensor without rows needs shape=[B, C, *spatial].")
-    if not reads_values(coordinates):
-        return _to_dense_of_run(
-            features, coordinates, tensor_stride, shape, min_coordinate, contract_stride
-        )
-    first = _corner(min_coordinate, ndim) or [0] * ndim
-    low, high = _bounds(coordinates)
-    if min_coordinate is None:
-        if min(low[1:]) < 0:
-            raise MinkowskiError(
-                f"dense: coordinates are negative, down to {low[1:]}; pass min_coordinate=, a "
-                "multiple of the tensor stride."
-            )
-        returned = low[1:]
-    else:
-        _check_on_grid("min_coordinate", first, tensor_stride)
-        returned = first
+    corner = _corner(min_coordinate, ndim)
+    if corner is not None:
+        _check_on_grid("min_coordinate", corner, tensor_stride)
     steps = list(tensor_stride) if contract_stride else [1] * ndim
-    last = [(hi - lo) // step for hi, lo, step in zip(high[1:], first, steps, strict=True)]
-    if shape is None:
-        shape = torch.Size([high[0] + 1, features.shape[1], *(end + 1 for end in last)])
-    cells = _cells(coordinates, first, steps)
-    box = tuple(max(n, 0) for n in shape[2:])
-    sites = ActiveSites(cells, Grid((0,) * ndim, box, shape[0]))
-    if len(features) and (
-        any(lo < f for lo, f in zip(low[1:], first, strict=True))
-        or high[0] >= shape[0]
-        or any(end >= n for end, n in zip(last, box, strict=True))
-    ):
-        raise MinkowskiError(
-            f"dense: coordinates {low} to {high} (batch first) do not fit shape {list(shape)} from "
-            f"min_coordinate {first} in steps of {steps}."
-        )
-    dense = ops.to_dense(features, sites)
-    return (
-        dense,
-        torch.tensor([returned], dtype=torch.int32, device=coordinates.device),
-        torch.tensor(tensor_stride, dtype=torch.int32, device="cpu"),
-    )
-
-
-def _to_dense_of_run(
-    features: Tensor,
-    coordinates: Tensor,
-    tensor_stride: Sequence[int],
-    shape: torch.Size | None,
-    min_coordinate: Tensor | int | None,
-    contract_stride: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do as :func:`to_dense` in a recorded run, which reports coordinates outside the shape."""
-    ndim = len(tensor_stride)
-    first = _corner(min_coordinate, ndim)
-    if shape is None or first is None:
+    if reads_values(coordinates):
+        least, shape = _box_of_values(coordinates, features.shape[1], shape, corner, steps)
+    elif shape is None or corner is None:
         raise RowwiseError(
             "dense: the size of the result must not depend on the coordinates; pass "
             "shape=[B, C, *spatial] and min_coordinate="
         )
-    _check_on_grid("min_coordinate", first, tensor_stride)
-    cells = _cells(coordinates, first, list(tensor_stride) if contract_stride else [1] * ndim)
+    else:
+        # The run reports coordinates outside the shape.
+        least = corner
+    cells = _cells(coordinates, corner or [0] * ndim, steps)
     sites = ActiveSites(cells, Grid((0,) * ndim, tuple(shape[2:]), shape[0]))
     return (
         ops.to_dense(features, sites),
-        torch.tensor([first], dtype=torch.int32, device=coordinates.device),
+        torch.tensor([least], dtype=torch.int32, device=coordinates.device),
         torch.tensor(tensor_stride, dtype=torch.int32, device="cpu"),
     )
 
@@ -136,6 +93,47 @@ def _corner(given: Tensor | int | None, ndim: int) -> list[int] | None:
     if not isinstance(given, Tensor) or given.is_floating_point() or given.numel() != ndim:
         raise MinkowskiError(f"a corner must be an integer tensor of {ndim} entries; got {given}.")
     return given.flatten().tolist()
+
+
+def _box_of_values(
+    coordinates: Tensor,
+    channels: int,
+    shape: torch.Size | None,
+    corner: list[int] | None,
+    steps: list[int],
+) -> tuple[list[int], torch.Size]:
+    """Return the coordinate that ``dense`` reports, and the shape ``[B, C, *spatial]``.
+
+    Args:
+        coordinates: int32 [N, 1 + D], whose values the host reads.
+        channels: C.
+        shape: The shape that the caller wants; None: up to the largest coordinate.
+        corner: Coordinate of the first cell; None: the origin.
+        steps: Input units of a cell, per axis.
+
+    Raises:
+        MinkowskiError: A coordinate lies outside.
+    """
+    low, high = _bounds(coordinates)
+    if corner is None and min(low[1:]) < 0:
+        raise MinkowskiError(
+            f"dense: coordinates are negative, down to {low[1:]}; pass min_coordinate=, a "
+            "multiple of the tensor stride."
+        )
+    first = corner or [0] * len(steps)
+    last = [(hi - lo) // step for hi, lo, step in zip(high[1:], first, steps, strict=True)]
+    if shape is None:
+        shape = torch.Size([high[0] + 1, channels, *(end + 1 for end in last)])
+    if len(coordinates) and (
+        any(lo < f for lo, f in zip(low[1:], first, strict=True))
+        or high[0] >= shape[0]
+        or any(end >= n for end, n in zip(last, shape[2:], strict=True))
+    ):
+        raise MinkowskiError(
+            f"dense: coordinates {low} to {high} (batch first) do not fit shape {list(shape)} from "
+            f"min_coordinate {first} in steps of {steps}."
+        )
+    return corner or low[1:], shape
 
 
 def _bounds(coordinates: Tensor) -> tuple[list[int], list[int]]:

@@ -6,7 +6,11 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tritonspconv.coords import Grid
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import kernel_map
 from tritonspconv.kernels.triton import _launch, _versions, gather_gemm, neighbor_table, sites
+from tritonspconv.ops import sparse_conv
+from tritonspconv.testing import random_sites
 
 pytestmark = pytest.mark.gpu
 
@@ -61,6 +65,18 @@ def test_tensors_of_any_alignment(triton_device):
             torch.testing.assert_close(
                 run_conv(64, weight, x).float(), expected, rtol=2e-3, atol=2e-3
             )
+
+
+def test_a_watcher_sees_the_launches_of_a_backward_pass():
+    sites = random_sites(100, extent=9, device="cuda")
+    found = kernel_map(sites, ConvGeometry.submanifold((3,) * 3, (1,) * 3))
+    feats = torch.randn(100, 16, device="cuda", requires_grad=True)
+    weight = torch.randn(27, 16, 16, device="cuda", requires_grad=True)
+    loss = sparse_conv(feats, weight, found).sum()
+    seen = []
+    with _launch.watched(lambda bound, args: not seen.append(bound.kernel.__name__)):
+        loss.backward()
+    assert {"weight_grad_kernel", "gather_gemm_kernel"} <= set(seen)
 
 
 def test_profiler_hooks_are_called():

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,3 +250,29 @@ def test_profilers_see_every_launch(hook, monkeypatch):
     assert (len(by_triton), len(ran)) == (2, 1)
     bound._launch(*call)
     assert (len(by_triton), len(ran)) == (2, 2)
+
+
+def test_a_watcher_sees_the_launches_of_its_own_thread(monkeypatch):
+    """Another thread may run a network while this one lists kernels."""
+    ran, inner, outer = [], [], []
+    monkeypatch.setattr(
+        _launch.BoundKernel, "_launch_by_triton", lambda _self, grid, args: ran.append(args[0])
+    )
+    bound = _launch.BoundKernel(kernel, {"BLOCK": 16})
+
+    def launch(name: str) -> None:
+        bound((1,), torch.device("cpu"), name)
+
+    with _launch.watched(lambda _, args: outer.append(args[0])):
+        with _launch.watched(lambda _, args: not inner.append(args[0])):
+            launch("left out")
+            thread = threading.Thread(target=launch, args=("other thread",))
+            thread.start()
+            thread.join()
+            # A backward pass on a GPU would launch in threads of autograd.
+            assert not torch._C._is_multithreading_enabled()
+        launch("seen")
+    launch("behind")
+    assert torch._C._is_multithreading_enabled()
+    assert (inner, outer) == (["left out"], ["seen"])
+    assert ran == ["other thread", "seen", "behind"]

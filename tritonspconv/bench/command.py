@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from tritonspconv.bench.maps import map_cases
 from tritonspconv.bench.networks import HEADER as NETWORK_HEADER
 from tritonspconv.bench.networks import footprint_cases, network_cases
 from tritonspconv.bench.peers import MODULES, Peer, find_peers
-from tritonspconv.bench.report import Report
+from tritonspconv.bench.report import Report, command_line
 from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import CLOCKS, Meter
 
@@ -217,7 +216,7 @@ def _about(
             versions[package] = importlib.metadata.version(distribution)
     on_gpu = device.type == "cuda"
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "versions": versions,
         "missing": missing,

@@ -17,7 +17,6 @@ import collections.abc
 import contextlib
 import importlib
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ import tritonspconv
 from tritonspconv.bench.cases import Case, Trial, measure_cases
 from tritonspconv.bench.peers import OURS, first_line
 from tritonspconv.bench.reference import relative_error
-from tritonspconv.bench.report import Report
+from tritonspconv.bench.report import Report, command_line
 from tritonspconv.bench.scenes import Scene, SceneStore
 from tritonspconv.bench.timing import CLOCKS, Meter, Run
 from tritonspconv.models.minkowski import mink_unet, mink_unet_of_spconv
@@ -316,7 +315,7 @@ def main() -> int:
     libraries = _libraries(args.libraries)
     on_gpu = device.type == "cuda"
     about = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "versions": {library.name: library.version for library in libraries}
         | {"torch": torch.__version__, "python": platform.python_version()},

@@ -231,16 +231,19 @@ class Captured:
         self._check_modes()
         bucket = next((bucket for bucket in self._buckets if n <= bucket.capacity), None)
         if bucket is None:
-            reason = f"{n} rows are more than the largest capacity, {self._buckets[-1].capacity}"
-        else:
-            reason, result = bucket.run(call, n, cut=self._cut, meanwhile=self._check_addresses)
-            if reason is None:
-                self.replays += 1
-                return result
-        return self._overflow(reason, args, kwargs)
+            reason = f"rows are more than the largest capacity, {self._buckets[-1].capacity}"
+            return self._overflow(reason, args, kwargs, details=f"{n} {reason}")
+        reason, result = bucket.run(call, n, cut=self._cut, meanwhile=self._check_addresses)
+        if reason is not None:
+            return self._overflow(reason, args, kwargs, details=reason)
+        self.replays += 1
+        return result
 
-    def _overflow(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        text = f"captured function: {reason}"
+    def _overflow(
+        self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], details: str
+    ) -> Any:
+        """Answer a call that does not fit; one of few reasons is counted, and details are told."""
+        text = f"captured function: {details}"
         if self._on_overflow == "raise":
             raise CaptureOverflow(f"{text}. Capture it with larger capacities or headroom.")
         if not self.eager_calls:

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeGuard
+from typing import Any, NoReturn
 
-from torch import Tensor
+from tritonspconv.has_rows import has_rows
 
 _GUARDED = (bool, int, float, complex, str, bytes, type(None))
-
-
-class HasRows(Protocol):
-    """A sparse tensor of the engine or of an adapter."""
-
-    def _row_tensors(self) -> tuple[Tensor, Tensor]:
-        """Return features [N, C] and coordinates [N, 1 + D]."""
-        ...
-
-    def _grid_of_rows(self) -> str:
-        """Return what tensors must share so that one may stand for the other, but for their rows.
-
-        That is the grid, or the tensor stride where every run finds its own grid.
-        """
-        ...
-
-    def _with_row_tensors(self, feats: Tensor, coords: Tensor) -> Any:
-        """Return a tensor of the same kind and grid with other rows and without kernel maps."""
-        ...
 
 
 class Unread:
@@ -52,10 +33,6 @@ class Unread:
     __add__ = __sub__ = __mul__ = __float__ = __int__ = __index__ = _refuse
 
 
-def _has_rows(value: Any) -> TypeGuard[HasRows]:
-    return hasattr(type(value), "_with_row_tensors")
-
-
 def map_tree(tree: Any, leaf: Callable[[str, Any], Any]) -> Any:
     """Return a copy of ``tree`` with every leaf replaced by ``leaf(path, value)``.
 
@@ -77,7 +54,7 @@ def _walk(tree: Any, leaf: Callable[[str, Any], Any], path: str, makes_tensors: 
 
     Without ``makes_tensors`` the results of a sparse tensor's leaves make no sparse tensor.
     """
-    if _has_rows(tree):
+    if has_rows(tree):
         feats, coords = tree._row_tensors()
         feats, coords = leaf(f"{path}.features", feats), leaf(f"{path}.coords", coords)
         if makes_tensors:

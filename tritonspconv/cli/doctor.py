@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         results = [result for kind in CHECKS for result in _check(kind, device)]
         checked.append({"device": str(device), "about": about, "results": results})
     passed = all(result["passed"] for each in checked for result in each["results"])
+    details = [result["details"] for each in checked for result in each["results"]]
+    if any(details):
+        _say(f"\nThe first failure in full:\n{next(filter(None, details))}")
     findings = examine(devices)
     for finding in findings:
         _say(f"\n! {finding.what}\n  {finding.advice}")
@@ -175,17 +179,30 @@ def _check(kind: str, device: torch.device) -> list[dict[str, Any]]:
     results = []
     for dtype in DTYPES:
         start = time.perf_counter()
-        passed = False
+        passed, details = False, None
         try:
             CHECKS[kind](moved, dtype)
             verdict, passed = "right", True
         except AssertionError as error:
             verdict = f"WRONG: {error}"
         except Exception as error:
-            verdict = f"FAILED: {type(error).__name__}: {error}"
+            verdict = f"FAILED: {_reason(error)}"
+            details = "".join(traceback.format_exception(error))
         seconds = time.perf_counter() - start
         name = str(dtype).removeprefix("torch.")
         _say(f"  {kind:14} {name:9} {seconds:5.1f} s  {verdict}")
         result = {"layer": kind, "dtype": name, "seconds": seconds}
-        results.append({**result, "verdict": verdict, "passed": passed})
+        results.append({**result, "verdict": verdict, "passed": passed, "details": details})
     return results
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause of an error in one line.
+
+    Triton raises one error for each kernel function that led to a mistake, and the text of an error
+    quotes the source: its last line says what is wrong.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -17,8 +17,6 @@ import argparse
 import importlib.metadata
 import json
 import math
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, KernelMap, kernel_map
 from tritonspconv.bench.reference import LAYER_TOLERANCE, relative_error
+from tritonspconv.bench.report import command_line
 from tritonspconv.bench.scenes import Scene, SceneStore, normal
 from tritonspconv.bench.timing import Meter
 from tritonspconv.cli.errors import CommandError
@@ -172,7 +171,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         "device": name,
         "card": card_of(device)._asdict(),
         "versions": {"torch": torch.__version__, "triton": importlib.metadata.version("triton")},
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "tiles": [],
     }
     if not path.exists():

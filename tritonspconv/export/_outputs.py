@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords.row_tensor import RowTensor, plain
+from tritonspconv.has_rows import has_rows
 
 # The largest difference of a result, as a share of its largest value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -35,7 +36,7 @@ def as_plain(tree: Any, given: Collection[int] = ()) -> Any:
         return {"features": _without_padding(tree), "count": tree.bounds.count}
     if tree is None or isinstance(tree, Tensor | bool | int | float | str):
         return tree
-    if hasattr(type(tree), "_row_tensors"):
+    if has_rows(tree):
         feats, coords = tree._row_tensors()
         made = as_plain(feats)
         made = made if isinstance(made, dict) else {"features": made}

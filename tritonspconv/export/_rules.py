@@ -89,10 +89,8 @@ def _convolution(
 def _normalised(out: Tensor, norm: Any) -> Tensor:
     if not isinstance(norm, ChannelNorm):
         raise NotImplementedError("a batch norm in training; call model.eval() first")
-    mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(out.dtype))
-    scale = (variance + eps).rsqrt()
-    out = (out - mean) * (scale if weight is None else scale * weight)
-    return out if bias is None else out + bias
+    out = (out - norm.mean.to(out.dtype)) * norm.scale(out.dtype)
+    return out if norm.bias is None else out + norm.bias.to(out.dtype)
 
 
 def _pool(

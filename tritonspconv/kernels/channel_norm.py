@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +34,24 @@ class ChannelNorm(NamedTuple):
         weight = None if self.weight is None else change(self.weight)
         bias = None if self.bias is None else change(self.bias)
         return ChannelNorm(change(self.mean), change(self.variance), weight, bias, self.eps)
+
+    def scale(self, dtype: torch.dtype) -> Tensor:
+        """Return the factor ``weight / sqrt(variance + eps)`` [C], computed in ``dtype``."""
+        scale = (self.variance.to(dtype) + self.eps).rsqrt()
+        return scale if self.weight is None else scale * self.weight.to(dtype)
+
+    def scale_and_shift(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Return the norm as ``scale * x + shift``: the two vectors [C] of torch's batch norm.
+
+        Args:
+            dtype: Type of the result; None: the widest of the vectors' types, at least float32.
+        """
+        if dtype is None:
+            held = (vector.dtype for vector in self[:4] if vector is not None)
+            dtype = functools.reduce(torch.promote_types, held, torch.float32)
+        scale = self.scale(dtype)
+        shift = -self.mean.to(dtype) * scale
+        return scale, shift if self.bias is None else shift + self.bias.to(dtype)
 
 
 class TrainingNorm(NamedTuple):

@@ -26,7 +26,7 @@ def compile_ahead(work: Callable[[], object], device: torch.device, processes: i
     cache are left out. Nothing is done, and ``work`` does not run, where no Triton kernels run.
 
     Args:
-        work: The work. Meanwhile, launches of other threads are left out too.
+        work: The work. Threads that it starts launch all of their kernels.
         device: The device on which it runs.
         processes: Number of processes that compile. With one nothing is gained, so that the
             launches compile.

@@ -114,6 +114,9 @@ class LayerFamily:
     ) -> None:
         """Name the layers of the family, once.
 
+        Name each class of the library that overrides ``forward``: fusion leaves all others alone.
+        ``tests/nn/test_families.py`` finds the classes that were forgotten.
+
         The family remembers each class's ``forward`` as it is now. If somebody patches ``forward``
         on a class later, fusion leaves that class alone.
 
@@ -282,18 +285,7 @@ def scale_and_shift(
         numbers = None if norm.training else norm_numbers(norm, channels)
         if not isinstance(numbers, ChannelNorm):
             return None
-        return scale_and_shift_of(numbers)
-
-
-def scale_and_shift_of(numbers: ChannelNorm) -> tuple[Tensor, Tensor]:
-    """Return a batch norm by fixed statistics as ``scale * x + shift``, in float32 or better."""
-    mean, variance, weight, bias, eps = numbers
-    dtype = torch.promote_types(variance.dtype, torch.float32)
-    scale = (variance.to(dtype) + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
-    return scale, shift if bias is None else shift + bias
+        return numbers.scale_and_shift()
 
 
 def owns_its_weight(module: nn.Module) -> bool:

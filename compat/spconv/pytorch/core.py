@@ -246,7 +246,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         return out
 
     def _row_tensors(self) -> tuple[Tensor, Tensor]:
-        """Return features and indices; see :func:`tritonspconv.capture.capture`."""
+        """Return features and indices; see :class:`tritonspconv.has_rows.HasRows`."""
         return self._features, self.indices
 
     def _grid_of_rows(self) -> str:
@@ -258,6 +258,13 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         out = self._derive(feats, IndiceDict())
         out.indices = coords
         return out
+
+    def _rows_in_cells(self) -> tuple[Tensor, ActiveSites]:
+        """Return features and sites."""
+        return self._features, self._sites
+
+    # Indices count cells.
+    _with_rows_in_cells = _with_row_tensors
 
     def validate_coords(self) -> None:
         """Check that every row lies in the grid and no site repeats.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tritonspconv.export.onnx.errors import OnnxExportError
-from tritonspconv.export.onnx.inputs import copied, is_sparse, leaves
+from tritonspconv.export.onnx.inputs import copied, leaves
 from tritonspconv.export.onnx.network import OnnxNetwork, rows_of
+from tritonspconv.has_rows import has_rows
 
 # Largest difference relative to the largest value of an output.
 _TOLERANCE = {
@@ -60,12 +61,12 @@ def compare(
 
 
 def _rows(value: Any) -> int:
-    return (rows_of(value, "")[0] if is_sparse(value) else value).shape[0]
+    return (rows_of(value, "")[0] if has_rows(value) else value).shape[0]
 
 
 def _difference(path: str, expected: Any, found: Any, dtype: Any) -> tuple[float, float]:
     where = f"output {path!r}" if path else "the output"
-    if is_sparse(expected):
+    if has_rows(expected):
         expected, sites = rows_of(expected, where)
         if not torch.equal(sites.coords, found.coords):
             raise _differ(f"{where} has other coordinates than in the network")

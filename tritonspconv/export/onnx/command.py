@@ -22,17 +22,15 @@ from tritonspconv.export.onnx.graph import OPSET, Graph, Value
 from tritonspconv.export.onnx.inputs import (
     copied,
     fewer_rows,
-    is_sparse,
     leaves,
     map_leaves,
-    with_rows,
 )
 from tritonspconv.export.onnx.network import OnnxNetwork, rows_of
 from tritonspconv.export.onnx.sparse import SiteSet, sparse_rules
 from tritonspconv.export.onnx.trace import Recorder
 from tritonspconv.export.onnx.values import Dense, RowCount, Rows, as_plain
 from tritonspconv.export.onnx.write import checked, model_of
-from tritonspconv.sparse_tensor import SparseTensor
+from tritonspconv.has_rows import has_rows
 
 Dialect = Literal["tritonspconv", "libspconv", "autoware"]
 
@@ -233,7 +231,7 @@ class _Inputs:
                 "spatial_shape": list(grid.shape) if grid.bounded else None,
             }
         )  # fmt: skip
-        return with_rows(value, rows, coords)
+        return value._with_rows_in_cells(rows, coords)
 
     def _value(self, name: str, value: Tensor, bounds: Any) -> Rows:
         recorder = self._recorder
@@ -264,7 +262,7 @@ def _add_outputs(recorder: Recorder, results: Any) -> None:
             outputs.add_tensor(path, names[list(dense).index(path)], value, None)
         elif isinstance(value, Rows):
             outputs.add_tensor(path, recorder.name_of(value), value, value.bounds)
-        elif is_sparse(value):
+        elif has_rows(value):
             outputs.add_sparse(path, value)
         else:
             raise OnnxExportError(
@@ -292,21 +290,15 @@ class _Outputs:
     def add_sparse(self, path: str, value: Any) -> None:
         """Add a sparse tensor: its features, and its coordinates unless they are an input."""
         recorder, where = self._recorder, path or "output"
-        if hasattr(type(value), "_cell_rows"):
-            try:
-                feats, sites = value._cell_rows()
-            except ValueError as error:
-                raise OnnxExportError(
-                    f"export_onnx: output {path!r} is a sparse tensor without cells, such as the "
-                    f"result of a global pool. Return other outputs. {error}"
-                ) from error
-            bounds, grid = sites.bounds, sites.grid
-            shape = list(grid.shape) if grid.bounded else None
-        else:
-            feats, coords = value._row_tensors()
-            bounds, shape = getattr(coords, "bounds", None), list(value.spatial_shape)
-            if isinstance(value, SparseTensor) and not value.sites.grid.bounded:
-                shape = None
+        try:
+            feats, sites = value._rows_in_cells()
+        except ValueError as error:
+            raise OnnxExportError(
+                f"export_onnx: output {path!r} is a sparse tensor without cells, such as the "
+                f"result of a global pool. Return other outputs. {error}"
+            ) from error
+        bounds, grid = sites.bounds, sites.grid
+        shape = list(grid.shape) if grid.bounded else None
         found = recorder.site_sets.get(id(bounds))
         if not isinstance(feats, Rows) or found is None:
             raise OnnxExportError(

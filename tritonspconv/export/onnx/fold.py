@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tritonspconv.export.onnx.graph import DOMAIN, Graph, Node
 from tritonspconv.kernels.channel_norm import ChannelNorm
-from tritonspconv.nn.fusable import scale_and_shift_of
 
 
 def fold(graph: Graph) -> None:
@@ -51,7 +50,7 @@ def _fold_norm(graph: Graph, layer: Node, norm: Node) -> None:
     """Give a layer weights of its own that hold the norm."""
     weight, bias, mean, variance = (graph.constants[name] for name in norm.inputs[1:5])
     numbers = ChannelNorm(mean, variance, weight, bias, norm.attributes["epsilon"])
-    scale, shift = scale_and_shift_of(numbers)
+    scale, shift = numbers.scale_and_shift()
     place = 2 if _is_conv(layer) else 1
     kernel = graph.constants[layer.inputs[place]]
     # Output channels are the first axis, except in a product that is not transposed.

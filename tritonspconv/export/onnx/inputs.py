@@ -8,28 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonspconv.coords import ActiveSites
 from tritonspconv.export.onnx.network import rows_of
-from tritonspconv.sparse_tensor import SparseTensor
-
-
-def is_sparse(value: Any) -> bool:
-    """Return whether a value is a sparse tensor of the engine or of an adapter."""
-    return hasattr(type(value), "_row_tensors") or hasattr(type(value), "_cell_rows")
-
-
-def with_rows(value: Any, feats: Tensor, coords: Tensor) -> Any:
-    """Return a sparse tensor of the kind and grid of ``value`` with other rows.
-
-    Args:
-        value: The sparse tensor.
-        feats: [N, C].
-        coords: int32 [N, 1 + D], in cells.
-    """
-    if isinstance(value, SparseTensor) or not hasattr(type(value), "_cell_rows"):
-        return value._with_row_tensors(feats, coords)
-    _, sites = value._cell_rows()
-    return value._with_cell_rows(feats, ActiveSites(coords, sites.grid))
+from tritonspconv.has_rows import has_rows
 
 
 def map_leaves(tree: Any, leaf: Callable[[str, Any], Any], path: str = "") -> Any:
@@ -40,7 +20,7 @@ def map_leaves(tree: Any, leaf: Callable[[str, Any], Any], path: str = "") -> An
         leaf: A function of a path and a value.
         path: The path of ``tree``.
     """
-    if isinstance(tree, Tensor) or is_sparse(tree):
+    if isinstance(tree, Tensor) or has_rows(tree):
         return leaf(path, tree)
     if isinstance(tree, dict):
         return {key: map_leaves(value, leaf, _join(path, key)) for key, value in tree.items()}
@@ -89,7 +69,7 @@ def fewer_rows(tree: Any, share: float, seed: int) -> Any:
             return (value[order] if value.is_floating_point() else value)[kept]
         feats, sites = rows_of(value, "export_onnx: the example")
         kept, order = choose(feats.shape[0])
-        return with_rows(value, feats[order][kept], sites.coords[kept])
+        return value._with_rows_in_cells(feats[order][kept], sites.coords[kept])
 
     return map_leaves(tree, change)
 
@@ -98,7 +78,7 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     feats, sites = rows_of(value, "export_onnx: the example")
-    return with_rows(value, feats.clone(), sites.coords.clone())
+    return value._with_rows_in_cells(feats.clone(), sites.coords.clone())
 
 
 def _join(path: str, key: Any) -> str:

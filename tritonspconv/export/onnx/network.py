@@ -17,6 +17,7 @@ from tritonspconv.export.onnx.graph import DOMAIN
 from tritonspconv.export.onnx.standard import OPERATORS, run_in_numpy
 from tritonspconv.export.onnx.write import SIGNATURE
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.has_rows import has_rows
 from tritonspconv.kernel_map import KernelMap, kernel_map
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -315,15 +316,9 @@ def rows_of(given: Any, what: str) -> tuple[Tensor, ActiveSites]:
     Raises:
         TypeError: ``given`` is no sparse tensor.
     """
-    if isinstance(given, SparseTensor):
-        return given.feats, given.sites
-    if hasattr(type(given), "_cell_rows"):
-        return given._cell_rows()
-    if hasattr(type(given), "_row_tensors"):
-        feats, coords = given._row_tensors()
-        shape = tuple(given.spatial_shape)
-        return feats, ActiveSites(coords, Grid((0,) * len(shape), shape, int(given.batch_size)))
-    raise TypeError(f"{what} must be a sparse tensor; got {type(given).__name__}.")
+    if not has_rows(given):
+        raise TypeError(f"{what} must be a sparse tensor; got {type(given).__name__}.")
+    return given._rows_in_cells()
 
 
 def tensor_of(proto: Any) -> Tensor:

@@ -119,11 +119,8 @@ def sum_products(
 
 def _normalise(out: Tensor, norm: ChannelNorm) -> None:
     """Normalise ``out`` [n_out, c_out] in place."""
-    scale = (norm.variance.to(out.dtype) + norm.eps).rsqrt_()
-    if norm.weight is not None:
-        scale *= norm.weight
     out -= norm.mean
-    out *= scale
+    out *= norm.scale(out.dtype)
     if norm.bias is not None:
         out += norm.bias
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -103,7 +105,8 @@ def reverse_table(
     *,
     count: Tensor | None = None,
     in_count: Tensor | None = None,
+    invert: Callable[..., NeighborTable] = invert_table,
 ) -> NeighborTable:
-    """Invert the table of the outputs, without looking up."""
+    """Invert the table of the outputs by ``invert``, without looking up."""
     n_in = in_coords.shape[0]
-    return invert_table(rows, order, n_in, offsets, count=count, other_count=in_count)
+    return invert(rows, order, n_in, offsets, count=count, other_count=in_count)

@@ -38,9 +38,10 @@ def gather_gemm(
     out = feats.new_empty(n, c_out, dtype=dtype)
     if residual is not None and order is not None:
         residual = residual.index_select(0, order)
+    vectors = None if norm is None else torch.stack(norm.scale_and_shift(dtype))
     epilogue = (
         _array(feats.new_empty(0) if bias is None else bias, dtype),
-        _array(feats.new_empty(0, 0) if norm is None else _scale_and_shift(norm, dtype), dtype),
+        _array(feats.new_empty(0, 0) if vectors is None else vectors, dtype),
         _array(feats.new_empty(0, 0) if residual is None else residual, dtype),
         relu,
     )
@@ -109,15 +110,6 @@ def _multiply(
         )  # fmt: skip
 
     in_ranges(work, len(columns), _products.LEAST_WORK // max(c_in * c_out, 1))
-
-
-def _scale_and_shift(norm: ChannelNorm, dtype: torch.dtype) -> Tensor:
-    """Return [2, c_out], the two vectors that torch's batch norm makes of a norm."""
-    mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(dtype))
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale
-    return torch.stack([scale, shift if bias is None else shift + bias])
 
 
 def _array(rows: Tensor, dtype: torch.dtype) -> NDArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -73,21 +75,5 @@ def reach_table(
     return table_of(rows, count)
 
 
-def reverse_table(
-    rows: Tensor,
-    in_coords: Tensor,
-    offsets: tuple[IntTuple, ...],
-    stride: IntTuple,
-    divide: bool,
-    in_index: SiteIndex | None,
-    out_index: SiteIndex,
-    in_grid: CellGrid,
-    out_grid: CellGrid,
-    order: Tensor | None = None,
-    *,
-    count: Tensor | None = None,
-    in_count: Tensor | None = None,
-) -> NeighborTable:
-    """Invert the table of the outputs, without looking up."""
-    n_in = in_coords.shape[0]
-    return invert_table(rows, order, n_in, offsets, count=count, other_count=in_count)
+# Torch's launcher, by the inversion that numba compiles.
+reverse_table = functools.partial(eager.reverse_table, invert=invert_table)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +26,12 @@ from tritonspconv.kernels.triton import _torch_launcher, _versions
 from tritonspconv.kernels.triton._arguments import Take, taker
 from tritonspconv.kernels.triton._versions import Run, has_hooks
 
+# Takes a bound kernel and its run-time arguments; returns True to leave the launch out.
+Watcher = Callable[["BoundKernel", tuple[Any, ...]], bool]
+
 _bound: dict[tuple[Any, ...], BoundKernel] = {}
-# Sees every launch, also those of autograd's threads, and returns whether it is to be left out.
-_watcher: Callable[[BoundKernel, tuple[Any, ...]], bool] | None = None
+# Sees the launches of one thread; see :func:`watched`.
+_watcher: ContextVar[Watcher | None] = ContextVar("_watcher", default=None)
 
 
 class CompiledKernel(NamedTuple):
@@ -78,7 +82,8 @@ class BoundKernel:
             device: Device of the tensors; it is made current for the launch.
             args: The kernel's run-time arguments, in order.
         """
-        if _watcher is not None and _watcher(self, args):
+        watcher = _watcher.get()
+        if watcher is not None and watcher(self, args):
             return
         index = device.index
         if index is None:
@@ -172,18 +177,18 @@ def launch(
 
 
 @contextmanager
-def watched(watcher: Callable[[BoundKernel, tuple[Any, ...]], bool]) -> Generator[None]:
-    """Show every launch to ``watcher``; those for which it returns True do not run.
+def watched(watcher: Watcher) -> Generator[None]:
+    """Show every launch of this thread to ``watcher``; those for which it returns True do not run.
 
-    Args:
-        watcher: Takes the bound kernel and its run-time arguments. Autograd's threads call it too.
+    Backward passes launch in this thread too, because autograd uses no other threads meanwhile.
+    Launches of all other threads run, and ``watcher`` does not see them.
     """
-    global _watcher
-    previous, _watcher = _watcher, watcher
+    token = _watcher.set(watcher)
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
-        _watcher = previous
+        _watcher.reset(token)
 
 
 def compiled_kernels() -> list[Any]:
