@@ -100,7 +100,7 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:captured function. .* rows are more than:RuntimeWarning")
 def test_captured_training_computes_the_same():
-    """As eager code: a first batch, a smaller one, and one that is larger than the room."""
+    """A first batch, a smaller batch and a batch that does not fit give eager results."""
     captured = CapturedTraining(run_net)
     scans = layered_set(6)
     batches = [[0, 1], [2], [3, 4, 5, 0, 1, 2]]
@@ -127,7 +127,7 @@ def test_captured_training_computes_the_same():
 
 @pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])
 def test_one_grid_serves_all_batches_that_it_holds(change):
-    """Of a batch that it does not hold, or of fewer scans, a captured training makes no graph."""
+    """A captured training makes no graph of a batch that does not fit, or that has fewer scans."""
     calls = []
 
     def run(net, feats, coords, shape, batch_size):

@@ -31,7 +31,7 @@ class CapturedTraining:
     def __call__(
         self, network: nn.Module, feats: Tensor, coords: Tensor, **settings: Any
     ) -> Tensor:
-        """Return what ``run`` returns."""
+        """Return the result of ``run``."""
         if not (network.training and torch.is_grad_enabled()):
             return self.run(network, feats, coords, **settings)
         if self._fast is None:

@@ -180,7 +180,7 @@ def launch(
 def watched(watcher: Watcher) -> Generator[None]:
     """Show every launch of this thread to ``watcher``; those for which it returns True do not run.
 
-    Backward passes launch in this thread too, because autograd uses no other threads meanwhile.
+    Backward passes launch in this thread too, because autograd uses no other threads in the block.
     Launches of all other threads run, and ``watcher`` does not see them.
     """
     token = _watcher.set(watcher)
