@@ -158,6 +158,17 @@ def traced(run) -> list[tuple[str, str]]:
     return calls
 
 
+def callers() -> list[tuple[str, str]]:
+    """Return (function, file) of every function of the package that is on the stack."""
+    found, frame = [], sys._getframe()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests"):
+            found.append((frame.f_code.co_name, str(path.relative_to(ROOT))))
+        frame = frame.f_back
+    return found
+
+
 def check_walk(title: str, calls: list[tuple[str, str]]) -> None:
     """Check that a run calls the functions of a walk, in their order."""
     place = 0
@@ -175,7 +186,10 @@ def test_a_layer_walks_as_the_page_says(monkeypatch):
     """The walk runs on a CPU, without the launches themselves."""
     spconv = importlib.import_module("compat.spconv.pytorch")
     launch = importlib.import_module("tritonspconv.kernels.triton._launch")
-    monkeypatch.setattr(launch.BoundKernel, "_launch_by_triton", lambda *_: None)
+    stacks = []
+    monkeypatch.setattr(
+        launch.BoundKernel, "_launch_by_triton", lambda *_: stacks.append(callers())
+    )
     use_triton(monkeypatch, "sites", "neighbor_table", "pairs", "gather_gemm")
     use_triton(monkeypatch, "conv_grads", "order_columns")
     sites = random_sites(20, extent=8)
@@ -183,12 +197,23 @@ def test_a_layer_walks_as_the_page_says(monkeypatch):
     feats = torch.randn(20, 4, requires_grad=True)
     grid = sites.grid
     x = spconv.SparseConvTensor(feats, sites.coords, list(grid.shape), grid.batch_size)
-    x.indice_dict = layer(x).indice_dict
+    first = layer(x)
+    first.features.sum().backward()
+    x.indice_dict = first.indice_dict
+    stacks.clear()
     out = []
     check_walk("forward", traced(lambda: out.append(layer(x))))
     check_walk("backward", traced(lambda: out[0].features.sum().backward()))
     assert len(walked("forward")) > 8
     assert len(walked("backward")) > 4
+    # No function on the way to a launch is missing from the page.
+    stations = {
+        (function.rpartition(".")[2], file)
+        for title in ("forward", "backward")
+        for function, file in walked(title)
+    }
+    assert len(stacks) == 4  # the convolution, two launches for the weight, one for the features
+    assert {call for stack in stacks for call in stack} <= stations
 
 
 def test_files_that_the_page_names_exist():

@@ -256,45 +256,42 @@ class _SparseConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Gradients are off, unless the caller passed create_graph=True.
-        return _second_order(ctx, grad) if torch.is_grad_enabled() else _gradients(ctx, grad)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the arguments of :class:`_SparseConv`."""
-    feats, weight, *normed = ctx.saved_tensors
-    needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, needs_residual, _ = (
-        ctx.needs_input_grad
-    )
-    grad = cast(grad, feats.dtype).contiguous()
-    grad_feats = grad_weight = matrices = grad_bias = grad_scale = grad_shift = grad_residual = None
-    if normed:
-        out, stats, scale, shift, clamped = normed
-        grad, grad_scale, grad_shift, grad_residual = batch_norm_grad(
-            grad, out, stats, scale, shift, ctx.call.relu, clamped, ctx.call.kernel_map.out_count
+        if torch.is_grad_enabled():  # The caller passed create_graph=True.
+            return _second_order(ctx, grad)
+        feats, weight, *normed = ctx.saved_tensors
+        needs_feats, needs_weight, needs_bias, needs_scale, needs_shift, needs_residual, _ = (
+            ctx.needs_input_grad
         )
-        grad_residual = cast(grad_residual, ctx.residual_dtype) if needs_residual else None
-    if needs_weight:
-        shape = None if ctx.call.view is None else ctx.weight.shape
-        grad_weight, matrices = new_weight_grad(weight, ctx.weight.dtype, shape)
-    if needs_feats or needs_weight:
-        grad_feats = conv_grads(
-            feats, grad, weight, ctx.call.kernel_map,
-            needs_feats=needs_feats, grad_weight=matrices, precision=ctx.call.precision,
+        grad = cast(grad, feats.dtype).contiguous()
+        grad_feats = grad_weight = grad_bias = grad_scale = grad_shift = grad_residual = None
+        matrices, kernel_map = None, ctx.call.kernel_map
+        if normed:
+            out, stats, scale, shift, clamped = normed
+            grad, grad_scale, grad_shift, grad_residual = batch_norm_grad(
+                grad, out, stats, scale, shift, ctx.call.relu, clamped, kernel_map.out_count
+            )
+            grad_residual = cast(grad_residual, ctx.residual_dtype) if needs_residual else None
+        if needs_weight:
+            shape = None if ctx.call.view is None else ctx.weight.shape
+            grad_weight, matrices = new_weight_grad(weight, ctx.weight.dtype, shape)
+        if needs_feats or needs_weight:
+            grad_feats = conv_grads(
+                feats, grad, weight, kernel_map,
+                needs_feats=needs_feats, grad_weight=matrices, precision=ctx.call.precision,
+            )  # fmt: skip
+        if grad_feats is not None:
+            grad_feats = cast(grad_feats, ctx.feats_dtype)
+        if needs_bias and normed:
+            # The norm subtracts the bias again, because the bias adds the same to all rows.
+            grad_bias = torch.zeros_like(ctx.bias)
+        elif needs_bias:
+            grad = _without_padding(grad, kernel_map.out_count)
+            grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(ctx.bias.dtype)
+        return (
+            grad_feats, grad_weight, grad_bias,
+            grad_scale if needs_scale else None, grad_shift if needs_shift else None,
+            grad_residual, None,
         )  # fmt: skip
-    if grad_feats is not None:
-        grad_feats = cast(grad_feats, ctx.feats_dtype)
-    if needs_bias and normed:
-        # The norm subtracts the bias again, because the bias adds the same to all rows.
-        grad_bias = torch.zeros_like(ctx.bias)
-    elif needs_bias:
-        grad = _without_padding(grad, ctx.call.kernel_map.out_count)
-        grad_bias = grad.sum(0, dtype=acc_dtype(grad.dtype)).to(ctx.bias.dtype)
-    return (
-        grad_feats, grad_weight, grad_bias,
-        grad_scale if needs_scale else None, grad_shift if needs_shift else None,
-        grad_residual, None,
-    )  # fmt: skip
 
 
 def _without_padding(rows: Tensor, count: Tensor | None) -> Tensor:
@@ -317,7 +314,7 @@ def new_weight_grad(
 
 
 def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the results of :func:`_gradients`, with a graph behind them."""
+    """Return the gradients of ``_SparseConv.backward``, with a graph behind them."""
     feats, _, *normed = ctx.saved_tensors
     view, kernel_map, dtype, precision, norm, relu = ctx.call
     refuse_second_order(kernel_map.out_count)

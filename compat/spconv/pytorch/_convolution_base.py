@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,7 @@ from torch import Tensor
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
-from compat.spconv.pytorch._maps import (
-    LayerMap,
-    check_inverse_reuse,
-    check_submanifold_reuse,
-    map_for,
-)
+from compat.spconv.pytorch._maps import check_inverse_reuse, check_submanifold_reuse, map_for
 from compat.spconv.pytorch._numbers import per_axis
 from compat.spconv.pytorch._pair_ops import activate
 from compat.spconv.pytorch._voxel_count import count_voxels
@@ -25,6 +20,11 @@ from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops
 from tritonspconv.nn.chain import convolve, normalise
 from tritonspconv.nn.fusable import Norm
+
+if TYPE_CHECKING:
+    from compat.spconv.pytorch._repeats import RepeatedSites
+    from tritonspconv.kernel_map import KernelMap
+    from tritonspconv.ops.conv import Precision
 
 IntOrInts = int | Sequence[int]
 
@@ -216,8 +216,21 @@ class SparseConvolutionBase:
         else:
             found = map_for(self, input)
             indice_dict, located = found.indice_dict, found.located
+            precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
             try:
-                feats = self._convolve(features, weight, bias, found, residual, norm, relu)
+                if found.repeats is None:
+                    matrices, layout = weight, "OVI"
+                    if self.conv1x1:
+                        matrices, layout = self._matrices(weight), "VIO"
+                    feats = convolve(
+                        features, matrices, found.kernel_map, bias, precision, norm, relu,
+                        weight_layout=layout, residual=residual,
+                    )  # fmt: skip
+                else:
+                    feats = self._convolve_repeats(
+                        features, weight, bias, found.kernel_map, found.repeats, precision
+                    )
+                    feats = normalise(feats, norm, relu, residual)
             except ValueError as error:
                 self._explain_rows(input, error)
                 raise
@@ -264,28 +277,16 @@ class SparseConvolutionBase:
             return weight.reshape(1, self.in_channels, self.out_channels)
         return weight.flatten(1, -2).permute(1, 2, 0)
 
-    def _convolve(
+    def _convolve_repeats(
         self,
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        found: LayerMap,
-        residual: Tensor | None,
-        norm: Norm | None,
-        relu: bool,
+        kernel_map: KernelMap,
+        repeats: RepeatedSites,
+        precision: Precision,
     ) -> Tensor:
-        """Convolve along a kernel map, or over rows that share sites."""
-        precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
-        kernel_map, repeats = found.kernel_map, found.repeats
-        if repeats is None:
-            if self.conv1x1:
-                weight, layout = self._matrices(weight), "VIO"
-            else:
-                layout = "OVI"
-            return convolve(
-                features, weight, kernel_map, bias, precision, norm, relu,
-                weight_layout=layout, residual=residual,
-            )  # fmt: skip
+        """Convolve rows that share sites."""
         matrices = self._matrices(weight)
         if self.subm:
             feats = repeats.convolve_submanifold(features, matrices, kernel_map.geometry, precision)
@@ -297,8 +298,7 @@ class SparseConvolutionBase:
             feats = ops.sparse_conv(
                 repeats.add_up(features), matrices, kernel_map, precision=precision
             )
-        if bias is not None:
-            # The bias is expanded before it is rounded, so that its gradient is summed in its own
-            # dtype.
-            feats = feats + bias.expand_as(feats).to(feats.dtype)
-        return normalise(feats, norm, relu, residual)
+        if bias is None:
+            return feats
+        # The bias is expanded before it is rounded, so that its gradient is summed in its own dtype.
+        return feats + bias.expand_as(feats).to(feats.dtype)
