@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import ChannelNorm
@@ -112,12 +113,13 @@ def _multiply(
 
 
 def _scale_and_shift(norm: ChannelNorm, dtype: torch.dtype) -> Tensor:
-    """Return [2, c_out], the two vectors that torch's batch norm makes of a norm."""
+    """Return [2, c_out], the two vectors that torch's batch norm makes of a norm, bit by bit."""
     mean, variance, weight, bias, eps = norm.each(lambda vector: vector.to(dtype))
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale
-    return torch.stack([scale, shift if bias is None else shift + bias])
+    nothing = torch.zeros_like(mean)
+    zeros = nothing[None]
+    scale = F.batch_norm(zeros + 1, nothing, variance, weight, None, eps=eps)
+    shift = F.batch_norm(zeros, mean, variance, weight, bias, eps=eps)
+    return torch.cat([scale, shift])
 
 
 def _array(rows: Tensor, dtype: torch.dtype) -> NDArray:
