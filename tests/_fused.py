@@ -4,10 +4,12 @@ import types
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
 
 import tritonspconv as ts
 from tritonspconv import nn as tsnn
+from tritonspconv.kernels import has_numba
 from tritonspconv.nn import chain
 
 
@@ -25,9 +27,19 @@ def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool
         taken.append((norm is not None, relu))
         return forward_fused(self, input, norm, relu, residual)
 
-    monkeypatch.setattr(chain, "fuses_on", lambda device: True)
+    for rule in ("fuses_on", "trains_on"):
+        monkeypatch.setattr(chain, rule, lambda device: True)
     monkeypatch.setattr(conv, "forward_fused", recorded)
     return taken
+
+
+def keeps_bits(device: torch.device) -> bool:
+    """Whether fused layers have the bits of their modules in float32 and float64.
+
+    On a CPU they have, where torch's batch norm multiplies and adds with one rounding as ours does.
+    """
+    has_one_rounding = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return device.type == "cpu" and (has_one_rounding or not has_numba(device))
 
 
 def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:

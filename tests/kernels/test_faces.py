@@ -178,7 +178,7 @@ def test_shapes_and_dtypes_are_those_of_the_annotations(device, dtype, called):
     matrix = torch.randn(5, 6, device=device, requires_grad=True)
     with torch.autocast(device.type, torch.float16):
         ops.pointwise_conv(feats, matrix).sum().backward()
-    # Wide layers order columns, and inputs write tables; both happen on a GPU only.
+    # Wide layers of a GPU order columns. Without numba, inputs write tables on a GPU only.
     never = {
         "order_columns.order_columns",
         "compile_ahead.compile_ahead",

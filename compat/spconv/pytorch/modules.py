@@ -144,10 +144,11 @@ class SparseSequential(SparseModule):
     A sparse module (:func:`is_spconv_module`) gets the SparseConvTensor; any other module gets its
     features. Once a module returned a plain tensor, the rest of the chain works on that.
 
-    On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
-    them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
-    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to the
-    float32 results. A norm in training gives torch's result up to rounding.
+    On a GPU, and on a CPU with numba, a convolution and the batch norm and the ReLU that follow it
+    run as one, unless one of them has hooks or is a class of your own. While gradients are off and
+    the norm is in evaluation mode, the features between them are not rounded: float16 and bfloat16
+    results are nearer to the float32 results. A norm in training is fused on a GPU alone, and gives
+    torch's result up to rounding.
 
     Args:
         *args: The modules, named by position, or one OrderedDict of them.

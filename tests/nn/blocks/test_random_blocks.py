@@ -140,7 +140,7 @@ def result(module, training):
 def compare(module, training, tolerance):
     expected = result(module, training)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(step, "fuses_on", lambda device: True)
+        patched.setattr(step, "trains_on", lambda device: True)
         got = result(ts.optimize(module), training)
     if isinstance(expected, str):
         # Autograd keeps fewer values of a fused chain, so more values may be changed in place.

@@ -223,7 +223,20 @@ def _prefetch_line(typing, address):
     return types.void(types.int64), emit
 
 
+def _rounded_once(typing, left, right, addend):
+    """Return ``left * right + addend``, with one rounding where the CPU can."""
+
+    def emit(context, builder, signature, args):
+        kind, bits = args[0].type, left.bitwidth
+        name = f"llvm.fmuladd.f{bits}"
+        function = ir.FunctionType(kind, [kind] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+    return left(left, left, left), emit
+
+
 _prefetch: Any = intrinsic(_prefetch_line)
+_multiply_add: Any = intrinsic(_rounded_once)
 _product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, 3))
 _outer_1, _outer_2, _outer_3 = (_outer_tile(vectors) for vectors in (1, 2, 3))
 
@@ -338,7 +351,7 @@ def _finish(sums, bias, norm, residual, relu, row, out):
             sums[c] += bias[c]
     if norm.shape[0]:
         for c in range(channels):
-            sums[c] = sums[c] * norm[0, c] + norm[1, c]
+            sums[c] = _multiply_add(sums[c], norm[0, c], norm[1, c])
     if residual.shape[0]:
         for c in range(channels):
             sums[c] += residual[row, c]

@@ -12,7 +12,8 @@ from tritonspconv.kernels.numba._compile import compiled
 
 # A pass sorts by this many bits at most: its counters stay in the first cache.
 _MOST_BITS = 11
-_WORD_BITS = 63
+# Bits of a word that is not negative.
+WORD_BITS = 63
 
 
 @functools.lru_cache(maxsize=1024)
@@ -32,7 +33,7 @@ def sorted_keys(
     """
     n = coords.shape[0]
     key_bits, row_bits = int(grid.num_cells).bit_length(), max(n - 1, 0).bit_length()
-    if key_bits + row_bits > _WORD_BITS:
+    if key_bits + row_bits > WORD_BITS:
         return None
     words = np.empty(n, np.int64)
     if not _write_words(coords, *box_of(grid), grid.batch_size, grid.num_cells, row_bits, words):

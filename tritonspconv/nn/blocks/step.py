@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.nn.blocks.chains import Chain, Stage
 from tritonspconv.nn.blocks.guards import find
-from tritonspconv.nn.chain import fuses_on
+from tritonspconv.nn.chain import trains_on
 from tritonspconv.nn.fusable import FusableConv, LayerFamily, Norm, norm_numbers
 
 
@@ -77,8 +77,7 @@ class FusedStep:
         family = self._family
         module = family.batch_norm(find(root, self._norm.path))
         norm = None if module is None else norm_numbers(module, conv.out_channels)
-        # On a CPU torch's own batch norm of training is faster.
-        if isinstance(norm, TrainingNorm) and not fuses_on(family.features(input).device):
+        if isinstance(norm, TrainingNorm) and not trains_on(family.features(input).device):
             return None
         return norm
 
