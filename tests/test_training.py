@@ -103,25 +103,27 @@ def test_captured_training_computes_the_same():
     """A first batch, a smaller batch and a batch that does not fit give eager results."""
     captured = CapturedTraining(run_net)
     scans = layered_set(6)
-    batches = [[0, 1], [2], [3, 4, 5, 0, 1, 2]]
+    batches = []
+    for numbers in ([0, 1], [2], [3, 4, 5, 0, 1, 2]):
+        feats, coords = collate([scans.sample(number) for number in numbers])[1::-1]
+        batches.append((feats, (coords % torch.tensor([2, 64, 64, 64])).int()))
     nets = make_net().train(), make_net().train()
-    for numbers in batches:
-        batch = collate([scans.sample(number) for number in numbers])
-        batch = batch._replace(coords=batch.coords % torch.tensor([2, 64, 64, 64]))
-        outs = []
+    for batch in batches:
+        found = []
         for net, function in zip(nets, (run_net, captured), strict=True):
             net.zero_grad()
-            out = function(net, batch.feats, batch.coords.int())
+            out = function(net, *batch)
             out.square().mean().backward()
-            outs.append([out.detach(), *(p.grad for p in net.parameters())])
-        for eager, other in zip(*outs, strict=True):
+            found.append([out.detach(), *(p.grad for p in net.parameters())])
+        for eager, other in zip(*found, strict=True):
             torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-6)
+    assert captured._fast is not None
     assert (captured._fast.replays, sum(captured._fast.eager_calls.values())) == (2, 1)
-    for net, function in zip(nets, (run_net, captured), strict=True):
-        net.eval()
-        with torch.no_grad():
-            outs.append(function(net, batch.feats, batch.coords.int()))
-    torch.testing.assert_close(outs[-1], outs[-2], rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        eager = run_net(nets[0].eval(), *batches[0])
+        torch.testing.assert_close(
+            captured(nets[1].eval(), *batches[0]), eager, rtol=1e-4, atol=1e-6
+        )
     assert captured._fast.replays == 2
 
 
