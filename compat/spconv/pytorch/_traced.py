@@ -26,7 +26,7 @@ from tritonspconv.coords import ActiveSites
 from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import GraphCaptureError
 from tritonspconv.kernel_map import KernelMap
-from tritonspconv.opaque_types import schema_name
+from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
 from tritonspconv.ops.registered import register_conv, register_sizes
 
@@ -260,7 +260,9 @@ def _submanifold_map(
 
 def _refuse_edits(indices: Tensor | None, *_: Any) -> None:
     """Raise if the function that is traced wrote to ``indices`` (a fake tensor) before."""
-    if indices is not None and not indices.is_inference() and indices._version:
+    if indices is None or indices.is_inference() or is_lowered():
+        return
+    if indices._version:
         raise GraphCaptureError(
             "torch.compile cannot trace a sparse layer behind code that edits indices in place. "
             "Edit indices before the compiled function; see docs/compile-export.md."
