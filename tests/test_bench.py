@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from tritonspconv.bench import command, layers
+from tritonspconv.bench.networks import SAVING, NetworkBench, saving_cases
+from tritonspconv.bench.peers import OURS, load_peer
 from tritonspconv.bench.report import Cell, Report
+from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import Measurement, Meter
 from tritonspconv.cli.main import main
 
@@ -111,3 +114,20 @@ def test_clocks_that_do_not_fit_are_refused() -> None:
         Meter(torch.device("cuda"), quick=True, clock="cpu")
     with pytest.raises(ValueError, match=r"one of \('wall', 'cpu'\); got 'sun'"):
         Meter(torch.device("cpu"), quick=True, clock="sun")
+
+
+def test_saving_networks_compute_again_in_training_alone() -> None:
+    device = torch.device("cpu")
+    scenes = SceneStore(device, None, None, 16, 4000)
+    peer = load_peer(OURS, device)
+    name, plain = next(iter(SAVING.items()))
+    names = [case.labels[0] for case in saving_cases(scenes, [peer])]
+    assert names == [plain, name, plain, name]
+    scene = scenes["waymo_unet"]
+
+    def replaced(name: str, training: bool) -> list[str]:
+        network = NetworkBench(name, scene, peer, "float32", training).network
+        return [path for path, module in network.named_modules() if "forward" in vars(module)]
+
+    assert "stem" in replaced(name, training=True)
+    assert replaced(name, training=False) == replaced(plain, training=True) == []
