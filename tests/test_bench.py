@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from tritonspconv.bench import command, layers
+from tritonspconv.bench.networks import SAVING, NetworkBench, saving_cases
+from tritonspconv.bench.peers import OURS, load_peer
 from tritonspconv.bench.report import Cell, Report, command_line
+from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import Measurement, Meter
 from tritonspconv.cli.main import main
 
@@ -125,3 +128,20 @@ def test_clocks_that_do_not_fit_are_refused() -> None:
 def test_reports_name_the_command_without_its_folder(arguments, shown, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", arguments)
     assert command_line() == shown
+
+
+def test_saving_networks_compute_again_in_training_alone() -> None:
+    device = torch.device("cpu")
+    scenes = SceneStore(device, None, None, 16, 4000)
+    peer = load_peer(OURS, device)
+    name, plain = next(iter(SAVING.items()))
+    names = [case.labels[0] for case in saving_cases(scenes, [peer])]
+    assert names == [plain, name, plain, name]
+    scene = scenes["waymo_unet"]
+
+    def replaced(name: str, training: bool) -> list[str]:
+        network = NetworkBench(name, scene, peer, "float32", training).network
+        return [path for path, module in network.named_modules() if "forward" in vars(module)]
+
+    assert "stem" in replaced(name, training=True)
+    assert replaced(name, training=False) == replaced(plain, training=True) == []

@@ -22,7 +22,7 @@ from tritonspconv.export import (
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.graph_capture import GraphCaptureError, make_opaque
 from tritonspconv.kernel_map import KernelMap, kernel_map, map_from_pairs
-from tritonspconv.nn import fuse, optimization_report, optimize, unoptimize
+from tritonspconv.nn import fuse, optimization_report, optimize, save_memory, unoptimize
 from tritonspconv.sparse_tensor import SparseTensor, cat
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "ops",
     "optimization_report",
     "optimize",
+    "save_memory",
     "unoptimize",
 ]
 

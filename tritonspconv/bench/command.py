@@ -33,7 +33,7 @@ from tritonspconv.bench.layers import layer_cases, memory_cases, small_cases, tf
 from tritonspconv.bench.maps import HEADER as MAP_HEADER
 from tritonspconv.bench.maps import map_cases
 from tritonspconv.bench.networks import HEADER as NETWORK_HEADER
-from tritonspconv.bench.networks import footprint_cases, network_cases
+from tritonspconv.bench.networks import footprint_cases, network_cases, saving_cases
 from tritonspconv.bench.peers import MODULES, Peer, find_peers
 from tritonspconv.bench.report import Report, command_line
 from tritonspconv.bench.scenes import SceneStore
@@ -176,6 +176,11 @@ def _run_section(
         measure(section, title, LAYER_HEADER, cases, metric=meter.peak, checked=False)
         cases = network_cases(scenes, peers, on_gpu)
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
+        cases = saving_cases(scenes, peers)
+        title = "peak memory that a training step adds, MiB; as it is and under save_memory"
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
+        title = "the same training steps, wall time, ms"
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.wall, checked=False)
         title = "memory that a network needs, MiB; what graphs keep included, room for 1.5 x voxels"
         cases = footprint_cases(scenes, peers)
         measure(section, title, NETWORK_HEADER, cases, metric=meter.footprint, checked=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritonspconv import Captured, CapturedStep, capture, capture_step, fuse, optimize
+from tritonspconv import Captured, CapturedStep, capture, capture_step, fuse, optimize, save_memory
 from tritonspconv.bench.cases import Case, Trial
 from tritonspconv.bench.peers import OURS, Peer, first_line
 from tritonspconv.bench.reference import keys_of, relative_error
@@ -26,6 +26,8 @@ OPTIMISED = {
     "residual encoder, ours optimised": "residual encoder",
     "SpUNet-34, ours optimised": "SpUNet-34",
 }
+# Training only: ours under tritonspconv.save_memory; other libraries unchanged.
+SAVING = {"SpUNet-34, ours saving memory": "SpUNet-34"}
 # Ours as CUDA graphs, with new coordinates and new maps at every call; other libraries unchanged.
 CAPTURED = {
     "SECOND encoder, ours captured": "SECOND encoder",
@@ -85,6 +87,16 @@ def footprint_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
     ]
 
 
+def saving_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
+    """Return training steps of networks as they are and under ``save_memory``; GPU only."""
+    return [
+        _case(_Subject(name, scenes["waymo_unet"], peers), dtype, True)
+        for dtype in ("float16", "float32")
+        for pair in SAVING.items()
+        for name in reversed(pair)
+    ]
+
+
 def _captured_subjects(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> list[_Subject]:
     """Return the cases of CUDA graphs; none on a CPU."""
     if not on_gpu:
@@ -119,7 +131,7 @@ class NetworkBench:
     """One network of one library on one batch.
 
     Args:
-        name: Key of ``BUILDERS``, ``OPTIMISED`` or ``CAPTURED``.
+        name: Key of ``BUILDERS``, ``OPTIMISED``, ``SAVING`` or ``CAPTURED``.
         scene: The voxels.
         peer: The library.
         dtype: ``"float32"`` or ``"float16"``: weights and features in inference, autocast in
@@ -142,7 +154,7 @@ class NetworkBench:
         self.scene, self.peer, self.training = scene, peer, training
         self._capacities = [math.ceil(room * len(scene.indices))]
         torch.manual_seed(0)
-        builder = BUILDERS[{**OPTIMISED, **CAPTURED}.get(name, name)]
+        builder = BUILDERS[{**OPTIMISED, **SAVING, **CAPTURED}.get(name, name)]
         self.network = builder(peer.module, algo=peer.algo)
         if state is not None:
             self.network.load_state_dict(state)
@@ -156,6 +168,9 @@ class NetworkBench:
         if self.half and not training:
             self.network.half()
             self.feats = self.feats.half()
+        if name in SAVING and peer.name == OURS and training:
+            with self._autocast():
+                save_memory(self.network, self._tensor())
         self._grad: Tensor | None = None
         self._is_captured = name in CAPTURED and peer.name == OURS
         self._captured: Captured | None = None

@@ -16,6 +16,7 @@ from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.neighbor_table import lookup_table, reach_table
 from tritonspconv.kernels.scatter_table import scatter_table, scatters
 from tritonspconv.kernels.sites import reached_sites
+from tritonspconv.kernels.table import NeighborTable
 from tritonspconv.kernels.window import Box, window_corner
 
 
@@ -121,26 +122,61 @@ def _build(
         return _recorded(sites, geometry, out_sites, out_grid, sites.bounds.plan.builder)
     n_in = sites.num_rows
     if geometry.sites == "same" and out_sites is None and geometry.has_center:
-        table = lookup_table(
-            sites.coords, geometry.offsets, sites.index, sites.grid,
-            distinct=not sites.may_repeat, count=sites.count,
-        )  # fmt: skip
+        make_table = functools.partial(_look_up, geometry)
         relation = Relation(
-            geometry, n_in, n_in, table, mirrored=geometry.is_mirrored, in_count=sites.count
-        )
+            geometry, n_in, n_in, make_table(sites, sites), mirrored=geometry.is_mirrored,
+            in_count=sites.count, make_table=make_table,
+        )  # fmt: skip
         return _CacheEntry(relation, None)
-    is_scattered = geometry.feeds_one_output and scatters(sites.device)
     # Build this first: the repeat flag is read in the same synchronisation as the number of sites.
     # Inputs that write themselves need no index.
     in_index = None if geometry.feeds_one_output else sites.index
-    made_sites = out_index = repeats = reached = None
+    made_sites = out_index = reached = None
     if geometry.sites == "same" and out_sites is None:
         out_sites = sites
     elif out_sites is None:
         out_sites, out_index, reached = _made_sites(sites, geometry, out_grid)
         made_sites = out_sites
-    if is_scattered or reached is not None:
-        table, repeats = scatter_table(
+    is_made = made_sites is not None
+    table, repeats = _relate(geometry, sites, out_sites, is_made, in_index, out_index, reached)
+    relation = Relation(
+        geometry, n_in, out_sites.num_rows, table, repeats=repeats, in_count=sites.count,
+        versions=(sites.version, out_sites.version),
+        make_table=functools.partial(_relate_again, geometry, is_made),
+    )  # fmt: skip
+    return _CacheEntry(relation, made_sites)
+
+
+def _look_up(geometry: ConvGeometry, sites: ActiveSites, _: ActiveSites) -> NeighborTable:
+    """Return the table of a submanifold window with a centre."""
+    return lookup_table(
+        sites.coords, geometry.offsets, sites.index, sites.grid,
+        distinct=not sites.may_repeat, count=sites.count,
+    )  # fmt: skip
+
+
+def _relate(
+    geometry: ConvGeometry,
+    sites: ActiveSites,
+    out_sites: ActiveSites,
+    is_made: bool,
+    in_index: SiteIndex | None = None,
+    out_index: SiteIndex | None = None,
+    reached: Tensor | None = None,
+) -> tuple[NeighborTable, Tensor | None]:
+    """Return the table of the outputs between two sets of sites, and the flag of repeated inputs.
+
+    Args:
+        geometry: The geometry.
+        sites: The sites of the inputs.
+        out_sites: The sites of the outputs.
+        is_made: The map generates the sites of the outputs.
+        in_index: The index of the inputs, if the caller has it.
+        out_index: The index of the outputs, if the caller has it.
+        reached: The output that each input reaches, if the caller knows it.
+    """
+    if reached is not None or (geometry.feeds_one_output and scatters(sites.device)):
+        return scatter_table(
             sites.coords,
             geometry.offsets,
             geometry.stride,
@@ -152,32 +188,28 @@ def _build(
             count=out_sites.count,
             reached=reached,
         )
-    else:
-        # The search for repeated outputs needs their index. On a CPU, generated sites have an index
-        # already.
-        looks = made_sites is None or sites.device.type == "cpu"
-        table = reach_table(
-            out_sites.coords,
-            geometry.offsets,
-            geometry.stride,
-            not geometry.transposed,
-            sites.index if in_index is None else in_index,
-            sites.grid,
-            out_sites.grid,
-            out_sites.index if looks and out_sites.may_repeat else None,
-            count=out_sites.count,
-        )
-    versions = sites.version, out_sites.version
-    relation = Relation(
-        geometry,
-        n_in,
-        out_sites.num_rows,
-        table,
-        versions=versions,
-        repeats=repeats,
-        in_count=sites.count,
+    # The search for repeated outputs needs their index. On a CPU, generated sites have an index
+    # already.
+    looks = not is_made or sites.device.type == "cpu"
+    table = reach_table(
+        out_sites.coords,
+        geometry.offsets,
+        geometry.stride,
+        not geometry.transposed,
+        sites.index if in_index is None else in_index,
+        sites.grid,
+        out_sites.grid,
+        out_sites.index if looks and out_sites.may_repeat else None,
+        count=out_sites.count,
     )
-    return _CacheEntry(relation, made_sites)
+    return table, None
+
+
+def _relate_again(
+    geometry: ConvGeometry, is_made: bool, sites: ActiveSites, out_sites: ActiveSites
+) -> NeighborTable:
+    """Return the table of :func:`_relate` for a map that exists."""
+    return _relate(geometry, sites, out_sites, is_made)[0]
 
 
 def _recorded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from tritonspconv.kernels.invert_table import invert_table
 from tritonspconv.kernels.neighbor_table import reverse_table
 from tritonspconv.kernels.order_columns import order_columns, pays_to_order
 from tritonspconv.kernels.pairs import list_inputs, pair_lists
-from tritonspconv.kernels.table import NeighborTable, PairList
+from tritonspconv.kernels.table import NeighborTable, PairList, held_bytes
 from tritonspconv.opaque_types import OpaqueMeta, register_opaque
 from tritonspconv.waits import wait_for_flag, wait_for_indices, wait_for_number
 
@@ -36,6 +37,8 @@ class Relation:
             the inputs know the answer.
         in_count: Number of real inputs, int64 [] on the device; None: all. The number of real
             outputs is ``out_table.real_columns``.
+        make_table: Makes the table of the outputs again from the sites of the inputs and those of
+            the outputs; None: the table cannot be made again.
 
     Attributes:
         feeds_one_output: The geometry says that an input feeds one output at most, and the pairs
@@ -44,8 +47,11 @@ class Relation:
 
     __slots__ = (
         "_in_table",
+        "_make_table",
         "_ordered",
+        "_out_table",
         "_pairs",
+        "_released_versions",
         "_repeats",
         "_versions",
         "feeds_one_output",
@@ -55,7 +61,6 @@ class Relation:
         "mirrored",
         "n_in",
         "n_out",
-        "out_table",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +74,7 @@ class Relation:
         versions: tuple[int | None, int | None] = (None, None),
         repeats: Tensor | None = None,
         in_count: Tensor | None = None,
+        make_table: Callable[[ActiveSites, ActiveSites], NeighborTable] | None = None,
     ) -> None:
         self.geometry = geometry
         self.feeds_one_output = geometry.feeds_one_output and not listed and not mirrored
@@ -76,14 +82,51 @@ class Relation:
         self.listed = listed
         self.n_in = n_in
         self.n_out = n_out
-        self.out_table = out_table
+        self._out_table: NeighborTable | None = out_table
         self.in_count = in_count
+        self._make_table = make_table
         self._versions = versions
+        self._released_versions: tuple[int | None, int | None] = (None, None)
         self._repeats: Tensor | bool | None = repeats
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
         # The tables of the outputs and of the inputs with ordered columns.
         self._ordered: list[NeighborTable | None] = [None, None]
+
+    @property
+    def out_table(self) -> NeighborTable:
+        """The table of the outputs, which is there unless the relation is released."""
+        assert self._out_table is not None, "call restore() before"
+        return self._out_table
+
+    @property
+    def is_released(self) -> bool:
+        """True from :meth:`release` to :meth:`restore`."""
+        return self._out_table is None
+
+    def release(self, in_sites: ActiveSites, out_sites: ActiveSites) -> None:
+        """Free tables and pairs, if :meth:`restore` can make them again."""
+        if self._make_table is None or self.is_released:
+            return
+        self._released_versions = in_sites.version, out_sites.version
+        self._out_table = self._in_table = self._pairs = None
+        self._ordered = [None, None]
+
+    def restore(self, in_sites: ActiveSites, out_sites: ActiveSites) -> None:
+        """Make the table of the outputs again."""
+        assert self._make_table is not None, "only such a relation is released"
+        if (in_sites.version, out_sites.version) != self._released_versions:
+            raise RuntimeError(
+                f"the kernel map of {self.geometry} was released and cannot be made again, because "
+                "somebody wrote to the coordinates since. Write to a copy of the coordinates."
+            )
+        self._out_table = self._make_table(in_sites, out_sites)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all forms that exist now."""
+        forms = (self._out_table, self._in_table, self._pairs, *self._ordered)
+        return held_bytes(form for form in forms if form is not None)
 
     def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         """Return the table seen from the inputs, made on first use, between the relation's sites.
@@ -221,12 +264,12 @@ class KernelMap(metaclass=OpaqueMeta):
     @property
     def out_table(self) -> NeighborTable:
         """Per output row, the input row of each tap."""
-        return self._seen_from_inputs() if self.is_inverse else self._relation.out_table
+        return self._seen_from_inputs() if self.is_inverse else self._whole().out_table
 
     @property
     def in_table(self) -> NeighborTable:
         """Per input row, the output row of each tap."""
-        return self._relation.out_table if self.is_inverse else self._seen_from_inputs()
+        return self._whole().out_table if self.is_inverse else self._seen_from_inputs()
 
     def out_table_for(self, c_in: int, c_out: int) -> NeighborTable:
         """Return ``out_table``, with ordered columns if a layer of these channels gains by it."""
@@ -242,15 +285,44 @@ class KernelMap(metaclass=OpaqueMeta):
         return table
 
     def _seen_from_inputs(self) -> NeighborTable:
-        sites = (
-            (self.out_sites, self.in_sites) if self.is_inverse else (self.in_sites, self.out_sites)
-        )
-        return self._relation.in_table(*sites)
+        return self._whole().in_table(*self._relation_sites())
+
+    def _relation_sites(self) -> tuple[ActiveSites, ActiveSites]:
+        """Return the sites of the relation's inputs and outputs."""
+        if self.is_inverse:
+            return self.out_sites, self.in_sites
+        return self.in_sites, self.out_sites
+
+    def _whole(self) -> Relation:
+        """Return the relation, with its table made again if it was released."""
+        relation = self._relation
+        if relation.is_released:
+            relation.restore(*self._relation_sites())
+        return relation
 
     @property
     def pair_list(self) -> PairList:
         """Pairs by tap as (input, output) rows of the geometry; see ``is_inverse``."""
-        return self._relation.pairs
+        return self._whole().pairs
+
+    def release(self) -> None:
+        """Free the tables and the pairs of the map and of its inverse.
+
+        Whoever uses the map next makes the same tables again from the coordinates, and waits as
+        long as for a new map. A map of pairs that a caller listed keeps its tables.
+
+        Raises:
+            RuntimeError: At the next use, if somebody has written to the coordinates since.
+        """
+        self._relation.release(*self._relation_sites())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tables and pairs that the map and its inverse hold now, in bytes.
+
+        docs/memory.md has the formula. Coordinates and their index are not counted.
+        """
+        return self._relation.num_bytes
 
     def inverse(self) -> KernelMap:
         """Return the same pairs under the same taps with inputs and outputs swapped."""
@@ -266,7 +338,7 @@ class KernelMap(metaclass=OpaqueMeta):
 
     def num_pairs(self) -> int:
         """Count the pairs. This call waits for the device."""
-        return wait_for_number((self._relation.out_table.entries(self.kernel_volume) >= 0).sum())
+        return wait_for_number((self._whole().out_table.entries(self.kernel_volume) >= 0).sum())
 
     def pairs(
         self,
@@ -275,7 +347,7 @@ class KernelMap(metaclass=OpaqueMeta):
 
         This call waits for the device.
         """
-        table = self._relation.out_table
+        table = self._whole().out_table
         rows = table.entries(self.kernel_volume)
         tap, column = wait_for_indices(rows >= 0)
         rows = rows[tap, column]

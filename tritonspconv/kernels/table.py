@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -69,6 +70,26 @@ class PairList(NamedTuple):
     pairs: Tensor
     tap_ptr: Tensor
     mirrored: bool
+
+
+def held_bytes(forms: Iterable[NeighborTable | PairList]) -> int:
+    """Return the memory of tables and pair lists in bytes; memory that two share counts once.
+
+    The number of real columns is not counted: it belongs to the sites.
+    """
+    sizes: dict[int, int] = {}
+    for form in forms:
+        if isinstance(form, NeighborTable):
+            tensors = form.rows, form.mask, form.order
+            if form.panels is not None:
+                sizes[id(form.panels)] = form.panels.num_bytes
+        else:
+            tensors = form.pairs, form.tap_ptr
+        for tensor in tensors:
+            if tensor is not None:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
 
 
 class ConvMap(Protocol):

@@ -36,6 +36,7 @@ from tritonspconv.nn.conv import (
     SubMConvNd,
 )
 from tritonspconv.nn.fuse import fuse
+from tritonspconv.nn.memory import MemoryPlan, save_memory
 from tritonspconv.nn.norm import (
     BatchNorm,
     GroupNorm,
@@ -98,6 +99,7 @@ __all__ = [
     "MaxPool3d",
     "MaxPool4d",
     "MaxPoolNd",
+    "MemoryPlan",
     "OptimizationReport",
     "ReLU",
     "Sequential",
@@ -135,5 +137,6 @@ __all__ = [
     "fuse",
     "optimization_report",
     "optimize",
+    "save_memory",
     "unoptimize",
 ]

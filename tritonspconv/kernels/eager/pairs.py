@@ -146,6 +146,18 @@ class PairPanels:
             self._listed[per_tap] = _list_panels(self._pairs, self._rows.shape[1], per_tap)
         return self._listed[per_tap]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the pairs and panels, in bytes; 0 before the first use."""
+        panels = [panel for listed in self._listed.values() for panel in listed]
+        held = panels if self._pairs is None else [self._pairs, *panels]
+        storages = {
+            storage.data_ptr(): storage.nbytes()
+            for form in held
+            for storage in (x.untyped_storage() for x in form if isinstance(x, Tensor))
+        }
+        return sum(storages.values())
+
 
 def largest_tap(panels: list[PairPanel]) -> int:
     """Return the largest number of pairs that a tap has in a panel."""

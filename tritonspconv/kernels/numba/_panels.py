@@ -69,6 +69,14 @@ class TapPanels:
             self._listed = list_pairs(self._rows.contiguous(), n, WIDTH)
         return self._listed
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the lists, in bytes; 0 before the first use."""
+        if self._listed is None:
+            return 0
+        starts, counts, columns, rows, _, _ = self._listed
+        return starts.nbytes + counts.nbytes + columns.nbytes + rows.nbytes
+
 
 def list_pairs(rows: Tensor, n: int, width: int) -> PanelPairs:
     """List the pairs of the first ``n`` columns of ``rows`` [V, at least n], contiguous."""

@@ -1,0 +1,109 @@
+"""A module whose activations are computed again in the backward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.cuda import is_current_stream_capturing
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import KernelMap
+
+
+class Segment:
+    """The ``forward`` of a module under ``torch.utils.checkpoint``, as an attribute of the module.
+
+    Only the arguments of the module are kept until the backward pass. It runs ``forward`` again,
+    under the autocast and the random state of the first run.
+
+    Args:
+        module: The module.
+        released: Geometries of the kernel maps to release after the first run, because no other
+            module uses them.
+    """
+
+    def __init__(self, module: nn.Module, released: frozenset[ConvGeometry]) -> None:
+        self._module = module
+        self._released = released
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run ``forward``."""
+        if not torch.is_grad_enabled():
+            return self._run(None, args, kwargs)
+        # torch looks at the arguments for devices whose random state to keep, and does not look
+        # into sparse tensors. So a parameter stands for the device.
+        somewhere = next(self._module.parameters(), None)
+        if somewhere is not None and somewhere.is_cuda and is_current_stream_capturing():
+            raise RuntimeError(
+                f"save_memory: {type(self._module).__name__} trains inside of a CUDA graph, which "
+                "cannot keep the random state of a segment. Undo save_memory by plan.remove(), or "
+                "train without capture."
+            )
+        maps: list[KernelMap] = []
+        seen = MapsSeen(maps.append) if self._released else contextlib.nullcontext()
+        result = checkpoint(
+            self._run, somewhere, args, kwargs, use_reentrant=False,
+            context_fn=lambda: (seen, CopiesOfBuffers(self._module)),
+        )  # fmt: skip
+        for kernel_map in maps:
+            if kernel_map.geometry in self._released:
+                kernel_map.release()
+        return result
+
+    def _run(self, _: Tensor | None, args: Any, kwargs: Any) -> Any:
+        return type(self._module).forward(self._module, *args, **kwargs)
+
+
+class MapsSeen(TorchFunctionMode):
+    """Calls a function with every kernel map that an operation of the engine gets."""
+
+    def __init__(self, note: Callable[[KernelMap], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run ``func``."""
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, KernelMap):
+                self._note(value)
+        return func(*args, **kwargs)
+
+
+class CopiesOfBuffers:
+    """While entered, a module writes to copies of its buffers; may be entered again and again.
+
+    So running statistics move once in a step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self._held = [
+            (part._buffers, name, buffer)
+            for part in self._module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+        originals = [buffer for _, _, buffer in self._held]
+        copies = [torch.empty_like(buffer) for buffer in originals]
+        if copies:
+            # One launch for all: networks have three buffers a norm.
+            torch._foreach_copy_(copies, originals)  # pyright: ignore[reportPrivateImportUsage]
+        for (buffers, name, _), made in zip(self._held, copies, strict=True):
+            buffers[name] = made
+
+    def __exit__(self, *_: object) -> None:
+        for buffers, name, buffer in self._held:
+            buffers[name] = buffer
+        self._held = []
