@@ -4,9 +4,9 @@
 translation only: foreign names, signatures and weight layouts over the ``tritonspconv`` engine.
 
 Code that cannot be edited keeps its imports: ``compat.install("spconv")`` makes ``import spconv``
-mean ``compat.spconv`` from then on, and ``python -m compat --as spconv -- train.py`` does so in a
-whole program. Both hold in the Python processes that are started afterwards.
-``"MinkowskiEngine"`` likewise.
+mean ``compat.spconv`` from then on, and ``python -m compat --as spconv -- train.py`` does this for
+a whole program. Both also hold in the Python processes that are started afterwards. They take
+``"MinkowskiEngine"`` too.
 """
 
 from compat._install import Installation, install, uninstall

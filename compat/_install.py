@@ -54,11 +54,11 @@ _SITE = str(_PACKAGE / "_site")
 class Installation:
     """The result of ``install``, which also serves as a context manager.
 
-    The end of its block undoes the switch of this call alone. An earlier switch stays.
+    The end of the ``with`` block undoes the switch of this call. An earlier switch stays.
 
     Args:
         library: The original's name.
-        fresh: The call made the switch; it was not in place before.
+        fresh: True: this call made the switch, which was not in place before.
     """
 
     def __init__(self, library: str, fresh: bool) -> None:
@@ -97,8 +97,8 @@ def install(library: str, *, workers: bool = True) -> Installation:
 
     Args:
         library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.
-        workers: False: leave ``os.environ`` as it is. The switch then holds in this process and
-            those that fork from it.
+        workers: False: do not change ``os.environ``. The switch then holds in this process and its
+            forks.
 
     Returns:
         A context manager that undoes the switch; it need not be kept.
@@ -120,9 +120,9 @@ def install(library: str, *, workers: bool = True) -> Installation:
 def uninstall(library: str) -> None:
     """Undo ``install(library)``: later imports find the original again, or nothing.
 
-    Modules already imported by the original's name stay what they are where they are bound. What
-    ``install`` put into ``os.environ`` goes; processes that were started before keep the switch.
-    Without an installation, nothing happens.
+    Names that are already bound to a module keep it. The variables that ``install`` put into
+    ``os.environ`` are removed; processes that were started before keep the switch. Without an
+    installation, nothing happens.
 
     Args:
         library: The original's name: ``"spconv"`` or ``"MinkowskiEngine"``.
@@ -166,7 +166,8 @@ def announce(library: str, environment: MutableMapping[str, str]) -> None:
     libraries = _entries(environment, _VARIABLE, ",")
     if library not in libraries:
         environment[_VARIABLE] = ",".join([*libraries, library])
-    # An empty PYTHONPATH means none, an empty entry in a longer one the working directory.
+    # An empty PYTHONPATH means no folder; an empty entry in a longer PYTHONPATH means the working
+    # directory.
     paths = _entries(environment, "PYTHONPATH", os.pathsep)
     if _SITE not in paths:
         environment["PYTHONPATH"] = os.pathsep.join([_SITE, *paths])
@@ -205,7 +206,7 @@ def _finder_of(library: str) -> _AliasFinder | None:
 
 
 def _loaded(package: str) -> list[str]:
-    """Return the names in ``sys.modules`` of a package and what is below it."""
+    """Return the names in ``sys.modules`` of a package and of its submodules."""
     return [name for name in list(sys.modules) if f"{name}.".startswith(f"{package}.")]
 
 
@@ -282,7 +283,7 @@ class _AliasLoader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own spec back, and the modules it imported their second names."""
+        """Give the module its own spec back, and second names to the modules that it imported."""
         # The import system has just put the alias's spec there.
         module.__spec__ = self._spec
         for name in _loaded(self._package):

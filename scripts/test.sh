@@ -66,6 +66,19 @@ run_pytest() {
     return "$status"
 }
 
+# Compile the kernels for an H100 by the oldest Triton that a supported torch brings. Versions of
+# Triton differ in the Python that they accept in kernels.
+compile_by_oldest_triton() {
+    local oldest folder
+    oldest=$(sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml)
+    folder=.venv-test/triton-$oldest
+    if [[ ! -d $folder/triton ]]; then
+        "$python" -m pip install --quiet --no-deps --target "$folder" "triton==$oldest"
+    fi
+    PYTHONPATH=$folder run_pytest "pytest, kernels compiled by Triton $oldest" \
+        tests/kernels/test_compile_targets.py -k "test_compiles and sm_90"
+}
+
 [[ -n ${SKIP_INSTALL:-} ]] || install
 bin=$(dirname "$("$python" -c 'import sys; print(sys.executable)')")
 unset TRITON_INTERPRET # set below, for the run that wants it
@@ -89,6 +102,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 else
     TRITON_INTERPRET=1 run_pytest "pytest, kernels in the interpreter" tests -m interpreter "$@"
     run_pytest "pytest, the rest on the CPU" tests -m "not interpreter and not gpu" "$@"
+    if [[ -z ${SKIP_INSTALL:-} && $# == 0 ]]; then compile_by_oldest_triton; fi
 fi
 
 if [[ -z $selected ]]; then

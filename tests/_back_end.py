@@ -1,9 +1,9 @@
-"""Choose the back end behind the faces of ``tritonspconv.kernels``, whatever the device.
+"""Choose the back end behind the faces of ``tritonspconv.kernels``, for any device.
 
-A test that takes ``device`` runs once for each kind of device; on a CPU by the numba kernels, where
-numba is installed. Marked by `every_back_end` it runs twice more on a CPU: whose tensors go to
-torch, as they do without numba; and, with TRITON_INTERPRET=1, whose tensors go to the Triton
-kernels, so that what only a GPU dispatches to runs in CI.
+A test that takes ``device`` runs once for each kind of device. On a CPU it uses the numba kernels,
+where numba is installed. A test marked by `every_back_end` runs twice more on a CPU: once with
+torch, which is the back end without numba, and, with TRITON_INTERPRET=1, once with the Triton
+kernels. So code that only a GPU dispatches to runs in CI.
 """
 
 import importlib
@@ -38,7 +38,7 @@ interpreted_only = pytest.mark.parametrize(
 def send_cpu_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all of the package take the back end of a GPU for tensors on any device.
 
-    Weight gradients are cut into few shares: the interpreter runs one program after the other.
+    Weight gradients are cut into few shares, because the interpreter runs one program at a time.
     """
     _answer(monkeypatch, {kernels.has_triton: True, scatters: True})
     weight_grad = importlib.import_module("tritonspconv.kernels.triton.weight_grad")
@@ -52,21 +52,21 @@ def send_cpu_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _answer(monkeypatch: pytest.MonkeyPatch, answers: dict[Callable[..., bool], bool]) -> None:
-    """Replace functions that pick a back end, wherever they are imported, by their answers."""
+    """Replace functions that pick a back end, in every module that imports them."""
     for module in _modules():
         for name, value in list(vars(module).items()):
             for original, answer in answers.items():
                 if value is original:
                     monkeypatch.setattr(module, name, lambda device, answer=answer: answer)
             if name == "_back_end":
-                # A face looks its back end up once for a device.
+                # A face caches its back end for a device.
                 monkeypatch.setattr(module, name, value.__wrapped__)
 
 
 def _modules() -> Iterator[ModuleType]:
     """Import and yield the engine's modules outside the back ends.
 
-    A module that is imported later would take the replaced function for good.
+    A module that is imported later would keep the replaced function.
     """
     for found in pkgutil.walk_packages(tritonspconv.__path__, "tritonspconv."):
         if not {"triton", "numba", "eager", "__main__"} & set(found.name.split(".")):
@@ -74,18 +74,18 @@ def _modules() -> Iterator[ModuleType]:
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
-    """Have the faces of ``ops`` call Triton, whatever the device of their tensors."""
+    """Have the faces of ``ops`` call Triton, for tensors on any device."""
     for op in ops:
         use(monkeypatch, op, importlib.import_module(f"tritonspconv.kernels.triton.{op}"))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, op: str, back_end: ModuleType | object) -> None:
-    """Have the face of ``op`` call ``back_end``, whatever the device of its tensors."""
+    """Have the face of ``op`` call ``back_end``, for tensors on any device."""
     face = importlib.import_module(f"tritonspconv.kernels.{op}")
     monkeypatch.setattr(face, "_back_end", lambda *device_and_ndim: back_end)
 
 
 def use_torch(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
-    """Have the faces of ``ops`` call torch, whatever the device of their tensors."""
+    """Have the faces of ``ops`` call torch, for tensors on any device."""
     for op in ops:
         use(monkeypatch, op, importlib.import_module(f"tritonspconv.kernels.eager.{op}"))

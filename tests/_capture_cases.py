@@ -145,7 +145,7 @@ def _compile(**options: Any) -> Callable[..., Callable[..., Any]]:
     return lambda net, inputs: torch.compile(net, **options)
 
 
-# The case's name in the documentation. The result of a tool is called like the network.
+# The case's name in the documentation. Callers use a tool's result in the same way as the network.
 TOOLS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Any]]] = {
     "`torch.compile`": _compile(backend="aot_eager"),
     "`torch.compile(dynamic=True)`": _compile(backend="aot_eager", dynamic=True),
@@ -164,10 +164,10 @@ TOOLS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., Any]]] 
 
 
 def outcome(tool: str, net: nn.Module, inputs: list[tuple[Tensor, ...]]) -> str:
-    """Return ``"works"``, ``"refused"`` or what is wrong with a network under a tool.
+    """Return ``"works"``, ``"refused"`` or a description of the fault of a network under a tool.
 
-    A tool works if what it makes of the first inputs equals the network on all of them. It is
-    refused if the error names docs/compile-export.md, where the user reads what to do.
+    A tool works if the graph that it makes from the first inputs gives the network's results on all
+    inputs. A tool is refused if the error names docs/compile-export.md.
     """
     torch.compiler.reset()
     with warnings.catch_warnings(), torch.no_grad():
@@ -184,7 +184,7 @@ def outcome(tool: str, net: nn.Module, inputs: list[tuple[Tensor, ...]]) -> str:
 
 
 def _messages(error: BaseException | None) -> str:
-    """Return the messages of an error and of those that caused it."""
+    """Return the messages of an error and of its causes."""
     texts = []
     while error is not None:
         texts.append(str(error))

@@ -4,18 +4,20 @@ import types
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
 
 import tritonspconv as ts
 from tritonspconv import nn as tsnn
+from tritonspconv.kernels import has_numba
 from tritonspconv.nn import chain
 
 
 def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool, bool]]:
-    """Fuse on every device; return what was taken up, ``(norm, relu)`` for each convolution.
+    """Fuse on every device; return ``(norm, relu)`` for each convolution that was fused.
 
     Args:
-        monkeypatch: Of the test.
+        monkeypatch: The test's fixture.
         conv: The base class of the convolutions.
     """
     taken = []
@@ -25,13 +27,23 @@ def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool
         taken.append((norm is not None, relu))
         return forward_fused(self, input, norm, relu, residual)
 
-    monkeypatch.setattr(chain, "fuses_on", lambda device: True)
+    for rule in ("fuses_on", "trains_on"):
+        monkeypatch.setattr(chain, rule, lambda device: True)
     monkeypatch.setattr(conv, "forward_fused", recorded)
     return taken
 
 
+def keeps_bits(device: torch.device) -> bool:
+    """Whether fused layers have the bits of their modules in float32 and float64.
+
+    On a CPU they have, where torch's batch norm multiplies and adds with one rounding as ours does.
+    """
+    has_one_rounding = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return device.type == "cpu" and (has_one_rounding or not has_numba(device))
+
+
 def settle(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    """Give a batch norm statistics and factors that are not its initial ones, and evaluate it."""
+    """Give a batch norm random statistics and factors, and put it in evaluation mode."""
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2.0)
     if norm.affine:
@@ -108,8 +120,8 @@ def old_weight_norm(module: nn.Module) -> None:
     nn.utils.weight_norm(module)
 
 
-# Chains whose modules run other code than their class's forward: how to make one, and how many
-# children ``fuse`` leaves.
+# Chains in which a module runs other code than its class's forward. Each has a function that makes
+# the chain, and the number of children that ``fuse`` leaves.
 UNLIKE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "conv class": (lambda: three(conv=DoublingConv(4, 6, 3)), 3),
     "conv class's call": (lambda: three(conv=CallingConv(4, 6, 3)), 3),

@@ -25,7 +25,7 @@ DENSE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_tran
 def layers(draw) -> dict[str, Any]:
     """Draw a layer of the engine or of compat.spconv and the sites that it reads.
 
-    Rows are distinct and inside the grid, so that a dense layer says what is right.
+    Rows are distinct and inside the grid, so a dense layer gives the right result.
     """
     ndim = draw(st.integers(1, 3))
     drawn = draw(site_sets(ndim, bounded=True))
@@ -54,7 +54,7 @@ def layers(draw) -> dict[str, Any]:
 
 
 def check_layer(drawn: dict[str, Any], device: torch.device) -> int:
-    """Check output and gradients of a layer against dense torch; return how many rows it wrote."""
+    """Check output and gradients of a layer against dense torch; return its number of rows."""
     coords, grid, library = drawn["coords"].to(device), drawn["grid"], drawn["library"]
     ndim, (c_in, c_out) = grid.ndim, drawn["channels"]
     options: dict[str, Any] = {"bias": drawn["bias"]}
@@ -79,7 +79,7 @@ def check_layer(drawn: dict[str, Any], device: torch.device) -> int:
                 raise
             return 0
         out, at, weight = y.features, tuple(y.indices.long().T), layer.weight
-        # [out, *k, in]; layers of one tap and one step read their memory as [in, out].
+        # The weight is [out, *k, in]; layers of one tap and stride 1 read its memory as [in, out].
         if layer.conv1x1:
             window = weight.reshape(c_in, c_out).T.reshape(c_out, *[1] * ndim, c_in)
         else:
@@ -118,7 +118,7 @@ def check_layer(drawn: dict[str, Any], device: torch.device) -> int:
     rest[at] = False
     torch.testing.assert_close(out, expected[at], rtol=1e-9, atol=1e-9)
     if drawn["kind"] != "submanifold":
-        # Where the sparse layer has no row, the dense one has the bias alone.
+        # Where the sparse layer has no row, the dense layer has only the bias.
         idle = expected[rest]
         bias = torch.zeros_like(idle) if layer.bias is None else layer.bias.expand_as(idle)
         torch.testing.assert_close(idle, bias, rtol=1e-9, atol=1e-9)
@@ -182,7 +182,7 @@ def check_minkowski_layer(drawn: dict[str, Any], device: torch.device) -> int:
 
 
 def mistakes() -> list[tuple[str, str, str]]:
-    """Return every call with every argument and every value: the names of a mistake."""
+    """Return every call with every argument and every value; the three together name a mistake."""
     return [
         (name, argument, value)
         for name, call in sorted(_hostile.calls().items())
@@ -195,7 +195,7 @@ def mistakes() -> list[tuple[str, str, str]]:
 def check_mistake(
     mistake: tuple[str, str, str], device: torch.device, expected: list[Tensor]
 ) -> bool:
-    """Make a mistake; check its error and the call after it. Return whether it was refused."""
+    """Make a mistake; check its error and the next valid call. Return whether it was refused."""
     name, argument, value = mistake
     call = _hostile.calls()[name]
     error = _hostile.outcome(call, argument, _hostile.VALUES[value])

@@ -1,7 +1,7 @@
 """Public calls, valid arguments for each, and values that do not belong there.
 
-One call with one argument replaced is a mistake that somebody makes. It returns, or it raises one
-of `REFUSALS` with a sentence; and the next valid call is right.
+A mistake is a call with one argument replaced. The call returns, or it raises one of `REFUSALS`
+with a message of a sentence. The next valid call is right in either case.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
     Attributes:
         run: The call.
-        arguments: Valid arguments, made anew for each run.
+        arguments: A function that makes valid arguments for each run.
     """
 
     run: Callable[..., Any]
@@ -141,7 +141,7 @@ def calls() -> dict[str, Call]:
     return made
 
 
-# Values of which none fits everywhere; each is made anew.
+# No value here is valid for every argument. Each call makes its value again.
 VALUES: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "0": lambda: 0,
@@ -194,8 +194,8 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 
 
-# Legal, and a matter of memory and of time. Where the kernel promises more memory than there is,
-# weights of 2**31 channels end the process, as those of `torch.nn.Linear` do.
+# These calls are legal, but take much memory and time. If the operating system promises more memory
+# than exists, weights of 2**31 channels end the process, also those of `torch.nn.Linear`.
 LEGAL_BUT_LARGE = {
     ("out_channels", "2**20"),
     ("in_channels", "2**31"),
@@ -205,7 +205,7 @@ LEGAL_BUT_LARGE = {
 
 
 def _fixed(layer: nn.Module) -> nn.Module:
-    """Return the layer with parameters that are the same every time."""
+    """Give the layer parameters that are the same in every run, and return the layer."""
     for parameter in layer.parameters():
         steps = torch.arange(float(parameter.numel()), device=parameter.device)
         parameter.data.copy_((steps % 5 - 2).view_as(parameter))
@@ -213,7 +213,7 @@ def _fixed(layer: nn.Module) -> nn.Module:
 
 
 def sentinel(device: str = "cpu") -> list[Tensor]:
-    """Return outputs and gradients of valid calls, of numbers that no sum rounds."""
+    """Return outputs and gradients of valid calls, with numbers for which sums are exact."""
     found = []
     for layer, make, feats_of in (
         (ts.nn.SparseConv3d(4, 3, 3, 2, 1), _engine, lambda out: out.feats),
@@ -229,7 +229,7 @@ def sentinel(device: str = "cpu") -> list[Tensor]:
 
 
 def outcome(call: Call, argument: str, value: Callable[[], Any]) -> Exception | None:
-    """Run a call with one argument replaced; return what it raised, or None."""
+    """Run a call with one argument replaced; return its exception, or None."""
     arguments = call.arguments()
     arguments[argument] = value()
     try:

@@ -1,4 +1,4 @@
-"""What the engine should do, by the brute-force reference, and what it did, as plain triples."""
+"""The expected maps by the brute-force reference, and the engine's maps, as plain triples."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ def box_of(grid: Grid) -> Box:
 
 
 def fields(geometry: ConvGeometry) -> tuple[Sequence[int], ...]:
-    """The arguments of the reference that both of its functions take."""
+    """Return the arguments that both functions of the reference take."""
     return geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
 
 
 def expected_out_coords(sites: ActiveSites, geometry: ConvGeometry) -> Tensor:
-    """Coordinates of the output rows that ``geometry`` chooses."""
+    """Return the coordinates of the output rows that ``geometry`` chooses."""
     if geometry.sites == "same":
         return sites.coords.cpu()
     grid = sites.grid
@@ -31,7 +31,7 @@ def expected_out_coords(sites: ActiveSites, geometry: ConvGeometry) -> Tensor:
     if grid.bounded:
         out_box = Box((0,) * grid.ndim, geometry.output_shape(grid.shape), grid.batch_size)
     if geometry.taps:
-        # One tap at a time: those of the box around them reach further.
+        # One tap at a time, because the box around the taps has further taps.
         ones = (1,) * grid.ndim
         reached = [
             reference.output_sites(
@@ -53,7 +53,7 @@ def expected_out_coords(sites: ActiveSites, geometry: ConvGeometry) -> Tensor:
 def expected_triples(
     in_sites: ActiveSites, out_sites: ActiveSites, geometry: ConvGeometry
 ) -> list[Triple]:
-    """Every triple of a map from ``in_sites`` to ``out_sites``."""
+    """Return every triple of a map from ``in_sites`` to ``out_sites``."""
     size, stride, padding, dilation = fields(geometry)
     first: list[int] = []
     if geometry.taps:
@@ -74,7 +74,7 @@ def expected_triples(
     )
     if not geometry.taps:
         return triples
-    # Those of the box around the taps, without the taps that the window lacks.
+    # Triples of the box around the taps, without those of taps that the window lacks.
     box = reference.taps(size, geometry.tap_order)
     places: dict[int, list[int]] = {}
     for number, tap in enumerate(geometry.taps):
@@ -89,7 +89,7 @@ def _paddings(geometry: ConvGeometry) -> list[list[int]]:
 
 
 def map_triples(kmap: KernelMap) -> list[Triple]:
-    """Every triple that a kernel map is expected to hold."""
+    """Return every triple that a kernel map should hold."""
     if kmap.is_inverse:
         return swapped(map_triples(kmap.inverse()))
     return expected_triples(kmap.in_sites, kmap.out_sites, kmap.geometry)
@@ -131,5 +131,5 @@ def pair_triples(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor) -> list[Tri
 
 
 def swapped(triples: list[Triple]) -> list[Triple]:
-    """The same triples seen from the other side."""
+    """Return the triples with inputs and outputs swapped."""
     return [(out_row, in_row, tap) for in_row, out_row, tap in triples]

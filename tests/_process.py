@@ -1,4 +1,4 @@
-"""Python in a process of its own, for tests of what happens at start-up."""
+"""Run Python in a process of its own, for tests of its start-up."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""What may be missing in CI, and how many tests may be skipped for it: a budget of skips.
+"""The packages that CI may lack, and how many tests may be skipped for each reason.
 
-A test that is skipped for want of Triton or of an original reads like one that passed. In CI, what
-the tests need must be there, and each skip must have a reason that is listed here.
+A test that is skipped because Triton or an original is missing looks like a test that passed. In
+CI, all packages that the tests need must be there, and each skip needs a reason of this list.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-# Import names. MinkowskiEngine has no wheels on an index: it is needed where one was given.
+# Import names. MinkowskiEngine has no wheel on an index, so CI needs it only if a wheel was given.
 NEEDED = ("triton", "numba", "spconv")
 
 # Reason of a skip, as a pattern -> the most tests that may have it.
@@ -31,10 +31,10 @@ BUDGET = {
 
 
 def missing(wheels: str | None = None) -> list[str]:
-    """Return, for each package that the tests need in CI and cannot import, a line that says so.
+    """Return a line for each package that the tests need in CI and that cannot be imported.
 
     Args:
-        wheels: Folder of wheels that CI was given; None: what ``MINKOWSKI_WHEELS`` names.
+        wheels: Folder of wheels; None: the folder that ``MINKOWSKI_WHEELS`` names.
     """
     lines = [line for name in NEEDED if (line := _import_error(name))]
     if wheel := minkowski_wheel(wheels):
@@ -60,7 +60,7 @@ def _import_error(name: str) -> str | None:
 
 
 def over_budget(reasons: list[str]) -> list[str]:
-    """Return, for each reason that more tests were skipped for than may be, a line that says so."""
+    """Return a line for each reason for which too many tests were skipped."""
     lines = []
     for reason, count in sorted(Counter(reasons).items()):
         allowed = next((n for pattern, n in BUDGET.items() if re.search(pattern, reason)), 0)

@@ -1,4 +1,4 @@
-"""What property tests draw: geometries, sites that a window of them meets, and a count of both."""
+"""Strategies of property tests: geometries, sites that their windows reach, and counts of pairs."""
 
 import math
 import os
@@ -13,11 +13,11 @@ from tritonspconv.geometry import ConvGeometry
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-# Brute force takes time in proportion to rows times taps.
+# The time of brute force grows with rows times taps.
 MAX_VOLUME = 125
 MAX_ROWS = 24
 
-# By axes. Cells are drawn from boxes of few cells, so that rows are neighbours of each other.
+# Extents by the number of axes. Boxes have few cells, so that rows are neighbours of each other.
 _BOX_SIDE = {1: 12, 2: 6, 3: 4, 4: 3, 5: 2}
 _WINDOW_SIDE = {1: 6, 2: 4, 3: 4, 4: 3, 5: 3}
 
@@ -32,9 +32,9 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
 
     Args:
         draw: Hypothesis's.
-        ndim: Number of axes; None: 1 to 5, three most of all. The interpreter runs kernels of 1
-            to 4; beyond, the launchers in torch tell from the device what a table holds.
-        kinds: Of `KINDS`.
+        ndim: Number of axes; None: 1 to 5, mostly 3. The interpreter runs kernels of 1 to 4 axes;
+            maps of 5 axes are made by the launchers in torch.
+        kinds: Members of `KINDS`.
     """
     ndim = ndim or draw(st.sampled_from([3, 2, 1, 3, 4] + [5] * (not INTERPRETED)))
     per_axis = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * ndim))  # noqa: E731
@@ -48,7 +48,7 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
         centred = ConvGeometry.submanifold(kernel_size, dilation, tap_order)
         if kind == "same, mirrored" or draw(st.booleans()):
             return centred
-        # MinkowskiEngine's: an even window begins at its row.
+        # As in MinkowskiEngine: an even window begins at its row.
         padding = tuple(
             p if k % 2 else 0 for k, p in zip(kernel_size, centred.padding, strict=True)
         )
@@ -56,7 +56,7 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
             kernel_size, (1,) * ndim, padding, dilation, sites="same", tap_order=tap_order
         )
     transposed = kind == "transposed"
-    # From one cell beside the window to one cell beyond its other end.
+    # Offsets from one cell before the window to one cell behind it.
     padding = tuple(
         draw(st.integers(-1, d * (k - 1) + 1)) for k, d in zip(kernel_size, dilation, strict=True)
     )
@@ -74,9 +74,9 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
 
 @st.composite
 def _kernel_sizes(draw, ndim: int, kind: str) -> tuple[int, ...]:
-    """Draw the extent of a window of at least two taps; submanifold ones odd, or with an even side.
+    """Draw the extents of a window of at least two taps: all odd, or with an even side.
 
-    A window that is even along one axis is what "not mirrored" means.
+    "Not mirrored" means that a window is even along one axis.
     """
     sides = st.integers(1, _WINDOW_SIDE[ndim])
     size = list(draw(st.tuples(*[sides] * ndim)))
@@ -96,7 +96,7 @@ def _kernel_sizes(draw, ndim: int, kind: str) -> tuple[int, ...]:
 
 @st.composite
 def _windows_of_taps(draw, ndim: int, kind: str) -> ConvGeometry:
-    """Draw a window of three to nine taps, in any order, near the row or on it."""
+    """Draw a window of three to nine taps, in any order, around the row."""
     position = st.tuples(*[st.integers(-1, 1)] * ndim) | st.tuples(*[st.integers(-2, 2)] * ndim)
     taps = draw(st.lists(position, min_size=3, max_size=9, unique=True))
     dilation = draw(st.tuples(*[st.integers(1, 2)] * ndim))
@@ -152,7 +152,7 @@ def _rows_outside(draw, grid: Grid) -> Tensor:
 
 
 def fits(sites: ActiveSites, geometry: ConvGeometry) -> bool:
-    """Return whether the rule of ``geometry`` makes output sites of ``sites``.
+    """Return whether ``geometry`` can make output sites from ``sites``.
 
     A bounded grid too small for the window, and a window of taps in a bounded grid, are errors.
     """
@@ -190,24 +190,24 @@ def a_few(examples: int) -> settings:
 
 
 class Share:
-    """How many examples of a property test hold what the property is about.
+    """Counts the examples of a property test that have pairs.
 
-    A property that holds for want of pairs tells nothing. `note` counts inside the property, and
-    `check`, called after it, fails the test.
+    A property that holds because there are no pairs shows nothing. The property calls `note`, which
+    counts. The test then calls `check`, which fails if too few examples had pairs.
     """
 
     def __init__(self) -> None:
         self.seen = self.real = 0
 
     def note(self, triples: list[tuple[int, int, int]], same: bool = False) -> None:
-        """Count one example; ``same``: a pair of a row with itself is in every map."""
+        """Count one example; with ``same``, pairs of a row with itself do not count."""
         self.seen += 1
         self.real += any(not same or i != o for i, o, _ in triples)
 
     def check(self, least: float = 0.2) -> None:
         """Fail if less than the share ``least`` of the examples had pairs.
 
-        A few examples, as many as the interpreter has time for, may have none.
+        The interpreter has time for a few examples only, which may all lack pairs.
         """
         assert self.seen >= (4 if INTERPRETED else 10), f"only {self.seen} examples"
         if INTERPRETED:

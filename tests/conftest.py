@@ -19,18 +19,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 INTERPRETED_DEVICE, TORCH_DEVICE = "interpreted", "cpu-torch"
 NO_GPU = "no GPU: torch.cuda.is_available() is False"
 
-# Torch lists the functions that `torch.device` contexts and overrides know on first use, by
-# identity: let it see the real ones, before `_poison_empty` replaces some.
+# On first use, torch lists the functions that `torch.device` contexts and overrides know, by
+# identity. Make the list now, before `_poison_empty` replaces some of these functions.
 _device_constructors()
 torch.overrides.get_overridable_functions()
 torch.overrides.get_ignored_functions()
 
-# Dense references on a GPU are true float32.
+# Dense references on a GPU do not round to TF32.
 torch.backends.cudnn.allow_tf32 = False
 
 
 class _TorchRandom:
-    """Torch's generator for hypothesis, which seeds it for each example and so can replay one."""
+    """Torch's generator for hypothesis, which seeds it for each example and can replay one."""
 
     seed = staticmethod(torch.manual_seed)
     getstate = staticmethod(torch.get_rng_state)
@@ -49,8 +49,8 @@ SEED_OF_THE_DAY = "TRITONSPCONV_TEST_SEED"
 def pytest_configure(config: pytest.Config) -> None:
     """In CI, stop where packages are missing, and draw other examples of properties each day.
 
-    The seed is the date. It goes to the processes of pytest-xdist, which may start after midnight,
-    by the environment.
+    The seed is the date. The environment hands it to the processes of pytest-xdist, which may start
+    after midnight.
     """
     if not os.environ.get("CI"):
         return
@@ -86,7 +86,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what launches Triton kernels, and skip what cannot run here, with the reason."""
+    """Mark tests that launch Triton kernels, and skip tests that cannot run here, with a reason."""
     has_gpu = torch.cuda.is_available()
     for item in items:
         if "triton_device" in getattr(item, "fixturenames", ()):
@@ -99,8 +99,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("compile") and INTERPRETED:
             reason = "compiles Triton kernels: needs TRITON_INTERPRET unset"
             item.add_marker(pytest.mark.skip(reason=reason))
-        # scripts/test.sh selects by this mark. A kernel test that does without Triton runs in
-        # either mode, so it needs no skip.
+        # scripts/test.sh selects tests by this mark. A kernel test without Triton runs in either
+        # mode, so it needs no skip.
         if KERNEL_TESTS in item.path.parents and not item.get_closest_marker("compile"):
             item.add_marker("interpreter")
 
@@ -134,24 +134,24 @@ def triton_device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Run each test on one thread: tests are spread over processes, threads would only compete.
+    """Run each test on one thread, because tests run in several processes already.
 
-    spconv's CPU forward is right on one thread only (a race in its scatter-add), and each
-    coordinate manager of MinkowskiEngine sets the number for the whole process. So it is set for
-    every test.
+    spconv's forward pass on a CPU is right on one thread only, because its scatter-add has a race.
+    Each coordinate manager of MinkowskiEngine sets the number of threads of the whole process. So
+    the number is set for every test.
     """
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
-    """Seed torch from the test's name: the same numbers alone, in any order, in any process."""
+    """Seed torch from the test's name, so that the numbers do not depend on the order of tests."""
     torch.manual_seed(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture(autouse=True)
 def _poison_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what ``torch.empty`` and its relatives return: a read of it shows up in every run.
+    """Fill the tensors of ``torch.empty`` and its relatives, so that a read of them always shows.
 
     The functions are replaced, not intercepted by a torch mode: modes belong to one thread, and the
     backward pass on a GPU runs in another.
@@ -184,6 +184,6 @@ def _poison(dtype: torch.dtype) -> float | int | bool:
         return math.nan
     if dtype is torch.bool:
         return True
-    # An index that is out of range, or an absurd count: near the top of the range. Code may use
-    # powers of two and the maximum as sentinels, so the value is none of them.
+    # As an index the value is out of range, and as a count it is absurd. It is near the top of the
+    # range, but no power of two and not the maximum, because code may use these as sentinels.
     return torch.iinfo(dtype).max // 3 * 2 + 1

@@ -1,4 +1,4 @@
-"""The architecture page tells the truth: its picture of the imports, its walk, its files."""
+"""The architecture page is true: its picture of the imports, its walk and its files."""
 
 import functools
 import graphlib
@@ -27,7 +27,7 @@ WORKSHOP = {
 
 
 def room_of(module: str) -> str | None:
-    """Return the room of a module, by its name in the picture; None for the workshop's."""
+    """Return the room of a module, by its name in the picture; None if it is in no room."""
     package, *rest = module.split(".")
     if not rest or package == "compat":
         room = ".".join([package, *rest[:1]])
@@ -36,7 +36,7 @@ def room_of(module: str) -> str | None:
         return None
     if rest[0] != "kernels":
         return "leaves" if is_leaf(rest[0]) else rest[0]
-    if rest[1:] == ["tuning"]:  # what tuners see of the Triton kernels
+    if rest[1:] == ["tuning"]:  # the part of the Triton kernels that tuners see
         return None
     if rest[1:2] in (["triton"], ["numba"], ["eager"]):
         return f"kernels.{rest[1]}"
@@ -45,12 +45,12 @@ def room_of(module: str) -> str | None:
 
 @functools.cache
 def imports() -> grimp.ImportGraph:
-    """Return who imports whom; what is imported for types alone does not count."""
+    """Return the modules that each module imports; imports for types alone do not count."""
     return grimp.build_graph("tritonspconv", "compat", exclude_type_checking_imports=True)
 
 
 def is_leaf(name: str) -> bool:
-    """Return whether ``tritonspconv.<name>`` is a single module that imports leaves alone."""
+    """Return whether ``tritonspconv.<name>`` is a single module that imports only leaves."""
     if not (ROOT / "tritonspconv" / f"{name}.py").exists():
         return False
     targets = imports().find_modules_directly_imported_by(f"tritonspconv.{name}")
@@ -118,7 +118,7 @@ def test_no_room_leads_back_to_itself():
 
 
 def test_no_imports_lead_in_a_circle():
-    """Not even those inside functions."""
+    """This holds for imports inside functions too."""
     graph = imports()
     graphlib.TopologicalSorter(
         {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
@@ -142,7 +142,7 @@ def walked(title: str) -> list[tuple[str, str]]:
 
 
 def traced(run) -> list[tuple[str, str]]:
-    """Return (function, file) of every call that ``run`` makes of code of ours, in order."""
+    """Return (function, file) of every call of our code during ``run``, in order."""
     calls = []
 
     def note(frame, event, _):
@@ -170,7 +170,7 @@ def callers() -> list[tuple[str, str]]:
 
 
 def check_walk(title: str, calls: list[tuple[str, str]]) -> None:
-    """Check that a run passes the stations of a walk, in their order."""
+    """Check that a run calls the functions of a walk, in their order."""
     place = 0
     for function, file in walked(title):
         name = function.rpartition(".")[2]
@@ -183,7 +183,7 @@ def check_walk(title: str, calls: list[tuple[str, str]]) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_a_layer_walks_as_the_page_says(monkeypatch):
-    """On a CPU, with the launches themselves left out."""
+    """The walk runs on a CPU, without the launches themselves."""
     spconv = importlib.import_module("compat.spconv.pytorch")
     launch = importlib.import_module("tritonspconv.kernels.triton._launch")
     stacks = []

@@ -1,4 +1,4 @@
-"""Public constructors and calls check their arguments at the door."""
+"""Public constructors and calls check their arguments first."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MAP = ts.kernel_map(tensor().sites, ts.ConvGeometry.submanifold((3, 3), (1, 1)))
 WEIGHT = torch.ones(9, 4, 8)
 INDEX = torch.zeros(3, dtype=torch.int32)
 
-# The call, the type of its error, and the words of the error: what, expected, got.
+# The call, the type of its error, and words of the error: what, expected, got.
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "batch size, str": (lambda: tensor(batch_size="2"), TypeError, "batch_size must be an int"),
     "batch size, float": (lambda: tensor(batch_size=1.5), TypeError, "batch_size must be an int"),

@@ -1,6 +1,6 @@
 """The same networks by every back end: numba and torch on a CPU, and Triton in the interpreter.
 
-What a GPU alone dispatches to, from a layer of either adapter down to the launch, runs here.
+Code that only a GPU dispatches to runs here, from a layer of either adapter down to the launch.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ SUBM = ConvGeometry.submanifold((3, 3), (1, 1))
 
 @pytest.fixture
 def triton_on_cpu(monkeypatch) -> Callable:
-    """A context in which tensors on a CPU go to Triton, or where it is told to send them."""
+    """Return a context in which tensors on a CPU go to Triton, or to the given back end."""
     if torch.cuda.is_available():
         pytest.skip("no need: a GPU takes this way in every test")
 
@@ -43,7 +43,7 @@ def triton_on_cpu(monkeypatch) -> Callable:
 
 
 def assert_alike(run: Callable[[], list[Tensor]], triton_on_cpu) -> None:
-    """``run`` returns the same by every back end, up to the rounding of float32."""
+    """Check that ``run`` gives the same on every back end, up to the rounding of float32."""
     expected = run()
     for send in (send_cpu_to_triton, send_cpu_to_torch):
         with triton_on_cpu(send):
@@ -54,7 +54,7 @@ def assert_alike(run: Callable[[], list[Tensor]], triton_on_cpu) -> None:
 
 
 def trained(net: nn.Module, forward: Callable[[Tensor], Tensor], n: int, c: int) -> list[Tensor]:
-    """Output, its gradients in the input and all parameters, and buffers; of equal numbers."""
+    """Return output, gradients of input and parameters, and buffers, from equal numbers."""
     torch.manual_seed(0)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -86,7 +86,7 @@ def test_engine_network(triton_on_cpu):
 
 
 def test_evaluation_fuses_and_agrees(triton_on_cpu, monkeypatch):
-    """Norm and ReLU are part of the launch on a GPU alone."""
+    """Norm and ReLU are part of the launch on a GPU only."""
     net = ts.nn.Sequential(ts.nn.SubMConv2d(3, 5, 3), ts.nn.BatchNorm(5), ts.nn.ReLU()).eval()
     net[1].running_mean.normal_()
     net[1].running_var.uniform_(0.5, 2)
@@ -194,13 +194,13 @@ def test_lookups_are_told_that_rows_are_distinct_where_they_are(
         asked = ActiveSites(sites.coords, sites.grid)
         assert asked.has_repeats() == (repeats > 0)
         kernel_map(asked, SUBM)
-    # Nobody had looked before the first map.
+    # No one had searched for repeats before the first map.
     assert told == [False, repeats == 0]
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_float16_parts_serve_all_three_products(inverse, triton_on_cpu, monkeypatch):
-    """Large float32 products, whose operands are split; the weight's gradient among them."""
+    """Large float32 products split their operands, also for the weight's gradient."""
     kmap = ConvGeometry((3, 3), (2, 2), (1, 1), (1, 1))
     sites = random_sites(30, 2, extent=6)
     split, of_pairs = [], []
@@ -226,6 +226,6 @@ def test_float16_parts_serve_all_three_products(inverse, triton_on_cpu, monkeypa
         return [out, *torch.autograd.grad(out.square().sum(), (feats, weight))]
 
     assert_alike(run, triton_on_cpu)
-    # Features and weight forward; gradient, features and matrices backward.
+    # Two splits forward (features, weight) and three backward (gradient, features, matrices).
     assert len(split) == 5
     assert all(isinstance(operand, half_parts.HalfParts) for operand in of_pairs[0][:2])

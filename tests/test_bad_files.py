@@ -1,4 +1,4 @@
-"""A bad file ends every command in one line and exit status 2, whatever is in it."""
+"""Every bad file ends a command with one line and exit status 2."""
 
 import random
 from pathlib import Path
@@ -55,7 +55,7 @@ def broken(content: bytes, how: str, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.filterwarnings("ignore")  # readers of other packages warn of what they cannot read
+@pytest.mark.filterwarnings("ignore")  # readers of other packages warn of bad files
 @pytest.mark.parametrize("how", ["empty", "noise", "cut off", "longer", "not finite", "changed"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_bad_file_is_one_line(command, how, tmp_path, monkeypatch, capsys):
@@ -66,7 +66,7 @@ def test_a_bad_file_is_one_line(command, how, tmp_path, monkeypatch, capsys):
     if command.startswith(("train", "profile it")):
         suffixes = rng.sample(suffixes, 3)
     if command == "profile it" and how in ("changed", "longer"):
-        suffixes = [".bin"]  # a file that can be read after all would be profiled
+        suffixes = [".bin"]  # the command would profile a file that can be read
     for suffix in suffixes:
         path = tmp_path / f"bad{suffix}"
         path.write_bytes(broken(files[suffix], how, rng))

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tritonspconv.bench import command, layers
-from tritonspconv.bench.report import Cell, Report
+from tritonspconv.bench.report import Cell, Report, command_line
 from tritonspconv.bench.timing import Measurement, Meter
 from tritonspconv.cli.main import main
 
 
 @pytest.mark.parametrize("scene", ["waymo_b4", "sphere", "kitti"])
 def test_no_process_measures_float32_and_tf32(scene: str) -> None:
-    """Spconv's tuner keeps its first choice for a shape, whatever SPCONV_ALLOW_TF32 says later."""
+    """Spconv's tuner keeps its first choice for a shape if SPCONV_ALLOW_TF32 changes later."""
     dtypes = {dtype for _, dtype in layers._channels(scene, False, True)}
     assert "tf32" not in dtypes
     assert scene != "waymo_b4" or {"float32", "float16", "bfloat16"} <= dtypes
@@ -111,3 +111,17 @@ def test_clocks_that_do_not_fit_are_refused() -> None:
         Meter(torch.device("cuda"), quick=True, clock="cpu")
     with pytest.raises(ValueError, match=r"one of \('wall', 'cpu'\); got 'sun'"):
         Meter(torch.device("cpu"), quick=True, clock="sun")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["/somewhere/tritonspconv/__main__.py", "bench", "--only", "a b"],
+         "tritonspconv bench --only 'a b'"),
+        (["/somewhere/bin/tritonspconv", "tune"], "tritonspconv tune"),
+        (["/somewhere/minkowski.py"], "python minkowski.py"),
+    ],
+)  # fmt: skip
+def test_reports_name_the_command_without_its_folder(arguments, shown, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", arguments)
+    assert command_line() == shown

@@ -26,7 +26,8 @@ from tritonspconv.training import (
 )
 from tritonspconv.training.box_scenes import changed_scene
 from tritonspconv.training.boxes import Judged, corners, distinct, points_inside
-from tritonspconv.training.detection import CapturedDetector, box_batch, boxes_of, maps_of
+from tritonspconv.training.captured import CapturedTraining
+from tritonspconv.training.detection import box_batch, boxes_of, maps_of, run_detector
 from tritonspconv.training.loop import follow_quickly
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_overlaps_are_those_of_a_raster():
     areas = shared.diagonal()
     expected = shared / (areas[:, None] + areas[None] - shared)
     assert (overlaps(boxes, boxes) - expected).abs().max() < 0.01
-    assert (expected > 0.05).sum() > 16  # not only those of boxes with themselves
+    assert (expected > 0.05).sum() > 16  # not only overlaps of boxes with themselves
 
 
 def test_points_inside_and_corners():
@@ -111,11 +112,11 @@ def judged(found: list[float], scores: list[float], truth: list[float], ignored=
     [
         ([judged([0, 10], [0.9, 0.8], [0, 10])], 1),
         ([judged([], [], [0])], 0),
-        # The half that is found has no mistake before it.
+        # One of two cars is found, and no mistake comes before it.
         ([judged([0, 20], [0.9, 0.8], [0, 10])], 0.5),
-        # The mistake comes first: precision is a half at every recall.
+        # The mistake comes first, so precision is a half at every recall.
         ([judged([20, 0], [0.9, 0.8], [0])], 0.5),
-        # A second box on the same car is a mistake, behind all recalls.
+        # A second box on the same car is a mistake, but comes after all cars are found.
         ([judged([0, 0.1], [0.9, 0.8], [0])], 1),
         ([judged([0, 10], [0.9, 0.8], [0, 10], ignored=(10,))], 1),
         # Scores are compared over all scans.
@@ -217,7 +218,7 @@ def test_kitti_folders_are_read(tmp_path):
     scene = val.load(0)
     assert scene.points.tolist() == [
         [10, 0, 0, 0.5]
-    ]  # those beside and behind are not in the picture
+    ]  # cars beside and behind are not in the picture
     first = scene.boxes[0].tolist()
     # Bottom 1.75 m below the laser; the camera's -90 degrees about its y axis are 0 about z.
     assert first == pytest.approx([10, 0, -1.75 + 0.75, 4, 1.6, 1.5, 0], abs=1e-5)
@@ -287,9 +288,9 @@ def test_a_captured_detector_computes_the_same():
     batch = box_batch([easy_set(2).load(n) for n in range(2)], GRID)
     larger = box_batch([easy_set(4).load(n) for n in (2, 3)], GRID)
     losses = []
-    for forward in (None, CapturedDetector()):
+    for forward in (run_detector, CapturedTraining(run_detector)):
         net = make_net().train()
-        task = Detection(easy_set(2), easy_set(1), *([] if forward is None else [forward]))
+        task = Detection(easy_set(2), easy_set(1), forward)
         rows = []
         for each in (batch, larger):
             net.zero_grad()

@@ -86,7 +86,7 @@ def test_view_writes_a_page_with_the_points(tmp_path, capsys):
     places = np.frombuffer(base64.b64decode(data["clouds"][0]["places"]), "<u2").reshape(-1, 3)
     assert len(places) == 500
     assert len(data["clouds"]) == 5
-    # Coordinates are shares of the box around all clouds.
+    # Coordinates are fractions of the box around all clouds.
     spans = np.ptp(places, axis=0) / 65535 * data["metres"]
     assert np.allclose(spans, np.ptp(points, axis=0), atol=2e-3)
 

@@ -1,4 +1,4 @@
-"""Conditions that every test may count on, and tests that CI may not skip."""
+"""Conditions on which every test may rely, and tests that CI may not skip."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_a_wheel_that_was_given_has_to_be_importable(tmp_path, monkeypatch):
 
 
 def _pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run pytest on one file of its own, under the rules of this suite."""
+    """Run pytest on a single new file, under the rules of this suite."""
     test = "import pytest\n\ndef test_it():\n    pytest.skip('no network today')\n"
     path = _process.write(folder, "test_skipped.py", test)
     return subprocess.run(

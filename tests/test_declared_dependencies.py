@@ -1,4 +1,4 @@
-"""Everything public imports, and point helpers run, where only the declared dependencies exist."""
+"""Public modules import, and point helpers run, with the declared dependencies alone."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from tests._process import ROOT, run
 
-# Runs in a process of its own. An import hook hides every installed package but those allowed.
+# This script runs in a process of its own. An import hook hides all packages that are not allowed.
 PROBE = """
 import importlib, json, pkgutil, sys
 
@@ -73,7 +73,7 @@ def _name(requirement: str) -> str:
 
 
 def allowed_distributions() -> set[str]:
-    """Return the declared dependencies and everything that these require, extras apart."""
+    """Return the declared dependencies and everything that they require, without extras."""
     found, waiting = set(), declared()
     while waiting:
         name = waiting.pop()

@@ -1,4 +1,4 @@
-"""Operations make their tensors where their arguments are, whatever the default device is."""
+"""Operations make their tensors on the device of their arguments, for any default device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and say what they show."""
+"""The examples in docstrings run and print the shown results."""
 
 import doctest
 import importlib
@@ -8,7 +8,7 @@ import torch
 
 import tritonspconv
 
-# Every module with an example; a new one belongs here.
+# Every module with an example; add a new module here.
 MODULES = [
     "tritonspconv.geometry",
     "tritonspconv.kernel_map.build",

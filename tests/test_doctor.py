@@ -27,14 +27,14 @@ def test_it_reports_versions_devices_and_results(tmp_path):
 @pytest.mark.parametrize("kind", _self_check.CHECKS)
 @pytest.mark.parametrize("fault", ["output", "gradient"])
 def test_each_check_finds_a_fault_of_one_in_a_hundred(kind, fault, monkeypatch):
-    """Every operation that a check calls, in turn with a wrong output and with a wrong gradient."""
+    """Give every operation of a check, in turn, a wrong output and a wrong gradient."""
     for name in ("sparse_conv", "sparse_channelwise_conv", "sparse_pool", "global_pool"):
         right = getattr(_self_check.ops, name)
 
         def wrong(feats, *args, right=right):
             if fault == "output":
                 return right(feats, *args) * 1.01
-            # The value of the features, and a gradient that is too large.
+            # The right value of the features with a gradient that is too large.
             feats = feats.detach() + (feats - feats.detach()) * 1.01
             return right(feats, *args)
 
@@ -59,6 +59,14 @@ def test_a_wrong_result_shows_in_the_exit_status(what, monkeypatch, capsys):
     expected = {"value": "WRONG: output[", "exception": "FAILED: RuntimeError: no such kernel"}
     assert expected[what] in out
     assert "please report it" in out
+    assert ("Traceback (most recent call last)" in out) == (what == "exception")
+
+
+def test_a_failure_is_the_last_line_of_its_innermost_cause():
+    outer = RuntimeError("at 67:4:\n  _look_up(\n  ^")
+    outer.__cause__ = ValueError("at 47:16:\n  plane = moved(\n  ^\nno such type\n  ^")
+    assert doctor._reason(outer) == "ValueError: no such type"
+    assert doctor._reason(ValueError()) == "ValueError: no message"
 
 
 @pytest.mark.parametrize(

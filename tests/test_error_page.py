@@ -1,4 +1,4 @@
-"""docs/errors.md says what the code says."""
+"""docs/errors.md has the messages of the code."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""A few hundred random layers and mistakes. scripts/tools/fuzz.py runs as many as one wants."""
+"""A few hundred random layers and mistakes. scripts/tools/fuzz.py runs more of them."""
 
 import pytest
 from hypothesis import given, settings

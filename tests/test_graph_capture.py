@@ -1,4 +1,4 @@
-"""torch.compile is right and settles; tools that record a graph are refused or right."""
+"""torch.compile is right and stops compiling; tools that record a graph are refused or right."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from tests._capture_cases import EXTENT, NETS, TOOLS, outcome, scan
 from tritonspconv.graph_capture import GraphCaptureError, refuse_capture
 
 pytestmark = [
-    # torch.compile reads .grad of every tensor, and hides the warning, but not as an error.
+    # torch.compile reads .grad of every tensor. It hides the warning, but not if warnings are
+    # errors.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
 ]
 
 PAGE = Path(__file__).parents[1] / "docs" / "compile-export.md"
 COMPILES = ("`torch.compile`", "`torch.compile(dynamic=True)`")
-# What torch.compile traces: functions of features alone, and calls of registered operators.
+# torch.compile traces functions of features alone, and calls of registered operators.
 TRACEABLE = {
     "tritonspconv.nn._module.FeatureModule.forward",
     "tritonspconv.nn.norm.BatchNorm.forward",
     "tritonspconv.nn.container.ToDense.forward",
     "tritonspconv.nn.conv.SparseInverseConvNd.forward",
     "tritonspconv.nn.conv.SubMConvNd.forward",
-    "compat.spconv.pytorch.conv._SubMConv.forward",
+    "compat.spconv.pytorch._convolution.SparseConvolution.forward",
     "compat.spconv.pytorch.modules.SparseBatchNorm.forward",
     "compat.spconv.pytorch.modules.SparseIdentity.forward",
     "compat.spconv.pytorch.modules.SparseReLU.forward",
+    "compat.spconv.pytorch.modules.SparseSequential.forward",
     "compat.spconv.pytorch.modules.SparseSyncBatchNorm.forward",
 }
 
@@ -124,6 +126,10 @@ def test_a_gradient_inside_a_compiled_function_equals_eager() -> None:
     torch.testing.assert_close(torch.compile(step, backend="aot_eager")(*scan(50)), expected)
 
 
+@pytest.mark.xfail(
+    torch.__version__ < "2.13", strict=False,
+    reason="torch 2.11 forgets an input behind the graph break; docs/compile-export.md says so",
+)  # fmt: skip
 def test_a_checkpointed_layer_inside_a_compiled_network_equals_eager() -> None:
     layer = ts.nn.SubMConv3d(4, 8, 3)
 

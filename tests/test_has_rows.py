@@ -1,4 +1,4 @@
-"""Every sparse tensor answers what capture and export ask."""
+"""Every sparse tensor has the methods that capture and export call."""
 
 import inspect
 

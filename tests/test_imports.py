@@ -1,4 +1,4 @@
-"""Importing the packages has no side effects, and they contain what they say they contain."""
+"""Imports of the packages have no side effects, and the packages contain all listed names."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,8 @@ import tritonspconv
 
 ROOT = Path(__file__).parents[1]
 
-# Runs in a process of its own. Torch comes first: what torch does at import is not ours.
+# This script runs in a process of its own. It imports torch first, so torch's side effects do not
+# count.
 PROBE = """
 import importlib, json, os, sys
 
@@ -78,7 +79,7 @@ def modules() -> list[str]:
 def front_doors() -> list[str]:
     """The modules that users import first."""
     names = ["tritonspconv", "compat", "compat.spconv.pytorch"]
-    # A package of its own in the layers: optional, see the import contract in pyproject.toml.
+    # This package is optional; see the import contract in pyproject.toml.
     if importlib.util.find_spec("compat.minkowski") is not None:
         names.append("compat.minkowski")
     return names
@@ -112,7 +113,8 @@ def test_version_is_that_of_the_project():
     assert tritonspconv.__version__ == version
 
 
-# Modules of spconv that describe its compiled code: importing one says what to do instead.
+# These modules of spconv describe its compiled code. The error of their import says what to use
+# instead.
 REFUSED = {
     f"compat.spconv.{name}"
     for name in ("algocore", "benchmark", "build", "core_cc", "csrc", "gencode")

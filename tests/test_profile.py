@@ -1,4 +1,4 @@
-"""`tritonspconv profile` counts sites, pairs and maps rightly, and says what bounds a network."""
+"""`tritonspconv profile` counts sites, pairs and maps rightly, and names a network's bound."""
 
 import json
 
@@ -141,7 +141,7 @@ def test_a_script_is_run_until_its_network_is_measured(tmp_path, capsys):
     assert main(["profile", str(tmp_path / "none.py")]) == 2
 
 
-@pytest.mark.filterwarnings("ignore")  # the originals' own
+@pytest.mark.filterwarnings("ignore")  # warnings of the originals
 @pytest.mark.parametrize("library", ["spconv.pytorch", "MinkowskiEngine"])
 def test_layers_of_the_originals(library):
     import collections

@@ -1,4 +1,4 @@
-"""The code of the README runs as it stands."""
+"""The code of the README runs without changes."""
 
 import re
 from pathlib import Path

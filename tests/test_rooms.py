@@ -1,4 +1,4 @@
-"""The made-up rooms are seeded, furnished, and hide what no camera sees."""
+"""Simulated rooms are seeded and furnished, and lack the surfaces that no camera sees."""
 
 import random
 
@@ -40,7 +40,7 @@ def test_nothing_is_seen_through_furniture():
         solids, _ = furnish_room(random.Random(f"room {seed}"))
         room = simulate_room(seed, density=300, noise=0.0)
         xyz = room.points[:, :3].double()
-        # The scan is shifted by less than 5 cm: look at the inside of what is thicker.
+        # The scan is shifted by less than 5 cm, so look at the inside of thicker objects.
         for solid in solids:
             if min(solid.size) > 0.3 and not solid.round and solid.only is None:
                 inner = solid.__class__(

@@ -32,7 +32,7 @@ def test_metadata():
 
 @pytest.mark.parametrize("shape", [None, (4, 5)], ids=str)
 def test_coordinates_are_a_copy(shape):
-    """If the caller writes to its tensor in any way, nothing changes here."""
+    """If the caller writes to the tensor that it passed, the sparse tensor does not change."""
     coords = COORDS.clone()
     x = SparseTensor(torch.ones(3, 2), coords, spatial_shape=shape)
     weight = torch.randn(9, 2, 2)
@@ -46,7 +46,7 @@ def test_coordinates_are_a_copy(shape):
     coords.numpy()[:] = 0
     assert torch.equal(x.coords, COORDS)
     assert torch.equal(convolve(1), expected)
-    # A map that is made afterwards: none of the sites is another's neighbour.
+    # In a map that is made afterwards, no site has a neighbour.
     assert torch.equal(convolve(5), x.feats @ weight[4])
 
 

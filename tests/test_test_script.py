@@ -1,4 +1,4 @@
-"""scripts/test.sh: what its exit status says, with a Python that only plays its part."""
+"""The exit status of scripts/test.sh, with a script in place of Python."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def test_status(tmp_path, statuses, arguments, expected):
 
 
 def test_hooks_are_the_checks_of_the_script():
-    """Pyright takes the Python that it runs in; the script may run with another one."""
+    """Pyright uses the Python in which it runs; the script may run with another Python."""
     script = (_process.ROOT / "scripts/test.sh").read_text()
     commands = re.findall(r'^(?:PYTHONPATH=\. )?"\$(?:python"|bin/)(.*)$', script, re.MULTILINE)
     checks = [

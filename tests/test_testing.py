@@ -1,4 +1,4 @@
-"""The shipped helpers: made-up sites are what they say, and the tolerance rule bites."""
+"""The shipped helpers: random sites have the promised properties, and tolerances find errors."""
 
 import pytest
 import torch

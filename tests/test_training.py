@@ -1,4 +1,4 @@
-"""The training learns, resumes with the same bits, and reads what it says it reads."""
+"""The training learns, resumes with the same bits, and reads the documented formats."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from torch import nn
 
 import compat.spconv.pytorch as spconv
 from tests._process import run, write
-from tritonspconv.cli import main
+from tritonspconv.cli import main, train_tasks
 from tritonspconv.training import (
     Sample,
     ScanSet,
@@ -22,6 +22,7 @@ from tritonspconv.training import (
     scannet_set,
     simulated_set,
 )
+from tritonspconv.training.captured import CapturedTraining
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
 from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def layered_set(count: int = 4) -> ScanSet:
-    """Scans whose class is the third of the height that a voxel lies in."""
+    """Scans in which the class of a voxel is its third of the height."""
 
     def load(number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(number)
@@ -51,10 +52,12 @@ def make_net() -> nn.Module:
     )
 
 
+def run_net(net: nn.Module, feats: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
+    return net(spconv.SparseConvTensor(feats, coords, [64, 64, 64], 2)).features
+
+
 def forward(net: nn.Module, batch: Sample) -> torch.Tensor:
-    shape = [64, 64, 64]
-    size = int(batch.coords[:, 0].max()) + 1
-    return net(spconv.SparseConvTensor(batch.feats, batch.coords, shape, size)).features
+    return run_net(net, batch.feats, batch.coords)
 
 
 def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
@@ -95,6 +98,63 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
         fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore:captured function. .* rows are more than:RuntimeWarning")
+def test_captured_training_computes_the_same():
+    """A first batch, a smaller batch and a batch that does not fit give eager results."""
+    captured = CapturedTraining(run_net)
+    scans = layered_set(6)
+    batches = []
+    for numbers in ([0, 1], [2], [3, 4, 5, 0, 1, 2]):
+        feats, coords = collate([scans.sample(number) for number in numbers])[1::-1]
+        batches.append((feats, (coords % torch.tensor([2, 64, 64, 64])).int()))
+    nets = make_net().train(), make_net().train()
+    for batch in batches:
+        found = []
+        for net, function in zip(nets, (run_net, captured), strict=True):
+            net.zero_grad()
+            out = function(net, *batch)
+            out.square().mean().backward()
+            found.append([out.detach(), *(p.grad for p in net.parameters())])
+        for eager, other in zip(*found, strict=True):
+            torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-6)
+    assert captured._fast is not None
+    assert (captured._fast.replays, sum(captured._fast.eager_calls.values())) == (2, 1)
+    with torch.no_grad():
+        eager = run_net(nets[0].eval(), *batches[0])
+        torch.testing.assert_close(
+            captured(nets[1].eval(), *batches[0]), eager, rtol=1e-4, atol=1e-6
+        )
+    assert captured._fast.replays == 2
+
+
+@pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])
+def test_one_grid_serves_all_batches_that_it_holds(change):
+    """A captured training makes no graph of a batch that does not fit, or that has fewer scans."""
+    calls = []
+
+    def run(net, feats, coords, shape, batch_size):
+        calls.append((shape, batch_size))
+        return feats
+
+    forward = train_tasks._forward_spunet(run)
+    batch = collate([layered_set(2).sample(number) for number in range(2)])
+    largest = batch.coords.amax(dim=0).tolist()
+    forward(None, batch)
+    coords = batch.coords.clone()
+    if change == "fewer scans":
+        coords[:, 0] = 0
+    else:
+        coords[-1, 3] = 100
+    forward(None, batch._replace(coords=coords))
+    (shape, size), (other, other_size) = calls
+    assert all(
+        extent % 16 == 0 and extent > 1.5 * n for extent, n in zip(shape, largest[1:], strict=True)
+    )
+    assert (other == shape, other_size) == ((True, 1) if change == "fewer scans" else (False, 2))
+    assert size == 2
+    assert other[2] >= 101 or change == "fewer scans"
+
+
 def test_the_last_batch_is_filled_with_the_first_scans():
     seen = []
 
@@ -113,7 +173,7 @@ def test_the_last_batch_is_filled_with_the_first_scans():
 def test_iou_counts_voxels():
     class Table(nn.Module):
         def forward(self, sample: Sample) -> torch.Tensor:
-            # Calls everything low, but for the highest layers.
+            # A network that predicts the low class, except in the highest layers.
             return nn.functional.one_hot(2 * (sample.coords[:, 1] >= 10).long(), 3).float()
 
     scans = layered_set(2)
@@ -224,12 +284,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.test_training import forward, layered_set, make_net
+from tests.test_training import forward, layered_set, make_net, run_net
 from tritonspconv.training import Segmentation, TrainingSettings, fit
+from tritonspconv.training.captured import CapturedTraining
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
+if sys.argv[3] == "captured":
+    captured = CapturedTraining(run_net)
+
+    def forward(net, batch):
+        return captured(net, batch.feats, batch.coords)
 
 
 def keep(epoch):
@@ -253,20 +319,26 @@ dist.destroy_process_group()
 """
 
 
+def train_in_two_processes(folder, name: str, how: str) -> None:
+    script = write(folder, "two.py", TWO_PROCESSES)
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    run(*launch, script, folder, name, how, cwd=folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_captured_network(tmp_path):
+    train_in_two_processes(tmp_path, "whole", "captured")
+    first, other = (torch.load(tmp_path / f"whole{rank}.pt") for rank in range(2))
+    assert first["losses"][-1] < 0.8 * first["losses"][0]
+    assert other["losses"] == first["losses"]
+    for name, value in first["net"].items():
+        assert torch.equal(other["net"][name], value), name
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path):
-    script = write(tmp_path, "two.py", TWO_PROCESSES)
-    launch = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        script,
-        tmp_path,
-    )
     for name in ("whole", "resume"):
-        run(*launch, name, cwd=tmp_path)
+        train_in_two_processes(tmp_path, name, "eager")
     names = ("whole0", "whole1", "resume0", "resume1")
     first, *others = (torch.load(tmp_path / f"{name}.pt") for name in names)
     assert first["losses"][-1] < 0.8 * first["losses"][0]
@@ -275,7 +347,7 @@ def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path)
         assert other["score"] == first["score"]
         for name, value in first["net"].items():
             assert torch.equal(other["net"][name], value), name
-    # One process is told apart: it would see other batch norms.
+    # One process may not resume the run of two, because its batch norms would see other rows.
     alone = TrainingSettings(epochs=4, batch_size=2, learning_rate=3e-2)
     task = Segmentation(forward, layered_set(), layered_set(3))
     with pytest.raises(ValueError, match=r"'processes': 2"):

@@ -14,7 +14,7 @@ from tritonspconv import __version__ as VERSION
 
 ROOT = Path(__file__).parents[1]
 
-# Checks a submanifold convolution against a dense one at the same sites.
+# This script compares a submanifold convolution with a dense convolution at the same sites.
 USE = """
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ print("works")
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
-    """Run a command and return what it printed; on failure show it all."""
+    """Run a command and return its output; on failure show all of it."""
     process = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -80,7 +80,7 @@ def test_wheel_works_away_from_the_repository(tmp_path: Path):
     output = run(*command, cwd=elsewhere, PYTHONPATH=str(installed))
     assert output == "works\n"
 
-    # The command is there, and answers outside the repository.
+    # The command is installed and works outside the repository.
     command = (sys.executable, "-m", "tritonspconv", "doctor")
     assert "All is well." in run(*command, cwd=elsewhere, PYTHONPATH=str(installed))
     weights = {"a.weight": torch.zeros(3, 3, 3, 16, 32), "a.bias": torch.zeros(32)}

@@ -62,7 +62,7 @@ make_opaque(
     traceable=(
         "SparseTensor.replace",
         "_check_feats",
-        # They call registered operators while torch.compile traces.
+        # While torch.compile traces, these call registered operators.
         "is_traced",
         "Conv._takes",
         "SubMConvNd.forward",
@@ -78,7 +78,7 @@ make_opaque(
         "SparseTensor.dense",
         "SparseTensor.__add__",
         "cat",
-        # False while torch.compile traces: an optimised block then runs as it was written.
+        # False while torch.compile traces: an optimised block then runs its own ``forward``.
         "fuses_now",
         "FeatureModule.forward",
         "BatchNorm.forward",

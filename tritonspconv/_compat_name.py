@@ -12,7 +12,8 @@ ADAPTERS = Path(__file__).parents[1] / "compat"
 def foreign_module(first: str | None = None) -> str | None:
     """Return the file of another module called ``compat`` that Python would import; None: none.
 
-    Imports nothing. A module that was imported already counts before any on the path.
+    The function imports nothing. A module that is imported already counts before modules on the
+    path.
 
     Args:
         first: A folder to look into before ``sys.path``.

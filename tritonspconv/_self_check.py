@@ -26,7 +26,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Pairs(NamedTuple):
-    """All pairs of a map, by brute force: input rows, output rows and taps, int64 [P] each."""
+    """Pairs of a map, by brute force: input rows, output rows and taps, int64 [P] each."""
 
     rows: Tensor
     out_rows: Tensor
@@ -42,7 +42,7 @@ def _strided(sites: ActiveSites, dtype: torch.dtype) -> None:
 
 
 def _transposed(sites: ActiveSites, dtype: torch.dtype) -> None:
-    """Check a layer that writes given sites: those that a strided layer read."""
+    """Check a layer that writes given sites: the sites that a strided layer read."""
     geometry = ConvGeometry(_TWO, _TWO, (0, 0, 0), _ONE, transposed=True)
     coarse = kernel_map(sites, _POOLED).out_sites
     _check_conv(kernel_map(coarse, geometry, out_sites=sites), dtype)
@@ -157,9 +157,9 @@ def _compare(
 
 
 def _distinct(rows: int) -> Tensor:
-    """Return numbers [rows, C], distinct in each channel and never 0: a maximum has one winner."""
-    # bfloat16 holds the numbers of fewer than 256 rows exactly. scatter_reduce halves the
-    # gradient of a maximum that equals what its output held before, even without include_self.
+    """Return numbers [rows, C], distinct in each channel and not 0, so that a maximum is unique."""
+    # bfloat16 holds the numbers of fewer than 256 rows exactly. scatter_reduce halves the gradient
+    # of a maximum that equals the initial value of its output, even without include_self.
     return torch.stack([torch.randperm(rows) - rows // 2 + 0.5 for _ in range(_CHANNELS[0])], 1)
 
 

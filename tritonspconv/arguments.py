@@ -16,7 +16,8 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
 
     Args:
         name: Operation and argument, for the message: ``"SparseTensor: batch_size"``.
-        value: An int, or what Python takes for one: NumPy's integers, a tensor of one integer.
+        value: An int, or an object that Python accepts as one: NumPy's integers, a tensor of one
+            integer.
         least: The smallest value that is allowed.
         most: The largest value that is allowed.
 
@@ -89,7 +90,7 @@ def check_tensor(name: str, value: Any) -> None:
     """Check that ``value`` is a tensor.
 
     Raises:
-        TypeError: It is something else, such as a NumPy array.
+        TypeError: ``value`` is something else, such as a NumPy array.
     """
     if not isinstance(value, Tensor):
         raise TypeError(

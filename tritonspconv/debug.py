@@ -1,7 +1,7 @@
 """A debug mode in which every new sparse tensor checks its coordinates.
 
-Rows outside the grid take no part in any kernel map, and to find them takes a wait for the device.
-So nothing looks for them by default: they change results silently. In the debug mode, a tensor that
+Rows outside the grid take no part in any kernel map. A search for them would wait for the device,
+so there is none by default, and such rows change results silently. In the debug mode, a tensor that
 is made of such rows raises.
 """
 

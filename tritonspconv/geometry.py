@@ -1,4 +1,4 @@
-"""The one definition of which input, output and tap belong together.
+"""The single definition of the relation between input, output and tap.
 
 Every convolution and pooling relates a *fine* and a *coarse* set of sites through one equation::
 
@@ -120,8 +120,8 @@ class ConvGeometry(metaclass=OpaqueMeta):
 
     @cached_property
     def _hash(self) -> int:
-        # Kept, since every look for a kernel map asks for it. A pickled geometry keeps it too, so
-        # strings, which hash otherwise in the next process, stay out.
+        # The hash is kept, since every search for a kernel map needs it. A pickled geometry keeps
+        # the hash too, so it must not include strings, whose hashes differ between processes.
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding)
         return hash((sizes, self.transposed, self.taps))
 
@@ -236,7 +236,7 @@ class ConvGeometry(metaclass=OpaqueMeta):
 
         Forward: ``(n + 2p - d(k-1) - 1) // s + 1``. Transposed:
         ``(n-1)s - 2p + d(k-1) + 1 + output_padding``. The result may be zero or negative; callers
-        decide what that means.
+        handle this case.
 
         Raises:
             ValueError: The window is a list of taps, for which dense layers have no formula.

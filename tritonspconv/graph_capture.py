@@ -5,8 +5,8 @@ graph would hold the maps of one scan and give wrong numbers for the next one. S
 
 - :func:`make_opaque` marks the functions of a package for ``torch.compile``, which then calls them
   as they are and compiles the code around them.
-- Submanifold layers are traced: while :func:`is_traced` is true, they call the registered operators
-  of ``ops/registered.py``, which find their kernel map when they run.
+- Layers that have registered operators are traced: while :func:`is_traced` is true, they call the
+  operators of ``ops/registered.py``, which find their kernel map when they run.
 - :func:`refuse_capture` raises :class:`GraphCaptureError` under every tool that records or
   transforms operations. Public operations and constructors of sparse tensors call it.
 
@@ -39,11 +39,11 @@ _TRANSFORMS_ADVICE = (
     "docs/compile-export.md."
 )
 
-# Bound here, because a chain of attributes takes longer than the checks themselves.
+# These functions are bound here, because a chain of attributes takes longer than the checks.
 _is_tracing = torch._C._is_tracing
 _num_modes = torch._C._len_torch_dispatch_stack
 _is_transforming = torch._C._are_functorch_transforms_active
-# Releases without this flag export through a dispatch mode alone.
+# Releases without this flag export only through a dispatch mode.
 _exporting: Any = (
     torch.compiler
     if hasattr(torch.compiler, "_is_exporting_flag")
@@ -118,7 +118,7 @@ def run_untraced(function: Callable[..., Any], *args: Any, **options: Any) -> An
 
 
 def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
-    """Mark what ``package`` defines: functions, methods, and ``forward`` of modules.
+    """Mark the functions, methods and module ``forward`` that ``package`` defines.
 
     ``torch.compile`` calls a marked function as it is and compiles the code around the call, and
     ``torch.jit.script`` refuses it. A mark is an attribute, so an ordinary call takes no more time
@@ -179,8 +179,9 @@ def refuse_script(function: Any) -> None:
 
 
 def _skip_frames(code: types.CodeType) -> None:
-    """Tell torch.compile to run frames of this code, and all that they call, as they are."""
-    # Private names of torch: in a release without them, results are right and compilation is slow.
+    """Tell torch.compile not to compile frames of this code, nor the functions that they call."""
+    # These are private names of torch. In a release without them, results are right but compilation
+    # is slow.
     if hasattr(eval_frame, "set_code_exec_strategy"):
         skip = eval_frame._FrameAction.SKIP
         strategy = eval_frame._FrameExecStrategy(skip, skip)
@@ -190,7 +191,7 @@ def _skip_frames(code: types.CodeType) -> None:
 def _slow_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Stand in for the method that ``nn.Module`` calls while ``torch.jit.trace`` records."""
     if all(isinstance(arg, torch.Tensor) for arg in (*args, *kwargs.values())):
-        # The module is a layer of dense tensors, or it makes a sparse tensor of dense ones, which
+        # The module is a layer of dense tensors, or it makes a sparse tensor from dense ones, which
         # raises.
         return nn.Module._slow_forward(self, *args, **kwargs)
     return refuse_capture(type(self).__name__)

@@ -1,4 +1,4 @@
-"""How ``capture`` and ``export`` ask a sparse tensor for its rows, whichever library it is of."""
+"""The methods by which ``capture`` and ``export`` read and replace a sparse tensor's rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 class HasRows(Protocol):
     """A sparse tensor of the engine or of an adapter.
 
-    Two pairs of methods give rows and take others. The first pair has the coordinates that users
-    see. The second pair has cells: MinkowskiEngine keeps coordinates in input units, and a cell
-    covers as many of them as the tensor stride says. In the other libraries both are the same.
+    Two pairs of methods return the rows and make a tensor with other rows. The first pair uses the
+    coordinates that users see. The second pair counts cells: MinkowskiEngine keeps coordinates in
+    input units, and the extent of a cell is the tensor stride. In the other libraries the two pairs
+    are the same.
     """
 
     def _row_tensors(self) -> tuple[Tensor, Tensor]:
@@ -35,11 +36,11 @@ class HasRows(Protocol):
         ...
 
     def _with_rows_in_cells(self, feats: Tensor, coords: Tensor) -> Any:
-        """Do as :meth:`_with_row_tensors`, where ``coords`` count cells."""
+        """Do the same as :meth:`_with_row_tensors`, with ``coords`` in cells."""
         ...
 
     def _grid_of_rows(self) -> str:
-        """Return what tensors must share so that one may stand for the other, but for their rows.
+        """Return a description that two tensors must share so that one may replace the other.
 
         That is the grid, or the tensor stride where every run finds its own grid.
         """

@@ -117,7 +117,7 @@ def output_sites(
 
     ``"reached"``: every site that some input feeds through some tap, as a dense layer would have a
     non-zero there. ``"cells"``: the cells ``floor(fine / stride)`` that hold an input. In a bounded
-    space ``out_box`` cuts off what lies beyond the output; without it the space has no end.
+    space ``out_box`` cuts off sites beyond the output; without ``out_box`` the space has no end.
     """
     found: set[Site] = set()
     for site in _sites(in_coords):

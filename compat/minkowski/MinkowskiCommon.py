@@ -42,7 +42,7 @@ def convert_to_int_list(arg: StrideType, dimension: int) -> list[int]:
     Raises:
         MinkowskiError: The number of entries is wrong, or an entry is not a whole number.
     """
-    # Tensors and arrays without axes are Iterable to Python, yet one number.
+    # Tensors and arrays without axes are Iterable, but hold one number.
     several = isinstance(arg, Iterable) and getattr(arg, "ndim", 1) > 0
     values = list(arg) if several else [arg] * dimension
     whole = [value for value in map(_whole, values) if value is not None]
@@ -69,7 +69,7 @@ def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:
     """Make keyword arguments of MinkowskiEngine 0.4 raise an error that has their new name.
 
     Args:
-        new_names: The new name, or what to do instead, of each old one.
+        new_names: The new name of each old one, or advice.
     """
 
     def decorate(target: _Target) -> _Target:
@@ -93,7 +93,7 @@ def renamed_arguments(**new_names: str) -> Callable[[_Target], _Target]:
 
 
 def renamed_attribute(owner: object, name: str, new_names: Mapping[str, str]) -> AttributeError:
-    """Return the error for an attribute that is not there, with its new name where it has one."""
+    """Return the error for a missing attribute, with its new name if there is one."""
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     if name in new_names:
         text += f": it is MinkowskiEngine 0.4's name; in 0.5 use {new_names[name]}"

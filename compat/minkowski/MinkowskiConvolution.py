@@ -88,7 +88,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
     def reset_parameters(self, is_transpose: bool = False) -> None:
         """Draw kernel and bias uniformly from ``+-1 / sqrt(channels * kernel volume)``.
 
-        ``channels`` is the number of output channels in a transposed layer, else of input channels.
+        ``channels`` counts the output channels of a transposed layer, and else the input channels.
         """
         channels = self.out_channels if is_transpose else self.in_channels
         bound = 1 / math.sqrt(max(channels * self.kernel_generator.kernel_volume, 1))
@@ -286,8 +286,9 @@ class MinkowskiConvolution(MinkowskiConvolutionBase):
 class MinkowskiConvolutionTranspose(MinkowskiConvolutionBase):
     """Transposed convolution: every input adds ``kernel[tap]^T in[u]`` at ``u + offset``.
 
-    Outputs have ``tensor_stride / stride``: the map of that stride with the empty id if the manager
-    has one, whatever the input came from, else all sites that an input reaches.
+    Outputs have the tensor stride ``tensor_stride / stride``. If the manager has a map of that
+    stride with the empty id, the outputs are its sites. Otherwise they are all sites that an input
+    reaches.
 
     Args:
         in_channels: Channels of the input.

@@ -42,8 +42,8 @@ class MinkowskiInterpolationFunction:
 class MinkowskiInterpolation(MinkowskiModuleBase):
     """Linear interpolation between the sites around a point.
 
-    Sites are the ``2^D`` corners of a point's cell on the grid of the tensor stride. Absent ones
-    count as 0, and the weights of the others stay as they are.
+    Sites are the ``2^D`` corners of a point's cell on the grid of the tensor stride. Absent corners
+    count as 0, and the weights of the other corners do not change.
 
     Args:
         return_kernel_map: Return also the map rows and the samples of all products, int32 [n] each.

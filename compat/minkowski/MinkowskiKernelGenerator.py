@@ -17,7 +17,7 @@ from tritonspconv.geometry import MAX_TAPS
 
 IntTuple = tuple[int, ...]
 
-# A limit for mistakes: the work of making a layer grows with the dimension.
+# This limit catches mistakes: the time to make a layer grows with the dimension.
 _MAX_DIMENSION = 1024
 
 
@@ -60,7 +60,7 @@ class Window(NamedTuple):
 
 
 def check_taps(volume: int, kernel_size: Sequence[int]) -> None:
-    """Refuse to list the taps of a window that has too many, or to make a weight for each."""
+    """Refuse a window that has too many taps to list, or to make a weight for each."""
     if volume > MAX_TAPS:
         raise MinkowskiError(
             f"a window must have less than 2**31 taps; got kernel_size={sorted(set(kernel_size))} "
@@ -259,8 +259,8 @@ def convert_region_type(
 ) -> tuple[RegionType, Tensor, int]:
     """Return region type, offsets and kernel volume; see :func:`get_kernel_volume`.
 
-    ``tensor_stride``, ``up_stride``, ``dilation`` and ``center`` steer nothing for the region types
-    that there are.
+    ``tensor_stride``, ``up_stride``, ``dilation`` and ``center`` have no effect for the existing
+    region types.
     """
     volume = get_kernel_volume(region_type, kernel_size, region_offset, axis_types, dimension)
     if region_offset is None:

@@ -87,14 +87,14 @@ class MinkowskiSyncBatchNorm(MinkowskiBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """Replace every MinkowskiBatchNorm by a synchronised one; torch's own stay as they are.
+        """Replace every MinkowskiBatchNorm by a synchronised one; torch's batch norms stay.
 
         Args:
             module: The network; its batch norms share parameters and buffers with the result.
             process_group: Processes to synchronise over. Default: all.
 
         Returns:
-            ``module``, or what replaces it if it is a batch norm itself.
+            ``module``, or its replacement if it is a batch norm itself.
         """
         if isinstance(module, MinkowskiBatchNorm):
             return cls._from_batch_norm(module, process_group)

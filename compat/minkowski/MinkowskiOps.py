@@ -164,7 +164,7 @@ def to_sparse(
     coordinates: Any = None,
     device: torch.device | str | None = None,
 ) -> SparseTensor:
-    """Make a sparse tensor of the cells of a dense one that are not zero in every channel.
+    """Make a sparse tensor of a dense tensor's cells, without cells that are zero in every channel.
 
     Differentiable in ``x``. Rows are in the order of the cells, last axis fastest.
 

@@ -120,7 +120,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         )
 
 
-# Beyond so many fine sites to a cell, a table of taps is mostly empty.
+# With more fine sites in a cell than this, a table of taps is mostly empty.
 _MAX_CELL_TAPS = 64
 
 _LOCAL_MODES: dict[PoolingMode, PoolMode] = {
@@ -144,7 +144,7 @@ def _pool(
     manager: CoordinateManager,
     is_transpose: bool = False,
 ) -> Tensor:
-    """Pool along the window, or over whole cells; large ones without a table of taps."""
+    """Pool along the window, or over whole cells; large cells need no table of taps."""
     if _in_cells(generator) and generator.kernel_volume > _MAX_CELL_TAPS:
         if is_transpose:
             return ops.global_broadcast(features, manager._cell_rows(out_key, in_key))
@@ -219,7 +219,7 @@ class MinkowskiMaxPooling(_LocalPooling):
 
 
 class MinkowskiPoolingTranspose(MinkowskiPoolingBase):
-    """Sum of the coarse features that reach each fine site; outputs as a transposed convolution's.
+    """Sum of the coarse features that reach each fine site; outputs as in a transposed convolution.
 
     Args:
         kernel_size: Extent of the window; int or one per axis.

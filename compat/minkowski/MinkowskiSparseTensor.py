@@ -66,13 +66,14 @@ class SparseTensor(PointFeatures):
     Attributes:
         unique_index: Rows of ``features`` whose coordinates were kept, int64 [U], ascending. Only
             of a tensor made from coordinates.
-        inverse_mapping: Row of this tensor for each of the N, int64. Likewise.
+        inverse_mapping: Row of this tensor for each of the N, int64. Only of a tensor made from
+            coordinates.
 
     Raises:
         MinkowskiError: Arguments disagree, coordinates are no int32 or their batch index is
             negative, or they repeat with NO_QUANTIZATION.
 
-    Waits for the device if made from coordinates.
+    The constructor waits for the device if it gets coordinates.
     """
 
     unique_index: TorchTensor
@@ -252,7 +253,7 @@ class SparseTensor(PointFeatures):
         """Combine two tensors on the union of their coordinates.
 
         ``function`` is applied at the rows of ``other``; this tensor counts as 0 where it has no
-        row. Rows that only this tensor has keep their features, whatever the function.
+        row. Rows that only this tensor has keep their features, for every function.
         """
         key = CoordinateMapKey(1 + self._D)
         own, others = self._manager.union_map([self.coordinate_key, other.coordinate_key], key)
@@ -363,7 +364,7 @@ def _get_coordinate_map_key(
         coordinates: A tensor or a key of the input's manager; or integer coordinates, which are
             inserted into it. None: a key that is not set, for a function to set.
         tensor_stride: Tensor stride of inserted coordinates.
-        expand_coordinates: Return a key that is not set, whatever the coordinates.
+        expand_coordinates: True: return a key that is not set, for any ``coordinates``.
     """
     if coordinates is None or expand_coordinates:
         return CoordinateMapKey(1 + input.D)

@@ -92,7 +92,7 @@ class CoordinateMap:
     def _bounded(
         cls, coordinates: Tensor, tensor_stride: IntTuple, bounds: RowBounds
     ) -> tuple[CoordinateMap, Tensor, Tensor]:
-        """Return what :meth:`around` does, of padded rows."""
+        """Return the result of :meth:`around` for padded rows."""
         unit = tuple(max(step, 1) for step in tensor_stride)
         cells = coordinates
         if max(unit) > 1:
@@ -134,7 +134,8 @@ class CoordinateMap:
         if self._batch_ascends is None:
             batch, bounds = self.batch_index, self.sites.bounds
             if bounds is not None and bounds.plan.show_rows is None:
-                # Rows that a recorder shows stay its own, so that it can refuse the question.
+                # If a recorder shows the rows, the recorder answers, so that it can refuse the
+                # question.
                 batch = plain(batch)
             self._batch_ascends = bool((batch[1:] >= batch[:-1]).all())
         return self._batch_ascends
@@ -204,7 +205,7 @@ class CoordinateMap:
 def scaled(coords: Tensor, factor: IntTuple) -> Tensor:
     """Return a copy of ``coords`` [N, 1 + D] with each axis multiplied; the batch index stays.
 
-    No number is copied to the device, which would wait, and which a graph cannot hold.
+    No number is copied to the device: a copy would wait, and a graph cannot hold it.
     """
     if len({*factor}) > 1:
         axes = zip(coords[:, 1:].unbind(1), factor, strict=True)

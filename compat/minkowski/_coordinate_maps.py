@@ -47,10 +47,10 @@ class CoordinateMaps:
         self._unions: dict[tuple[KeyValue, ...], tuple[CoordinateMapKey, list[Tensor]]] = {}
         self._equal_rows: dict[frozenset[KeyValue], bool] = {}
         self._ids = itertools.count()
-        # Every map's samples are among those of the maps that were inserted.
+        # The samples of every map are samples of the inserted maps.
         self._samples: Samples = range(0)
         self._origins: dict[CoordinateMapKey, Samples] = {}
-        # Maps whose samples are known of an example only.
+        # Maps whose samples are known only from an example.
         self._bounded_inputs: list[CoordinateMap] = []
 
     def insert_and_map(

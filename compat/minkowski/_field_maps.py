@@ -68,7 +68,7 @@ class FieldMaps(CoordinateMaps):
     def get_field_to_sparse_map(
         self, field_map_key: CoordinateMapKey, sparse_map_key: CoordinateMapKey
     ) -> tuple[Tensor, Tensor]:
-        """Return first points and map rows, as :meth:`field_to_sparse_insert_and_map` did."""
+        """Return first points and map rows of :meth:`field_to_sparse_insert_and_map` again."""
         return self._field_maps[field_map_key.value, sparse_map_key.value]
 
     def field_to_sparse_map(
@@ -97,7 +97,7 @@ class FieldMaps(CoordinateMaps):
         return torch.arange(len(rows), device="cpu"), list(rows)
 
     def _is_field(self, key: CoordinateMapKey, n_rows: int) -> bool:
-        """Return whether a key with so many rows of features belongs to a field, not to a map."""
+        """Return whether a key with this number of features belongs to a field, not to a map."""
         if key.value not in self._fields:
             return False
         found = self._maps.get(key.value)

@@ -12,7 +12,7 @@ from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._samples import Samples, check_samples, occurring
 
-# No map has a cell this far out.
+# No map has a cell at this coordinate.
 _BEYOND = 2.0**33
 
 
@@ -93,8 +93,8 @@ def corners(found: CoordinateMap, samples: Tensor) -> tuple[Tensor, Tensor]:
         samples: [M, 1 + D], floating point; the batch index is rounded.
 
     Returns:
-        Rows of the map, int64 [M, 2^D], -1 where a corner is no site; linear weights [M, 2^D],
-        whole: the weights of absent corners are not passed on to the other corners.
+        Rows of the map, int64 [M, 2^D], -1 where a corner is no site; linear weights [M, 2^D]. The
+        weights of absent corners are not passed on to the other corners.
     """
     ndim = len(found.tensor_stride)
     if samples.ndim != 2 or samples.shape[1] != 1 + ndim:

@@ -14,7 +14,7 @@ from compat.minkowski.MinkowskiNormalization import MinkowskiBatchNorm, Minkowsk
 
 
 def name_layers(package: ModuleType) -> None:
-    """Let the layers join their family; ``package`` is the one that holds the public functions."""
+    """Let the layers join their family; ``package`` holds the public functions."""
     LAYER_FAMILY.join(
         convs=(MinkowskiConvolutionBase,),
         norms={

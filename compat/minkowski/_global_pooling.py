@@ -25,7 +25,7 @@ from tritonspconv.ops.pool import PoolMode
 
 
 def _global_mode(mode: PoolingMode) -> PoolMode:
-    """Return the reduction of a global pooling mode; how it is computed changes nothing."""
+    """Return the reduction of a global pooling mode; the mode's algorithm has no effect."""
     modes: tuple[PoolMode, ...] = ("sum", "avg", "max")
     for reduction in modes:
         if mode.name.startswith(f"GLOBAL_{reduction.upper()}"):

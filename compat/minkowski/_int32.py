@@ -34,7 +34,7 @@ def check_int32(low: float, high: float) -> None:
     Raises:
         MinkowskiError: A coordinate does not fit int32.
     """
-    # No comparison with NaN holds.
+    # A comparison with NaN is False.
     if not (_LIMITS.min <= low <= high <= _LIMITS.max):
         raise MinkowskiError(
             f"coordinates must be finite and fit int32; got values from {low} to {high}. Remove "

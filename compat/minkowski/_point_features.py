@@ -102,7 +102,7 @@ class PointFeatures(Tensor):
 
         Returns:
             [M, C]. Corners of a point's cell that are no sites count as 0, and the weights of the
-            others stay as they are.
+            other corners do not change.
         """
         if query_coordinates.dtype != self.dtype or query_coordinates.device != self.device:
             raise MinkowskiError(

@@ -8,7 +8,7 @@ from torch import Tensor
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from tritonspconv.coords.site_plan import Report, SitePlan
 
-# Ascending batch indices. A range: no index below the largest is missing.
+# Ascending batch indices. A range means that no index below the largest is missing.
 Samples = range | tuple[int, ...]
 
 # A list of tensors this long takes gigabytes.
@@ -16,7 +16,7 @@ _MAX_SAMPLES = 2**24
 
 
 def check_samples(batch_size: int) -> None:
-    """Check that there can be something for each sample.
+    """Check that results with an entry for each sample are possible.
 
     Raises:
         MinkowskiError: There are more than ``2**24``: the first column is no batch index.
@@ -33,8 +33,8 @@ def occurring(batch_index: Tensor, batch_size: int) -> Samples:
 
     Args:
         batch_index: int [N], from 0 to ``batch_size - 1``.
-        batch_size: One more than the largest; 0 where there are no rows. Beyond ``2**24`` all are
-            taken to occur, since nothing is made for each of so many.
+        batch_size: One more than the largest; 0 where there are no rows. Beyond ``2**24`` all
+            indices count as occurring, since no result has an entry for each of so many.
 
     Waits for the device where there are two samples or more.
     """
@@ -48,7 +48,7 @@ def occurring(batch_index: Tensor, batch_size: int) -> Samples:
 
 
 def report_others(batch_index: Tensor, samples: Samples, plan: SitePlan) -> None:
-    """Have a bounded run reported if other samples occur than those of the example.
+    """Report a bounded run in which other samples occur than in the example.
 
     Args:
         batch_index: int [N]; -1 for padding.
@@ -65,7 +65,7 @@ def report_others(batch_index: Tensor, samples: Samples, plan: SitePlan) -> None
         )
     size = len(samples)
     index = batch_index.long()
-    # Rows of no sample count for one more, behind the others.
+    # Rows of no sample count for an additional sample, behind the others.
     index = torch.where((index >= 0) & (index < size), index, size)
     occurs = torch.zeros(size + 1, dtype=torch.bool, device=index.device)
     occurs = occurs.index_fill(0, index, True)
@@ -89,6 +89,6 @@ def place_of(batch_index: Tensor, samples: Samples) -> Tensor:
     """
     if isinstance(samples, range):
         return batch_index
-    # The samples of bounded sites are those of the example, a range: see `report_others`.
+    # Bounded sites have the samples of the example, which are a range: see `report_others`.
     known = torch.tensor(samples, dtype=batch_index.dtype, device=batch_index.device)
     return torch.searchsorted(known, batch_index.contiguous(), out_int32=True)

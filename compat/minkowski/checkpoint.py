@@ -1,7 +1,7 @@
 """Weights of MinkowskiEngine networks for spconv networks of the same layers, and back.
 
-MinkowskiEngine's own checkpoints load as they are. This converts between the two libraries where a
-layer of each computes the same:
+MinkowskiEngine's own checkpoints load without conversion. This module converts between the two
+libraries where a layer of each computes the same:
 
 ===============================================  ===============================================
 MinkowskiEngine                                  spconv, 2.2 and later
@@ -13,7 +13,7 @@ convolution, window 1, stride 1                  ``SubMConv`` or ``SparseConv``,
 ===============================================  ===============================================
 
 Coordinates must be the same and not negative, spconv's ``spatial_shape`` a multiple of the strides.
-All else differs in output sites or alignment, and is refused: ``compat/minkowski/QUIRKS.md``.
+Other layers differ in output sites or alignment, and are refused: ``compat/minkowski/QUIRKS.md``.
 """
 
 from __future__ import annotations

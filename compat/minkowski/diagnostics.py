@@ -1,4 +1,4 @@
-"""``MinkowskiEngine.diagnostics``: the facts about a machine that belong into a bug report."""
+"""``MinkowskiEngine.diagnostics``: facts about a machine for a bug report."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _NAMES_SINCE_0_5 = {
 
 
 class _Members(EnumMeta):
-    """Lists entries as pybind11 does, and names the members of 0.5 in place of those of 0.4."""
+    """Lists entries as pybind11 does, and errors about members of 0.4 name the members of 0.5."""
 
     def __getattr__(cls, name: str) -> Any:
         # pybind11's enums have these; downstream code builds tables from them.
@@ -75,7 +75,7 @@ class BroadcastMode(_BackendEnum):
 
 
 class ConvolutionMode(_BackendEnum):
-    """The original's choice of algorithm. A label here: the engine has one."""
+    """The original's choice of algorithm. Here it is a label without effect."""
 
     DEFAULT = 0
     DIRECT_GEMM = 1
@@ -83,7 +83,7 @@ class ConvolutionMode(_BackendEnum):
 
 
 class MinkowskiAlgorithm(_BackendEnum):
-    """The original's trade of memory for speed. A label here."""
+    """The original's trade of memory for speed. Here it is a label without effect."""
 
     DEFAULT = 0
     MEMORY_EFFICIENT = 1
@@ -91,7 +91,7 @@ class MinkowskiAlgorithm(_BackendEnum):
 
 
 class CUDAKernelMapMode(_BackendEnum):
-    """The original's trade of memory for speed in kernel maps. A label here."""
+    """The original's trade of memory for speed in kernel maps. Here it is a label."""
 
     MEMORY_EFFICIENT = 0
     SPEED_OPTIMIZED = 1
@@ -105,7 +105,7 @@ class CoordinateMapType(_BackendEnum):
 
 
 class GPUMemoryAllocatorType(_BackendEnum):
-    """The original's source of GPU memory. A label here: torch allocates."""
+    """The original's source of GPU memory. Here it is a label, because torch allocates."""
 
     PYTORCH = 0
     CUDA = 1

@@ -27,8 +27,8 @@ def spmm(
 
     Args:
         rows: Row of each entry [P], whole numbers of any type.
-        cols: Its column [P], likewise.
-        vals: Its value [P] or [P, 1], of the type of ``mat``.
+        cols: Column of each entry [P], whole numbers of any type.
+        vals: Value of each entry [P] or [P, 1], of the type of ``mat``.
         size: Rows and columns of the sparse matrix.
         mat: Dense matrix [size[1], C].
         is_sorted: ``rows`` ascend.

@@ -17,13 +17,14 @@ def module_getattr(
 ) -> Callable[[str], Any]:
     """Return a ``__getattr__`` for a module whose original re-exports names of others.
 
-    A name is looked up when somebody asks for it, so that modules need not import one another.
+    A name is looked up on first access, so that modules need not import one another.
 
     Args:
         module: The module's name in messages.
-        modules: Names that mean modules, and those: ``{"tv": "compat.cumm.tensorview"}``.
-        elsewhere: Modules, and the names of theirs that this one shows, separated by spaces.
-        refused: Names that are not provided, separated by spaces, and what to do instead.
+        modules: Names that mean modules, with these modules: ``{"tv": "compat.cumm.tensorview"}``.
+        elsewhere: Modules, each with the names of its own that this module shows, separated by
+            spaces.
+        refused: Names that are not provided, separated by spaces, each with advice.
         otherwise: The advice for every other public name.
     """
     targets: dict[str, tuple[str, str | None]] = {

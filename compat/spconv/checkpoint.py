@@ -10,9 +10,9 @@ RSKC    ``[*k, out, in]``   ``Native`` layers of spconv 2.0 and 2.1
 RSCK    ``[*k, in, out]``   spconv 1.x, mmcv, the copy of 1.x in mmdet3d and its heirs
 ======  ==================  ==========================================================
 
-1x1 layers are an exception in all of them: every generation reads their memory as ``[in, out]``,
-whatever the axes say. To keep the results of such a weight, its memory stays and only its shape
-changes.
+1x1 layers are an exception in all layouts: every generation reads their memory as ``[in, out]``,
+for any order of axes. To keep the results of such a weight, the conversion keeps its memory and
+changes only its shape.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _WRAPPER = "module."
 def detect_layout(state_dict: Mapping[str, Any], model: nn.Module) -> Layout:
     """Return the one layout in which all sparse convolutions of ``model`` were saved.
 
-    Only shapes are compared. Weights that the checkpoint lacks have no say, and a prefix
-    ``module.`` on either side does not matter.
+    Only shapes are compared. Weights that the checkpoint lacks do not count, and a prefix
+    ``module.`` on either side is ignored.
 
     Args:
         state_dict: The checkpoint's state dict.
@@ -182,12 +182,12 @@ def load_state_dict(
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) -> Any:
-    """Return what ``torch.save`` wrote, on the CPU.
+    """Return the content of a file of ``torch.save``, on the CPU.
 
     Args:
         path: The file.
         weights_only: Refuse files with objects other than tensors and plain containers. False runs
-            whatever code the file holds.
+            the code that the file holds.
 
     Raises:
         ValueError: ``weights_only``, and the file holds other objects; or the file is broken.
@@ -204,7 +204,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
         ) from error
     except OSError:
         raise
-    except Exception as error:  # torch's reader raises whatever the bytes lead it to
+    except Exception as error:  # torch's reader may raise anything for a broken file
         raise ValueError(
             f"read_checkpoint: {os.fspath(path)} must be a whole file that torch.save wrote; it "
             f"cannot be read ({type(error).__name__}: {str(error)[:100]}). Copy it again."

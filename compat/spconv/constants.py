@@ -25,7 +25,7 @@ FILTER_HWIO = False
 # (spconv 2.0 and 2.1, Native), "RSCK" [*k, in, out] (spconv 1.x, mmcv).
 SAVED_WEIGHT_LAYOUT: str
 
-# Switches the checks of SparseConvTensor off while torch.fx traces through it.
+# True switches off the checks of SparseConvTensor while torch.fx traces it.
 SPCONV_FX_TRACE_MODE: bool
 
 # False: float32 layers multiply at IEEE grade. True: TF32 products where the GPU has them.

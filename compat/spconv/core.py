@@ -8,8 +8,8 @@ from compat.spconv._names import module_getattr
 class ConvAlgo(Enum):
     """spconv's convolution algorithms.
 
-    The engine has one algorithm. The label survives because layers that share an ``indice_key``
-    must agree on it, as in spconv.
+    The engine has one algorithm. The label exists because layers that share an ``indice_key`` must
+    have the same label, as in spconv.
     """
 
     Native = 0

@@ -1,4 +1,4 @@
-"""``spconv.cppconstants``: what spconv's C++ was compiled for."""
+"""``spconv.cppconstants``: the features with which spconv's C++ was compiled."""
 
 from compat.spconv._names import module_getattr
 
@@ -8,7 +8,7 @@ __all__ = ["COMPILED_CUDA_ARCHS", "COMPILED_CUDA_GEMM_ARCHS", "CPU_ONLY_BUILD", 
 # on every device.
 CPU_ONLY_BUILD = False
 
-# No box operations, and nothing that was compiled beforehand.
+# There are no box operations and no precompiled kernels.
 HAS_BOOST = False
 COMPILED_CUDA_ARCHS: set[tuple[int, int]] = set()
 COMPILED_CUDA_GEMM_ARCHS: set[tuple[int, int]] = set()

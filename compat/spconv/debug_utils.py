@@ -1,4 +1,4 @@
-"""``spconv.debug_utils``: what layers of users' own call when they fail."""
+"""``spconv.debug_utils``: functions that users' own layers call when they fail."""
 
 from __future__ import annotations
 

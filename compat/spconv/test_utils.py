@@ -1,4 +1,4 @@
-"""``spconv.test_utils``: what tests of downstream projects import."""
+"""``spconv.test_utils``: helpers that tests of downstream projects import."""
 
 from __future__ import annotations
 

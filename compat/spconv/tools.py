@@ -1,4 +1,4 @@
-"""``spconv.tools``: the timer that tensors carry and layers of users' own enter."""
+"""``spconv.tools``: the timer that tensors carry and that users' own layers enter."""
 
 from __future__ import annotations
 

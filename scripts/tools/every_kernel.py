@@ -1,4 +1,4 @@
-"""Run every kernel once on small inputs, for a memory checker.
+"""Run every kernel once on small inputs, with all rows real and with padding, for a memory checker.
 
 python -m scripts.tools.every_kernel      # compiles; then, without torch's own memory pool:
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -18,6 +18,8 @@ from unittest import mock
 import torch
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, kernel_map, ops
+from tritonspconv.coords.row_tensor import RowBounds
+from tritonspconv.coords.site_plan import SitePlan
 from tritonspconv.kernel_map import map_from_pairs
 from tritonspconv.kernels import order_columns
 from tritonspconv.kernels import triton as kernels
@@ -25,6 +27,7 @@ from tritonspconv.kernels.triton import _column_order, _launch, half_parts, site
 
 DEVICE = torch.device("cuda")
 SHAPE, BATCH = (21, 33, 40), 2
+MOST_SITES = 9_000
 GEOMETRIES = {
     "submanifold": ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)),
     "submanifold, 125 taps": ConvGeometry.submanifold((5, 5, 5), (1, 1, 1)),
@@ -67,6 +70,7 @@ def run_all() -> None:
         ):
             for name, geometry in GEOMETRIES.items():
                 run_layers(name, geometry)
+                run_layers(f"{name}, bounded", geometry, is_bounded=True)
     with mock.patch.object(half_parts, "_MIN_WORK", 0):
         run_layers("float32 in parts", GEOMETRIES["strided"])
     # AMD multiplies float32 as it is.
@@ -90,12 +94,24 @@ def coordinates(n: int) -> torch.Tensor:
     return torch.cat([coords, coords[:3], coords[:2] + 1000]).to(DEVICE)
 
 
-def run_layers(name: str, geometry: ConvGeometry) -> None:
-    """Convolve and pool along a map, and along the inverse of one that was listed, both ways."""
+def bounded_sites(coords: torch.Tensor, grid: Grid) -> ActiveSites:
+    """Return sites with 300 rows of padding, in a run whose layers reach MOST_SITES at most."""
+    padding = coords.new_full((300, coords.shape[1]), -1)
+    bounds = RowBounds(torch.tensor(len(coords), device=DEVICE), SitePlan([MOST_SITES], DEVICE))
+    return ActiveSites(torch.cat([coords, padding]), grid, bounds=bounds)
+
+
+def run_layers(name: str, geometry: ConvGeometry, *, is_bounded: bool = False) -> None:
+    """Convolve and pool along a map and along an inverse map, forward and backward.
+
+    The inverse map is that of listed pairs. Bounded sites, whose pairs cannot be listed, have that
+    of the map itself.
+    """
     print(name, flush=True)
-    coords = coordinates(1001)
-    kmap = kernel_map(ActiveSites(coords, Grid((0, 0, 0), SHAPE, BATCH)), geometry)
-    listed = map_from_pairs(*kmap.pairs(), kmap.n_in, kmap.n_out)
+    coords, grid = coordinates(1001), Grid((0, 0, 0), SHAPE, BATCH)
+    sites = bounded_sites(coords, grid) if is_bounded else ActiveSites(coords, grid)
+    kmap = kernel_map(sites, geometry)
+    listed = kmap if is_bounded else map_from_pairs(*kmap.pairs(), kmap.n_in, kmap.n_out)
     for dtype, channels in ((torch.float16, 17), (torch.bfloat16, 64), (torch.float32, 24)):
         feats = torch.randn(kmap.n_in, channels, device=DEVICE, dtype=dtype, requires_grad=True)
         weight = torch.randn(

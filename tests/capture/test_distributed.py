@@ -1,4 +1,4 @@
-"""A captured encoder inside of DistributedDataParallel trains as the encoder does."""
+"""A captured encoder in DistributedDataParallel trains like the encoder itself."""
 
 import copy
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_two_processes_train_as_without_a_capture(tmp_path: Path) -> None:
         for kind, values in eager.items():
             for got, expected in zip(captured[kind], values, strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    # Gradients were averaged: the replicas saw other scenes and have equal parameters.
+    # The replicas saw different scenes, so equal parameters show that gradients were averaged.
     first, second = (
         torch.load(tmp_path / f"True{rank}.pt", weights_only=False)["parameters"]
         for rank in range(PROCESSES)

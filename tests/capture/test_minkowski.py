@@ -28,7 +28,7 @@ def _on(device: torch.device):
 
 
 def scene(n: int, seed: int = 0, channels: int = 4, samples: int = 2, extent: int = EXTENT):
-    """Features and coordinates of ``n`` distinct sites, some of them negative, in every sample."""
+    """Return features and coordinates of ``n`` distinct sites in all samples; some are negative."""
     device = torch.get_default_device()
     generator = torch.Generator("cpu").manual_seed(seed)
     cells = torch.randperm(samples * extent**3, generator=generator, device="cpu")[:n]
@@ -116,7 +116,7 @@ def check_equal(got, expected) -> None:
             assert torch.equal(ours, theirs)
 
 
-# A whole window of coarse cells: no other scene reaches more sites for its rows.
+# A whole window of coarse cells: no other scene reaches more sites with as many rows.
 HEADROOM = 8
 
 
@@ -138,7 +138,7 @@ def test_any_call_equals_eager(networks) -> None:
 
 
 def test_a_call_leaves_no_trace_in_the_next(networks) -> None:
-    """Also after calls that do not fit."""
+    """The results stay equal after calls that do not fit the graph."""
     net, eager = (module.eval() for module in networks)
     with torch.no_grad():
         captured = ts.capture(net, *scene(100), coords=1, headroom=HEADROOM)
@@ -209,7 +209,7 @@ class TestBox:
             captured(feats, coords)
 
     def test_a_box_in_input_units(self) -> None:
-        """At tensor stride 2 a cell is two units; others run eagerly."""
+        """At tensor stride 2 a cell is two units; other tensor strides run eagerly."""
 
         def run(feats, coords):
             return ME.SparseTensor(feats, coords, tensor_stride=2).C
@@ -298,7 +298,7 @@ def test_no_rows() -> None:
 
 
 def test_results_go_on_eagerly() -> None:
-    """A result has a coordinate manager of its own, whose maps are made anew."""
+    """A result has a coordinate manager of its own, and layers on it make new maps."""
     first = ME.MinkowskiConvolution(4, 6, 3, stride=2, dimension=3)
     behind = nn.Sequential(
         ME.MinkowskiConvolution(6, 6, 3, dimension=3), ME.MinkowskiGlobalMaxPooling()
@@ -316,7 +316,7 @@ def test_results_go_on_eagerly() -> None:
 
 
 def test_sites_that_each_reach_their_own() -> None:
-    """A transposed layer without an encoder makes a fixed number of sites a row."""
+    """A transposed layer without an encoder makes a fixed number of sites for each row."""
     layer = ME.MinkowskiGenerativeConvolutionTranspose(4, 3, 2, stride=(2, 2, 2), dimension=3)
 
     def run(feats, coords):

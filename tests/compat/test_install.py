@@ -1,4 +1,4 @@
-"""The switch without edits: import names, refusals, ``python -m compat``, worker processes."""
+"""``compat.install``: import names, refusals, ``python -m compat``, worker processes."""
 
 import io
 import os
@@ -157,7 +157,7 @@ def test_unknown_libraries_are_refused(function):
 
 def test_script_trains_without_edits(tmp_path: Path):
     script = write(tmp_path, "tools/train.py", TRAIN)
-    # An installed original does not get in the way, and a checkout needs no PYTHONPATH.
+    # An installed original changes nothing, and a checkout needs no PYTHONPATH.
     write(tmp_path, "tools/spconv/__init__.py", FAKE)
     process = run(*UNDER_COMPAT, script, "--lr", "1", "--", "-x", cwd=ROOT, PYTHONPATH="")
     assert process.stdout == f"['--lr', '1', '--', '-x'] {script.parent}\ntrained\n"
@@ -287,7 +287,7 @@ def name_of(module):
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_workers_of_a_function_that_installs_have_the_switch(tmp_path: Path, method: str):
-    """The call is not at the top level of the script; an installed original lies in the way."""
+    """The script calls install below its top level, and an original is installed."""
     script = write(tmp_path, "script.py", SPAWNER)
     write(tmp_path, "job.py", JOB)
     write(tmp_path, "spconv/__init__.py", '__name__ = "the original"\n')
@@ -382,7 +382,7 @@ def test_tensorview_errors():
 
 
 def test_uninstall_leaves_modules_that_are_not_the_adapters(tmp_path: Path):
-    """A module that somebody put below the original's name is theirs."""
+    """A module that a user put below the original's name stays the user's."""
     code = """
 import sys
 import types

@@ -1,4 +1,4 @@
-"""The switch for MinkowskiEngine: import names, training in a script, spawned worker processes."""
+"""``compat.install`` of MinkowskiEngine: import names, a training script, spawned workers."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ if __name__ == "__main__":
 
 def test_script_trains_without_edits(tmp_path: Path):
     script = write(tmp_path, "tools/train.py", TRAIN)
-    # An installed original does not get in the way.
+    # An installed original changes nothing.
     write(tmp_path, "tools/MinkowskiEngine/__init__.py", '__version__ = "1.0"\n')
     process = run("-m", "compat", "--as", "MinkowskiEngine", "--", script, cwd=ROOT, PYTHONPATH="")
     assert (process.stdout, process.stderr) == ("trained\n", "")

@@ -1,4 +1,4 @@
-"""Who owns memory: the table of docs/migrating.md, one test a cell, for adapters and originals."""
+"""Ownership of memory: one test for each cell of the table in docs/migrating.md."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Cell:
 
     Attributes:
         name: First cell of the row.
-        action: Given the library, returns what is true of it: shares, copies or writes.
-        value: What it must return.
-        original: What the original returns where that differs; an exception where it raises.
+        action: Takes the library and returns its behaviour: shares, copies or writes.
+        value: The expected behaviour.
+        original: The original's behaviour if it differs; an exception if the original raises.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sets of sites: what they accept, and what `validate` finds."""
+"""Sets of sites: accepted arguments, and the mistakes that `validate` finds."""
 
 import importlib
 import weakref

@@ -1,4 +1,4 @@
-"""Row tensors: functions that treat each row by itself run, all others are refused by name."""
+"""Row tensors run functions that treat each row by itself, and refuse others by name."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Exported programs equal the eager networks, run without this package, and say what is wrong."""
+"""Exported programs equal the eager networks, run without this package, and report faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "compile-export.md"
 CAPACITY = 260
 
 pytestmark = [
-    # torch.export and AOTInductor call what torch itself has deprecated.
+    # torch.export and AOTInductor call functions that torch itself has deprecated.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
     pytest.mark.filterwarnings("ignore::FutureWarning:copyreg"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
@@ -120,7 +120,7 @@ def engine_case(feats: Tensor, coords: Tensor) -> tuple[Any, ...]:
 
 
 def spconv_case(feats: Tensor, coords: Tensor) -> tuple[Any, ...]:
-    frame = object()  # read by nobody
+    frame = object()  # the network does not read it
     return ({"voxel_features": feats, "voxel_coords": coords, "batch_size": 2, "frame": frame},)
 
 
@@ -146,7 +146,7 @@ def made(name: str, **options: Any):
 
 
 def buffers(feats: Tensor, coords: Tensor, capacity: int = CAPACITY) -> tuple[Tensor, ...]:
-    """Return the inputs of a program; what is behind the count would show."""
+    """Return the inputs of a program; a result would show that rows behind the count were read."""
     n = len(coords)
     rows = torch.full((capacity, feats.shape[1]), torch.nan)
     cells = torch.full((capacity, coords.shape[1]), 1, dtype=torch.int32)
@@ -156,7 +156,7 @@ def buffers(feats: Tensor, coords: Tensor, capacity: int = CAPACITY) -> tuple[Te
 
 @pytest.fixture(scope="module", params=CASES)
 def exported(request: pytest.FixtureRequest):
-    """Each library's network, its arguments and its program, made once."""
+    """Make each library's network, its arguments and its program once."""
     torch.manual_seed(0)
     return made(request.param)
 

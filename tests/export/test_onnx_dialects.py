@@ -59,7 +59,7 @@ def attributes_of(node: Any) -> dict[str, Any]:
 
 
 def test_what_libspconv_reads(tmp_path: Path) -> None:
-    """The names that its parser asks for; see the table of docs/onnx.md."""
+    """The file has the names that the parser expects; see the table of docs/onnx.md."""
     net = trained(BirdsEyeView(lidar.residual_encoder(spconv)))
     export_onnx(net, spconv_tensor(*sweep(0)), tmp_path / "net.onnx", dialect="libspconv")
     graph = onnx.load(tmp_path / "net.onnx").graph
@@ -91,7 +91,7 @@ def test_what_libspconv_reads(tmp_path: Path) -> None:
 
 
 def test_what_autoware_reads(tmp_path: Path) -> None:
-    """The inputs, outputs and attributes of its plug-ins; see the table of docs/onnx.md."""
+    """Nodes have the plug-ins' inputs, outputs and attributes; see the table of docs/onnx.md."""
     net = trained(BirdsEyeView(lidar.residual_encoder(spconv)))
     export_onnx(net, spconv_tensor(*sweep(0)), tmp_path / "net.onnx", dialect="autoware")
     model = onnx.load(tmp_path / "net.onnx")

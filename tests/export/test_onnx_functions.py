@@ -1,4 +1,4 @@
-"""Functions on features: each becomes nodes that compute what torch computes."""
+"""Each function on features becomes nodes that give torch's result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ reference = pytest.importorskip("onnx.reference")
 
 MATRIX, VECTOR = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.rand(5) + 0.5)
 
-# Functions of features [N, 5] and a module that has a matrix [5, 3] and a vector [5].
+# Functions of features [N, 5] and of a module with a matrix [5, 3] and a vector [5].
 FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relu": lambda f, m: torch.relu(f),
     "relu in place": lambda f, m: F.relu(f * 1, inplace=True),
@@ -82,7 +82,7 @@ def test_a_function_on_features(name: str, tmp_path: Path) -> None:
     net = Of(lambda self, x: FUNCTIONS[name](x.features, self), matrix=MATRIX, vector=VECTOR).eval()
     scans = [spconv_tensor(*sweep(seed, channels=5)) for seed in range(3)]
     report = export_onnx(net, scans[0], tmp_path / "net.onnx", check=scans[1:])
-    # The operators of this package against torch, and those of the onnx package against torch.
+    # Compare the operators of this package, and of the onnx package, with torch.
     assert report.max_error <= 1e-6 * max(1, *(check.max_value for check in report.checks))
     evaluator = reference.ReferenceEvaluator(onnx.load(tmp_path / "net.onnx"))
     feats, coords = scans[2].features, scans[2].indices
@@ -207,7 +207,7 @@ def test_a_layer(name: str, tmp_path: Path) -> None:
         onnx.checker.check_model(onnx.load(tmp_path / "net.onnx"))
 
 
-# Operators of torch's exporter that no rule above writes: against the onnx package's own.
+# Operators of torch's exporter that no rule above writes are compared with the onnx package.
 NODES: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "Conv": ({"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2], "group": 2},
              [(2, 4, 7, 8), (6, 2, 3, 2), (6,)]),

@@ -1,4 +1,4 @@
-"""Published networks as ONNX: the file computes what the network computes, on other scans too."""
+"""Published networks as ONNX: the file gives the network's results, on other scans too."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_file_computes_what_the_network_computes(name: str, fold: bool, tmp_
     assert len({check.rows for check in report.checks}) == len(report.checks) == 6
     assert report.max_error <= 2e-6 * max(check.max_value for check in report.checks)
     assert all(check.max_value > 0.01 for check in report.checks)
-    # Against numbers that the export did not make, and the checker of the onnx package.
+    # Compare with numbers that the export did not make, and run the checker of the onnx package.
     found = OnnxNetwork(path)(others[0])
     with torch.no_grad():
         expected = net(others[0])

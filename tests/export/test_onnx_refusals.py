@@ -37,7 +37,7 @@ def on_feats(function: Callable[[Any], Any], **layers: Any) -> Callable[[], nn.M
 OUTSIDE = torch.randn(4)
 STATISTICS = "normalises by the statistics of the scan"
 
-# Networks of four channels, and what the error says.
+# Networks of four channels, and the expected error.
 SPCONV: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a branch by values": (on_feats(lambda f: f if f[:, 0].sum() > 0 else -f), "__getitem__|sum"),
     "a number of values": (on_feats(lambda f: f * f.max().item()), "calls max"),

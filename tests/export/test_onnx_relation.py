@@ -1,4 +1,4 @@
-"""The page's formula, in plain Python, computes what the files say; no code of the engine runs."""
+"""The page's formula in plain Python gives the results of the files, without the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ op_run = pytest.importorskip("onnx.reference.op_run")
 
 
 def relation(a: dict[str, Any], fine: Any, coarse: Any) -> list[tuple[int, int, int]]:
-    """Return every (fine row, coarse row, tap) of which the page's formula holds."""
+    """Return every (fine row, coarse row, tap) for which the page's formula holds."""
     rows = {tuple(site): row for row, site in enumerate(fine.tolist())}
     found = []
     for row, (sample, *site) in enumerate(coarse.tolist()):

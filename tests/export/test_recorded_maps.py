@@ -1,6 +1,6 @@
 """Maps and operations of fixed shapes equal the brute-force reference, and read no padding.
 
-Padding features are NaN, so that any that is read shows.
+Padding features are NaN, so a result shows if one is read.
 """
 
 import pytest

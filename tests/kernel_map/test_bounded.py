@@ -1,6 +1,6 @@
-"""Rows padded to a capacity give what the real rows alone give, on every back end.
+"""Rows padded to a capacity give the same results as the real rows alone, on every back end.
 
-Padding features are NaN, so that any that is read shows.
+Padding features are NaN, so a result shows if one is read.
 """
 
 import importlib
@@ -222,7 +222,7 @@ class TestOverflow:
         flags = bounded_sites.bounds.plan.flags
         assert flags.tolist() == [0] * len(Report) + [1]
         assert int(bounded.out_sites.count) == capacity
-        # What is left is a map of its own: nothing is read or written out of bounds.
+        # The rows that fit are a map of their own; nothing is read or written out of bounds.
         x = padded(torch.ones(120, 2, device=device), 130, float("nan")).requires_grad_()
         out = ops.sparse_conv(x, torch.ones(27, 2, 2, device=device), bounded)
         assert out.shape == (capacity, 2)

@@ -25,7 +25,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, build, kernel_map, output_sites
 from tritonspconv.testing import random_sites, surface_sites
 
-# Each kind of window has its own examples, so that none is left out by the draw.
+# Each kind of window has its own examples, so that the draw leaves out none.
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 SUBM3 = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
@@ -34,7 +34,7 @@ HALVE = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 UP2 = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), transposed=True)
 MAP_KERNELS = "sites", "neighbor_table", "scatter_table", "invert_table"
 
-# Windows that need more than one word of mask bits, and one that fills its word.
+# Windows that need more than one word of mask bits, and a window that fills one word.
 LARGE_WINDOWS = [
     pytest.param(ConvGeometry.submanifold((5,) * 3, (1,) * 3), id="subm-5x5x5"),
     pytest.param(ConvGeometry.submanifold((7,) * 3, (1,) * 3), id="subm-7x7x7"),
@@ -62,7 +62,7 @@ def check_forms(kmap: KernelMap) -> None:
 
 
 def kernel_pair_triples(kmap: KernelMap):
-    """The pair lists as the weight gradient reads them, the mirrored half unfolded."""
+    """Return the pair lists that the weight gradient reads, with the mirrored half added."""
     pairs, tap_ptr, mirrored = kmap.pair_list
     triples = pair_triples(*pairs, tap_ptr)
     if mirrored:
@@ -72,7 +72,7 @@ def kernel_pair_triples(kmap: KernelMap):
 
 
 def counted_pairs(kmap: KernelMap) -> tuple[list, bool]:
-    """Return what `Share.note` takes: the triples, and whether rows see themselves."""
+    """Return the arguments of `Share.note`: the triples, and whether rows see themselves."""
     return map_triples(kmap), kmap.in_sites is kmap.out_sites
 
 
@@ -123,7 +123,7 @@ def test_map_to_given_sites_is_the_relation(device, kind):
 
 @every_back_end
 def test_output_sites_of_fewer_samples(device):
-    """Rows of samples that the output grid lacks reach nothing."""
+    """Rows whose sample is not in the output grid reach no site."""
     sites = random_sites(60, extent=6, batch_size=3, device=device)
     for geometry in (DOWN2, UP2):
         grid = Grid((0, 0, 0), geometry.output_shape(sites.grid.shape), 2)
@@ -139,7 +139,7 @@ def test_output_sites_of_fewer_samples(device):
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
 @pytest.mark.parametrize("repeated", ["fine", "coarse"])
 def test_repeats_on_one_side_only(device, transposed, repeated):
-    """The lowest row of a cell takes part, whichever side repeats and whichever was looked at."""
+    """The lowest row of a cell takes part, for repeats on either side, found before or not."""
     geometry = ConvGeometry((3, 2), (2, 2), (1, 0), (1, 1), transposed=transposed)
     counts = {"fine": 7 * (repeated == "fine"), "coarse": 4 * (repeated == "coarse")}
     fine = random_sites(30, 2, extent=6, repeats=counts["fine"], device=device)
@@ -209,7 +209,7 @@ def test_large_windows(device, geometry, bounded):
 )
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_windows_of_more_taps_than_pairs_of_sites(geometry, rows):
-    """A row then asks for the taps between the sites that there are, not for every tap."""
+    """A row then visits the taps between existing sites only, not every tap."""
     sites = random_sites(rows, 1, extent=400, bounded=True)
     search = importlib.import_module("tritonspconv.kernels.eager._row_search")
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -348,7 +348,7 @@ def test_out_grid_cuts_the_outputs(device):
 
 @every_back_end
 def test_given_sites_under_a_submanifold_geometry(device):
-    """The rule chooses outputs; where they are given, the window alone is left of it."""
+    """A submanifold geometry chooses the outputs; if they are given, only its window counts."""
     sites = random_sites(30, extent=6, device=device)
     for out_sites in (random_sites(20, extent=6, device=device), sites):
         kmap = kernel_map(sites, SUBM3, out_sites=out_sites)
@@ -420,7 +420,7 @@ def test_tables_live_as_long_as_their_sites(geometry):
     assert again.pair_list.pairs is tables[2]()
     assert again.out_sites is made_sites()
 
-    # Reference counts alone must free them: memory on a GPU cannot wait for the cycle collector.
+    # Reference counts must free the sites: memory on a GPU cannot wait for the cycle collector.
     gc.collect()
     gc.disable()
     try:
@@ -443,7 +443,7 @@ def test_given_sites_are_not_kept_alive(owner):
         assert freed() is None
     finally:
         gc.enable()
-    # A stranger that may get the freed object's address must not get its map.
+    # A new object may get the address of the freed one, but must not get its map.
     strangers = [random_sites(10, extent=3) for _ in range(5)]
     if owner == "out_sites":
         for stranger in strangers:
@@ -463,7 +463,7 @@ def test_maps_are_deterministic(device):
         assert torch.equal(first.out_sites.coords, second.out_sites.coords)
         for name in ("out_table", "in_table"):
             tables = getattr(first, name), getattr(second, name)
-            # The panels are the rows once more, and other objects.
+            # The panels hold the same pairs as the rows, in other objects.
             for ours, theirs in zip(
                 *(table._replace(panels=None) for table in tables), strict=True
             ):
@@ -478,7 +478,7 @@ def test_maps_are_deterministic(device):
 def test_tables_do_not_follow_coordinates_that_are_edited(
     triton_device, geometry, edited, limit, monkeypatch
 ):
-    """The backward pass builds the table of the inputs, after users had hold of the coordinates."""
+    """The backward pass builds the table of the inputs, when users may have edited coordinates."""
     use_triton(monkeypatch, *MAP_KERNELS)
     monkeypatch.setattr(build, "scatters", lambda device: True)
     monkeypatch.setattr(active_sites, "_MAX_KEPT_BYTES", limit)
@@ -513,7 +513,7 @@ def test_a_map_is_made_again_after_its_output_sites_are_edited(device, geometry)
 def test_a_strided_map_on_a_large_scene_makes_one_index(
     triton_device, geometry, repeats, monkeypatch
 ):
-    """The host reads with the number of sites whether rows repeat; where they do, twice."""
+    """The host reads the repeat flag with the number of sites; if rows repeat, it reads twice."""
     built = []
     use_triton(monkeypatch, *MAP_KERNELS)
     module = importlib.import_module("tritonspconv.kernels.triton.sites")

@@ -1,4 +1,4 @@
-"""Tables that layers of many channels put in order hold what they held."""
+"""Tables hold the same pairs after layers of many channels have ordered their columns."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_ordered_tables_hold_the_same_pairs(made_map, geometry, inverse):
 
 @pytest.mark.parametrize("geometry", [SUBM, DOWN], ids=["subm", "strided"])
 def test_a_wide_layer_changes_nothing_that_others_read(made_map, geometry):
-    """Not even the order of the pairs, which is that of a weight gradient's sum."""
+    """The order of the pairs stays too: it is the order of a weight gradient's sum."""
     seen = []
     for is_first in (True, False):
         torch.manual_seed(0)

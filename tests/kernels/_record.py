@@ -4,9 +4,9 @@
         launcher(cpu_tensor, ...)
     compiled = compile_for(launches[0], GPUTarget("hip", "gfx942", 64))
 
-Types, constants and the specialisation of arguments (1 becomes a constant; multiples of 16 and
-aligned pointers are marked as such) come from Triton's own binder for the target, so what is
-compiled is what a launch with these arguments would compile. Tested with Triton 3.6 and 3.9.
+Triton's own binder for the target gives types, constants and the specialisation of arguments: 1
+becomes a constant, and multiples of 16 and aligned pointers are marked. The recorder therefore
+compiles the same code as a launch with these arguments. Tested with Triton 3.6 and 3.9.
 """
 
 import re
@@ -25,7 +25,7 @@ from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-# The target whose types tell one recorded launch from another.
+# Launches are distinguished by their types for this target.
 REFERENCE_TARGET = GPUTarget("cuda", 90, 32)
 
 
@@ -72,14 +72,14 @@ class Resources:
 
 @contextmanager
 def record_launches(configs: int | None = 1) -> Iterator[list[Launch]]:
-    """Record kernel launches instead of running them; the list fills up inside the context.
+    """Record kernel launches instead of running them; the context appends them to the list.
 
-    A launch that would compile to the same binary as one before is recorded once. Outputs stay as
-    they were allocated, so code that reads a kernel's result back must not depend on its value.
+    Launches that compile to the same binary are recorded once. Outputs keep their values from
+    allocation, so code that reads a result back must not depend on its value.
 
     Args:
-        configs: How many of the configs that an autotuner would try are recorded for each launch,
-            in their order after pruning. ``None`` records all.
+        configs: Number of an autotuner's configs that are recorded for each launch, in their order
+            after pruning. ``None`` records all.
     """
     launches: list[Launch] = []
     seen: set[str] = set()
@@ -114,7 +114,7 @@ def compile_for(launch: Launch, target: GPUTarget) -> CompiledKernel:
 
 
 def resources(compiled: CompiledKernel) -> Resources:
-    """Read from a binary what it takes of the device."""
+    """Read the resources of a binary."""
     if compiled.metadata.target.backend == "cuda":
         usage = _cubin_usage(compiled.asm["cubin"])
         # The only user of the stack in a Triton kernel is the spilling of registers.
@@ -130,7 +130,7 @@ def resources(compiled: CompiledKernel) -> Resources:
 def _bind(
     kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any], target: GPUTarget
 ) -> tuple[ASTSource, dict[str, Any], dict[str, Any]]:
-    # The steps of JITFunction.run up to the compilation, for a target of our choice.
+    # These are the steps of JITFunction.run up to the compilation, for the given target.
     backend = make_backend(target)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = binder(*args, **kwargs)

@@ -1,10 +1,10 @@
-"""GPUs that the kernels are compiled for, without one."""
+"""GPUs for which the kernels are compiled, on a machine without a GPU."""
 
 from triton.backends.compiler import GPUTarget
 
 from tritonspconv.kernels.triton.configs import Card
 
-# Each with the KiB of shared memory (AMD: LDS) that one block may use there.
+# Each target has the KiB of shared memory (AMD: LDS) that one block may use.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163, "A100"),
     "sm_86": (GPUTarget("cuda", 86, 32), 99, "RTX 30, A40"),
@@ -19,7 +19,7 @@ TARGETS = {
     "gfx1201": (GPUTarget("hip", "gfx1201", 32), 64, "RX 9070"),
 }
 
-# What CI has time for: each kind of matrix unit, of warp and of shared memory once.
+# CI has time for these: each kind of matrix unit, of warp and of shared memory once.
 IN_CI = ("sm_86", "sm_90", "sm_100", "gfx942", "gfx1201")
 
 # Kernels that may spill registers, with the reason.
@@ -29,12 +29,12 @@ MAY_SPILL: dict[tuple[str, str], str] = {
 
 
 def card(target: str) -> Card:
-    """Return what tiles are chosen by on a target."""
+    """Return the properties of a target by which tiles are chosen."""
     gpu, kilobytes, _ = TARGETS[target]
     return Card(gpu.backend == "hip", kilobytes * 1024, gpu.warp_size)
 
 
-# Bytes that a case spills where its tile has not been made for the target yet; at most these.
+# Most bytes that a case may spill on a target for which its tile has not been made yet.
 KNOWN_SPILLS = {
     ("gather_gemm-norm", "sm_100"): 392,
     ("gather_gemm-norm-256", "sm_100"): 1064,

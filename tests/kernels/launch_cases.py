@@ -1,7 +1,7 @@
 """One case per launcher and path through it, for the ahead-of-time compile test.
 
-A case calls a launcher on small CPU tensors inside ``record_launches``: nothing is computed, so
-tensors that a kernel would have filled are given here.
+A case calls a launcher on small CPU tensors inside ``record_launches``. No kernel runs, so a case
+makes the tensors that an earlier kernel would fill.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from tritonspconv.kernels.triton import (
     weight_grad,
 )
 
-# Rows in a table that is reordered, and in one that is not.
+# Numbers of rows of a table whose columns are ordered, and of a table whose columns are not.
 MANY, FEW = 140_000, 100
 
 CUBE = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
@@ -84,7 +84,7 @@ def _real_rows() -> Tensor:
 def _sites_case(
     geometry: ConvGeometry, box: Grid, flag: Tensor | None = None, capacity: int | None = None
 ) -> None:
-    # The number of sites is read back from memory that no kernel has written here: zero.
+    # The number of sites is read back as zero, because no kernel has written it here.
     sites.reached_sites(
         _coords(FEW, geometry.ndim),
         geometry.offsets,

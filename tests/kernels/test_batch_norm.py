@@ -16,7 +16,7 @@ SHAPES = [(2, 1), (3, 5), (127, 33), (256, 16), (257, 3), (700, 64), (1100, 70),
 
 
 def assert_near(got, expected, tolerance, size=0.0):
-    """Compare norms; ``size`` is that of the terms that ``expected`` is the sum of."""
+    """Compare norms; ``size`` is the size of the terms whose sum is ``expected``."""
     error = (got.double() - expected).norm() / expected.norm().clamp_min(max(size, 1e-30))
     assert error <= tolerance
 
@@ -29,7 +29,7 @@ def given(n, c, dtype, device, affine=True):
 
 
 def exact(feats, vectors, running, grad, relu, residual=None, momentum=0.3, eps=1e-3):
-    """Output and gradients of torch in float64; a ReLU passes where the rounded output does."""
+    """Return torch's float64 output and gradients; a ReLU passes where the rounded output does."""
     x, weight, bias = (
         None if t is None else t.cpu().double().requires_grad_() for t in (feats, *vectors)
     )
@@ -66,12 +66,12 @@ def test_it_is_torch_in_float64(triton_device, n, c, dtype, relu, added):
     *got, grad_residual = triton.batch_norm_grad(grad, feats, stats, *vectors, relu, clamped)
     assert got[0].dtype == dtype
     if added:
-        # The sum is rounded to where it passes or not: entries as small as a rounding may differ.
+        # Rounding decides whether tiny sums pass the ReLU, so entries near zero may differ.
         near = expected.abs() < 1e-5 * expected.abs().max()
         assert torch.equal(grad_residual.cpu().double()[~near], grads.pop()[~near])
     else:
         grads.pop()
-    # Two rows are normalised to one and minus one whatever they are: no gradient but rounding.
+    # Two rows always become one and minus one, so their gradient is rounding alone.
     if n > 2:
         assert_near(got[0].cpu(), grads[0], 2 * tolerance)
     for one, wanted in zip(got[1:], grads[1:], strict=True):
@@ -112,7 +112,7 @@ def test_the_twins_agree(triton_device, dtype, added):
 
 
 def test_a_large_mean_costs_no_digits(triton_device):
-    """A sum of squares would lose all of the variance."""
+    """A formula with the sum of squares would lose the variance to rounding."""
     feats = (torch.randn(5000, 4) * 0.01 + 300).to(triton_device)
     running = [torch.zeros(4, device=triton_device), torch.ones(4, device=triton_device)]
     _, stats = triton.batch_norm(feats, TrainingNorm(*running, momentum=1.0, eps=0.0), False)

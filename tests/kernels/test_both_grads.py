@@ -1,4 +1,4 @@
-"""Both gradients in one pass on the CPU: against the reference's own."""
+"""Both gradients in one pass on the CPU, against the reference."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_a_tap_through_which_all_meet_themselves():
 
 
 def test_gradient_of_another_dtype_and_layout():
-    """Half operands fill a float32 gradient without a stop in half precision."""
+    """Half operands fill a float32 gradient, which is never rounded to half precision."""
     rows = random_rows(8, 60, 50, 0.4)
     feats, grad = torch.randn(60, 3).half(), torch.randn(50, 5).half()
     weight = torch.randn(8, 3, 5).half()

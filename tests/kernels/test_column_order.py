@@ -26,7 +26,7 @@ def test_cubes_are_grouped_by_boxes(order, dilation):
     masks = groups_of(geometry)
     assert masks == [box_mask(box) for box in CUBE_GROUPS]
     assert len(set(masks)) == 16
-    # Named from the slowest axis on: the first group is a plane across it.
+    # Groups are listed from the slowest axis on: the first group is a plane across that axis.
     axis = 0 if order == "last_axis_fastest" else 2
     plane = [v for v in range(27) if masks[0] >> v & 1]
     assert len(plane) == 9

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead, by a pool of processes, for a GPU that is not there."""
+"""A pool of processes compiles kernels ahead, on a machine without a GPU."""
 
 import importlib
 import os
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.compile
 
 TARGET = GPUTarget("cuda", 90, 32)
 DOWN = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
-# Compiles what a pickled list describes, by the way of an ordinary launch.
+# Compiles the kernels of a pickled list, on the path of an ordinary launch.
 LAUNCHES = """
 import pickle, sys, triton
 from tritonspconv.kernels.triton import _compile_pool as pool
@@ -78,7 +78,7 @@ def jobs_of(rows: int) -> list[pool.Job]:
 
 
 def cached() -> set[str]:
-    """Folders of Triton's cache that hold a binary."""
+    """Return the folders of Triton's cache that hold a binary."""
     return {path.parent.name for path in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin")}
 
 
@@ -91,7 +91,7 @@ def test_the_pool_fills_the_cache_that_launches_read():
     command, given = [sys.executable, "-c", LAUNCHES], pickle.dumps((TARGET, jobs))
     subprocess.run(command, input=given, cwd=ROOT, check=True, timeout=600)
     assert cached() == found
-    # Another capture, also one in another process, starts no pool for them.
+    # Another capture starts no pool for these kernels, also in another process.
     assert pool.compile_all(jobs, TARGET, 2) == []
 
 
@@ -118,7 +118,7 @@ def test_nothing_runs_where_no_kernels_run(monkeypatch):
 
 
 def test_kernels_of_features_are_compiled_and_those_of_maps_run(monkeypatch):
-    """Torch may index by what map kernels write."""
+    """Torch may index by the results of map kernels."""
     launched, compiled = [], []
     monkeypatch.setattr(
         _launch.BoundKernel,

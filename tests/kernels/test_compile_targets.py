@@ -1,7 +1,7 @@
-"""Every kernel compiles for every supported GPU, without one.
+"""Every kernel compiles for every supported GPU, on a machine without a GPU.
 
-To cover a new kernel add a case to ``launch_cases.LAUNCH_CASES``: a function that calls its
-launcher with small CPU tensors. Nothing is computed; each launch is recorded and compiled.
+To cover a new kernel, add a case to ``launch_cases.LAUNCH_CASES``: a function that calls its
+launcher with small CPU tensors. The test records each launch and compiles it; no kernel runs.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def test_compiles(
 def test_rows_are_gathered_ahead(
     op: str, channels: str, kilobytes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Products do not wait for the rows of their own step, whatever a card's shared memory."""
+    """Products do not wait for the rows of their own step, for any size of shared memory."""
     case = dict(LAUNCH_CASES).get(f"{op}-{channels}")
     if case is None:
         pytest.skip("weight gradients do not depend on the number of rows")
@@ -86,7 +86,7 @@ def test_every_kernel_has_a_case():
 
 
 def test_debug_mode_does_not_check_sums():
-    """Counting bits overflows on purpose, and outside that mode the checks cost compile time."""
+    """Kernels count bits with intended overflow, and the checks of overflow cost compile time."""
     with record_launches() as launches:
         dict(LAUNCH_CASES)["reached_sites-up-1d"]()
     launch = next(launch for launch in launches if launch.name == "rank_kernel")
@@ -95,7 +95,7 @@ def test_debug_mode_does_not_check_sums():
 
 
 def kernels_of(package_name: str) -> set[tuple[str, str]]:
-    """``(module, name)`` of the jitted functions in a package whose name ends in ``_kernel``."""
+    """Return ``(module, name)`` of all jitted functions whose name ends in ``_kernel``."""
     package = importlib.import_module(package_name)
     found = set()
     for info in pkgutil.walk_packages(package.__path__, f"{package_name}."):
@@ -120,7 +120,7 @@ def check_compiles(launch: Launch, target: str, known_spill: int = 0) -> None:
         assert used.spill <= known_spill, f"{launch} spills on {target}: {used}"
 
 
-# The recorder itself, on a kernel with the traits of the real ones: gather, dot, tails, flags.
+# Tests of the recorder use a kernel like the real ones: gather, dot, tails, flags.
 
 
 @triton.jit
@@ -196,8 +196,7 @@ def launch_toy(kernel=toy_kernel, n=50, c=48, dtype=torch.float16, bias=False, *
     )
 
 
-# Triton 3.9 warns about the default of `enable_fp_fusion`, which is to change: launches say what
-# they want.
+# Triton 3.9 warns that the default of `enable_fp_fusion` will change, so launches set it.
 FIXED = {
     "BLOCK_M": 32,
     "BLOCK_K": 16,
@@ -228,7 +227,7 @@ def test_record_drops_launches_that_share_a_binary():
         for n in (50, 51, 63, 50):
             launch_toy(n=n, **FIXED)
         assert len(launches) == 1
-        launch_toy(n=64, **FIXED)  # a multiple of 16 is compiled apart
+        launch_toy(n=64, **FIXED)  # Triton compiles multiples of 16 apart
         launch_toy(bias=True, **FIXED)
         launch_toy(**{**FIXED, "num_warps": 4})
     assert len(launches) == 4
@@ -262,7 +261,7 @@ def test_spills_are_seen(target: str, block_m: int):
 
 
 def test_pipelined_copies_are_compiled():
-    """Alignment reaches the compiler: the loads become asynchronous copies of 16 bytes."""
+    """The compiler knows the alignment: loads become asynchronous copies of 16 bytes."""
     with record_launches() as launches:
         launch_toy(n=64, c=64, **FIXED)
     ptx = compile_for(launches[0], TARGETS["sm_80"][0]).asm["ptx"]

@@ -37,7 +37,7 @@ def test_gradients(triton_device, geometry, inverse, needed):
     kmap = kmap.inverse() if inverse else kmap
     feats = torch.randn(kmap.n_in, 5, dtype=torch.float16)
     grad = torch.randn(kmap.n_out, 6, dtype=torch.float16)
-    # The layout of spconv, read as matrices.
+    # Return spconv's layout of the weight, viewed as matrices.
     weight = torch.randn(6, kmap.kernel_volume, 5, dtype=torch.float16).permute(1, 2, 0)
     triples = map_triples(kmap)
 
@@ -46,7 +46,7 @@ def test_gradients(triton_device, geometry, inverse, needed):
         made = reference.conv(x, w, triples, kmap.n_out)
         return torch.autograd.grad(made, (x, w), grad.to(dtype), materialize_grads=True)
 
-    # Another dtype and layout than the weight's.
+    # The gradient has another dtype and layout than the weight.
     stored = torch.full((6, kmap.kernel_volume, 5), torch.nan, device=triton_device)
     grad_weight = None if needed == "feats" else stored.permute(1, 2, 0)
     grad_feats = conv_grads(

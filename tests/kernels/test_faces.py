@@ -1,6 +1,6 @@
-"""Annotations are true: a network runs with the shapes and dtypes of every face checked.
+"""A network runs while the annotations of every face, with shapes and dtypes, are checked.
 
-So do the public functions and methods of ``ops``, ``coords``, ``kernel_map`` and ``nn``.
+The public functions and methods of ``ops``, ``coords``, ``kernel_map`` and ``nn`` are checked too.
 """
 
 import ast
@@ -32,14 +32,14 @@ HALVE = ConvGeometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 
 
 def faces() -> list[types.ModuleType]:
-    """Every module that picks a back end."""
+    """Return every module that picks a back end."""
     names = [info.name for info in pkgutil.iter_modules(kernels.__path__)]
     found = [importlib.import_module(f"tritonspconv.kernels.{name}") for name in names]
     return [module for module in found if hasattr(module, "_back_end")]
 
 
 def launchers(face: types.ModuleType) -> dict[str, Any]:
-    """The public functions that a face defines."""
+    """Return the public functions that a face defines."""
     return {
         name: value
         for name, value in vars(face).items()
@@ -48,7 +48,7 @@ def launchers(face: types.ModuleType) -> dict[str, Any]:
 
 
 def names_for_types(face: types.ModuleType) -> dict[str, Any]:
-    """The face's names with those that it imports for annotations alone."""
+    """Return the face's names, with the names that it imports only for annotations."""
     names = dict(vars(face))
     for node in ast.parse(inspect.getsource(face)).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -60,7 +60,7 @@ def names_for_types(face: types.ModuleType) -> dict[str, Any]:
 
 
 def checked(face: types.ModuleType, launcher: Any) -> Any:
-    """A launcher that checks its arguments and its result against its annotations."""
+    """Return the launcher with checks of its arguments and its result against the annotations."""
     names = names_for_types(face)
 
     hints = {name: eval(hint, names) for name, hint in launcher.__annotations__.items()}
@@ -85,7 +85,7 @@ def shows_shapes(function: Any) -> bool:
 
 
 def annotated_functions() -> dict[str, Any]:
-    """Public functions of these packages whose annotations give shapes."""
+    """Return the public functions of these packages whose annotations give shapes."""
     found = {}
     for package in (ops, coords, importlib.import_module("tritonspconv.kernel_map"), nn):
         for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -99,7 +99,7 @@ def annotated_functions() -> dict[str, Any]:
 
 
 def annotated_methods() -> dict[str, tuple[type, Any]]:
-    """Public methods of these packages, with the class of each."""
+    """Return the public methods of these packages, each with its class."""
     return {
         f"{kind.__name__}.{name}": (kind, method)
         for kind in (ActiveSites, Grid, KernelMap, Conv, nn.ToDense)
@@ -112,7 +112,7 @@ def annotated_methods() -> dict[str, tuple[type, Any]]:
 
 @pytest.fixture
 def called(monkeypatch) -> set[str]:
-    """Have every launcher checked wherever it is called; return the names of those called."""
+    """Check every launcher at every call; return the names of the launchers that were called."""
     seen = set()
     replaced = {}
     for face in faces():
@@ -165,7 +165,7 @@ def test_shapes_and_dtypes_are_those_of_the_annotations(device, dtype, called):
                 norm=None,
             )
             ops.sparse_conv(feats, weight, kmap, weight_layout="OVI", norm=fixed, residual=out)
-    # Weight alone, features alone.
+    # Gradients of the weight alone, and of the features alone.
     kmap = kernel_map(sites, SUBM)
     weight = torch.randn(27, 5, 6, device=device, dtype=dtype, requires_grad=True)
     ops.sparse_conv(feats.detach(), weight, kmap).sum().backward()
@@ -178,7 +178,7 @@ def test_shapes_and_dtypes_are_those_of_the_annotations(device, dtype, called):
     matrix = torch.randn(5, 6, device=device, requires_grad=True)
     with torch.autocast(device.type, torch.float16):
         ops.pointwise_conv(feats, matrix).sum().backward()
-    # Wide layers of a GPU order columns, and only there inputs write tables.
+    # Wide layers of a GPU order columns. Without numba, inputs write tables on a GPU only.
     never = {
         "order_columns.order_columns",
         "compile_ahead.compile_ahead",
@@ -237,6 +237,6 @@ def test_public_functions_keep_their_annotations(device, called):
 
 
 def test_a_wrong_shape_is_noticed(called):
-    """The check of annotations checks."""
+    """The check of annotations finds a wrong shape."""
     with pytest.raises(jaxtyping.TypeCheckError):
         ops.gather_weighted(torch.ones(3, 2), torch.zeros(3, 1).long(), torch.ones(2, 1))

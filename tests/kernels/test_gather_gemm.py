@@ -24,7 +24,7 @@ BIND = kernels._bind
 
 
 def random_table(volume: int, n_out: int, n_in: int, device, *, share=0.4, ordered=False):
-    """A table of no geometry in particular; some columns and some taps are empty."""
+    """Return a random table, which belongs to no geometry; some columns and some taps are empty."""
     rows = torch.randint(max(n_in, 1), (volume, n_out), dtype=torch.int32)
     rows[torch.rand(volume, n_out) >= share] = -1
     if n_in == 0:
@@ -120,7 +120,7 @@ def test_no_channels(triton_device, c_in, c_out):
 @pytest.mark.parametrize("volume", [1, 2, 8, 32, 64])
 @pytest.mark.parametrize("n_out", [0, 1, 70])
 def test_entries_in_one_row(triton_device, volume, n_out, ordered, mirrored, dtype):
-    """The tap of a column's one entry is told by its mask; some columns have none."""
+    """Each column has one entry at most, and its mask gives the tap."""
     rows, tap = torch.randint(-1, 20, (n_out,)).int(), torch.randint(volume, (n_out,))
     full = torch.where(torch.arange(volume)[:, None] == tap, rows, -1)
     order = torch.randperm(n_out).int().to(triton_device) if ordered else None
@@ -137,7 +137,7 @@ def test_entries_in_one_row(triton_device, volume, n_out, ordered, mirrored, dty
 @pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
 @pytest.mark.parametrize("volume", [1, 2, 27, 31, 32, 33, 64, 125])
 def test_taps(triton_device, volume, ordered, mirrored):
-    """One word of mask bits and more, full words, the sign bit."""
+    """Volumes cover one word of mask bits and several, full words, and the sign bit."""
     table = random_table(volume, 30, 20, triton_device, share=0.3, ordered=ordered)
     check(*operands(volume, 20, 10, 9, torch.float32, triton_device), table, mirrored, config=FIXED)
 
@@ -249,7 +249,7 @@ def test_tiles_change_nothing_but_rounding(triton_device, config):
 
 
 def test_absent_rows_are_not_read(triton_device):
-    """Features that no entry of the table names may hold anything."""
+    """Rows of features that the table does not use may hold anything."""
     table = random_table(9, 40, 30, triton_device)
     feats, weight, bias = operands(9, 30, 20, 9, torch.float32, triton_device)
     named = table.rows[table.rows >= 0].unique().long()
@@ -272,7 +272,7 @@ def test_tf32_is_coarser_and_must_be_asked_for(triton_device):
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_offsets_beyond_int32(triton_device):
-    """More than 2**31 elements of features and of outputs."""
+    """Features and outputs have more than 2**31 elements."""
     n, channels = 2**24 + 3, 128
     rows = torch.arange(n, dtype=torch.int32, device=triton_device).flip(0).repeat(2, 1)
     rows[0, ::2] = -1
@@ -289,7 +289,7 @@ def test_offsets_beyond_int32(triton_device):
 
 @pytest.mark.parametrize("large", ["feats", "weight", "rows", None])
 def test_addresses_have_64_bits_where_any_operand_is_that_large(large, monkeypatch):
-    """Memory is shared by all entries: the operands' sizes alone choose the kernel."""
+    """Only the sizes of the operands choose the kernel; expanded tensors need no memory."""
     chosen = []
 
     def choose(*problem):

@@ -1,4 +1,4 @@
-"""float32 products through float16 parts: as accurate as float32, over its whole range."""
+"""Products from float16 parts are as accurate as float32, over the whole range of float32."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
 
 
 def assert_grade_of_float32(out: Tensor, compute) -> None:
-    """Twice the error of plain float32, and the parts' own: 22 bits of each product."""
+    """Return twice the error of plain float32 plus that of the parts: 22 bits a product."""
     exact, plain = compute(torch.float64), compute(torch.float32)
     sizes = compute(torch.float64, absolute=True)
     error, allowed = (out.double() - exact).norm(), 2 * (plain.double() - exact).norm()
@@ -84,7 +84,7 @@ def test_what_is_not_finite_stays_so_and_stays_there(triton_device):
     operands_ = [split_half(tensor, with_low=True) for tensor in (x, weight)]
     out = convolve(*operands_, None, table, config=FIXED)
     assert out.isfinite().all(dim=1).tolist() == [True, False, False, True]
-    # All factors are positive: an infinite entry makes an infinite sum, not an undefined one.
+    # All factors are positive, so an infinite entry makes the sum infinite, not NaN.
     assert (out[1] == torch.inf).all()
     assert out[2].isnan().all()
 

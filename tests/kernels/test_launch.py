@@ -1,4 +1,4 @@
-"""Launching: what makes a new kernel, and what must not."""
+"""Launches: which arguments compile a new kernel, and which must not."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 def run_conv(n: int, weight: torch.Tensor, feats: torch.Tensor | None = None) -> torch.Tensor:
-    """One tap that takes every row to itself."""
+    """Return a table of one tap that pairs every row with itself."""
     rows = torch.arange(n, dtype=torch.int32, device="cuda")[None]
     mask = torch.ones(1, n, dtype=torch.int32, device="cuda")
     if feats is None:
@@ -44,7 +44,7 @@ def test_many_grids_compile_few_map_kernels():
         index = sites.build_index(coords, grid)
         neighbor_table.lookup_table(coords, offsets, index, grid)
         compiled.append(len(_launch.compiled_kernels()))
-    # The first grid's kernels do for all; and Triton itself compiled no more than was asked of it.
+    # All grids use the kernels of the first, and Triton has compiled no others.
     assert compiled[-1] == compiled[0]
     if _versions.hands_values:
         current = torch.cuda.current_device()

@@ -1,4 +1,4 @@
-"""Launching without a GPU: which launches share a compiled kernel, and what kernels are handed."""
+"""Launches without a GPU: which of them share a kernel, and the arguments that kernels get."""
 
 import contextlib
 import itertools
@@ -105,7 +105,7 @@ def test_an_interpreted_kernel_is_launched_by_triton():
 
 @pytest.fixture
 def torch_launches(monkeypatch):
-    """What torch's launcher is handed, with a driver that only says it is a GPU of 1,000 bytes."""
+    """Return the arguments of torch's launcher, with a driver that claims a GPU of 1,000 bytes."""
     launches = []
     utils = SimpleNamespace(
         get_device_properties=lambda index: {"max_shared_mem": 1000},
@@ -195,7 +195,7 @@ _versions.runner(compiled, ((2, 3), 7))((8,), 0, values)
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_tritons_launcher_hands_the_driver_the_values_in_order(tmp_path):
-    """Through the launcher of the Triton installed, down to a driver that prints what it gets."""
+    """The installed Triton launches through a driver that prints its arguments."""
     source = Path(__file__).parent / "stub_driver.c"
     driver = tmp_path / "libcuda.so.1"
     subprocess.run(["cc", "-shared", "-fPIC", "-w", source, "-o", driver], check=True)
@@ -230,7 +230,7 @@ def test_tensors_of_another_device_make_it_current_for_the_launch(current, guard
 
 @pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
 def test_profilers_see_every_launch(hook, monkeypatch):
-    """A hook at either end is Triton's to call: the fast way calls none."""
+    """Only Triton calls launch hooks, so launches with hooks do not take the fast way."""
     ran, by_triton = [], []
     hand_values_to(lambda *call: ran.append(call), monkeypatch)
     bound = _launch.BoundKernel(kernel, {"BLOCK": 16})

@@ -110,7 +110,7 @@ def test_lookup_table_of_few_rows(triton_device, n, kind):
 
 @pytest.mark.parametrize("kind", ["pages", "generated"])
 def test_lookup_table_of_distinct_rows(triton_device, kind):
-    """Rows outside the grid see themselves, whether or not repeats are looked for."""
+    """Rows outside the grid see themselves, with and without a search for repeats."""
     geometry = SUBM["3d-k3"]
     sites = random_sites(
         100, extent=7, outside=9 * (kind == "pages"), bounded=kind == "pages",
@@ -143,7 +143,7 @@ def check_reverse(table, in_sites, out_sites, geometry, kind, expected) -> None:
 
 
 def some_outputs(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> ActiveSites:
-    """Most of the sites that are reached; if given, also repeats and rows outside the grid."""
+    """Return most reached sites; given sites also have repeats and rows outside the grid."""
     coords = reference.output_sites(
         sites.coords,
         *fields(geometry),
@@ -153,7 +153,7 @@ def some_outputs(sites: ActiveSites, geometry: ConvGeometry, kind: str) -> Activ
     grid = Grid.around(coords)
     coords = coords[torch.rand(len(coords)) < 0.7]
     if kind != "generated":
-        # Smaller than the box around the rows.
+        # The grid is smaller than the box around the rows.
         grid = Grid(grid.lower, tuple(max(n - 1, 1) for n in grid.shape), grid.batch_size)
         coords = torch.cat([coords, coords[:5]])[torch.randperm(len(coords) + len(coords[:5]))]
     return ActiveSites(coords.to(sites.device), grid)
@@ -194,7 +194,7 @@ def test_reach_table_of_few_rows(triton_device, n_in, n_out):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("geometry", [SUBM["2d-even"], SUBM["3d-k3"]], ids=["8-taps", "27-taps"])
 def test_columns_in_order_of_masks(triton_device, geometry, kind, monkeypatch):
-    """Ordering changes nothing but the columns, and puts like masks side by side."""
+    """Ordering changes only the columns, and puts equal masks side by side."""
     sites = draw(150, geometry.ndim, kind, triton_device)
     plain = lookup(sites, geometry, kind)
     assert plain.order is None
@@ -210,7 +210,7 @@ def test_columns_in_order_of_masks(triton_device, geometry, kind, monkeypatch):
 
 
 def taps_of_tiles(masks: torch.Tensor, columns: int = 8) -> int:
-    """Taps that are present somewhere in a tile of columns, over all tiles."""
+    """Return the number of taps that occur in a tile of columns, summed over all tiles."""
     tiles = [masks[i : i + columns].tolist() for i in range(0, len(masks), columns)]
     return sum((functools.reduce(operator.or_, tile) & 2**32 - 1).bit_count() for tile in tiles)
 
@@ -235,12 +235,12 @@ def test_keys_beyond_int32(triton_device):
 
 
 def test_keys_are_not_cut_to_int32(triton_device):
-    """Two sites whose keys differ by 2**32 are not one another's stand-ins."""
+    """Two sites whose keys differ by 2**32 are not taken for each other."""
     grid = Grid((0, 0), (2**17, 2**16), 1)
     coords = torch.tensor([[0, 0, 5], [0, 2**16, 6]], dtype=torch.int32)
     assert grid.keys(coords).diff() == 2**32 + 1
     coords = coords.to(triton_device)
-    # In blocks of the size that suits so few sites; smaller ones take the interpreter a minute.
+    # The size of the blocks suits few sites; with smaller blocks the interpreter takes a minute.
     index = site_kernels.build_index(coords, grid)
     assert index.kind == "pages"
     offsets = ConvGeometry.submanifold((3, 3), (1, 1)).offsets

@@ -1,4 +1,4 @@
-"""Maps on a CPU: numba's launchers return what those in torch return, bit by bit.
+"""Maps on a CPU: numba's launchers return the same bits as the launchers in torch.
 
 ``tests/kernel_map`` compares the maps of both back ends with brute force.
 """
@@ -17,6 +17,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.build import output_grid
 from tritonspconv.kernels.eager import invert_table as eager_invert
 from tritonspconv.kernels.eager import neighbor_table as eager_table
+from tritonspconv.kernels.eager import scatter_table as eager_scatter
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.window import Box
@@ -26,12 +27,26 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from tritonspconv.kernels.numba import _reach, _row_search, _threads, invert_table
 from tritonspconv.kernels.numba import neighbor_table as table
+from tritonspconv.kernels.numba import scatter_table as scatter
 from tritonspconv.kernels.numba import sites as sites_module
 
 SUBM = ConvGeometry.submanifold((3, 3, 3), (1, 1, 1))
 DOWN = ConvGeometry((3, 3, 3), (2, 3, 2), (1, 1, 1), (1, 1, 2))
 SUBM_2D = ConvGeometry.submanifold((3, 3), (1, 1))
 UP = ConvGeometry((3, 3, 3), (2, 3, 2), (1, 1, 1), (1, 1, 2), transposed=True)
+HALVE = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
+# Windows whose inputs feed one output at most.
+ONE_OUTPUT = {
+    "2^3/2": HALVE,
+    "padded": ConvGeometry((2, 2, 2), (2, 2, 3), (1, 0, 1), (1,) * 3),
+    "first-axis": ConvGeometry(
+        (2, 3, 1), (2, 3, 2), (1, 0, 0), (1,) * 3, tap_order="first_axis_fastest"
+    ),
+    "cells": ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3, sites="cells"),
+    "stride-beyond-kernel": ConvGeometry((1, 2, 1), (3, 3, 2), (0, -1, 0), (1,) * 3),
+    "1d": ConvGeometry((3,), (4,), (2,), (1,)),
+    "one-tap-up": ConvGeometry((1,) * 3, (2,) * 3, (0,) * 3, (1,) * 3, transposed=True),
+}
 EVERY = {"subm": SUBM, "down": DOWN, "up": UP}
 
 
@@ -61,6 +76,22 @@ def check_reached(sites: ActiveSites, geometry: ConvGeometry, offsets=None) -> A
     assert torch.equal(made.site_index.table, expected.site_index.table)
     assert torch.equal(made.site_index.rows, expected.site_index.rows)
     return ActiveSites(made.coords, grid)
+
+
+def check_scattered(sites: ActiveSites, geometry: ConvGeometry) -> int:
+    """Check the table that inputs write themselves; return the number of pairs."""
+    grid = output_grid(sites.grid, geometry)
+    window = geometry.offsets, geometry.stride, not geometry.transposed
+    made = sites_module.reached_sites(sites.coords, *window, grid, sites.grid)
+    assert made.reached.dtype == torch.int32
+    call = (sites.coords, *window, made.site_index, sites.grid, grid, len(made.coords))
+    table, repeats = scatter.scatter_table(*call, reached=made.reached)
+    expected, also_repeats = eager_scatter.scatter_table(*call)
+    assert torch.equal(table.rows, expected.rows)
+    assert (repeats.dtype, repeats.tolist()) == (also_repeats.dtype, also_repeats.tolist())
+    unknown, _ = scatter.scatter_table(*call)
+    assert torch.equal(unknown.rows, expected.rows)
+    return int((table.rows >= 0).sum())
 
 
 def check_tables(sites: ActiveSites, out_sites: ActiveSites, geometry: ConvGeometry) -> int:
@@ -119,6 +150,35 @@ def test_many_rows(geometry, lower, is_map, monkeypatch):
     assert check_tables(sites, out_sites, geometry) > 6000
 
 
+@pytest.mark.parametrize("how", [{}, {"repeats": 30}, {"outside": 20}], ids=str)
+@pytest.mark.parametrize("geometry", ONE_OUTPUT.values(), ids=ONE_OUTPUT)
+def test_inputs_that_feed_one_output_write_themselves(geometry, how):
+    assert geometry.feeds_one_output
+    bounded = geometry.sites == "reached"
+    lower, how = 0 if bounded else -40, how if bounded else {**how, "outside": 0}
+    extent = 14 if geometry.ndim == 3 else 900
+    sites = random_sites(600, geometry.ndim, extent=extent, lower=lower, bounded=bounded, **how)
+    assert check_scattered(sites, geometry) > 10
+    for few in (0, 1):
+        check_scattered(random_sites(few, geometry.ndim, extent=6), geometry)
+
+
+def test_inputs_in_the_order_of_their_outputs_are_not_sorted():
+    sites = random_sites(60, extent=9)
+    single = ActiveSites(sites.coords * torch.tensor([1, 2, 2, 2], dtype=torch.int32), sites.grid)
+    ascending = ActiveSites(single.coords[single.grid.keys(single.coords).argsort()], sites.grid)
+    for each in (single, ascending):
+        check_scattered(each, HALVE)
+
+
+def test_rows_that_may_reach_several_sites_are_not_told():
+    sites = random_sites(60, extent=9)
+    for geometry in (DOWN, UP):
+        window = geometry.offsets, geometry.stride, not geometry.transposed
+        grid = output_grid(sites.grid, geometry)
+        assert sites_module.reached_sites(sites.coords, *window, grid, sites.grid).reached is None
+
+
 def test_rows_in_order_are_not_sorted():
     sites = surface_sites(20)
     assert (sites.grid.keys(sites.coords).diff() > 0).all()
@@ -152,7 +212,7 @@ def test_few_rows(geometry, n):
 
 @pytest.mark.parametrize("extents", [(2**30, 2**31), (2**31, 2**31)], ids=["2**61", "2**62"])
 def test_grids_with_more_cells_than_words_can_number(extents):
-    """Torch takes over where a key and a row, or the keys of a larger grid, do not fit 64 bits."""
+    """Torch makes the map if a key and a row, or keys of a larger grid, do not fit 64 bits."""
     coords = torch.randint(6, (60, 3), dtype=torch.int32)
     coords[:, 0] = 0
     grid = Grid((0, 0), extents, 1)
@@ -167,7 +227,7 @@ def test_grids_with_more_cells_than_words_can_number(extents):
     st.lists(st.tuples(*[st.integers(-9, 9)] * 2), min_size=1, max_size=12, unique=True).map(tuple)
 )
 def test_runs_hold_every_tap_once(offsets):
-    """Taps follow each other at their distance along the last axis; opposite ones share a place."""
+    """Taps in a line follow each other along the last axis; opposite taps share a place."""
     for runs, sides in (
         (_row_search.plain_runs(offsets, True), 1),
         (_row_search.plain_runs(offsets, False), 1),
@@ -237,7 +297,7 @@ def test_columns_in_another_order():
 
 def test_faces_hand_calls_to_numba():
     cpu = torch.device("cpu")
-    for name in ("sites", "neighbor_table", "invert_table"):
+    for name in ("sites", "neighbor_table", "invert_table", "scatter_table"):
         face = importlib.import_module(f"tritonspconv.kernels.{name}")
         back_end = face._back_end.__wrapped__(cpu, 3)
         assert back_end.__name__ == f"tritonspconv.kernels.numba.{name}"

@@ -1,4 +1,4 @@
-"""Pools of the numba room: bit by bit those of torch, which other tests hold to the reference."""
+"""Pools by numba have the bits of torch's pools, which other tests compare with the reference."""
 
 import pytest
 import torch

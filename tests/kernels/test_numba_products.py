@@ -1,4 +1,4 @@
-"""Convolutions of the numba room, forward and both gradients: against the reference and torch."""
+"""Convolutions by numba, forward and both gradients, against the reference and torch."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tritonspconv.kernels.numba.gather_gemm import gather_gemm
 from tritonspconv.kernels.numba.weight_grad import sum_outer_products
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-# One vector or less, more than one, two tiles of channels, blocks of two and of three vectors.
+# Channels: one vector or less, more than one, two tiles, blocks of two and of three vectors.
 CHANNELS = [(1, 1), (3, 5), (16, 16), (17, 33), (33, 4), (8, 64), (5, 130)]
 
 
@@ -31,13 +31,13 @@ def _panel_size(request, monkeypatch):
 
 
 class Problem:
-    """A table of no geometry in particular, and what is convolved along it."""
+    """A random table, which belongs to no geometry, and the operands of a convolution."""
 
     def __init__(self, volume, n_out, n_in, c_in, c_out, dtype=torch.float32, share=0.4):
         self.rows = random_rows(volume, n_out, n_in, share)
         self.feats = torch.randn(n_in, c_in).to(dtype)
         self.grad = torch.randn(n_out, c_out).to(dtype)
-        # The layout of spconv, read as matrices.
+        # Return spconv's layout of the weight, viewed as matrices.
         self.weight = torch.randn(c_out, volume, c_in).to(dtype).permute(1, 2, 0)
         self.dtype = dtype
 
@@ -53,7 +53,7 @@ class Problem:
         return out
 
     def expected(self, dtype, mirrored=False):
-        """Output and gradient of the weight, computed in ``dtype``."""
+        """Return output and gradient of the weight, computed in ``dtype``."""
         triples = table_triples(NeighborTable(self.rows, None, None, mirrored=mirrored))
         weight = self.weight.to(dtype).requires_grad_()
         out = reference.conv(self.feats.to(dtype), weight, triples, self.rows.shape[1])
@@ -79,7 +79,7 @@ def test_channels(c_in, c_out, dtype):
 
 
 def test_bfloat16_of_any_layout():
-    """Two of them are read as one word; they may lie apart, or begin in the middle of a word."""
+    """Two bfloat16 are read as one word; they may lie apart, or begin in the middle of a word."""
     problem = Problem(8, 50, 60, 6, 5, torch.bfloat16)
     expected, plain = problem.expected(torch.float64)[0], problem.expected(torch.bfloat16)[0]
     feats, weight = problem.feats, problem.weight
@@ -89,7 +89,7 @@ def test_bfloat16_of_any_layout():
 
 
 def _moved(x):
-    """``x`` behind one element of the same storage."""
+    """Return ``x`` in a storage that has one element before it."""
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 
 
@@ -106,7 +106,7 @@ def test_no_input_rows():
 
 
 def test_what_follows_the_sum():
-    """Bias, norm, residual and ReLU in the order of torch's back end, with and without NaN."""
+    """Bias, norm, residual and ReLU follow in torch's order, with and without NaN."""
     problem = Problem(27, 70, 60, 9, 21)
     bias, residual, mean, scale, shift = (torch.randn(n) for n in (21, 70 * 21, 21, 21, 21))
     norm = ChannelNorm(mean, torch.rand(21), scale, shift)
@@ -165,7 +165,7 @@ def test_equal_bits_for_any_number_of_threads(monkeypatch):
 
 
 def test_half_operands_fill_a_gradient_of_another_dtype():
-    """Without a stop in half precision."""
+    """The gradient is never rounded to half precision."""
     problem = Problem(8, 50, 60, 3, 5, torch.float16)
     made = problem.weight_grad(dtype=torch.float32)
     truth = problem.expected(torch.float64)[1]
@@ -176,7 +176,7 @@ def test_both_gradients_are_those_of_torch():
     problem = Problem(27, 90, 80, 12, 10)
     inverse = torch.full((27, 80), -1, dtype=torch.int32)
     for tap, row in enumerate(problem.rows):
-        # An input meets one output through a tap at most.
+        # A tap pairs an input with one output at most.
         columns = {int(i): c for c, i in enumerate(row.tolist()) if i >= 0}
         problem.rows[tap] = -1
         for i, column in columns.items():
@@ -219,7 +219,7 @@ def test_lists_have_every_pair_once_and_are_whole():
     ids=["avx2", "sse"],
 )
 def test_smaller_vectors(cpu, features, size, tmp_path):
-    """The products of a CPU without AVX-512."""
+    """A CPU without AVX-512 multiplies in smaller tiles."""
     code = (
         "import torch; from tests.kernels.test_numba_products import Problem, check, _products\n"
         "print(_products.vector_bytes())\n"

@@ -1,4 +1,4 @@
-"""The room of the numba kernels: compilation, its cache, and threads."""
+"""numba kernels: compilation, the cache of compiled code, and threads."""
 
 import ast
 import importlib
@@ -30,7 +30,7 @@ def modules() -> list[types.ModuleType]:
 
 @pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__.split(".")[-1])
 def test_compiled_functions_use_names_of_their_own_module(module):
-    """The cache does not see changes of other modules; see `compiled`."""
+    """The cache of numba does not notice changes of other modules; see `compiled`."""
     imported = {
         name.asname or name.name
         for node in ast.walk(ast.parse(inspect.getsource(module)))
@@ -44,7 +44,7 @@ def test_compiled_functions_use_names_of_their_own_module(module):
 
 
 def test_code_that_cannot_be_kept_is_compiled_anew():
-    """A function without a file has no folder for its machine code."""
+    """A function that comes from no file has no folder for its machine code."""
     names = {}
     exec("def double(x):\n    return 2 * x", names)
     double = compiled(names["double"])

@@ -1,4 +1,4 @@
-"""Columns put in order: Triton against a permutation in torch."""
+"""Order of columns: Triton against a permutation in torch."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ WINDOWS = {
 
 
 def key_of(mask: int, groups: list[int]) -> int:
-    """The place of a mask's groups, first the highest bit, in the sequence of the Gray code."""
+    """Return the place in the Gray code of a mask's groups, the first group as the highest bit."""
     code = sum((mask & group != 0) << (15 - g) for g, group in enumerate(groups))
     place = 0
     while code:
@@ -54,12 +54,12 @@ def pays(n: int, volume: int, channels: int) -> bool:
 
 
 def test_only_large_layers_pay():
-    """The levels of a U-Net on four LiDAR sweeps, and those of a detector on one of them."""
+    """The sizes are levels of a U-Net on four LiDAR sweeps, and of a detector on one sweep."""
     for n, channels in ((96_821, 64), (37_127, 128), (13_566, 256)):
         assert pays(n, 27, channels)
     for n, channels in ((13_092, 16), (20_309, 32), (12_361, 64), (5_801, 128)):
         assert not pays(n, 27, channels)
-    # More than one word of mask bits, and nothing to leave out.
+    # Masks of more than one word, without a tap that could be left out.
     assert not pays(10**6, 125, 256)
     assert not pays(10**6, 1, 256)
     assert not pays(0, 27, 256)

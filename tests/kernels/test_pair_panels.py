@@ -23,7 +23,7 @@ def _in_torch(monkeypatch):
 
 @pytest.fixture
 def small_panels(monkeypatch):
-    """Panels of some 16 to 27 pairs, of which some hold no pair at all."""
+    """Make panels of some 16 to 27 pairs; some panels have no pair."""
     monkeypatch.setattr(pairs, "_pairs_per_tap", lambda channels: 1)
 
 
@@ -55,7 +55,7 @@ def test_panels_hold_the_table(volume, n, share):
 
 @pytest.mark.usefixtures("small_panels")
 def test_panels_of_pairs_in_any_order():
-    """Within a tap; the sums of columns run over taps all the same."""
+    """The order of pairs within a tap is free; sums of columns still follow the order of taps."""
     rows = random_rows(8, 200, 50, 0.4)
     columns, entries, counts, _ = taps_of_table(rows)
     parts = zip(columns.split(counts), entries.split(counts), strict=True)
@@ -74,7 +74,7 @@ def test_panels_of_pairs_in_any_order():
 @pytest.mark.parametrize(("volume", "n"), [(27, 1), (1, 63), (8, 200), (27, 400)])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.4, 1.0])
 def test_taps_whose_columns_ascend_are_cut(volume, n, share, monkeypatch):
-    """To the panels that a sort makes, which taps in any order take."""
+    """Cutting gives the same panels as sorting, which works for taps in any order."""
     rows = random_rows(volume, n, 50, share)
     known = taps_of_table(rows)
     assert pairs._ascend(known.columns, known.counts)
@@ -120,7 +120,7 @@ def test_distinct(n):
 
 
 def test_columns_of_one_pair_each(small_panels):
-    """A transposed layer that undoes a window without overlap: products are only put in place."""
+    """A transposed layer undoes a window without overlap, so products are stored without sums."""
     down = ConvGeometry((2,) * 3, (2,) * 3, (0,) * 3, (1,) * 3)
     kmap = kernel_map(random_sites(200, extent=8), down)
     panels = kmap.in_table.panels.listed(8)

@@ -1,4 +1,4 @@
-"""Pair lists: Triton against the table they are read from."""
+"""Pair lists: Triton against the table from which they are read."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tritonspconv.kernels.triton import pairs as kernels
 
 @pytest.fixture(params=[True, False], ids=["by-masks", "by-sums"])
 def _places(request, monkeypatch):
-    """Both ways in which a program finds the place of its pairs."""
+    """Test both ways in which a program finds the place of its pairs."""
     if not request.param:
         monkeypatch.setattr(kernels, "_MAX_COUNTED", 0)
         monkeypatch.setattr(kernels, "_BLOCK_COUNTS", 16)
@@ -60,7 +60,7 @@ def test_pair_lists(triton_device, volume, n, share, ordered):
     ("volume", "n"), [(1, 0), (8, 0), (1, 3000), (8, 500), (32, 200), (70, 90)]
 )
 def test_list_inputs(triton_device, volume, n, n_in, share, ordered):
-    """Pairs as they are listed without the table, and the table of the inputs by brute force."""
+    """Pairs that are listed without the table equal the table of the inputs by brute force."""
     named = torch.randperm(n_in)[: min(round(share * n_in), volume * n)].int()
     rows = torch.full((volume, n), -1, dtype=torch.int32)
     rows.view(-1)[torch.randperm(volume * n)[: len(named)]] = named

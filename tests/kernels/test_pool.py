@@ -41,7 +41,7 @@ def kernels(request: pytest.FixtureRequest):
 
 
 def draw_tables(volume: int, n_in: int, n_out: int) -> tuple[list, Tensor, Tensor]:
-    """A relation in which a pair has one tap, as triples and as both of its tables."""
+    """Return a relation in which a pair has one tap, as triples and as both tables."""
     out_rows = torch.full((volume, n_out), -1, dtype=torch.int32)
     in_rows = torch.full((volume, n_in), -1, dtype=torch.int32)
     triples, seen = [], set()
@@ -60,7 +60,7 @@ def draw_tables(volume: int, n_in: int, n_out: int) -> tuple[list, Tensor, Tenso
 
 
 def shuffled(rows: Tensor, shuffle: bool, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """A table in another order of columns."""
+    """Return the table with its columns in another order."""
     if not shuffle:
         return rows.to(device), None
     order = torch.randperm(rows.shape[1])
@@ -73,7 +73,7 @@ def shuffled(rows: Tensor, shuffle: bool, device: torch.device) -> tuple[Tensor,
 def test_pool(kernels, triton_device, mode, ties, floor, size, dtype, shuffle):
     volume, n_in, n_out, c = size
     triples, out_rows, in_rows = draw_tables(volume, n_in, n_out)
-    # Small whole numbers: many ties, and sums that are exact in every dtype.
+    # Values are small whole numbers: they have many ties, and sums are exact in every dtype.
     feats = torch.randint(-3, 3, (n_in, c)).double().requires_grad_()
     grad = torch.randint(-3, 4, (n_out, c)).double()
     expected = reference.pool(feats, triples, n_out, mode, ties=ties, floor=floor)
@@ -137,7 +137,7 @@ def test_rows_may_be_strided(kernels, triton_device):
 
 
 def test_half_sums_are_kept_in_single_precision(kernels, triton_device):
-    """2048 + 1 is 2048 in float16: a sum in half precision would stand still."""
+    """In float16, 2048 + 1 is 2048, so a sum in half precision would not grow."""
     n = 64
     feats = torch.ones(n + 1, 1, dtype=torch.float16, device=triton_device)
     feats[0] = 2048

@@ -63,7 +63,7 @@ def test_scatter_table(triton_device, geometry, kind):
 
 
 def reaching(sites: ActiveSites, table: NeighborTable) -> torch.Tensor:
-    """The rows whose cell is in the table."""
+    """Return the rows whose cell is in the table."""
     keys = sites.grid.keys(sites.coords)
     return torch.nonzero(torch.isin(keys, keys[table.rows[table.rows >= 0].long()]))
 

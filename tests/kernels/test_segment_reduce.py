@@ -12,7 +12,7 @@ DTYPES = [torch.float64, torch.float16, torch.bfloat16]
 # (P, S, C)
 SIZES = [(50, 7, 3), (63, 40, 17), (1, 1, 1), (20, 3, 70), (0, 3, 2), (5, 0, 2), (10, 4, 0)]
 CASES = [(size, torch.float32) for size in SIZES] + [(SIZES[0], dtype) for dtype in DTYPES]
-# Segments long enough for lanes to share one, in one further step and in two.
+# Segments are so long that lanes share one, with one further step and with two.
 LONG = [(1300, 3, 2), (70_000, 1, 1)]
 
 
@@ -37,7 +37,7 @@ def draw_segments(n: int, segments: int) -> tuple[Tensor, Tensor]:
 
 
 def expect(values: Tensor, perm: Tensor, start: Tensor, end: Tensor, mode: str):
-    """Loop over the segments: the result, and the lowest row of each maximum."""
+    """Return the result of a loop over the segments, and the lowest row of each maximum."""
     out = values.new_zeros(start.shape[0], values.shape[1])
     argmax = torch.full(out.shape, -1, dtype=torch.int32)
     for s, (low, high) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):

@@ -215,13 +215,13 @@ def test_corners_of_a_window_reach_what_its_taps_reach(triton_device, n, stride)
 def test_a_cell_is_one_step_whatever_its_extent(step):
     corners = Box((0,) * 3, (step - 1,) * 3)
     assert reach_steps(corners, (step,) * 3, True) == (((0, 0, 0), (step,) * 3),)
-    # Corners are no two taps, also where caches compare them.
+    # A box is not a list of two taps, also where caches compare the two.
     assert corners != ((0,) * 3, (step - 1,) * 3)
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 130, 131, 400, 5000])
 def test_ranks_up_to_a_capacity_write_nothing_else(triton_device, capacity):
-    """Four blocks of words, the last one half empty, with memory behind them that others own."""
+    """There are four blocks of words, the last is half empty, and the memory behind is guarded."""
     block, n_words, blocks, guard = 16, 56, 4, 64
     generator = torch.Generator().manual_seed(3)
     cells = torch.rand(n_words, 32, generator=generator) < 0.2
@@ -249,7 +249,7 @@ def test_ranks_up_to_a_capacity_write_nothing_else(triton_device, capacity):
 
 
 def test_grids_too_large_for_a_capacity_are_refused(triton_device):
-    """Their sites are sorted by torch, whose results have sizes that the host reads."""
+    """Torch sorts the sites of such grids, and the host reads the sizes of torch's results."""
     sites = random_sites(5, 2, extent=9, device=triton_device)
     grid = Grid((0, 0), (2**20, 2**20), 1)
     flag = torch.zeros((), dtype=torch.int32, device=triton_device)

@@ -41,7 +41,7 @@ def use(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _fresh_launches():
-    """Let no launch here meet what another one bound."""
+    """Clear the bound kernels, so that launches of different tests do not share them."""
     caches = [gather_gemm._bind, weight_grad._bind]
     for cache in caches:
         cache.cache_clear()
@@ -108,7 +108,7 @@ def test_launches_run_the_tiles_of_the_file(use, triton_device, monkeypatch):
 
 @pytest.fixture
 def tune():
-    """The script as a module."""
+    """Return the script as a module."""
     return importlib.import_module("tritonspconv.cli.tune")
 
 
@@ -140,7 +140,7 @@ def test_the_search_finds_the_fastest_tile_that_is_right(tune, capsys):
 def test_the_script_writes_a_file_that_launches_can_use(tmp_path, triton_device):
     path = tmp_path / "tiles.json"
     interpret = "1" if triton_device.type == "cpu" else "0"
-    # Two runs: the second keeps what the first one found.
+    # The second run keeps the entries of the first.
     for channels in ("3:5", "2:2"):
         result = run(
             "-m", "tritonspconv", "tune", path, "--channels", channels, "--dtypes", "float32",

@@ -18,7 +18,7 @@ import triton.language as tl
 from tritonspconv.kernels.triton import weight_grad as kernels
 from tritonspconv.kernels.triton.configs import GemmConfig
 
-# Private memory without a file, and Linux's MAP_NORESERVE, which Python 3.11 does not name.
+# Flags of private memory without a file, and Linux's MAP_NORESERVE, which Python 3.11 lacks.
 LAZY_MEMORY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 FIXED = GemmConfig(block_m=16, block_n=16, block_k=32, num_warps=2, num_stages=2)
 DTYPES = [torch.float32, torch.float16, torch.float64]
@@ -27,14 +27,14 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.fixture(autouse=True)
 def _few_programs(triton_device, monkeypatch):
-    """The interpreter runs programs one by one; how many there are is a matter of speed alone."""
+    """Use few programs: the interpreter runs them in turn, and their number changes only speed."""
     if triton_device.type == "cpu":
         monkeypatch.setattr(kernels, "_WAVE", 12)
         monkeypatch.setattr(kernels, "_MIN_SLICES", 5)
 
 
 def random_pairs(counts: list[int], n_in: int, n_out: int, device, spare: int = 0):
-    """Pairs of every tap, and room for more at the end that holds no rows."""
+    """Return pairs of every tap, and spare places at the end that hold no rows."""
     total = sum(counts)
     pairs = torch.stack([torch.randint(max(n, 1), (total,)) for n in (n_in, n_out)]).int()
     pairs = torch.nn.functional.pad(pairs, (0, spare), value=2**30)
@@ -51,7 +51,7 @@ def launch(module, feats, grad, listed, volume, dtype, mirrored=False, **how) ->
 
 
 def oracle(feats, grad, listed, volume, mirrored, dtype) -> Tensor:
-    """The reference's own gradient."""
+    """Return the reference's gradient."""
     triples = pair_triples(*listed[0], listed[1])
     if mirrored:
         last = volume - 1
@@ -105,7 +105,7 @@ def test_the_chosen_tiles(triton_device):
     ids=lambda counts: f"{len(counts)}-taps-{sum(counts)}-pairs",
 )
 def test_counts(triton_device, counts):
-    """Empty taps, one pair, taps whose steps fill their shares equally and not."""
+    """Taps are empty, have one pair, or have steps that divide evenly or unevenly into shares."""
     listed = random_pairs(counts, 50, 40, triton_device, spare=3)
     check(*operands(50, 40, 5, 7, torch.float32, triton_device), listed, len(counts), config=FIXED)
 
@@ -125,12 +125,12 @@ def slices_of(log2_pairs, channels, dtype=torch.float32, parts=0, precision="iee
 
 
 def test_more_shares_where_pairs_are_many():
-    """Few pairs, and sums that need no more, take as many shares as fill a GPU."""
+    """Few pairs, and sums that need no more shares, take as many shares as fill a GPU."""
     half = torch.float16
     full = 4 * 132 - 27
     assert slices_of(18, 32) == slices_of(24, 32, precision="tf32") == full
     assert slices_of(24, 32, half) == slices_of(24, 32, half, parts=1, precision="tf32") == full
-    # Twice the pairs in twice the shares, up to a bound on memory.
+    # Twice the pairs take twice the shares, up to a bound on memory.
     assert slices_of(24, 32) == 2 * slices_of(23, 32) > full
     assert slices_of(24, 128, half, parts=2) > full
     assert slices_of(30, 256) * 256 * 256 * 4 == 2**26
@@ -138,7 +138,7 @@ def test_more_shares_where_pairs_are_many():
 
 @pytest.mark.parametrize("channels", [16, 64, 128, 256])
 def test_shares_are_whole_waves(channels):
-    """Where a tap is the remainder of a share, that is a program more."""
+    """A tap that ends within a share needs one program more."""
     tiles = 2 if channels == 256 else 1
     assert tiles * (slices_of(24, channels, torch.float16) + 27) % 132 == 0
 
@@ -175,7 +175,7 @@ def test_many_shares_of_one_tap(triton_device, monkeypatch, count):
 
 @pytest.mark.parametrize("volume", [1, 3, 9, 27])
 def test_mirrored(triton_device, volume):
-    """Half of the taps are listed; the others have the same pairs with the roles swapped."""
+    """Half of the taps are listed; the other taps have the same pairs with in and out swapped."""
     counts = torch.randint(20, ((volume + 1) // 2,)).tolist()
     listed = random_pairs(counts, 40, 40, triton_device, spare=5)
     operands_ = operands(40, 40, 6, 9, torch.float32, triton_device)
@@ -184,7 +184,7 @@ def test_mirrored(triton_device, volume):
 
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16], ids=str)
 def test_output_of_another_dtype(triton_device, out_dtype):
-    """Half precision operands fill a float32 gradient without a stop in half precision."""
+    """Half operands fill a float32 gradient, which is never rounded to half precision."""
     listed = random_pairs([30, 40], 50, 40, triton_device)
     feats, grad = operands(50, 40, 5, 7, torch.float16, triton_device)
     out = launch(kernels, feats, grad, listed, 2, out_dtype, config=FIXED)
@@ -213,7 +213,7 @@ def test_the_same_bits_twice(triton_device, dtype):
 
 
 def test_shares_lie_beyond_int32(triton_device):
-    """The last share of a large matrix begins after 2**31 entries; untouched memory is free."""
+    """The last share of a large matrix begins after 2**31 entries; unused pages take no memory."""
     c_out, shares, step = 2**27, 2**4 + 1, 16
     if triton_device.type == "cuda":
         partial = torch.zeros(shares * c_out, device=triton_device)

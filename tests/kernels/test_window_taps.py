@@ -1,4 +1,4 @@
-"""Taps as kernel constants: what they stand for, and which windows share kernels."""
+"""Taps as kernel constants: their offsets, and which windows share kernels."""
 
 import itertools
 
@@ -40,7 +40,7 @@ SCATTERED = tuple(
     map(tuple, torch.randint(-9, 9, (70, 3), generator=torch.Generator().manual_seed(0)).tolist())
 )
 
-# Offsets, lines of taps: each a plane of its own.
+# Offsets, and the number of lines of taps; each line is a plane of its own.
 UNEVEN = {
     "a-tap-short": (CUBE[:-1], 1),
     "a-tap-twice": (CUBE[:13] + CUBE[12:13] + CUBE[14:], 1),
@@ -125,7 +125,7 @@ def test_windows_that_differ_by_padding_share_their_kernels():
 
 @pytest.mark.gpu  # The interpreter takes numbers from 2**31 to 2**32 for negative ones.
 def test_cells_beyond_a_billion_are_found(triton_device):
-    """Keys of the coarse grid fit an int32 in comfort; the fine cells only just do."""
+    """Keys of the coarse grid easily fit an int32; the fine cells only just fit."""
     geometry = ConvGeometry((2,), (2,), (0,), (1,))
     fine = torch.tensor([[0, 1_700_000_001], [0, 7]], dtype=torch.int32, device=triton_device)
     coarse = torch.tensor([[0, 3], [0, 850_000_000]], dtype=torch.int32, device=triton_device)
@@ -152,6 +152,6 @@ def test_cells_beyond_a_billion_are_found(triton_device):
 )
 def test_int32_is_for_what_it_holds(extent, stride, offset, narrow):
     grid = Grid((0,), (extent,), 1)
-    # Where the window stands does not matter, only how far it reaches.
+    # The place of the window does not matter, only its reach.
     offsets = ((-(2**31) + 5,), (-(2**31) + 5 + offset,))
     assert is_narrow(grid, offsets, (stride,)) == narrow

@@ -1,4 +1,4 @@
-"""Full backward hooks fire on layers of the engine as on torch's."""
+"""Full backward hooks fire on the engine's layers as on torch's layers."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import tritonspconv as ts
-from tests._fused import UNLIKE, record_fused, settle
+from tests._fused import UNLIKE, keeps_bits, record_fused, settle
 from tritonspconv import nn as tsnn
-from tritonspconv.kernels import gather_gemm
+from tritonspconv.kernels import batch_norm, gather_gemm, has_numba
 from tritonspconv.nn import chain
 from tritonspconv.nn._conv import Conv
 from tritonspconv.testing import random_sites
@@ -122,7 +122,7 @@ def test_modules_that_run_other_code_run_it(fused, kind, training):
 
 
 def test_dtypes_that_torch_refuses_are_refused(device):
-    """Operands of unlike dtypes are promoted; the norm has to fit the result."""
+    """Operands of different dtypes are promoted; the norm has to fit the result."""
     x = tensor(device, torch.float64)
     net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(nn.BatchNorm1d(6))).to(device)
     with torch.no_grad(), pytest.raises(RuntimeError):
@@ -131,8 +131,28 @@ def test_dtypes_that_torch_refuses_are_refused(device):
     check(net, x)
 
 
-def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(device, fused, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+def test_kernels_fuse_evaluation_and_a_cpu_keeps_its_bits(
+    device, fused, monkeypatch, bias, affine, dtype
+):
+    """As it is without the fixture, which fuses everywhere."""
     monkeypatch.setattr(chain, "fuses_on", gather_gemm.fuses_epilogue)
-    net = tsnn.Sequential(tsnn.SubMConv3d(4, 6, 3), settle(tsnn.BatchNorm(6))).to(device)
-    check(net, tensor(device))
-    assert bool(fused) == (device.type == "cuda")
+    monkeypatch.setattr(chain, "trains_on", batch_norm.fuses_training)
+    norm = settle(tsnn.BatchNorm(33, affine=affine))
+    net = tsnn.Sequential(tsnn.SubMConv3d(4, 33, 3, bias=bias), norm, tsnn.ReLU())
+    net, x = net.to(device, dtype), tensor(device, dtype)
+    check(net, x)
+    assert fused == [(True, True)] * (device.type == "cuda" or has_numba(device))
+    if keeps_bits(device):
+        with torch.no_grad():
+            y = net(x).feats
+            net.fuse_layers = False
+            assert torch.equal(y, net(x).feats)
+    fused.clear()
+    net.train().fuse_layers = True
+    for has_gradients in (False, True):
+        with torch.set_grad_enabled(has_gradients):
+            net.float()(tensor(device))
+    assert len(fused) == 2 * (device.type == "cuda")

@@ -49,7 +49,7 @@ def test_every_dimension(name, ndim):
 
 
 def as_dense(weight: torch.Tensor, k: tuple[int, ...], transposed: bool) -> torch.Tensor:
-    """[V, c_in, c_out] to the layout of torch's dense layers."""
+    """Turn [V, c_in, c_out] into the layout of torch's dense layers."""
     split = weight.detach().unflatten(0, k).movedim((-1, -2), (0, 1))
     return split.transpose(0, 1) if transposed else split
 
@@ -67,7 +67,7 @@ def as_dense(weight: torch.Tensor, k: tuple[int, ...], transposed: bool) -> torc
     ids=str,
 )
 def test_equals_dense(name, how, ndim):
-    """Where every cell is active, as in torch."""
+    """If every cell is active, the result is that of torch."""
     k = (3,) * ndim
     layer = getattr(nn, f"{name}{ndim}d")(3, 4, 3, dtype=torch.float64, **how)
     transposed = name == "SparseConvTranspose"

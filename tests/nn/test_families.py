@@ -89,7 +89,7 @@ def forgotten(base: type[nn.Module]) -> type[nn.Module]:
 
 @pytest.mark.parametrize("package", FAMILIES)
 def test_a_layer_that_is_not_named_is_noticed(package):
-    """The check checks: each layer of a family, with a ``forward`` that nobody named."""
+    """The check finds a class that derives from a layer and has a ``forward`` of its own."""
     family, kinds = FAMILIES[package], layers_of(package)
     named = {kind for kind in kinds if kind.forward in family._convs | family._containers}
     for base in {*named, *family._norms, *family._relus, nn.Sequential}:

@@ -15,7 +15,7 @@ from tritonspconv.testing import random_sites
 
 
 def settle(model: nn.Module) -> nn.Module:
-    """Give batch norms statistics and factors that are not their initial ones."""
+    """Give batch norms random statistics and factors."""
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             for value in (norm.running_mean, norm.bias.data):
@@ -163,7 +163,8 @@ def test_modules_that_run_other_code_are_left_alone(kind):
         if isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None:
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2.0)
-    # A forward on the instance refers to the instance: a copy would run the original's modules.
+    # A ``forward`` on the instance refers to that instance, so a copy would run the original's
+    # modules.
     x, net = engine_input("cpu"), net.eval()
     with torch.no_grad():
         expected = net(x).feats

@@ -106,7 +106,7 @@ def test_conversion_to_synchronised_norms():
     assert net[0].running_mean.eq(1).all()
     assert not net[0].training
     assert list(net.state_dict()) == keys
-    # Evaluation does not talk to other processes.
+    # Evaluation does not communicate with other processes.
     assert net[0](tensor()).num_rows == 60
 
 
@@ -114,7 +114,7 @@ def test_conversion_to_synchronised_norms():
 def test_instance_and_group_norm(dtype):
     x = tensor(dtype=torch.float64, c=6, batch_size=3)
     low = x.replace(x.feats.to(dtype))
-    # A sample as a dense image without space around it: [1, C, rows].
+    # The sample as a dense image in which every cell is active: [1, C, rows].
     for layer, how in (
         (nn.InstanceNorm(6), lambda r: F.instance_norm(r, eps=1e-5)),
         (nn.GroupNorm(3, 6), lambda r: F.group_norm(r, 3, eps=1e-5)),

@@ -1,4 +1,4 @@
-"""SyncBatchNorm in training: statistics of all processes, never those of one launch."""
+"""SyncBatchNorm in training uses statistics of all processes, never those of one launch."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def network(device) -> tsnn.Sequential:
 
 @pytest.mark.parametrize("norm", [tsnn.SyncBatchNorm, nn.SyncBatchNorm])
 def test_a_convolution_does_not_take_its_statistics_alone(norm, monkeypatch):
-    """Other processes may hold more rows: only the norm itself asks them."""
+    """Other processes may hold more rows, so only the norm itself can check their number."""
     taken = record_fused(monkeypatch, Conv)
     net = tsnn.Sequential(tsnn.SubMConv3d(3, 5, 3), norm(5), tsnn.ReLU())
     x = SparseTensor(torch.randn(20, 3), random_sites(20, extent=4))
@@ -37,7 +37,7 @@ def test_a_convolution_does_not_take_its_statistics_alone(norm, monkeypatch):
 
 
 def sample(rank: int, device) -> SparseTensor:
-    """The rows of one process: sample ``rank`` of one scene."""
+    """Return the rows of one process: sample ``rank`` of the scene."""
     generator = torch.Generator().manual_seed(rank)
     sites = random_sites(ROWS[rank], extent=4, batch_size=1, generator=generator, device=device)
     return SparseTensor(torch.randn(ROWS[rank], 3, generator=generator).to(device), sites)
@@ -56,7 +56,7 @@ def _train(rank: int, folder: str) -> None:
 
 @pytest.mark.gpu
 def test_two_processes_are_one_batch(tmp_path: Path):
-    """Output, summed gradients and running statistics are those of both scenes in one process."""
+    """Check output, summed gradients and running statistics against both samples in one process."""
     mp.spawn(_train, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     net = network("cuda")

@@ -29,7 +29,7 @@ def running(device):
 
 
 def apart(feats, weight, bias, residual, relu):
-    """Return what torch makes of it."""
+    """Return torch's result."""
     out = F.batch_norm(feats, None, None, weight, bias, True)
     out = out if residual is None else out + residual
     return out.relu() if relu else out

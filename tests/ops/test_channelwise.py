@@ -34,7 +34,7 @@ def test_channelwise_conv_is_the_reference_in_both_directions(device, geometry, 
 
 
 def test_channelwise_conv_with_ordered_columns(device):
-    """A diagonal dense convolution is the same, also where a GPU orders the columns."""
+    """A convolution with diagonal matrices gives the same, also where a GPU orders the columns."""
     sites = surface_sites(36, device=device)
     kmap = kernel_map(sites, ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)))
     feats = torch.randn(sites.num_rows, 2, dtype=torch.float64, device=device)

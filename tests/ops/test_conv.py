@@ -48,7 +48,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def operands(
     kmap: KernelMap, c_in: int, c_out: int, dtype=torch.float64, bias: bool = True
 ) -> list[Tensor | None]:
-    """Leaves that ask for gradients: feats, weight, bias."""
+    """Return leaves that require gradients: feats, weight, bias."""
     device = kmap.out_sites.device
     shapes = [(kmap.n_in, c_in), (kmap.kernel_volume, c_in, c_out), (c_out,)]
     made = [torch.randn(s).to(device, dtype).requires_grad_() for s in shapes]
@@ -56,14 +56,14 @@ def operands(
 
 
 def run(conv, leaves: list[Tensor | None], grad: Tensor, **how) -> list[Tensor | None]:
-    """Output and gradients of ``conv(feats, weight, bias)``."""
+    """Return output and gradients of ``conv(feats, weight, bias)``."""
     out = conv(*leaves)
     wanted = [leaf for leaf in leaves if leaf is not None]
     return [out, *torch.autograd.grad(out, wanted, grad.to(out.dtype), **how)]
 
 
 def check(kmap: KernelMap, leaves: list[Tensor | None], dtype: torch.dtype | None = None, **how):
-    """Output and every gradient are those of the reference, within the tolerance of ``dtype``."""
+    """Check output and every gradient against the reference, within the tolerance of ``dtype``."""
     dtype = dtype or leaves[0].dtype
     triples = map_triples(kmap)
 
@@ -74,7 +74,7 @@ def check(kmap: KernelMap, leaves: list[Tensor | None], dtype: torch.dtype | Non
         return [x if x is None else x.detach().cpu().to(of_dtype).requires_grad_() for x in leaves]
 
     grad = torch.randn(kmap.n_out, leaves[1].shape[2]).to(dtype)
-    # Without triples the reference does not touch its inputs: their gradients are zeros.
+    # Without triples the reference does not use its inputs, so their gradients are zeros.
     truth = run(oracle, copies(torch.float64), grad, materialize_grads=True)
     eager = run(oracle, copies(dtype), grad, materialize_grads=True)
     ours = run(
@@ -178,7 +178,7 @@ def test_more_taps_than_mask_bits(device, geometry, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_many_rows(device, dtype):
-    """Enough rows for ordered columns and for many slices of the weight's gradient."""
+    """There are enough rows for ordered columns and for many slices of the weight's gradient."""
     sites = surface_sites(36, device=device)
     for geometry in (SUBM3, DOWN2):
         kmap = kernel_map(sites, geometry)
@@ -196,7 +196,7 @@ def test_few_rows(device, geometry, n):
 
 @every_back_end
 def test_no_output_rows(device):
-    """Outputs may be absent although inputs are there; gradients are zeros, not missing."""
+    """If there are inputs but no outputs, gradients are zeros, not None."""
     sites = random_sites(5, extent=4, device=device)
     nowhere = ActiveSites(sites.coords[:0], sites.grid)
     kmap = kernel_map(sites, DOWN2, out_sites=nowhere)
@@ -237,7 +237,7 @@ DENSE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_tran
 def test_is_the_dense_layer(
     device, shape, kernel_size, stride, padding, dilation, transposed, share
 ):
-    """On the active set; and beyond it the dense layer has nothing but the bias."""
+    """The results are equal at active sites; elsewhere the dense layer has only the bias."""
     ndim = len(shape)
     sites = block_sites(shape, 2)
     rows = torch.randperm(sites.num_rows)[: int(share * sites.num_rows)]
@@ -313,7 +313,7 @@ def test_gradients_that_are_asked_for(device, wanted):
 
 @every_back_end
 def test_a_gradient_of_the_residual_alone(device):
-    """Nothing else asks for one, and no kernel may run that leaves the graph out."""
+    """Only the residual requires a gradient, so no kernel without a graph may run."""
     kmap = kernel_map(random_sites(20, extent=4, device=device), DOWN2)
     feats, weight, bias = (x.detach() for x in operands(kmap, 3, 4))
     residual = torch.randn(kmap.n_out, 4, dtype=torch.float64, device=device, requires_grad=True)
@@ -327,7 +327,7 @@ def test_a_gradient_of_the_residual_alone(device):
 @every_back_end
 @every_kind
 def test_a_weight_gradient_where_features_are_frozen(device, geometry):
-    """Also along an inverse map, whose pairs are listed the other way round."""
+    """This holds along an inverse map too, which lists its pairs with in and out swapped."""
     kmap = kernel_map(random_sites(40, extent=5, repeats=2, device=device), geometry)
     for way in (kmap, kmap.inverse()):
         feats, weight, _ = operands(way, 3, 4)
@@ -338,14 +338,14 @@ def test_a_weight_gradient_where_features_are_frozen(device, geometry):
         for in_row, out_row, tap in map_triples(way):
             exact[tap] += torch.outer(frozen[in_row].cpu(), grad[out_row].cpu())
         torch.testing.assert_close(alone.cpu(), exact)
-        # The gradient along an inverse map is of another kind than that of the map itself.
+        # Both gradients at once come from another kernel along an inverse map.
         both = torch.autograd.grad(sparse_conv(feats, weight, way), (feats, weight), grad)
         torch.testing.assert_close(both[1], alone)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_a_bias_gradient_of_more_rows_than_half_precision_counts(device, dtype):
-    """70,000 ones are no number of float16, and in bfloat16 a sum of ones stops at 256."""
+    """70,000 is too large for float16, and in bfloat16 a sum of ones stops at 256."""
     n = 70_000
     coords = torch.zeros(n, 2, dtype=torch.int32, device=device)
     coords[:, 1] = torch.arange(n)
@@ -363,7 +363,7 @@ def test_a_bias_gradient_of_more_rows_than_half_precision_counts(device, dtype):
 
 
 def strided_views(tensor: Tensor) -> dict[str, Tensor]:
-    """Tensors of equal values in other layouts."""
+    """Return tensors of equal values in other memory layouts."""
     views = {"contiguous": tensor.contiguous()}
     for axes in itertools.permutations(range(tensor.ndim)):
         stored = tensor.permute(axes).contiguous()
@@ -391,7 +391,7 @@ def test_layouts_of_operands(device, geometry):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2], ids=["subm", "strided"])
 def test_weight_of_another_layout(device, geometry, dtype):
-    """It is the layer of the view, in and out of the graph, gradients included."""
+    """The layer equals that of a view of the weight, with and without a graph."""
     kmap = kernel_map(random_sites(20, extent=4, device=device), geometry)
     feats, matrices, bias = operands(kmap, 5, 7, dtype)
     stored = matrices.detach().permute(2, 0, 1).reshape(7, 3, 3, 3, 5)
@@ -439,7 +439,7 @@ def test_layouts_of_the_incoming_gradient(device):
             torch.autograd.grad(out, leaves, grad, retain_graph=True), expected, strict=True
         ):
             torch.testing.assert_close(a, b, msg=name)
-    # The gradient of a sum is an expanded scalar: strides of zero.
+    # The gradient of a sum is an expanded scalar with strides of zero.
     summed = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
     ones = torch.autograd.grad(out, leaves, torch.ones_like(out))
     for a, b in zip(summed, ones, strict=True):
@@ -499,7 +499,7 @@ def test_autocast(device, half, training):
 
 
 def test_autocast_weight_gradient_is_not_rounded(device):
-    """The sum reaches the float32 parameter without a stop in half precision."""
+    """The sum reaches the float32 parameter and is never rounded to half precision."""
     kmap = kernel_map(surface_sites(10, device=device), SUBM3)
     feats, weight, _ = operands(kmap, 8, 8, torch.float32, bias=False)
     with torch.autocast(device.type, torch.bfloat16):
@@ -582,7 +582,7 @@ def test_the_same_bits_twice(device, geometry, dtype):
 
 
 def test_order_of_input_rows_does_not_matter(device):
-    """Shuffled inputs of generated outputs: the same output rows, up to rounding of sums."""
+    """Shuffled inputs give the same generated rows, up to the rounding of sums."""
     sites = random_sites(80, extent=6, device=device)
     shuffle = torch.randperm(80, device=device)
     shuffled = ActiveSites(sites.coords[shuffle], sites.grid)
@@ -626,7 +626,7 @@ def test_nan_stays_where_it_is_read(device):
     assert torch.equal(out[others], clean[others])
 
 
-# Errors: what was expected, what came, and for the common one how to mend it.
+# Errors give the expected value, the received value and, for a common mistake, a correction.
 
 
 def error_case(**changes):
@@ -726,7 +726,7 @@ def test_residual_of_another_shape_is_refused():
 
 
 def random_norm(channels: int, device, dtype=torch.float64) -> ChannelNorm:
-    """Statistics, and a weight and a bias that ask for gradients."""
+    """Return statistics, and a weight and a bias that require gradients."""
     mean, shift = torch.randn(2, channels).to(device, dtype)
     variance, scale = torch.rand(2, channels).add(0.5).to(device, dtype)
     return ChannelNorm(mean, variance, scale.requires_grad_(), shift.requires_grad_(), 1e-3)
@@ -735,7 +735,7 @@ def random_norm(channels: int, device, dtype=torch.float64) -> ChannelNorm:
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @every_kind
 def test_norm(device, geometry, relu):
-    """Before residual and ReLU, with the gradients of batch norm."""
+    """The norm comes before residual and ReLU, and has the gradients of batch norm."""
     kmap = kernel_map(random_sites(60, extent=7, device=device), geometry)
     leaves = operands(kmap, 5, 7)
     norm = random_norm(7, device)
@@ -759,7 +759,7 @@ def test_norm(device, geometry, relu):
 
 
 def training_norm(channels: int, device) -> TrainingNorm:
-    """Running statistics, a count, and a weight and a bias that ask for gradients."""
+    """Return running statistics, a count, and a weight and a bias that require gradients."""
     norm = random_norm(channels, device, torch.float32)
     count = torch.tensor(4, device=device)
     return TrainingNorm(*norm[:4], num_batches=count, momentum=0.3, eps=1e-3)
@@ -769,7 +769,7 @@ def training_norm(channels: int, device) -> TrainingNorm:
 @pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
 @every_kind
 def test_training_norm(device, geometry, relu, with_residual):
-    """Torch's batch norm of the rows at hand, which moves the running statistics."""
+    """The result is torch's batch norm of these rows, which also moves the running statistics."""
     kmap = kernel_map(random_sites(60, extent=7, device=device), geometry)
     leaves, norm = operands(kmap, 5, 7, torch.float32), training_norm(7, device)
     residual = torch.randn(kmap.n_out, 7, device=device, requires_grad=True)
@@ -802,7 +802,7 @@ def test_training_norm(device, geometry, relu, with_residual):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_training_norm_of_halves(device, dtype):
-    """By the statistics of the rounded sums; without weight, bias and count; in either layout."""
+    """Statistics are of the rounded sums; a norm may lack weight, bias and count."""
     kmap = kernel_map(random_sites(60, extent=6, device=device), SUBM3)
     feats, weight, _ = operands(kmap, 16, 24, dtype)
     feats = feats.detach()
@@ -826,7 +826,7 @@ def test_training_norm_of_halves(device, dtype):
 
 @every_back_end
 def test_a_relu_that_rounds_to_zero_passes_no_gradient(device):
-    """A positive number that rounds to zero passes none, as in torch."""
+    """A positive number that rounds to zero passes no gradient, as in torch."""
     kmap = kernel_map(random_sites(60, extent=6, device=device), POINTWISE)
     dtype = torch.float16
     feats, weight, _ = operands(kmap, 4, 5, dtype)

@@ -1,4 +1,4 @@
-"""Rows at sites to dense tensors and back."""
+"""Conversion of rows at sites to dense tensors and back."""
 
 import pytest
 import torch

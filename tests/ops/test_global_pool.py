@@ -9,7 +9,7 @@ from tritonspconv.testing import assert_close
 
 MODES = ["max", "avg", "sum"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-# (N, batch size, C); sample 1 of 4 stays empty.
+# Shapes are (N, batch size, C); sample 1 of 4 stays empty.
 SIZES = [(60, 4, 5), (3000, 4, 3), (1, 1, 1), (0, 2, 3), (7, 0, 3), (0, 0, 3), (9, 2, 0)]
 
 
@@ -28,7 +28,7 @@ def test_matches_reference(mode, size, is_sorted, device):
     batch = draw(n, batch_size)
     batch = batch.sort().values if is_sorted else batch
     feats = torch.randint(-9, 9, (n, c)).double().requires_grad_()
-    # Without samples every row is left out.
+    # Without samples no row takes part.
     known = batch[: n if batch_size else 0].cpu()
     expected = reference.global_pool(feats, known, batch_size, mode).reshape(batch_size, c)
     grad = torch.randn(batch_size, c, dtype=torch.float64)

@@ -37,7 +37,8 @@ def test_autocast_rounds_operands_and_no_gradient_of_a_parameter(dtype, rows, de
     assert [g.dtype for g in got] == [torch.float32] * 3
     rounded, wide = feats.detach().to(dtype).double(), grad.double()
     assert_close(got[0], (wide @ weight.detach().to(dtype).double().T).to(dtype).float())
-    # Far closer than half precision rounds: 2 ** -11 in float16, 2 ** -8 in bfloat16.
+    # The tolerance is far below the rounding of half precision: 2 ** -11 in float16, 2 ** -8 in
+    # bfloat16.
     torch.testing.assert_close(got[1].double(), rounded.T @ wide, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[2].double(), wide.sum(0), rtol=1e-5, atol=1e-5)
 

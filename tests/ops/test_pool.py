@@ -32,8 +32,8 @@ KINDS = {"strided": DOWN, "cells": CELLS, "same": SUBM, "transposed": UP}
 
 
 def check(kmap, c: int, how: dict, dtype=torch.float64, device="cpu") -> None:
-    """Output and gradient are those of the reference."""
-    # Whole numbers: ties are common, and sums exact.
+    """Check output and gradient against the reference."""
+    # Values are whole numbers, so ties are common and sums are exact.
     feats = torch.randint(-3, 3, (kmap.n_in, c)).double().requires_grad_()
     grad = torch.randint(-3, 4, (kmap.n_out, c)).double()
     expected = reference.pool(feats, map_triples(kmap), kmap.n_out, **how).reshape(kmap.n_out, c)
@@ -85,7 +85,7 @@ def test_any_geometry(kind, device):
 @every_mode
 @pytest.mark.parametrize("geometry", [DOWN, SUBM], ids=["strided", "same"])
 def test_layouts_of_features_and_gradients(geometry, how, device):
-    """Rows with gaps between them, columns first, and one row for all: where all inputs tie."""
+    """Features have gaps between rows, columns first, or one row for all, where all inputs tie."""
     kmap = kernel_map(random_sites(60, extent=6, device=device), geometry)
     feats = torch.randint(-2, 3, (60, 4)).double().to(device)
     grad = torch.randint(-3, 4, (kmap.n_out, 4)).double().to(device)
@@ -120,7 +120,7 @@ def test_few_rows_and_channels(n, c, how, device):
 @pytest.mark.parametrize("mode", ["max", "avg"])
 @pytest.mark.parametrize(("k", "s"), [(2, 2), (3, 2), (3, 1), (1, 2)])
 def test_equals_dense(mode, ndim, k, s, device):
-    """Where every cell is active, as in torch."""
+    """If every cell is active, the result is that of torch."""
     shape = (5, 6, 4)[:ndim]
     sites = block_sites(shape, 2)
     kmap = kernel_map(sites, ConvGeometry((k,) * ndim, (s,) * ndim, (0,) * ndim, (1,) * ndim))
@@ -138,7 +138,7 @@ def test_equals_dense(mode, ndim, k, s, device):
 @every_mode
 def test_gradcheck(how):
     kmap = kernel_map(random_sites(30, extent=4), DOWN)
-    # All different, and none near the floor: finite differences need one winner.
+    # All values differ, and none is near the floor, because finite differences need one maximum.
     feats = (torch.randperm(60) - 30.5).double().reshape(30, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sparse_pool(x, kmap, **how), feats)
 

@@ -135,7 +135,7 @@ def test_other_operations() -> None:
 @every_back_end
 @pytest.mark.parametrize("kind", ["submanifold", "inverse"])
 def test_penalties_by_every_back_end(kind: str, device: torch.device) -> None:
-    """Values beside those of products that torch differentiates, in float64 on a CPU."""
+    """Compare with products that torch differentiates, in float64 on a CPU."""
     found = map_of(kind, device)
     rows, others, tap_ptr = (part.cpu().long() for part in found.pairs())
     taps = torch.arange(found.kernel_volume).repeat_interleave(tap_ptr.diff())
@@ -222,7 +222,7 @@ def test_a_gradient_penalty_equals_that_of_a_dense_network() -> None:
 
     grads = []
     for out in (sparse(x).feats, dense(x.feats, sparse.weight)):
-        # The gradient that comes in requires none: the weight's share was lost silently.
+        # The incoming gradient requires no gradient; in this case the weight's share was once lost.
         (slope,) = torch.autograd.grad(out.sum(), x.feats, create_graph=True)
         grads.append(torch.autograd.grad(slope.pow(2).sum(), sparse.weight)[0])
     assert grads[0].abs().sum() > 1
@@ -267,7 +267,7 @@ def test_a_penalty_trains_every_layer_of_a_network(library: str) -> None:
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("library", ["compat.spconv", "compat.minkowski"])
 def test_a_penalty_under_autocast(library: str, window: int) -> None:
-    """Layers multiply bfloat16 and weights stay float32; a 1x1 layer has its own operation."""
+    """Layers multiply in bfloat16 while weights stay float32; a 1x1 layer has its own operation."""
     where = sites()
     feats = torch.randn(where.num_rows, 2, requires_grad=True)
     if library == "compat.spconv":

@@ -15,7 +15,7 @@ REDUCTIONS = ["mean", "sum", "max", "first", "none"]
 
 
 def cloud(n: int, f: int = 5, ndim: int = 3, dtype=torch.float32) -> torch.Tensor:
-    """Points of which some lie outside `RANGE` and many share a voxel."""
+    """Return points; some lie outside `RANGE`, and many share a voxel."""
     low, high = torch.tensor(RANGE).reshape(2, 3)[:, :ndim]
     points = torch.randn(n, f)
     points[:, :ndim] = low + (high - low) * (torch.rand(n, ndim) * 1.2 - 0.1)
@@ -55,7 +55,7 @@ def expect(points, size, box, batch, max_points, max_voxels, order, row_order):
 
 
 def reduced(points, rows, reduce, max_points):
-    """The points of each voxel, by torch operations."""
+    """Return the points of each voxel, by torch operations."""
     if reduce == "none":
         padded = [torch.nn.functional.pad(points[r], (0, 0, 0, max_points - len(r))) for r in rows]
         return torch.stack(padded) if rows else points.new_zeros(0, max_points, points.shape[1])
@@ -75,7 +75,7 @@ def values_of(voxels: Voxels) -> torch.Tensor:
 
 
 def check(points, device="cpu", size=SIZE, box=RANGE, batch=None, **how):
-    """Everything equals what the loop finds, gradients included."""
+    """Check all results against the loop, gradients included."""
     settings = {"max_points": None, "max_voxels": None, "order": "zyx", "row_order": "key"} | how
     reduce = settings.pop("reduce", "mean")
     sites, rows, of_point = expect(points, size, box, batch, **settings)

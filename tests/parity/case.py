@@ -1,4 +1,4 @@
-"""What a parity case is: a function that builds and runs something on either library."""
+"""A parity case: a function that builds and runs something on either library."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 GRAD = "grad "  # names of gradients start so
 NUDGE = 16  # roundings
 STEPS = 20  # of training
-FAILS = ("original error",)  # what a quirk covers where the original fails and the adapter works
+FAILS = ("original error",)  # for `Quirk.covers`: the original fails and the adapter works
 IN_THE_CASE = " (in the case itself)"  # part of an error that no library raised
 
 
 @dataclass(frozen=True)
 class Quirk:
-    """An intended difference: a line of the adapter's ``QUIRKS.md``, and what it may change.
+    """An intended difference: a line of the adapter's ``QUIRKS.md`` and the results it explains.
 
     Attributes:
         rule: Beginning of the line's first cell.
         covers: Names of tensors and facts that may differ, also ``"<name> shape"`` and
             ``"<name> dtype"``, ``"original error"`` and ``"adapter error"``.
-        targets: Devices on which it does.
+        targets: Devices on which the libraries differ.
     """
 
     rule: str
@@ -44,15 +44,16 @@ class Case:
 
     Attributes:
         name: Unique within its original; no spaces.
-        function: Called with a `Run`; records what is compared.
+        function: Called with a `Run`; records the results to compare.
         dtypes: For each target the dtypes to compare in: names of torch, or ``amp-float16`` and
             ``amp-bfloat16`` for float32 under autocast. A target left out is not compared.
         exact: Bits must agree, in the one dtype listed; no float64 run is made.
-        refuses: Both libraries must raise; what the case itself raises does not count.
-        nudges: How many times plain arithmetic runs again, inputs moved by ``NUDGE`` roundings, as
-            many as the layers of a network add on the way. Networks need it: one plain run may be
-            lucky, and in training a ReLU that flips changes a step.
-        fatal: The original may end its process, and must have one of its own.
+        refuses: Both libraries must raise; an error of the case's own code does not count.
+        nudges: Number of further runs of plain arithmetic. Each moves the inputs by ``NUDGE``
+            roundings, about as many as the layers of a network add. Networks need these runs: a
+            single plain run may have a small error by chance, and in training a ReLU that flips
+            changes a step.
+        fatal: The original may end its process, so it runs in a process of its own.
         quirks: Intended differences.
     """
 
@@ -70,13 +71,13 @@ class Case:
 
 @dataclass
 class Recording:
-    """What one library did in one case.
+    """The results of one library in one case.
 
     Attributes:
         tensors: Values by name, on the CPU. Names of gradients start with ``"grad "``.
         coords: Coordinates ``[N, 1+D]`` of the tensors that have a row per site.
         kept: Names in ``coords`` whose rows must come in the original's order.
-        facts: Anything else that must be equal: shapes, dtypes, names.
+        facts: Other values that must be equal: shapes, dtypes, names.
         error: Type and message, if the case raised or its process died.
     """
 
@@ -88,7 +89,7 @@ class Recording:
 
 
 def canonical(coords: Tensor) -> Tensor:
-    """Return row numbers in the order of batch and coordinates; of equal rows, the first first."""
+    """Return row numbers in the order of batch and coordinates; equal rows keep their order."""
     columns = coords.detach().cpu().numpy().T[::-1]
     return torch.from_numpy(np.lexsort(columns)).to(coords.device)
 
@@ -103,12 +104,12 @@ class Run:
     Attributes:
         case: Name of the case.
         root: Import name of the library: ``spconv`` or ``compat.spconv``.
-        original: Whether it is the original.
+        original: Whether the library is the original.
         target: The device whose behaviour is compared: ``"cpu"`` or ``"cuda"``.
         device: Where this run computes; the float64 run of target ``"cuda"`` is on the CPU.
         precision: The dtype's name, see `Case`.
-        nudge: Not 0: features are moved by ``NUDGE`` roundings, up or down, in another way for
-            each number.
+        nudge: If not 0, features are moved by ``NUDGE`` roundings, up or down; each number moves
+            them in another way.
     """
 
     case: str
@@ -154,11 +155,11 @@ class Run:
         return values.to(self.device, self.dtype)
 
     def feats(self, *shape: int) -> Tensor:
-        """Return the values called ``"feats"``, nudged if this run is to be."""
+        """Return the values called ``"feats"``, nudged if this run asks for it."""
         return self.nudged(self.values("feats", *shape))
 
     def nudged(self, values: Tensor) -> Tensor:
-        """Return features of a case's own making, nudged if this run is to be."""
+        """Return a case's own features, nudged if this run asks for it."""
         if self.nudge:
             up = self.integers(f"nudge {self.nudge}", 2, *values.shape) * 2 - 1
             values = values * (1 + up * NUDGE * torch.finfo(self.amp or self.dtype).eps).to(values)
@@ -194,7 +195,7 @@ class Run:
         self.recording.tensors[name] = value.detach().cpu().clone()
 
     def rows(self, name: str, coords: Tensor, values: Tensor, kept: bool = False) -> None:
-        """Record one row per site; ``kept``: the library has no choice of their order."""
+        """Record one row per site; ``kept``: both libraries must have the same order of rows."""
         self.tensor(name, values)
         self.recording.coords[name] = coords.detach().cpu().clone()
         if kept:
@@ -205,7 +206,10 @@ class Run:
         self.recording.facts[name] = value
 
     def backward(self, coords: Tensor, feats: Tensor, **inputs: Tensor) -> None:
-        """Send a seeded gradient, the same for each site, back; record those of ``inputs``."""
+        """Run backward from a seeded gradient and record the gradients of ``inputs``.
+
+        The gradient of a row depends on its site, not on its place in ``feats``.
+        """
         order = canonical(coords)
         grad = self.values("grad", *feats.shape).to(feats.dtype)
         feats.backward(torch.empty_like(feats).index_copy_(0, order, grad))

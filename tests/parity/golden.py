@@ -1,7 +1,8 @@
-"""Golden files: what an original recorded, for machines that have no such GPU or no original.
+"""Golden files: recordings of an original, for machines that cannot run the original.
 
-One compressed ``.npz`` per original: every tensor is an array ``<case>|<dtype>|<kind>|<name>``, and
-everything else is one JSON text, with versions and device. The seeds are the cases' names.
+Each original has one compressed ``.npz``. Every tensor is an array called
+``<case>|<dtype>|<kind>|<name>``. The rest is one JSON text, with versions and device. The seeds
+are the cases' names.
 """
 
 from __future__ import annotations

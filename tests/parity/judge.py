@@ -1,10 +1,11 @@
-"""Compare two recordings of a case, and say what the difference means.
+"""Compare two recordings of a case, and name the verdict.
 
-The rule is that of `tritonspconv.testing`: a result may be as wrong as plain arithmetic in its
-dtype, twice over. The truth is the case in float64 on a CPU, plain arithmetic the case in the dtype
-on a CPU: by the original where that runs on a CPU, by the adapter where the GPU is compared. Both
-libraries must keep the rule, so neither can hide behind the other. In float64, plain arithmetic is
-taken to have the error it has in float32, times the ratio of the two roundings.
+The rule is that of `tritonspconv.testing`: a result may have twice the error of plain arithmetic in
+its dtype. Errors are measured against the truth, a float64 run of the case on a CPU. Plain
+arithmetic is a run of the case on a CPU in the dtype that is compared. The original makes both runs
+where it runs on a CPU; where the GPU is compared, the adapter makes them. Both libraries must keep
+the rule, so a wrong original cannot excuse a wrong adapter. In float64, the error of plain
+arithmetic is its error in float32 times the ratio of the two roundings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tritonspconv.testing import tolerance
 
 
 class Verdict(str, enum.Enum):
-    """What a comparison says; ``DIFFERENT`` is the only failure."""
+    """The outcome of a comparison; ``DIFFERENT`` is the only failure."""
 
     EQUAL = "equal"
     CLOSE = "within tolerance"
@@ -35,10 +36,10 @@ class Value:
     """The difference in one tensor.
 
     Attributes:
-        name: Of the tensor.
+        name: Name of the tensor.
         absolute: Largest difference between the libraries.
-        relative: The same over the largest value.
-        used: The larger error of the two libraries over what is allowed; above 1 is a problem.
+        relative: ``absolute`` over the original's largest value.
+        used: The larger error of the two libraries over the tolerance; above 1 is a problem.
         equal: Whether all bits agree, rows in canonical order.
     """
 
@@ -70,10 +71,11 @@ class Recordings:
     """The four runs of a case that a comparison needs.
 
     Attributes:
-        original: The original in the dtype and on the device compared.
-        adapter: The adapter, likewise.
-        truth: In float64 on a CPU; None if the case is exact.
-        plain: In the dtype on a CPU, in float32 where float64 is compared; the worst one counts.
+        original: The original, in the dtype and on the device that are compared.
+        adapter: The adapter, in the same dtype and on the same device.
+        truth: A run in float64 on a CPU; None if the case is exact.
+        plain: Runs on a CPU in the dtype that is compared, or in float32 if that is float64. The
+            run with the largest error sets the tolerance.
     """
 
     original: Recording
@@ -83,7 +85,7 @@ class Recordings:
 
 
 def compare(case: Case, precision: str, target: str, runs: Recordings) -> Result:
-    """Compare what the original and the adapter recorded on ``target``."""
+    """Compare the recordings of the original and the adapter on ``target``."""
     result = Result(case.name, precision)
     result.original_error, result.adapter_error = runs.original.error, runs.adapter.error
     if runs.original.error or runs.adapter.error:
@@ -131,7 +133,7 @@ def _described(side: Recording) -> dict[str, Any]:
 
 
 def _judge_sites(result: Result, runs: Recordings) -> None:
-    """The same sites everywhere, and in the same order where the library has no choice."""
+    """Sites must be the same; names in ``kept`` must also have their rows in the same order."""
     for name, expected in runs.original.coords.items():
         found = runs.adapter.coords.get(name)
         if found is None or found.shape != expected.shape:
@@ -169,7 +171,7 @@ def _judge_values(name: str, case: Case, result: Result, runs: Recordings) -> No
     if case.exact and not value.equal:
         result.problems[name] = f"must have the same bits; differs by {difference:.3g}"
     elif used > 1:
-        result.problems[name] = f"error {used:.3g} times what is allowed"
+        result.problems[name] = f"error {used:.3g} times the tolerance"
 
 
 def _aligned(name: str, side: Recording) -> Tensor:

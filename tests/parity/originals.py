@@ -1,4 +1,4 @@
-"""The originals: their import names, what they need to run, and their cases."""
+"""The originals: their import names, requirements and cases."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Original:
     Attributes:
         name: Import name of the original.
         adapter: Import name of the adapter.
-        distributions: Names it is installed under; the first one found has its version.
+        distributions: Names of its distributions; the first installed one gives the version.
         modules: Modules with a list ``CASES`` each.
         prepare: Called with the target before the original runs.
-        has_gpu: Called if it is installed: whether that build runs on a GPU.
+        has_gpu: Returns whether the installed build runs on a GPU.
         golden_target: The device that its golden file is recorded on.
     """
 
@@ -42,7 +42,7 @@ class Original:
     golden_target: str = "cuda"
 
     def absence(self, target: str) -> str | None:
-        """Return why it cannot run here on ``"cpu"`` or ``"cuda"``, or None if it can."""
+        """Return why the original cannot run on ``"cpu"`` or ``"cuda"``; None if it can."""
         if importlib.util.find_spec(self.name) is None:
             return f"the original, {self.name}, is not installed"
         if target == "cuda" and not self.has_gpu():
@@ -73,11 +73,11 @@ class Original:
 def _prepare_spconv(target: str) -> None:
     """Let spconv run on a CPU.
 
-    Its forward is right on one thread only (a race in its scatter-add), and its backward asks for a
-    CUDA stream even where it needs none.
+    spconv's forward pass is right on one thread only, because its scatter-add has a race. Its
+    backward pass asks for a CUDA stream, also on a CPU.
     """
-    # Its dense() indexes by a list, its sparse_add makes a tensor of torch.sparse, its import asks
-    # for the default locale.
+    # These parts of spconv warn: dense() indexes by a list, sparse_add makes a tensor of
+    # torch.sparse, and the import asks for the default locale.
     for message in ("Using a non-tuple sequence", "Sparse invariant checks"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="ccimport")
@@ -88,7 +88,7 @@ def _prepare_spconv(target: str) -> None:
 
 
 def _prepare_minkowski(target: str) -> None:
-    """Let MinkowskiEngine be imported: it takes ``Sequence`` from where Python 3.9 had it."""
+    """Let MinkowskiEngine be imported: it takes ``Sequence`` from ``collections``."""
     vars(collections)["Sequence"] = collections.abc.Sequence
     warnings.filterwarnings("ignore", message="The MinkowskiEngine was compiled with CPU_ONLY")
     if target == "cpu":

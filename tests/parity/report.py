@@ -20,6 +20,30 @@ HEADER = (
     "order",
     "verdict",
 )
+LEGEND = """\
+A case runs one layer, function or network on both libraries, with the same inputs and
+parameters. `tests/parity/cases` holds the cases. A dash means that the case has nothing
+to compare in that column. Rows are compared in the order of batch and coordinates.
+
+- **output abs**: the largest difference between the outputs of the two libraries.
+- **output rel**: that difference as a share of the original's largest output.
+- **gradients abs (rel)**: both numbers for each gradient.
+- **sites**: whether both libraries have the same output sites.
+- **order**: whether the output sites also stand in the same rows. The adapter orders new
+  sites by a rule of its own, which its QUIRKS.md states.
+- **verdict**: "equal" means that all bits agree, or that both libraries refuse the case as
+  they should. "within tolerance" means that the errors of both libraries stay within the
+  tolerance that `tests/parity/judge.py` derives from a float64 run. "explained" means that
+  the difference is intended: a line of the adapter's QUIRKS.md describes it. "DIFFERENT"
+  means that no line describes it."""
+LEGEND_OF_DIFFERENCES = """\
+The last column quotes the beginning of the line in the adapter's QUIRKS.md that explains
+the difference.
+
+- "must be A; got B": the original gives A, the adapter gives B.
+- "error N times the tolerance": the larger error of the two libraries, measured against
+  the float64 run.
+- "original error", "adapter error": the library raised this error or its process died."""
 
 
 def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -28,7 +52,7 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
 
 
 def text(results: Sequence[Result]) -> str:
-    """Return the table with aligned columns, and the sum below it."""
+    """Return the table with aligned columns, and the counts below it."""
     lines = [HEADER, *rows(results)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
@@ -36,10 +60,10 @@ def text(results: Sequence[Result]) -> str:
 
 
 def markdown(title: str, setting: dict[str, str], results: Sequence[Result]) -> str:
-    """Return the report: what was compared, the sum, the table, and what is explained."""
+    """Return the report: versions, counts, the table, and a list of all differences."""
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in setting.items()]
-    lines += [f"- result: {summary(results)}", "", *_legend(), ""]
+    lines += [f"- result: {summary(results)}", "", LEGEND, ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     lines += ["| " + " | ".join(line) + " |" for line in rows(results)]
     explained = [result for result in results if result.problems]
@@ -48,7 +72,9 @@ def markdown(title: str, setting: dict[str, str], results: Sequence[Result]) -> 
             "",
             "## Differences",
             "",
-            "| case | dtype | what | why |",
+            LEGEND_OF_DIFFERENCES,
+            "",
+            "| case | dtype | difference | line of QUIRKS.md |",
             "| --- | --- | --- | --- |",
         ]
     for result in explained:
@@ -68,19 +94,10 @@ def data(setting: dict[str, str], results: Sequence[Result]) -> dict[str, Any]:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Return how many there are of each verdict."""
+    """Return how many comparisons have each verdict."""
     counts = Counter(result.verdict for result in results)
     parts = [f"{counts[verdict]} {verdict.value}" for verdict in Verdict]
     return f"{len(results)} comparisons: " + ", ".join(parts)
-
-
-def _legend() -> list[str]:
-    return [
-        "Errors are the largest difference between the two libraries, absolute and over the",
-        "largest value, rows ordered by batch and coordinates. Sites and order: whether both have",
-        "the same output sites, and in the same rows; the order of new sites is the adapter's own,",
-        "see its QUIRKS.md. A dash: there is nothing to compare.",
-    ]
 
 
 def _row(result: Result) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
-"""Run cases on one library, in this process or in one of its own, and keep what they record.
+"""Run cases on one library, in this process or in a process of its own, and keep the recordings.
 
-``python -m tests.parity.side`` is the process that `tritonspconv parity` starts for each
-library: it runs the jobs listed in a file and writes one recording each, so that a crash loses one
-job only.
+`tritonspconv parity` starts ``python -m tests.parity.side`` for each library. That process runs
+the jobs listed in a file and writes a file for each recording, so a crash loses one job only.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[
     Args:
         case: The case.
         target: ``"cpu"`` or ``"cuda"``, the device whose behaviour is compared.
-        golden: The original's results come from a file, the adapter runs on the CPU.
+        golden: Take the original's results from a file, and run the adapter on the CPU.
     """
     device = "cpu" if golden else target
-    reference = target == "cpu" and not golden  # The original, where it runs on a CPU.
+    reference = target == "cpu" and not golden  # Whether the original makes the reference runs.
     jobs = {}
     for precision in case.dtypes.get(target, ()):
         plain = "float32" if precision == "float64" else precision
@@ -69,7 +68,7 @@ def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[
 
 
 def run(original: Original, case: Case, target: str, job: Job) -> Recording:
-    """Run a case in this process; what it raises is recorded."""
+    """Run a case in this process, and record its results or its error."""
     if job.original:
         original.prepare(target)
     root = original.name if job.original else original.adapter
@@ -94,7 +93,7 @@ def run(original: Original, case: Case, target: str, job: Job) -> Recording:
 def run_processes(
     original: Original, target: str, jobs: Sequence[Job], folder: Path, python: str
 ) -> dict[Job, Recording]:
-    """Run jobs of one library in a process; a job whose process dies is recorded as its error.
+    """Run jobs of one library in a process; if a job ends the process, record that as its error.
 
     Args:
         original: The original.
@@ -107,7 +106,7 @@ def run_processes(
     done: dict[Job, Recording] = {}
     while len(done) < len(jobs):
         todo = [job for job in jobs if job not in done]
-        # Without its cases: the process finds them by name.
+        # `replace` drops the cached cases; the process looks cases up by name.
         (folder / JOBS).write_bytes(pickle.dumps((replace(original), target, todo)))
         command = [python, "-m", "tests.parity.side", str(folder)]
         process = subprocess.run(command, cwd=ROOT, env=environment(), check=False)

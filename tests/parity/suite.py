@@ -28,10 +28,10 @@ def live(
 
     Args:
         original: The original, which must be importable by ``python``.
-        cases: What to compare.
+        cases: The cases to compare.
         target: ``"cpu"`` or ``"cuda"``.
         python: The interpreter for the original.
-        processes: How many for each library and device.
+        processes: Number of processes for each library and device.
     """
     setting = describe(original, target, python)
     plans = [(case, jobs_of(case, target)) for case in cases]
@@ -44,7 +44,7 @@ def live(
 
 
 def against_golden(original: Original, cases: Sequence[Case], processes: int = 1) -> Report:
-    """Compare what the original recorded in its golden file with the adapter on the CPU.
+    """Compare the recordings in the original's golden file with the adapter on the CPU.
 
     Raises:
         RuntimeError: The golden file lacks a case.
@@ -78,9 +78,9 @@ def record(
     Args:
         original: The original.
         target: ``"cpu"`` or ``"cuda"``.
-        jobs: Of either library.
+        jobs: Jobs of both libraries.
         python: The interpreter for the original.
-        processes: How many for each library and device.
+        processes: Number of processes for each library and device.
     """
     groups: dict[tuple[bool, str], list[Job]] = {}
     for job in jobs:
@@ -107,13 +107,13 @@ def record(
 
 
 def record_golden(original: Original, path: Path, python: str, processes: int) -> int:
-    """Record what the original does into a golden file; return how many runs.
+    """Run all cases on the original and write the golden file; return the number of runs.
 
     Args:
         original: The original, which must be importable by ``python``.
         path: The file.
         python: The interpreter for the original.
-        processes: How many.
+        processes: Number of processes.
     """
     target = original.golden_target
     jobs = [
@@ -130,7 +130,7 @@ def describe(original: Original, target: str, python: str) -> dict[str, str]:
     """Return versions and device, as the original's interpreter sees them.
 
     Raises:
-        RuntimeError: It cannot run the original there.
+        RuntimeError: The interpreter cannot run the original on ``target``.
     """
     command = [python, "-c", _DESCRIBE.format(original.name, target)]
     found = subprocess.run(

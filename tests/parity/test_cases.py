@@ -1,4 +1,4 @@
-"""Every parity case: live beside the original where that is installed, else against goldens."""
+"""Every parity case as a test: live where the original is installed, and against golden files."""
 
 import functools
 import sys
@@ -16,7 +16,7 @@ from tests.parity.side import Job, jobs_of, run, run_processes
 
 pytestmark = [
     pytest.mark.parity,
-    # An original may count on what it happens to get.
+    # An original may rely on the contents of `torch.empty`.
     pytest.mark.real_empty,
 ]
 
@@ -47,7 +47,7 @@ def _run(original: Original, case: Case, target: str, job: Job) -> Recording:
     if not (case.fatal and job.original):
         with warnings.catch_warnings():
             if job.original:
-                # What an original warns of is its own affair, and no error.
+                # Warnings of an original are no errors of ours.
                 warnings.simplefilter("ignore")
             return run(original, case, target, job)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def _golden(path: Path):
     ],
 )
 def test_golden(original, case):
-    """The adapter on the CPU does what the original did where its file was recorded."""
+    """The adapter on the CPU agrees with the original's golden file."""
     path = golden.path_of(original)
     if not path.exists():
         pytest.skip(f"no golden file of {original.name}")

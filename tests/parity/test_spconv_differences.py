@@ -1,4 +1,7 @@
-"""Where spconv goes wrong without an error, and the adapter does not: lines of QUIRKS.md."""
+"""Cases in which spconv gives a wrong result without an error, and the adapter a right one.
+
+Each case is a line of the adapter's QUIRKS.md.
+"""
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ import compat.spconv.pytorch as ours
 
 pytestmark = [
     pytest.mark.parity,
-    # The original may count on what it happens to get.
+    # The original may rely on the contents of `torch.empty`.
     pytest.mark.real_empty,
 ]
 
@@ -33,7 +36,7 @@ def test_nan_in_a_max_pool():
 
 
 def test_indices_that_are_not_contiguous():
-    """``mask.nonzero().int()`` of a GPU comes column by column."""
+    """On a GPU, ``mask.nonzero().int()`` has its columns one after the other in memory."""
     coords = random_sites(60, 3, extent=(9, 8, 7)).coords
     columns = coords.T.contiguous().T
     rows = {}
@@ -51,7 +54,7 @@ def test_indices_that_are_not_contiguous():
 
 @pytest.mark.parametrize("extent", [2**11, 2**20])
 def test_submanifold_sums_in_large_grids(extent):
-    """Five rows, two pairs of neighbours: sums of 3, 3, 3, 9 and 9 with weights of one."""
+    """There are five rows with two pairs of neighbours; all weights are one."""
     last = extent - 1
     coords = [[0, 1, 2, 3], [0, 1, 2, 4], [3, 5, 6, 7], [3, last, 5, 5], [3, last, 5, 6]]
     found = {}

@@ -1,4 +1,4 @@
-"""Helpers of ``ops``, ``functional``, ``core`` and ``utils`` take what spconv's take."""
+"""Helpers of ``ops``, ``functional``, ``core`` and ``utils`` take the arguments of spconv's."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ import compat.spconv.pytorch as ours
 
 pytestmark = [
     pytest.mark.parity,
-    # The original may count on what it happens to get.
+    # The original may rely on the contents of `torch.empty`.
     pytest.mark.real_empty,
     pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
@@ -41,7 +41,7 @@ def as_ints(values):
 
 @st.composite
 def sizes(draw):
-    """Arguments of the functions of sizes: of one to four axes, some longer than need be."""
+    """Draw arguments of the size functions: one to four axes, some lists with spare entries."""
     ndim = draw(st.integers(1, 4))
     spare = draw(st.lists(st.integers(0, 2), min_size=6, max_size=6))
     ranges = [(1, 40), (1, 5), (1, 3), (-1, 3), (0, 3), (0, 2)]
@@ -71,7 +71,7 @@ def test_output_sizes(args, whole):
 
 
 def test_two_sizes_of_a_three_dimensional_window():
-    """As NVIDIA's exporter of CenterPoint asks; ``input_size`` says how many axes there are."""
+    """NVIDIA's exporter of CenterPoint calls it so; ``input_size`` gives the number of axes."""
     args = [100, 16], [3] * 3, [1] * 3, [1] * 3, [1] * 3
     for sp in LIBRARIES.values():
         assert sp.ops.get_conv_output_size(*args) == [100, 16]
@@ -83,7 +83,7 @@ def test_two_sizes_of_a_three_dimensional_window():
         ours.ops.get_conv_output_size([100, 16], [3] * 2, [1, 0], [1] * 2, [1] * 2)
 
 
-# Arguments of get_indice_pairs that spconv takes beside lists of ints.
+# Arguments of get_indice_pairs that spconv takes in place of lists of ints.
 VARIANTS = {
     "tuples": {"spatial_shape": tuple(SHAPE), "ksize": (3, 3, 3), "padding": (1, 1, 1)},
     "arrays": {"spatial_shape": np.array(SHAPE), "ksize": np.array([3, 1, 3])},
@@ -104,7 +104,7 @@ VARIANTS = {
         (kind, variant)
         for kind in ("submanifold", "regular", "transposed")
         for variant in VARIANTS
-        # Even submanifold windows raise in both.
+        # Even submanifold windows raise in both libraries.
         if (kind, variant) != ("submanifold", "even window")
     ],
 )
@@ -145,7 +145,7 @@ def test_convolutions_of_pairs(name, rows):
     n_in, n_out = len(coords), len(out)
     if name == "indice_inverse_conv":
         n_in, n_out = n_out, n_in
-    # Columns of a wider tensor, which is not contiguous.
+    # Every other column of a wider tensor: `feats` is not contiguous.
     feats = torch.randn(n_in, 9, dtype=torch.float64)[:, ::2].requires_grad_()
     weight = torch.randn(4, 3, 3, 3, 5, dtype=torch.float64, requires_grad=True)
     results = []
@@ -180,7 +180,7 @@ def test_expand_nd(value):
 
 @pytest.mark.parametrize("value", [[1, 2], 1.5, [1, 2, 2.5], "abc"], ids=repr)
 def test_expand_nd_refuses(value):
-    """A fraction too, which the original rounds down in a list."""
+    """Fractions are refused too; the original rounds them down in a list."""
     with pytest.raises(ValueError, match=r"per axis|whole numbers"):
         ours.core.expand_nd(3, value)
 

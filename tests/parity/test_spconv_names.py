@@ -1,4 +1,4 @@
-"""Every name of every module of spconv: it is here, or refused with a sentence and in QUIRKS.md."""
+"""The adapter has every name of spconv's modules, or refuses it and lists it in QUIRKS.md."""
 
 import fnmatch
 import importlib
@@ -28,7 +28,7 @@ PRIVATE = {
     "spconv.pytorch.ops": {"_TORCH_DTYPE_TO_TV"},
     "spconv.pytorch.functional": {"_indice_to_scalar"},
 }
-# Left over by a loop or a with statement of the original.
+# Variables that a loop or a with statement of the original leaves behind.
 LEFTOVERS = {"spconv.pytorch.constants": {"remove_plus", "remove_dotdev"}}
 QUIRKS = (Path(compat.spconv.__file__).parent / "QUIRKS.md").read_text()
 # The first column of the table.
@@ -41,11 +41,11 @@ def is_listed(name):
 
 
 def modules():
-    """Names of all modules; submodules of one that is refused are refused with it."""
+    """Return the names of all modules, but for those that QUIRKS.md lists and their submodules."""
     found = ["spconv"]
     for module in pkgutil.walk_packages(spconv.__path__, "spconv.", onerror=lambda name: None):
         parent = module.name.rpartition(".")[0]
-        # Run by "python -m"; a number, also an attribute of the package.
+        # `__main__` is for "python -m"; `__version__` is also an attribute of the package.
         skipped = module.name.endswith((".__main__", ".__version__"))
         if parent in found and not skipped and not is_listed(parent):
             found.append(module.name)
@@ -53,7 +53,7 @@ def modules():
 
 
 def imported(name):
-    """The original's module; None where its CPU build cannot import it."""
+    """Return the original's module, or None where its CPU build cannot import it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -63,13 +63,13 @@ def imported(name):
 
 
 def own_names(module):
-    """Public names that are spconv's or cumm's; torch, NumPy and typing are no part of its face."""
+    """Yield the public names that spconv or cumm define, not those of torch, NumPy or typing."""
     for name, value in vars(module).items():
         if name.startswith("_") and name not in PRIVATE.get(module.__name__, ()):
             continue
         is_module = isinstance(value, types.ModuleType)
         if is_module and value.__name__ == f"{module.__name__}.{name}":
-            continue  # A submodule, which has its own turn.
+            continue  # `modules` lists submodules by themselves.
         source = value.__name__ if is_module else getattr(value, "__module__", None)
         if isinstance(source, str) and source.partition(".")[0] not in ("spconv", "cumm", "pccm"):
             continue
@@ -107,7 +107,7 @@ def test_every_name_is_there_or_refused_with_a_sentence(name):
 
 
 def classes():
-    """Classes that spconv.pytorch defines and the adapter has."""
+    """Yield the classes that spconv.pytorch defines and the adapter has."""
     for name in MODULES:
         original = imported(name) if name.startswith("spconv.pytorch") else None
         for value in vars(original).values() if original else ():
@@ -126,7 +126,7 @@ def parameters(function):
 
 @pytest.mark.parametrize(("original", "mine"), list(classes()))
 def test_every_method_is_there_with_the_originals_parameters(original, mine):
-    """Methods that a subclass can override or call, private ones included."""
+    """A subclass can override or call any method, so private ones count too."""
     different = {}
     for name, value in vars(original).items():
         dunder = name.startswith("__") and name not in ("__init__", "__call__", "__getitem__")

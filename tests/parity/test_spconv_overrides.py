@@ -1,4 +1,4 @@
-"""Methods that users override or patch: spconv and the adapter go through the same ones."""
+"""spconv and the adapter call the same methods, so users can override or patch them in either."""
 
 import copy
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ import compat.spconv.pytorch as ours
 
 pytestmark = [
     pytest.mark.parity,
-    # The original may count on what it happens to get.
+    # The original may rely on the contents of `torch.empty`.
     pytest.mark.real_empty,
 ]
 
@@ -32,7 +32,7 @@ def _no_stream(monkeypatch):
 
 
 def tensor(sp, kind=None, channels=4):
-    """Rows in the order in which both libraries put the outputs of a strided layer."""
+    """Return a tensor whose rows are in the order of a strided layer's outputs."""
     torch.manual_seed(0)
     coords = random_sites(60, 3, extent=tuple(SHAPE)).coords
     feats = torch.randn(len(coords), channels, dtype=torch.float64)
@@ -40,21 +40,21 @@ def tensor(sp, kind=None, channels=4):
 
 
 def layer(sp, kind, *args, **options):
-    """A layer with the same weights in both libraries."""
+    """Return a layer that has the same weights in both libraries."""
     torch.manual_seed(1)
     made = kind(*args, algo=sp.ConvAlgo.Native, **options)
     return made.double()
 
 
 def in_order(x):
-    """Features and indices with rows in one order."""
+    """Return features and indices with rows in the order of their coordinates."""
     keys = x.indices.double() @ torch.tensor([1e6, 1e4, 1e2, 1.0], dtype=torch.float64)
     order = keys.argsort()
     return x.features[order], x.indices[order]
 
 
 def compare(run):
-    """Run a function of each library; compare tensors, and what it noted."""
+    """Run a function on each library; compare the tensors and the notes."""
     found = {}
     for name, sp in LIBRARIES.items():
         notes = []
@@ -76,7 +76,7 @@ KINDS = {
 
 
 def doubled(original, notes):
-    """A ``_conv_forward`` that doubles the weight and notes how it was called."""
+    """Return a ``_conv_forward`` that doubles the weight and notes its arguments."""
 
     def _conv_forward(self, training, input, weight, bias, *args, **kwargs):
         notes.append((training, bias is not None, len(args), sorted(kwargs)))
@@ -110,7 +110,7 @@ def test_conv_forward_patched_on_an_instance(kind):
 
 
 def test_conv_forward_patched_on_the_base(monkeypatch):
-    """With a norm and a ReLU behind it, which a container could take up."""
+    """A norm and a ReLU follow the layer; the container must still call the patched method."""
 
     def run(sp, notes):
         base = sp.conv.SparseConvolution
@@ -124,7 +124,7 @@ def test_conv_forward_patched_on_the_base(monkeypatch):
 
 
 def test_conv_forward_takes_what_it_is_handed():
-    """A caller's weight, bias and addend, as exporters and quantisation wrappers call it."""
+    """Exporters and quantisation wrappers pass a weight, a bias and an addend of their own."""
 
     def run(sp, notes):
         made = layer(sp, sp.SubMConv3d, 4, 4, 3)
@@ -241,7 +241,7 @@ def test_initial_weights(patched):
 
 
 def test_tensors_that_copy_themselves():
-    """A subclass that carries a note along, through layers, pools and containers."""
+    """Layers, pools and containers keep the subclass and the note that it carries."""
 
     def run(sp, notes):
         class Noted(sp.SparseConvTensor):

@@ -1,8 +1,8 @@
-"""spconv's own Python code runs on the adapter's names, as copies of it in exporters do.
+"""spconv's own Python code runs on the adapter's names, and so do copies of it in exporters.
 
-Exporters and forks copy ``_conv_forward``, the pools' ``forward`` and the like, and change a line.
-Here each function of the installed spconv sees the adapter's module in place of its own, and gives
-what the adapter's function gives.
+Exporters and forks copy ``_conv_forward``, the pools' ``forward`` and other methods, and change a
+line. Here each function of the installed spconv sees the adapter's module in place of its own, and
+returns the same as the adapter's function.
 """
 
 import types
@@ -27,7 +27,7 @@ ALGOS = [ConvAlgo.Native, ConvAlgo.MaskImplicitGemm]
 
 
 def on_the_adapter(function, module):
-    """The original's function, in whose eyes ``module`` is the one that defines it."""
+    """Return the original's function, with ``module``'s names in place of spconv's."""
     found = dict(function.__globals__)
     for name, value in function.__globals__.items():
         source = getattr(
@@ -56,7 +56,7 @@ def results(net, x):
 
 
 def compare(make, *patches):
-    """Run a network as it is, and with the original's functions in the adapter's classes."""
+    """Run a network unchanged, and with the original's functions in the adapter's classes."""
     net = make().double()
     expected, y = results(net, tensor())
     with pytest.MonkeyPatch.context() as patch:

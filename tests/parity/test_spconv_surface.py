@@ -25,7 +25,7 @@ from tests.compat.spconv.test_surface import NAMES
 
 pytestmark = [
     pytest.mark.parity,
-    # The original may count on what it happens to get.
+    # The original may rely on the contents of `torch.empty`.
     pytest.mark.real_empty,
 ]
 
@@ -76,7 +76,7 @@ FUNCTIONS = {
     "indice_maxpool_implicit_gemm": "SparseMaxPoolImplicitGemmFunction",
     "indice_avgpool_implicit_gemm": "SparseAvgPoolImplicitGemmFunction",
 }
-# Compiled with CUDA only, or at the top of our package alone.
+# The original has the first with CUDA only, and the second in other modules.
 NOT_IN_THE_ORIGINAL = {
     "compat.spconv.utils": {f"Point2VoxelGPU{ndim}d" for ndim in (1, 2, 3, 4)},
     "compat.spconv.pytorch": {"SparseSyncBatchNorm", "is_spconv_module"},
@@ -94,7 +94,7 @@ def attribute(root, path):
 
 
 def parameters(function):
-    """Names and defaults; an object that each library has its own of counts by its kind."""
+    """Return names and defaults; objects that differ between libraries count by their kind."""
     shown = []
     for parameter in inspect.signature(function).parameters.values():
         default = parameter.default
@@ -157,7 +157,7 @@ LAYER_ARGUMENTS = [
 
 @pytest.mark.parametrize(("kind", "args", "options"), LAYER_ARGUMENTS)
 def test_state_dicts_go_both_ways(kind, args, options, tmp_path):
-    """Through files, values and all."""
+    """States go through files; names and values must agree."""
     layers = [getattr(library, kind)(*args, **options) for library in (ours, theirs)]
     for source, target in itertools.permutations(layers):
         state = {k: torch.rand_like(v.float()).to(v.dtype) for k, v in source.state_dict().items()}
@@ -171,7 +171,7 @@ def test_state_dicts_go_both_ways(kind, args, options, tmp_path):
 
 @pytest.mark.parametrize("subm", [False, True], ids=["strided", "submanifold"])
 def test_functions_on_the_originals_pairs_give_its_results(subm, monkeypatch):
-    """Its own pair lists, which list half of a submanifold window, go into both libraries."""
+    """Both libraries get spconv's pair lists, which hold half of a submanifold window."""
     monkeypatch.setattr(spconv.pytorch.ops, "get_current_stream", lambda: 0)
     native = theirs.ConvAlgo.Native
     coords = random_sites(60, 3, extent=(9, 8, 10)).coords

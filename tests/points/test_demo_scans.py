@@ -1,4 +1,4 @@
-"""The demonstration runs on the smallest scans: a result or one line, never a traceback."""
+"""On the smallest scans, the demonstration prints a result or one line, never a traceback."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Scans are read as their users have them, or refused with one line that helps."""
+"""Scans are read in the formats that users have, or refused with one helpful line."""
 
 import struct
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_simulated_sweep_in_the_layout_of_nuscenes(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "name", "message"),
     [
-        # Nothing tells the columns of a normal cloud apart, and 6000 values are 3, 4, 5 or 6 wide.
+        # Columns of normal numbers cannot be told apart, and 6000 values fit 3, 4, 5 or 6 columns.
         ([RNG.normal(size=(N, 3))], "a.bin", r"6000 values may be points of 3, 4, 5, 6 values"),
         ([np.ones((1, 12))], "a.bin", r"12 values may be points of 3, 4, 6 values\. .*--columns"),
         ([np.ones((1, 11))], "a.bin", r"3 to 7 float32 values a point; got 11 values"),

@@ -1,4 +1,4 @@
-"""Cases, and how they are checked and measured library by library."""
+"""Cases, and their checks and measurements, library by library."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """Something that every library can do.
+    """A measured task that every library can do.
 
     Attributes:
         labels: Text of the label columns except the last, which is the pass.
@@ -59,7 +59,7 @@ class Case:
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU no longer answers: everything that would follow would fail too."""
+    """The GPU no longer answers, so all further measurements would fail too."""
 
 
 def measure_cases(
@@ -94,7 +94,7 @@ def measure_cases(
     report.begin(name, title, header, labels)
     for case in cases:
         results = _run_case(case, peers, meter, metric, checked)
-        gc.collect()  # networks go in cycles
+        gc.collect()  # networks refer to themselves
         for passed in case.passes:
             cells = {peer: cells[passed] for peer, cells in results.items()}
             report.add((*case.labels, passed), cells)
@@ -106,7 +106,7 @@ def measure_cases(
 def _run_case(
     case: Case, peers: Sequence[MeasuredLibrary], meter: Meter, metric: Metric, checked: bool
 ) -> dict[str, dict[str, Cell]]:
-    """Return by library a cell for each pass."""
+    """Return a cell for each pass, by library."""
     entries = [_Entry(case, peer, meter) for peer in peers]
     for entry in entries:
         entry.make_ready(checked)
@@ -121,7 +121,7 @@ def _run_case(
 
 
 class _Entry:
-    """A library in a case, from its trial to its cells."""
+    """The measurement of a library in a case, from its trial to its cells."""
 
     def __init__(self, case: Case, peer: MeasuredLibrary, meter: Meter) -> None:
         self.case, self.peer, self.meter = case, peer, meter
@@ -148,7 +148,7 @@ class _Entry:
             self._failed = dict.fromkeys(self.case.passes, failed)
 
     def measure(self, passed: str, metric: Metric) -> None:
-        """Measure a pass for one round, where there is one and it works."""
+        """Measure a pass for one round, if the library has this pass and it works."""
         run = None if self._trial is None else self._trial.runs.get(passed)
         if run is None or passed in self._failed:
             return
@@ -166,15 +166,16 @@ class _Entry:
         return Cell("ok", Measurement.of(values, unit), self._errors)
 
     def _attempt(self, work: Callable[[], None]) -> Cell | None:
-        """Do something with the library; return what went wrong, if anything."""
+        """Call a function of the library; return the error, or None."""
         message = ""
         try:
             with self.peer.tf32(self.case.tf32):
                 work()
-        except Exception as error:  # a library may raise anything; the others go on
+        except Exception as error:  # a library may raise anything; other libraries go on
             message = first_line(error)
         if message:
-            # The error keeps the frames of the failed case alive, and with them gigabytes.
+            # The error keeps the frames of the failed case alive, and gigabytes of tensors with
+            # them.
             gc.collect()
         try:
             self.meter.synchronize()

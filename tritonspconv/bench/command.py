@@ -1,4 +1,4 @@
-"""Compare tritonspconv with the libraries it replaces: times, memory, and first of all results.
+"""Compare tritonspconv with the libraries that it replaces: results first, then times and memory.
 
 Every case is checked before it is timed: a layer against a plain convolution in float32, a kernel
 map against a count of its pairs, a network against another library's float32 result. Wrong results
@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,11 +35,11 @@ from tritonspconv.bench.maps import map_cases
 from tritonspconv.bench.networks import HEADER as NETWORK_HEADER
 from tritonspconv.bench.networks import footprint_cases, network_cases
 from tritonspconv.bench.peers import MODULES, Peer, find_peers
-from tritonspconv.bench.report import Report
+from tritonspconv.bench.report import Report, command_line
 from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import CLOCKS, Meter
 
-# The profiler that `maps` uses can slow down what follows it, so that comes last.
+# The profiler that `maps` uses can slow down later sections, so `maps` comes last.
 SECTIONS = ("layers", "tf32", "small", "networks", "memory", "cold", "maps")
 
 
@@ -142,7 +141,7 @@ def _run_section(
 
     if section == "layers":
         cases = layer_cases(scenes, args.quick, on_gpu)
-        title = "one layer, ms; fwd and fwd+bwd with the kernel map cached, map+ with it built anew"
+        title = "ms for one layer; fwd, fwd+bwd: cached kernel map; map+: a new map at every call"
         measure(section, title, LAYER_HEADER, cases, metric=meter.layer)
     elif section == "tf32" and not on_gpu:
         print(f"\n{section}: needs a GPU", flush=True)
@@ -217,7 +216,7 @@ def _about(
             versions[package] = importlib.metadata.version(distribution)
     on_gpu = device.type == "cuda"
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "versions": versions,
         "missing": missing,
@@ -228,7 +227,7 @@ def _about(
 
 
 def _save(args: argparse.Namespace, report: Report) -> None:
-    # After every section, so that a lost device does not cost what was measured.
+    # Write the files after every section, so that a lost device does not lose earlier results.
     if isinstance(args.json, Path):
         report.save_json(args.json)
     if args.markdown is not None:

@@ -150,7 +150,8 @@ class _LayerBench:
         self.train = self._layer().train()
         self.infer = self._layer().eval()
         self.weight = self.train.weight
-        # The tensor whose dictionary holds the kernel map, where the library lets a layer reuse it.
+        # The tensor whose dictionary holds the kernel map, if the library lets a layer reuse the
+        # map.
         base = peer.tensor(sites.feats(channels, dtype), sites)
         if kind.startswith("SubM"):
             base = self.train(base)
@@ -165,7 +166,7 @@ class _LayerBench:
         self.grad = torch.empty(0)
 
     def trial(self) -> Trial:
-        """Return what to measure; a pass is left out where the library cannot do it."""
+        """Return the functions to measure; passes that the library cannot do are left out."""
         runs: dict[str, Run] = {
             "fwd": lambda: self._forward(self.cached),
             "fwd+bwd": lambda: self._backward(self.cached_train),
@@ -174,7 +175,7 @@ class _LayerBench:
         }
         reuses = self.kind.startswith(("SubM", "inverse"))
         if not reuses and self.peer.name != OURS:
-            # The others build the map of such a layer at every call.
+            # Other libraries build the map of such a layer at every call.
             del runs["fwd"], runs["fwd+bwd"]
         with torch.no_grad():
             self.grad = torch.randn_like(self.train(self.cached).features)
@@ -205,7 +206,7 @@ class _LayerBench:
                 expected = convolve(feats, weight, *args, out_eval.indices, self.window)
                 errors["out in eval"] = relative_error(out_eval.features, expected)
         else:
-            # Both ran on the same rows, so training's output stands in for the reference.
+            # Both ran on the same rows, so the output of training serves as the reference.
             errors["out in eval"] = relative_error(out_eval.features, out.features)
         return errors
 
@@ -254,6 +255,6 @@ class _LayerBench:
 
     def _backward(self, x: Any) -> None:
         self.train(x).features.backward(self.grad)
-        # Behind the step, so that the gradients count as memory that the step adds.
+        # Drop the gradients after the step, so that they count as memory that the step adds.
         self.feats.grad = None
         self.weight.grad = None

@@ -23,7 +23,7 @@ WINDOWS = {
     "conv 3^3 /2": Window(3, 2, 1),
     "conv 2^3 /2": Window(2, 2, 0),
 }
-# Output indices, and the number of pairs where it can be told.
+# Output indices, and the number of pairs if the library tells it.
 Built = tuple[Tensor, Callable[[], int | None]]
 
 
@@ -63,7 +63,7 @@ def _build_ours(peer: Peer, scene: Scene, kind: str, training: bool) -> Built:
     grid = Grid((0, 0, 0), scene.spatial_shape, scene.batch_size)
     found = kernel_map(ActiveSites(scene.indices, grid), _our_geometry(kind))
     if training:
-        # Made on first use.
+        # These forms are made on first use.
         _ = found.in_table, found.pair_list
     return found.out_sites.coords, found.num_pairs
 

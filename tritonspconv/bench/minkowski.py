@@ -17,7 +17,6 @@ import collections.abc
 import contextlib
 import importlib
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ import tritonspconv
 from tritonspconv.bench.cases import Case, Trial, measure_cases
 from tritonspconv.bench.peers import OURS, first_line
 from tritonspconv.bench.reference import relative_error
-from tritonspconv.bench.report import Report
+from tritonspconv.bench.report import Report, command_line
 from tritonspconv.bench.scenes import Scene, SceneStore
 from tritonspconv.bench.timing import CLOCKS, Meter, Run
 from tritonspconv.models.minkowski import mink_unet, mink_unet_of_spconv
@@ -44,7 +43,7 @@ MODULES = {
     "compat.spconv": "compat.spconv.pytorch",
     "MinkowskiEngine": "MinkowskiEngine",
 }
-# The others are compared with the float32 result of the last of these libraries that is installed.
+# The other libraries are compared with the float32 result of the last installed one of this list.
 JUDGES = (OURS, "compat.spconv", "MinkowskiEngine")
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
 # ‖result - reference‖ / ‖reference‖ against the float32 result of another library. Rounding grows
@@ -99,8 +98,8 @@ class Subject:
 
     Attributes:
         name: Name of the network.
-        build: Builds it of MinkowskiEngine's layers.
-        build_of_spconv: Builds it of spconv's.
+        build: Builds the network from MinkowskiEngine's layers.
+        build_of_spconv: Builds the network from spconv's layers.
         scene: The voxels.
         channels: Number of channels of the input.
         libraries: The libraries to compare.
@@ -138,7 +137,7 @@ class Subject:
         return self._state
 
     def errors(self, bench: Bench) -> dict[str, float]:
-        """Compare with the float32 result of another library, the original if it is here."""
+        """Compare with the float32 result of another library, the original if it is installed."""
         if bench.training not in self._references:
             other = max(self.libraries, key=lambda library: JUDGES.index(library.name))
             reference = Bench(self, other, self.network(other), "float32", bench.training)
@@ -156,7 +155,7 @@ class Bench:
     Args:
         subject: The network and the scene.
         library: The library.
-        network: Built and filled.
+        network: The network, built and with its weights.
         dtype: ``"float32"`` or ``"float16"``: weights and features in inference, autocast in
             training.
         training: Train, or infer.
@@ -316,7 +315,7 @@ def main() -> int:
     libraries = _libraries(args.libraries)
     on_gpu = device.type == "cuda"
     about = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "versions": {library.name: library.version for library in libraries}
         | {"torch": torch.__version__, "python": platform.python_version()},

@@ -19,14 +19,14 @@ from tritonspconv.bench.scenes import Scene, SceneStore
 from tritonspconv.models.lidar import residual_encoder, second_encoder, sparse_unet
 
 HEADER = ("network", "scene", "voxels", "dtype", "pass")
-# Inference only: ours after tritonspconv.fuse, the others as they are.
+# Inference only: ours after tritonspconv.fuse, other libraries unchanged.
 FUSED = "SECOND encoder, ours fused"
-# Ours after tritonspconv.optimize, the others as they are.
+# Ours after tritonspconv.optimize, other libraries unchanged.
 OPTIMISED = {
     "residual encoder, ours optimised": "residual encoder",
     "SpUNet-34, ours optimised": "SpUNet-34",
 }
-# Ours as CUDA graphs, with new coordinates and new maps every call; the others as they are.
+# Ours as CUDA graphs, with new coordinates and new maps at every call; other libraries unchanged.
 CAPTURED = {
     "SECOND encoder, ours captured": "SECOND encoder",
     "residual encoder, ours captured": "residual encoder",
@@ -74,7 +74,7 @@ def network_cases(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> li
 
 
 def footprint_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
-    """Return networks as they are and captured, with room for 1.5 times the voxels; GPU only."""
+    """Return networks, eager and captured, with room for 1.5 times the voxels; GPU only."""
     captured = _captured_subjects(scenes, peers, on_gpu=True)
     plain = [_Subject(CAPTURED[each.network], each.scene, peers) for each in captured]
     return [
@@ -86,7 +86,7 @@ def footprint_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
 
 
 def _captured_subjects(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) -> list[_Subject]:
-    """Return what is measured of CUDA graphs; nothing on a CPU, which has none."""
+    """Return the cases of CUDA graphs; none on a CPU."""
     if not on_gpu:
         return []
     second, encoder, unet = CAPTURED
@@ -212,7 +212,7 @@ class NetworkBench:
         if self._grad is None or self._grad.shape != out.shape:
             self._grad = torch.randn_like(out) * len(out) ** -0.5
         out.backward(self._grad)
-        # Behind the step, so that the gradients count as memory that the step adds.
+        # Drop the gradients after the step, so that they count as memory that the step adds.
         self.network.zero_grad(set_to_none=True)
 
     def result(self) -> _Result:
@@ -265,7 +265,7 @@ class _Subject:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """Initial weights, with batch norms whose statistics fit, so that halves do not vanish."""
+        """Initial weights, and fitting statistics of batch norms, so that halves do not vanish."""
         if self._state is None:
             self._state = self._first(self._calibrated)
         assert self._state is not None

@@ -26,7 +26,7 @@ class Peer:
         name: Key of ``MODULES``, and the head of its column.
         module: Its ``spconv.pytorch``.
         constants: Its ``spconv.constants``.
-        algo: Passed to every layer; None leaves the choice to the library.
+        algo: The argument ``algo`` of every layer; None leaves the choice to the library.
         version: Version of the installed distribution.
     """
 
@@ -57,7 +57,7 @@ def load_peer(name: str, device: torch.device) -> Peer:
     """Import a library.
 
     Raises:
-        Exception: Whatever its import raises.
+        Exception: Any error of the library's import.
     """
     root = MODULES[name]
     module = importlib.import_module(f"{root}.pytorch")
@@ -65,7 +65,7 @@ def load_peer(name: str, device: torch.device) -> Peer:
     algo = None
     if name == ORIGINAL and device.type == "cpu":
         algo = module.ConvAlgo.Native
-        # Its backward pass asks for a CUDA stream, which its CPU code then leaves alone.
+        # spconv's backward pass asks for a CUDA stream, which its CPU code does not use.
         vars(importlib.import_module(f"{root}.pytorch.ops"))["get_current_stream"] = lambda: 0
     return Peer(name, module, constants, algo, _version(root))
 

@@ -1,4 +1,4 @@
-"""A plain convolution in float32, to check every library against before it is timed.
+"""A plain convolution in float32, the reference for every library before it is timed.
 
 Shares no code with the libraries: coordinates are looked up by binary search, tap by tap.
 """
@@ -65,7 +65,7 @@ class Lookup:
         self.keys, self.rows = keys_of(indices, shape).sort()
 
     def find(self, batch: Tensor, cells: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions of the cells that are there, and their rows."""
+        """Return the positions of existing cells, and their rows."""
         extents = cells.new_tensor(list(self.shape))
         exists = exists & ((cells >= 0) & (cells < extents)).all(dim=1)
         keys = keys_of(torch.cat([batch[:, None], cells], dim=1), self.shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +14,13 @@ from tritonspconv.bench.peers import OURS
 from tritonspconv.bench.timing import Measurement
 
 COLUMN_WIDTH = 13
+
+
+def command_line() -> str:
+    """Return the command of this process as a user types it, without the folder of the program."""
+    program = Path(sys.argv[0]).name
+    start = ["tritonspconv"] if program in ("__main__.py", "tritonspconv") else ["python", program]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Report:
 
     @property
     def failures(self) -> list[tuple[Row, str, Cell]]:
-        """Wrong results of any library, and whatever ours could not run."""
+        """Wrong results of any library, and cases that ours could not run."""
         return [
             (row, peer, cell)
             for section in self.sections

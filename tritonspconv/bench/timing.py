@@ -12,7 +12,7 @@ import torch
 
 Run = Callable[[], object]
 
-# The clocks, and what a table calls their times.
+# The clocks, and the names of their times in tables.
 CLOCKS = {"wall": "wall time", "cpu": "processor time"}
 
 
@@ -47,8 +47,8 @@ class Measurement:
 class Metric:
     """Values of a run that were measured in several rounds.
 
-    Libraries take turns round by round, so that a host or a card that grows faster or slower
-    meanwhile does so for all of them.
+    Libraries take turns round by round, so that a host or a card whose speed changes affects all of
+    them.
 
     Attributes:
         once: Returns the values of one round.
@@ -66,7 +66,7 @@ class Metric:
         return Measurement.of(values, self.unit)
 
 
-# A third of the repetitions each.
+# Each part takes a third of the repetitions.
 _ROUNDS = 3
 
 
@@ -100,7 +100,7 @@ class Meter:
         return self.device.type == "cuda"
 
     def synchronize(self) -> None:
-        """Wait for the device; raises what an earlier asynchronous failure left behind."""
+        """Wait for the device; raises the error of an earlier asynchronous failure."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
@@ -126,10 +126,10 @@ class Meter:
 
     @property
     def footprint(self) -> Metric:
-        """Memory of the device that a run needs, with what runs before it have left; GPU only.
+        """Memory of the device that a run needs, including memory that earlier runs keep; GPU only.
 
-        It counts what torch has reserved: graphs keep theirs between calls. Parameters and input,
-        which are there before the first run, are left out.
+        It counts the memory that torch has reserved, because graphs keep memory between calls.
+        Parameters and input, which exist before the first run, are left out.
         """
         return Metric(self._footprint, "MiB")
 
@@ -200,7 +200,7 @@ class Meter:
         before = self._reserved()
         for _ in range(2):
             run()
-        # Memory that only the first run needed, such as for a capture, goes back.
+        # Give back memory that only the first run needed, such as the memory of a capture.
         self._reserved()
         torch.cuda.reset_peak_memory_stats(self.device)
         run()

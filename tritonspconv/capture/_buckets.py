@@ -60,13 +60,13 @@ class Bucket(Protocol):
             meanwhile: A function that the host calls while the device works; it may raise.
 
         Returns:
-            Why there is no result, or None; and the result.
+            The reason why there is no result, or None; and the result.
         """
         ...
 
 
 class PaddedBucket:
-    """Runs a function on padded rows, without a graph: what CPUs do.
+    """Runs a function on padded rows, without a graph; for CPUs.
 
     Args:
         problem: The function and its arguments.
@@ -153,7 +153,7 @@ class StaticRun:
         return run_bounded(self._problem, self.buffers.tensors, bounds, self._status)
 
     def read(self) -> tuple[str | None, dict[int, int]]:
-        """Wait for the run; see :meth:`Status.read`. A useless one leaves the modules unchanged."""
+        """Wait for the run; see :meth:`Status.read`. A failed run leaves the modules unchanged."""
         reason, counts = self._status.read()
         if reason is not None:
             self._before.restore()
@@ -185,8 +185,8 @@ class GraphedBucket:
         self.generation = 0
         self._differentiable: dict[str, Tensor] = {}
         self._grads: list[Tensor] = []
-        # Forward and backward together: kernel maps make some of their forms in the backward pass,
-        # once, and the graph of the backward pass has to hold that.
+        # Forward and backward run together. Kernel maps make some of their forms once, in the
+        # backward pass, and the graph of the backward pass has to contain this work.
         unchanged = Saved(problem.buffers)
         warm_up(
             lambda: self._differentiate(self._run.work()), graphs.stream, graphs.compile_processes

@@ -141,7 +141,7 @@ class Captured:
         modules: Sequence[Module],
         compile_processes: int,
     ) -> None:
-        # A module's forward may be replaced by this very object.
+        # A user may replace a module's ``forward`` by this object.
         self.function = function.forward if isinstance(function, Module) else function
         self.eager_calls: Counter[str] = Counter()
         self.replays = 0
@@ -203,7 +203,7 @@ class Captured:
             pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
             graphs = GraphMemory(pool, stream, self._compile_processes)
         buckets: list[Bucket] = []
-        # The largest first: the smaller ones then use its memory again.
+        # The largest graph comes first, so that smaller graphs reuse its memory.
         for capacity in sorted(set(sizes), reverse=True):
             plan = recorded.bounded(
                 [max(math.ceil(size / n * capacity * headroom), 1) for size in recorded.sizes]
@@ -225,22 +225,25 @@ class Captured:
         return GraphedBucket(problem, capacity, plan, example, graphs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer a call: by a graph where it fits, else as ``on_overflow`` says."""
+        """Answer a call by a graph if it fits, and otherwise as ``on_overflow`` says."""
         call = leaves((args, kwargs))
         n = self._signature.check(call)
         self._check_modes()
         bucket = next((bucket for bucket in self._buckets if n <= bucket.capacity), None)
         if bucket is None:
-            reason = f"{n} rows are more than the largest capacity, {self._buckets[-1].capacity}"
-        else:
-            reason, result = bucket.run(call, n, cut=self._cut, meanwhile=self._check_addresses)
-            if reason is None:
-                self.replays += 1
-                return result
-        return self._overflow(reason, args, kwargs)
+            reason = f"rows are more than the largest capacity, {self._buckets[-1].capacity}"
+            return self._overflow(reason, args, kwargs, details=f"{n} {reason}")
+        reason, result = bucket.run(call, n, cut=self._cut, meanwhile=self._check_addresses)
+        if reason is not None:
+            return self._overflow(reason, args, kwargs, details=reason)
+        self.replays += 1
+        return result
 
-    def _overflow(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        text = f"captured function: {reason}"
+    def _overflow(
+        self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], details: str
+    ) -> Any:
+        """Answer a call that does not fit; one of few reasons is counted, and details are told."""
+        text = f"captured function: {details}"
         if self._on_overflow == "raise":
             raise CaptureOverflow(f"{text}. Capture it with larger capacities or headroom.")
         if not self.eager_calls:

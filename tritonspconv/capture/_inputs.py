@@ -14,7 +14,7 @@ Kind = Literal["coords", "rows", "fixed", "equal", "unread"]
 
 
 class Signature(NamedTuple):
-    """What a captured function was given: the same at every call, but for rows and values.
+    """A description of a captured function's arguments, equal at every call but for the rows.
 
     Attributes:
         kinds: The kind of each leaf of the arguments. ``"coords"`` and ``"rows"`` have one row for

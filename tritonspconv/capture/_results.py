@@ -1,4 +1,4 @@
-"""The results of a captured function: which rows are real, and whether they may be used."""
+"""The results of a captured function, their real rows, and whether they may be used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Outputs(NamedTuple):
         """Return the result for the caller.
 
         Args:
-            call: Leaves of the caller's arguments, which stand where the function returned them.
+            call: Leaves of the caller's arguments; they replace the arguments that the function
+                returned.
             tensors: The tensor to return for each one that the function made, by path.
             counts: Number of real rows by ``id`` of a count: padding is cut off. None: padded rows
                 are returned as row tensors.
@@ -109,7 +110,7 @@ class Status:
         """Wait for the run.
 
         Returns:
-            Why the results must not be used, or None; and the row counts by ``id``.
+            The reason why the results must not be used, or None; and the row counts by ``id``.
         """
         assert self._host is not None, "a run writes its status"
         if self._on_gpu:

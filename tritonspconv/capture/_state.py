@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 
 
 class Saved:
-    """Copies of tensors, to write back."""
+    """Copies of tensors, which can be written back."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         # One launch copies many tensors of one dtype.
@@ -23,7 +23,7 @@ class Saved:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Copy the tensors as they are now."""
+        """Copy the current contents of the tensors."""
         for tensors, copies in self._groups.values():
             torch._foreach_copy_(copies, tensors)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -53,8 +53,8 @@ def rehearsal(modules: Iterable[Module]) -> Iterator[None]:
 def without_autocast_cache() -> Iterator[None]:
     """Run a block in which autocast casts weights anew at each use.
 
-    A graph captured with weights that were cast before would keep these casts for ever, whatever
-    became of the weights.
+    A graph that is captured with casts of weights from before would keep these casts, even if the
+    weights change.
     """
     enabled = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()
@@ -88,7 +88,7 @@ class Addresses:
         return [tensors[name].data_ptr() for tensors, name in self._places]  # pyright: ignore[reportOptionalMemberAccess]
 
     def hold(self) -> bool:
-        """Return whether everything is where it was."""
+        """Return whether all tensors still have their addresses."""
         return self._now() == self._known
 
 

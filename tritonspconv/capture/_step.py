@@ -110,7 +110,7 @@ class CapturedStep(Captured):
         example: dict[str, Any],
         graphs: GraphMemory | None,
     ) -> Bucket:
-        # No gradients of the arguments.
+        # The arguments get no gradients.
         problem = problem._replace(needs_grad=frozenset())
         if graphs is None:
             return _PaddedStep(problem, capacity, plan, self._optimizer)

@@ -13,8 +13,8 @@ _GUARDED = (bool, int, float, complex, str, bytes, type(None))
 class Unread:
     """Stands for an argument that a captured function must not read.
 
-    A graph repeats what the function did with the example. An argument that is neither a tensor nor
-    a plain number or string cannot be compared between calls, so a function that reads it would
+    A graph repeats the work of the function on the example. An argument that is neither a tensor
+    nor a plain number or string cannot be compared between calls, so a function that reads it would
     silently go on with the example's value.
     """
 

@@ -1,4 +1,4 @@
-"""Check this installation: versions, devices, what runs on them, and whether results are right.
+"""Check this installation: versions, devices, their back ends, and whether results are right.
 
 Every kind of convolution and pool runs on every device in four dtypes, forward and backward, and is
 compared with brute force in float64. The exit status is 1 if a result is wrong. On a GPU the
@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         results = [result for kind in CHECKS for result in _check(kind, device)]
         checked.append({"device": str(device), "about": about, "results": results})
     passed = all(result["passed"] for each in checked for result in each["results"])
+    details = [result["details"] for each in checked for result in each["results"]]
+    if any(details):
+        _say(f"\nThe first failure in full:\n{next(filter(None, details))}")
     findings = examine(devices)
     for finding in findings:
         _say(f"\n! {finding.what}\n  {finding.advice}")
@@ -66,7 +70,7 @@ def _say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the installation that its user should know, and what to do about it."""
+    """A fact about the installation that its user should know, and a remedy."""
 
     what: str
     advice: str
@@ -116,7 +120,7 @@ def examine(devices: Sequence[torch.device]) -> list[Finding]:
 
 
 def _without_numba() -> Finding:
-    """Say why the CPU's layers run in torch, and what to do about it."""
+    """Say why the CPU's layers run in torch, and name a remedy."""
     if os.environ.get(NUMBA_VARIABLE) == "0":
         return Finding(
             f"{NUMBA_VARIABLE}=0 switches the numba kernels off",
@@ -168,24 +172,37 @@ def _describe(device: torch.device) -> str:
 
 
 def _check(kind: str, device: torch.device) -> list[dict[str, Any]]:
-    """Print how a layer does in each dtype, and return the results."""
+    """Print the result of a layer in each dtype, and return the results."""
     torch.manual_seed(0)
     sites = random_sites(200, extent=9)
     moved = ActiveSites(sites.coords.to(device), sites.grid)
     results = []
     for dtype in DTYPES:
         start = time.perf_counter()
-        passed = False
+        passed, details = False, None
         try:
             CHECKS[kind](moved, dtype)
             verdict, passed = "right", True
         except AssertionError as error:
             verdict = f"WRONG: {error}"
         except Exception as error:
-            verdict = f"FAILED: {type(error).__name__}: {error}"
+            verdict = f"FAILED: {_reason(error)}"
+            details = "".join(traceback.format_exception(error))
         seconds = time.perf_counter() - start
         name = str(dtype).removeprefix("torch.")
         _say(f"  {kind:14} {name:9} {seconds:5.1f} s  {verdict}")
         result = {"layer": kind, "dtype": name, "seconds": seconds}
-        results.append({**result, "verdict": verdict, "passed": passed})
+        results.append({**result, "verdict": verdict, "passed": passed, "details": details})
     return results
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause of an error in one line.
+
+    Triton raises one error for each kernel function that led to a mistake, and the text of an error
+    quotes the source: its last line says what is wrong.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(name, "interrupted") and 130
     except BrokenPipeError:
-        # Whoever reads the output has gone: there is nobody left to tell.
+        # The reader of the output has closed it, so no message can be printed.
         sys.stderr.close()
         return 1
 
@@ -124,7 +124,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _json_file(text: str) -> str | Path:
-    # A scan after --json by mistake must not be overwritten.
+    # If a user puts a scan behind --json by mistake, the command must not overwrite it.
     if text != "-" and not text.endswith(".json"):
         raise argparse.ArgumentTypeError(f"must be - or a name that ends in .json; got {text!r}")
     return text if text == "-" else Path(text)

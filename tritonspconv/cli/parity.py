@@ -1,10 +1,10 @@
 """Does the adapter do what the original does? Run the same cases through both and compare.
 
-Each library runs in a process of its own, on the same seeded inputs and parameters; a crash of one
-is a result, not an end. Outputs, sites, and all gradients are compared, rows ordered by batch and
-coordinates. How far apart they may be is derived, not chosen: see ``tests/parity/judge.py``.
-Verdicts: equal (all bits), within tolerance, explained (by a line of the adapter's QUIRKS.md, which
-is named), or DIFFERENT. The exit status is 1 if anything is DIFFERENT.
+Each library runs in a process of its own, on the same seeded inputs and parameters. If a library
+crashes, the report records the crash and goes on. The command compares outputs, sites and all
+gradients, with rows ordered by batch and coordinates. ``tests/parity/judge.py`` derives the
+tolerance. Verdicts: equal (all bits), within tolerance, explained (the report names the line of the
+adapter's QUIRKS.md), or DIFFERENT. The exit status is 1 if any comparison is DIFFERENT.
 
   tritonspconv parity --original spconv --device cpu
   tritonspconv parity --original spconv --device cuda --markdown out.md --json out.json
@@ -63,10 +63,12 @@ def run(args: argparse.Namespace) -> tuple[int, Any]:
         raise CommandError(str(error)) from error
     print(report.text(results))
     command = f"tritonspconv parity --original {original.name} --device {args.device}"
-    title = f"{original.adapter} beside {original.name} ({args.device})"
+    place = {"cpu": "a CPU", "cuda": "a GPU"}[args.device]
+    title = f"{original.adapter} compared with {original.name} on {place}"
     if args.golden:
         command += " --golden"
-        title = f"{original.adapter} on a CPU beside {original.name} as recorded ({args.device})"
+        recorded = f"recorded runs of {original.name} on {place}"
+        title = f"{original.adapter} on a CPU compared with {recorded}"
     setting = {"made by": f"`{command}`"} | setting | _cpu_back_end(args)
     if args.markdown:
         args.markdown.write_text(report.markdown(title, setting, results))

@@ -1,4 +1,4 @@
-"""Show where a network's time and memory go, layer by layer, and say what bounds it.
+"""Show where a network's time and memory go, layer by layer, and what bounds the network.
 
   tritonspconv profile second scan.bin --html profile.html
   tritonspconv profile minkunet --eval --trace trace.json     # for chrome://tracing or Perfetto

@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("train_out"), help="default train_out")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     parser.add_argument(
-        "--capture", action="store_true",
-        help="second: run training steps through tritonspconv.capture, as CUDA graphs on a GPU",
+        "--capture", action=argparse.BooleanOptionalAction,
+        help="run training steps through tritonspconv.capture, as CUDA graphs (default: on a GPU)",
     )  # fmt: skip
 
 
@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     args.narrow = args.narrow or (2 if args.network == "second" else 4)
     args.backend = list(dict.fromkeys(args.backend))
     with _processes(args) as (device, is_first):
+        if args.capture is None:
+            args.capture = device.type == "cuda"
         return _run(args, device, is_first)
 
 
@@ -127,8 +129,6 @@ def _processes(args: argparse.Namespace) -> Iterator[tuple[torch.device, bool]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield choose_device(args.device), True
         return
-    if args.capture:
-        raise CommandError("--capture is for one process so far. Leave it out under torchrun")
     device = choose_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

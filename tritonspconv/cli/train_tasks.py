@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tritonspconv.bench.peers import ORIGINAL, load_peer
 from tritonspconv.cli.errors import CommandError
@@ -19,13 +20,14 @@ from tritonspconv.models.lidar import sparse_unet
 from tritonspconv.models.minkowski import mink_unet
 from tritonspconv.points import VoxelGrid
 from tritonspconv.training.box_scenes import KITTI_GRID, STREET_GRID, kitti_boxes, simulated_boxes
+from tritonspconv.training.captured import CapturedTraining
 from tritonspconv.training.data import CHANNELS, Sample, ScanSet, Split, simulated_set
-from tritonspconv.training.detection import CapturedDetector, Detection, run_detector
+from tritonspconv.training.detection import Detection, run_detector
 from tritonspconv.training.folders import kitti_set, scannet_set
 from tritonspconv.training.loop import Task, follow_quickly
 from tritonspconv.training.segmentation import Forward, Segmentation
 
-# Network -> the module of ours, and of the original.
+# Network -> our module, and the original's module.
 LIBRARIES = {
     "minkunet": ("compat.minkowski", "MinkowskiEngine"),
     "spunet": ("compat.spconv.pytorch", "spconv.pytorch"),
@@ -42,7 +44,7 @@ class Experiment:
         backend: ``"ours"`` or ``"original"``.
         library: The name of the library's module.
         network: The network.
-        task: What it learns.
+        task: The task that the network learns.
     """
 
     backend: str
@@ -55,7 +57,7 @@ def experiments(args: argparse.Namespace, device: torch.device) -> list[Experime
     """Return an experiment for each backend; their networks start from the same weights.
 
     Raises:
-        CommandError: A library or a combination of arguments is not there.
+        CommandError: A library is missing, or the arguments do not go together.
     """
     build = _second if args.network == "second" else _segmentation
     made = []
@@ -90,15 +92,12 @@ def _second(
     network = second_detector(
         library, grid.spatial_shape, CHANNELS, algo=algo, channel_divisor=args.narrow
     )
-    captured = args.capture and library.__name__.startswith("compat")
-    return network, Detection(*sets, CapturedDetector() if captured else run_detector)
+    return network, Detection(*sets, _in_graphs(args, library, run_detector))
 
 
 def _segmentation(
     args: argparse.Namespace, library: ModuleType, algo: Any
 ) -> tuple[nn.Module, Segmentation]:
-    if args.capture:
-        raise CommandError("--capture is for --network second: the others' grids change in size")
     train_set, val_set = (
         _scan_set(args, "train", args.scans),
         _scan_set(args, "val", args.val_scans),
@@ -106,9 +105,18 @@ def _segmentation(
     classes = len(train_set.class_names)
     if args.network == "minkunet":
         network = mink_unet(library, CHANNELS, classes, depth=14, channel_divisor=args.narrow)
-        return network, Segmentation(_run_minkunet(library), train_set, val_set)
-    network = sparse_unet(library, CHANNELS, classes, algo, args.narrow)
-    return network, Segmentation(_run_spunet(library), train_set, val_set)
+        forward = _forward_minkunet(_in_graphs(args, library, _run_minkunet(library)))
+    else:
+        network = sparse_unet(library, CHANNELS, classes, algo, args.narrow)
+        forward = _forward_spunet(_in_graphs(args, library, _run_spunet(library)))
+    return network, Segmentation(forward, train_set, val_set)
+
+
+def _in_graphs(
+    args: argparse.Namespace, library: ModuleType, run: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """Return a function that runs a network, by CUDA graphs where the arguments ask for them."""
+    return CapturedTraining(run) if args.capture and library.__name__.startswith("compat") else run
 
 
 def _scan_set(args: argparse.Namespace, split: Split, count: int) -> ScanSet:
@@ -121,11 +129,11 @@ def _scan_set(args: argparse.Namespace, split: Split, count: int) -> ScanSet:
 
 
 def _library(network: str, backend: str, device: torch.device) -> tuple[ModuleType, Any]:
-    """Return the module and the algorithm to ask it for; prepare an original for its device."""
+    """Return the module and its algorithm; prepare an original for its device."""
     name = LIBRARIES[network][BACKENDS.index(backend)]
     algo = None
     if name == "MinkowskiEngine":
-        # MinkowskiEngine looks for names that Python 3.10 moved.
+        # MinkowskiEngine uses names that Python 3.10 moved.
         import collections
         import collections.abc
 
@@ -139,7 +147,7 @@ def _library(network: str, backend: str, device: torch.device) -> tuple[ModuleTy
             f"--backend {backend} needs {name}, which is not installed: {error}"
         ) from error
     if backend == "original" and device.type == "cpu":
-        # Both originals go wrong with several threads on a CPU.
+        # Both originals give wrong results with several threads on a CPU.
         torch.set_num_threads(1)
     return module, algo
 
@@ -149,20 +157,42 @@ def _same_start(first: nn.Module, second: nn.Module) -> None:
     second.load_state_dict(first.state_dict())
 
 
-def _run_minkunet(library: ModuleType) -> Forward:
-    def run(net: nn.Module, batch: Sample) -> torch.Tensor:
-        return net(library.SparseTensor(batch.feats, coordinates=batch.coords)).F
+def _run_minkunet(library: ModuleType) -> Callable[..., Tensor]:
+    def run(net: nn.Module, feats: Tensor, coords: Tensor) -> Tensor:
+        return net(library.SparseTensor(feats, coordinates=coords)).F
 
     return run
 
 
-def _run_spunet(library: ModuleType) -> Forward:
-    def run(net: nn.Module, batch: Sample) -> torch.Tensor:
-        # The network halves the grid four times.
-        largest = batch.coords.amax(dim=0).tolist()
-        shape = [-(-(extent + 1) // 16) * 16 for extent in largest[1:]]
-        x = library.SparseConvTensor(batch.feats, batch.coords, shape, largest[0] + 1)
-        out, _ = net(x)
+def _forward_minkunet(run: Callable[..., Tensor]) -> Forward:
+    return lambda net, batch: run(net, batch.feats, batch.coords)
+
+
+def _run_spunet(library: ModuleType) -> Callable[..., Tensor]:
+    def run(
+        net: nn.Module, feats: Tensor, coords: Tensor, shape: Sequence[int], batch_size: int
+    ) -> Tensor:
+        out, _ = net(library.SparseConvTensor(feats, coords, list(shape), batch_size))
         return out.features
 
     return run
+
+
+def _forward_spunet(run: Callable[..., Tensor]) -> Forward:
+    """Run on a grid that holds the batch; the first one has half as much room again.
+
+    The network halves the grid four times. Later grids are the first one where it is large enough,
+    so that one CUDA graph serves all batches.
+    """
+    first: list[tuple[int, ...]] = []
+
+    def forward(net: nn.Module, batch: Sample) -> Tensor:
+        batch_size, *extents = (last + 1 for last in batch.coords.amax(dim=0).tolist())
+        if not first:
+            first.append(tuple(-(-3 * extent // 32) * 16 for extent in extents))
+        shape = first[0]
+        if any(extent > room for extent, room in zip(extents, shape, strict=True)):
+            shape = tuple(-(-extent // 16) * 16 for extent in extents)
+        return run(net, batch.feats, batch.coords, shape=shape, batch_size=batch_size)
+
+    return forward

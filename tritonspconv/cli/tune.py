@@ -17,8 +17,6 @@ import argparse
 import importlib.metadata
 import json
 import math
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from tritonspconv import ActiveSites, ConvGeometry, Grid, KernelMap, kernel_map
 from tritonspconv.bench.reference import LAYER_TOLERANCE, relative_error
+from tritonspconv.bench.report import command_line
 from tritonspconv.bench.scenes import Scene, SceneStore, normal
 from tritonspconv.bench.timing import Meter
 from tritonspconv.cli.errors import CommandError
@@ -47,10 +46,10 @@ STEPS: dict[str, tuple[int, ...]] = {
     "block_n": (16, 32, 64, 128, 256),
     "block_k": (16, 32, 64, 128),
     "num_warps": (2, 4, 8),
-    # Rows are gathered by indices loaded before them: an even number holds no more of them.
+    # A gather loads its indices one stage ahead, so an even number of stages holds no more rows.
     "num_stages": (2, 3, 5, 7, 9),
 }
-# Less is noise.
+# A smaller gain is noise.
 LEAST_GAIN = 0.03
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 
@@ -172,7 +171,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         "device": name,
         "card": card_of(device)._asdict(),
         "versions": {"torch": torch.__version__, "triton": importlib.metadata.version("triton")},
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "tiles": [],
     }
     if not path.exists():

@@ -105,7 +105,7 @@ class Grid:
 
     @cached_property
     def _hash(self) -> int:
-        # Keep it: every look for a kernel map asks for it.
+        # Keep the hash: every search for a kernel map needs it.
         return hash((self.lower, self.shape, self.batch_size, self.bounded))
 
     @property
@@ -188,5 +188,5 @@ def _bounded_grid(coords: Tensor, bounds: RowBounds, unit: tuple[int, ...]) -> G
 
 
 def _holds(*corners: tuple[int, ...]) -> bool:
-    """Return whether the coordinates of corners ascend on every axis."""
+    """Return whether the corners' coordinates ascend on every axis."""
     return all(list(axis) == sorted(axis) for axis in zip(*corners, strict=True))

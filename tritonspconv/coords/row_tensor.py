@@ -1,4 +1,4 @@
-"""RowTensor: a tensor of which only the first rows are real, and which keeps code honest about it.
+"""RowTensor: a tensor whose first rows are real; it refuses code that would count the others.
 
 User code between sparse layers sees features and coordinates as tensors. If rows are padded up
 to a capacity, ``features.mean(0)`` would silently count the padding. A :class:`RowTensor` lets
@@ -42,7 +42,7 @@ class RowBounds(NamedTuple):
 
 
 class RowwiseError(RuntimeError):
-    """Code does something to padded rows that would count the padding, or has no fixed shape."""
+    """Code would count padding rows, or needs a shape that is not fixed."""
 
 
 class RowTensor(Tensor):
@@ -80,7 +80,7 @@ RULES: dict[Callable[..., Any], Rule] = {}
 
 
 def as_rows(x: Tensor, bounds: RowBounds) -> RowTensor:
-    """Return ``x`` [N, ...] as a tensor of which ``bounds.count`` rows are real; shares memory."""
+    """Return ``x`` [N, ...] as a tensor with ``bounds.count`` real rows; shares memory."""
     if bounds.plan.show_rows is not None:
         return bounds.plan.show_rows(x, bounds)
     rows = plain(x).as_subclass(RowTensor)

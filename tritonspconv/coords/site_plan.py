@@ -1,4 +1,4 @@
-"""SitePlan: what the host has to know of a network's coordinates, fixed before the network runs.
+"""SitePlan: facts about a network's coordinates that the host needs, fixed before the network runs.
 
 A CUDA graph has fixed shapes, and the host reads nothing while it runs. The number of output sites
 of a strided layer depends on the coordinates, so a captured network gives each set of sites a fixed
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Report(IntEnum):
-    """Why a result is not to be used, other than too many sites; a place among the flags."""
+    """A reason not to use a result, besides too many sites; its value is its place in the flags."""
 
     REPEATS = 0
     OUTSIDE = 1
@@ -29,7 +29,7 @@ class Report(IntEnum):
 
 
 class MapBuilder(Protocol):
-    """Builds sites and maps in place of the kernels, without a look at values on the host.
+    """Builds sites and maps in place of the kernels; the host reads no values.
 
     The engine's kernels on a CPU count sites on the host. A run that is recorded must not do that:
     the record would hold the numbers of one scan.
@@ -72,7 +72,7 @@ class SitePlan:
         builder: Builds sites and maps; None: the kernels do.
         rules: Rules of row tensors that hold in this run, before those that always hold.
         on_alias: Called with a tensor and a row tensor, or the reverse, whenever one is made on the
-            memory of the other; None: nobody asks.
+            memory of the other; None: no call.
         grid: The ``Grid``, in input units, of tensors whose grid is otherwise the box around their
             coordinates; None: the box of the example with a margin. See ``Grid.around``.
         show_rows: A function ``(tensor, bounds)`` that makes the row tensors that user code sees.
@@ -130,7 +130,7 @@ class SitePlan:
         return self.capacities[place], self.flags[len(Report) + place]
 
     def recall(self, ask: Callable[[], T], assumed: T | None = None) -> T:
-        """Return an answer of the example's coordinates to a question of the host.
+        """Return a fact about the example's coordinates that the host needs.
 
         Args:
             ask: Reads the answer from the device. It is called while the plan records; later runs
@@ -160,7 +160,7 @@ class SitePlan:
         return self._constants[rows]
 
     def report(self, kind: Report, flag: Tensor) -> None:
-        """Keep a flag on the device, one element: where it is not zero, the run is of no use."""
+        """Keep a flag on the device, one element: if it is not zero, the run is of no use."""
         self._reports.append((kind, flag))
 
     def start(self) -> None:

@@ -77,8 +77,8 @@ class LayerProfiler:
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x = args[0]
-            # A view of its own: the gradient of a tensor that several layers read arrives only
-            # when the last of them is done.
+            # Hook a separate view, because the gradient of a tensor that several layers read is
+            # complete only after the last of these layers.
             x = x.replace_feature(x.features.view_as(x.features))
             if x.features.requires_grad:
                 x.features.register_hook(end_backward)

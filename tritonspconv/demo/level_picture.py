@@ -32,7 +32,8 @@ class Level:
         name: Its title.
         stride: Input voxels along z, y, x in one voxel of this level.
         indices: int ``[N, 4]``: batch, z, y, x.
-        centre: The input voxel (z, y, x) in the middle of what voxel 0 of this level sees.
+        centre: The input voxel (z, y, x) in the middle of the region that voxel 0 of this level
+            sees.
     """
 
     name: str
@@ -165,7 +166,7 @@ def _view(place: Tensor, least: float) -> tuple[float, float, float, float]:
     low = [float(_at(place[:, axis], 0.005)) - margin for axis in (0, 1)]
     high = [float(_at(place[:, axis], 0.995)) + margin for axis in (0, 1)]
     if 0 < low[0] < 0.2 * high[0]:
-        low[0] = -margin  # the sensor stands just outside: show it
+        low[0] = -margin  # the sensor is just outside the picture: show it
     extent = [upper - lower for lower, upper in zip(low, high, strict=True)]
     for axis in (0, 1):
         missing = 0.5 * max(extent) - extent[axis]

@@ -1,8 +1,8 @@
-"""Sites and tables in torch operations of fixed shapes, without a look at values on the host.
+"""Sites and tables in torch operations of fixed shapes; the host reads no values.
 
 Every function here can be recorded: it sorts, searches and gathers, and the shapes of its results
-follow from the shapes of its arguments. Few operations on larger tensors stand where a kernel has a
-loop over axes and taps, because export and compilation take time for each operation.
+follow from the shapes of its arguments. A kernel loops over axes and taps; these functions use few
+operations on larger tensors instead, because export and compilation take time for each operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IntTuple = tuple[int, ...]
 _LAST = 2**63 - 1
 # This key is so small that no tap can turn it into the key of a site.
 _NEVER = -(2**62)
-# Cells beside the grid on every axis: windows that reach no further find no wrong key.
+# Cells beside the grid on every axis. Windows that reach no further find no wrong key.
 _ROOM = 16
 _MAX_CELLS = 2**61
 
@@ -187,7 +187,7 @@ def reached_sites(
         exists = is_inside[:, None]
     keys, inside = numbering.of_cells(coords[:, 0], cells)
     ordered = torch.sort(torch.where(exists & inside, keys, _LAST).flatten()).values
-    # A key that differs from the one before it; -1 is no key.
+    # A key counts if it differs from the key before it and is not -1.
     before = torch.cat([ordered.new_full((1,), -1), ordered[:-1]])
     number = ((ordered != before) & (ordered < _LAST)).cumsum(0)
     found = number[-1]

@@ -1,4 +1,4 @@
-"""The plan of a run that is recorded: capacities, maps of fixed shapes, and what did not fit."""
+"""The plan of a recorded run: capacities, maps of fixed shapes, and rows that did not fit."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class RecordedPlan(SitePlan):
         self._lacking: list[Tensor] = []
 
     def faults(self) -> list[Tensor]:
-        """Return what makes the results of the run wrong, int64 [] each, all 0 if they are right.
+        """Return the faults of the run, int64 [] each; all are 0 if the results are right.
 
-        The rows outside their grid, the rows that repeat an earlier row, and for each set of sites
-        the number of those for which there was no room.
+        These are the rows outside their grid, the rows that repeat an earlier row, and for each set
+        of sites the number of sites for which there was no room.
         """
         none = torch.zeros((), dtype=torch.int64, device=self.flags.device)
         given = [
@@ -131,7 +131,7 @@ class RecordedPlan(SitePlan):
 
 
 class _RecordedRelation(Relation):
-    """A relation whose table of the inputs is made without a look at values."""
+    """A relation whose table of the inputs is made without reading values."""
 
     def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
         """Return the table seen from the inputs."""

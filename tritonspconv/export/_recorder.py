@@ -25,12 +25,12 @@ class RecordError(RuntimeError):
 class Recorder(TorchDispatchMode):
     """Writes every operation that runs into a graph, while tensors have their real values.
 
-    A graph that holds a number of the scan it was recorded with would be wrong for the next. For
-    this reason an operation raises if it hands a value of the inputs to Python, or if the shape of
-    its result depends on such values.
+    A graph that holds a number of the recorded scan would be wrong for the next scan. For this
+    reason an operation raises if it hands a value of the inputs to Python, or if the shape of its
+    result depends on such values.
 
     Args:
-        model: Its parameters and buffers keep their names in the graph.
+        model: The model. Its parameters and buffers keep their names in the graph.
     """
 
     def __init__(self, model: Module) -> None:

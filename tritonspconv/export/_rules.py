@@ -1,4 +1,4 @@
-"""Sparse operations in torch operations of fixed shapes: the rules of a run that is recorded."""
+"""Sparse operations in torch operations of fixed shapes: the rules of a recorded run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _convolution(
     relu: bool,
 ) -> Tensor:
     """Gather the rows of some taps side by side, multiply, add up."""
-    del precision  # torch's own setting says how float32 is multiplied.
+    del precision  # torch's own setting chooses the precision of float32 products.
     dtype = compute_dtype(feats, weight)
     acc = acc_dtype(dtype)
     if weight_layout == "OVI":
@@ -122,7 +122,7 @@ def _taps(table: NeighborTable) -> Iterator[Tensor]:
 
 
 def _dense(feats: Tensor, sites: Any, channels_first: bool) -> Tensor:
-    """Write rows into a dense tensor; rows that the grid does not hold are reported."""
+    """Write rows into a dense tensor; report rows outside the grid."""
     builder: MapBuilder = sites.bounds.plan.builder
     builder.inspect(sites)
     return to_dense(plain(feats), sites, channels_first=channels_first)

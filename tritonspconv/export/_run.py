@@ -145,7 +145,7 @@ class Network(NamedTuple):
 
 
 def _names(inputs: dict[str, Tensor]) -> list[str]:
-    """Return a name for each input: the end of its path, with a number where two are alike."""
+    """Return a name for each input: the end of its path, with a number if two names are equal."""
     made: list[str] = []
     for path in inputs:
         words = re.findall(r"[A-Za-z_]\w*", path)

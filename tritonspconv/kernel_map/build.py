@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import weakref
 
+from torch import Tensor
+
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import RowBounds
 from tritonspconv.coords.site_plan import MapBuilder
@@ -14,7 +16,7 @@ from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.neighbor_table import lookup_table, reach_table
 from tritonspconv.kernels.scatter_table import scatter_table, scatters
 from tritonspconv.kernels.sites import reached_sites
-from tritonspconv.kernels.window import Box
+from tritonspconv.kernels.window import Box, window_corner
 
 
 def kernel_map(
@@ -104,7 +106,7 @@ class _CacheEntry:
         self.view: weakref.ref[KernelMap] | None = None
 
     def is_edited(self) -> bool:
-        """Return whether somebody wrote to the coordinates of the output sites made here."""
+        """Return whether the coordinates of the generated output sites were edited."""
         made = self.made_sites
         return made is not None and made.version != self._made_version
 
@@ -127,16 +129,17 @@ def _build(
             geometry, n_in, n_in, table, mirrored=geometry.is_mirrored, in_count=sites.count
         )
         return _CacheEntry(relation, None)
-    is_scattered = scatters(sites.device) and geometry.feeds_one_output
+    is_scattered = geometry.feeds_one_output and scatters(sites.device)
     # Build this first: the repeat flag is read in the same synchronisation as the number of sites.
-    in_index = None if is_scattered else sites.index
-    made_sites = out_index = repeats = None
+    # Inputs that write themselves need no index.
+    in_index = None if geometry.feeds_one_output else sites.index
+    made_sites = out_index = repeats = reached = None
     if geometry.sites == "same" and out_sites is None:
         out_sites = sites
     elif out_sites is None:
-        out_sites, out_index = _made_sites(sites, geometry, out_grid)
+        out_sites, out_index, reached = _made_sites(sites, geometry, out_grid)
         made_sites = out_sites
-    if in_index is None:
+    if is_scattered or reached is not None:
         table, repeats = scatter_table(
             sites.coords,
             geometry.offsets,
@@ -147,6 +150,7 @@ def _build(
             out_sites.grid,
             out_sites.num_rows,
             count=out_sites.count,
+            reached=reached,
         )
     else:
         # The search for repeated outputs needs their index. On a CPU, generated sites have an index
@@ -157,7 +161,7 @@ def _build(
             geometry.offsets,
             geometry.stride,
             not geometry.transposed,
-            in_index,
+            sites.index if in_index is None else in_index,
             sites.grid,
             out_sites.grid,
             out_sites.index if looks and out_sites.may_repeat else None,
@@ -241,10 +245,11 @@ def output_sites(
 
 def _made_sites(
     sites: ActiveSites, geometry: ConvGeometry, out_grid: Grid | None
-) -> tuple[ActiveSites, SiteIndex | None]:
-    """Return the output sites and their index, which the sites keep only if it is small.
+) -> tuple[ActiveSites, SiteIndex | None, Tensor | None]:
+    """Return the output sites, their index, and the output that each input reaches.
 
-    The index is None if a builder makes the sites.
+    The sites keep the index only if it is small. It is None if a builder makes the sites. The last
+    value is None where it is not known; see ``ReachedSites``.
     """
     grid = out_grid or output_grid(sites.grid, geometry)
     stride = geometry.stride
@@ -256,13 +261,13 @@ def _made_sites(
     if sites.bounds is not None and sites.bounds.plan.builder is not None:
         divide = not geometry.transposed
         made = sites.bounds.plan.builder.make_sites(sites, offsets, stride, divide, grid)
-        return made, None
+        return made, None, None
     unread = sites.unread_repeats
     bounds, capacity, overflow = sites.bounds, None, None
     if bounds is not None and bounds.count is not None:
         capacity, overflow = bounds.plan.take()
         capacity = min(capacity, max(grid.num_cells, 1))
-    out_coords, index, repeats, count = reached_sites(
+    out_coords, index, repeats, count, reached = reached_sites(
         sites.coords, offsets, stride, not geometry.transposed, grid, sites.grid, unread,
         capacity, overflow,
     )  # fmt: skip
@@ -272,7 +277,11 @@ def _made_sites(
         if bounds.count is None:
             bounds.plan.record(len(out_coords))
         bounds = RowBounds(count, bounds.plan)
-    return ActiveSites(out_coords, grid, index, bounds), index
+    is_beside = geometry.sites == "cells" and any(window_corner(geometry.offsets))
+    if is_beside or not geometry.feeds_one_output:
+        # An input feeds other outputs than the cell that it lies in.
+        reached = None
+    return ActiveSites(out_coords, grid, index, bounds), index, reached
 
 
 def _check(

@@ -50,8 +50,8 @@ def map_from_pairs(
     reached[taps, in_rows.long()] = out_rows.int()
     geometry = ConvGeometry((volume,), (1,), (0,), (1,))
     table = invert_table(reached, None, n_out, geometry.offsets)
-    # A row that a tap has twice has overwritten an entry, so the table has fewer entries than
-    # pairs.
+    # If a tap has a row twice, the second pair overwrote an entry, so the table has too few
+    # entries.
     if wait_for_number((table.rows >= 0).sum()) != in_rows.shape[0]:
         raise ValueError(
             "map_from_pairs: within a tap, every input row and every output row may occur once; "
@@ -78,7 +78,7 @@ def _check_metadata(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor) -> None:
 
 
 def _check_rows(in_rows: Tensor, out_rows: Tensor, tap_ptr: Tensor, n_in: int, n_out: int) -> None:
-    """Check the values that index memory below."""
+    """Check values that are used as indices into memory."""
     total = in_rows.shape[0]
     outside = (in_rows < 0) | (in_rows >= n_in) | (out_rows < 0) | (out_rows >= n_out)
     descends = (tap_ptr.diff() < 0).sum()

@@ -82,7 +82,7 @@ class Relation:
         self._repeats: Tensor | bool | None = repeats
         self._in_table: NeighborTable | None = None
         self._pairs: PairList | None = None
-        # The tables of the outputs and of the inputs with columns in order.
+        # The tables of the outputs and of the inputs with ordered columns.
         self._ordered: list[NeighborTable | None] = [None, None]
 
     def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
@@ -108,7 +108,7 @@ class Relation:
         table, geometry = self.out_table, self.geometry
         if self.mirrored:
             return table._replace(mirrored=True)
-        # A user may have written to the coordinates since: then they do not say where sites were.
+        # If a user has edited the coordinates since, they no longer give the old sites.
         edited = (in_sites.version, out_sites.version) != self._versions
         if self.listed or geometry.sites == "same" or edited or self.feeds_one_output:
             return invert_table(

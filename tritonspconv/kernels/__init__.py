@@ -33,7 +33,7 @@ def has_triton(device: torch.device) -> bool:
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) >= _MIN_CUDA_CAPABILITY:
         return True
-    # Once for each device, because the answer is kept.
+    # The warning comes once for each device, because the answer is kept.
     warnings.warn(
         f"{device} is sm_{major}{minor}; the Triton kernels need sm_80 or newer. Sparse operations "
         "run there in vectorised torch: right, and several times slower.",
@@ -73,7 +73,7 @@ def has_numba(device: torch.device) -> bool:
 
 
 def _warn_of_numba(error: ImportError) -> None:
-    """Say that numba is there and does not work; once, because the caller keeps the answer."""
+    """Warn that numba is installed but does not work; once, because the caller keeps the answer."""
     warnings.warn(
         f"numba is installed and cannot be imported ({error}). Sparse operations on the CPU run in "
         f"vectorised torch: right, and slower. Mend numba, or set {NUMBA_VARIABLE}=0.",

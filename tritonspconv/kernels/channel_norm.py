@@ -44,7 +44,7 @@ class ChannelNorm(NamedTuple):
     def scale_and_shift(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Return the norm as ``scale * x + shift``: the two vectors [C] of torch's batch norm.
 
-        They come from torch's batch norm itself, of rows of ones and zeros, so they have its bits.
+        Torch's batch norm computes them, so that they have its bits.
 
         Args:
             dtype: Type of the result; None: the widest of the vectors' types, at least float32.
@@ -53,10 +53,9 @@ class ChannelNorm(NamedTuple):
             held = (vector.dtype for vector in self[:4] if vector is not None)
             dtype = functools.reduce(torch.promote_types, held, torch.float32)
         mean, variance, weight, bias, eps = self.each(lambda vector: vector.to(dtype))
-        nothing = torch.zeros_like(mean)
-        zeros = nothing[None]
-        scale = F.batch_norm(zeros + 1, nothing, variance, weight, None, eps=eps)
-        shift = F.batch_norm(zeros, mean, variance, weight, bias, eps=eps)
+        zeros = torch.zeros_like(mean)
+        scale = F.batch_norm(zeros[None] + 1, zeros, variance, weight, eps=eps)
+        shift = F.batch_norm(zeros[None], mean, variance, weight, bias, eps=eps)
         return scale[0], shift[0]
 
 

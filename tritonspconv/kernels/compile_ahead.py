@@ -1,6 +1,6 @@
 """Compile the kernels of a piece of work before it runs, in a pool of processes.
 
-Most of a network's first result is compilation, one kernel after the other as they are launched.
+The first result of a network is mostly compilation: each kernel compiles when it is first launched.
 Which kernels a network needs does not depend on the features that they compute. So the work runs
 once without the kernels of features, which lists these, and processes compile the list in parallel
 into Triton's cache. Kernels that build maps run, and compile, as they are launched.
@@ -35,7 +35,7 @@ def compile_ahead(work: Callable[[], object], device: torch.device, processes: i
 
 
 def maps_only(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which kernels that compute features do not run; those of maps do.
+    """Return a context in which kernels of features do not run, but kernels of maps do.
 
     A rehearsal finds out how many sites a network makes. Features of its results are arbitrary.
     """

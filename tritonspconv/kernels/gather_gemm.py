@@ -59,11 +59,11 @@ def gather_gemm(
 
 
 def fuses_epilogue(device: torch.device) -> bool:
-    """Return whether norm, residual and ReLU cost nothing here: they are part of the kernel.
+    """Return whether a kernel applies norm, residual and ReLU to its sums before it writes them.
 
-    In torch the products are most of the time, and single modules keep their own bits.
+    In vectorised torch they are passes over the output, as single modules are.
     """
-    return has_triton(device)
+    return has_triton(device) or has_numba(device)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -69,9 +69,12 @@ class ReachedSites(NamedTuple):
         site_index: Their index.
         flag: True if ``flag`` was not zero; None if no flag was passed.
         num_sites: int64 [], the number of sites, on the device; None: M.
+        reached: int32 [N], the site that each row reaches, or -1; numba tells where a row reaches
+            one site at most and there is no capacity. None: nobody knows.
     """
 
     coords: Tensor
     site_index: SiteIndex
     flag: bool | None = None
     num_sites: Tensor | None = None
+    reached: Tensor | None = None

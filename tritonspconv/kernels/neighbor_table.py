@@ -34,7 +34,7 @@ def lookup_table(
         offsets: V tap offsets, one of them zero.
         index: Index of the sites.
         grid: Their grid.
-        distinct: No row repeats another; else those that do are left out.
+        distinct: No row repeats another. False: repeated rows are left out.
         count: int64 [], number of real rows; None: all.
     """
     return _back_end(coords.device, len(grid.shape)).lookup_table(

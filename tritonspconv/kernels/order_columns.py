@@ -1,4 +1,4 @@
-"""The columns of a table put in order: rows with like masks side by side."""
+"""Order the columns of a table, so that rows with similar masks are side by side."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pays_to_order(table: NeighborTable, volume: int, c_in: int, c_out: int) -> b
 
 
 def order_columns(table: NeighborTable, offsets: tuple[IntTuple, ...]) -> NeighborTable:
-    """Return ``table`` with columns of like masks side by side.
+    """Return ``table`` with columns of similar masks side by side.
 
     Args:
         table: A table without an order, of at most 32 taps.

@@ -1,4 +1,4 @@
-"""The steps of a window: the taps to try to find every site that a site reaches."""
+"""The steps of a window: the offsets to try in order to find every site that a site reaches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Box:
     last: IntTuple
 
     def __iter__(self) -> Iterator[IntTuple]:
-        """Yield the two corners: minima and maxima over them are those over all offsets."""
+        """Yield the two corners, which have the minima and maxima of all offsets."""
         yield self.first
         yield self.last
 

@@ -16,8 +16,8 @@ from tritonspconv.models.lidar import second_encoder
 
 # Cells of the encoder's input along one side of a cell of its output.
 STRIDE = 8
-# Behind the logit of a centre: its x and y in the cell, z, the logarithms of length, width and
-# height, and the sine and the cosine of twice the angle.
+# The channels behind the logit of a centre: its x and y in the cell, z, the logarithms of length,
+# width and height, and the sine and the cosine of twice the angle.
 BOX_CHANNELS = 8
 
 

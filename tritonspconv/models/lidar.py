@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-SparseTensor = Any  # the SparseConvTensor of whichever module the network was built from
+SparseTensor = Any  # the SparseConvTensor of the module from which the network was built
 Stages = dict[str, SparseTensor]
 
 

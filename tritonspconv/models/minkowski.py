@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-SparseTensor = Any  # the SparseTensor of whichever module the network was built from
+SparseTensor = Any  # the SparseTensor of the module from which the network was built
 
 # Residual blocks of each level, encoder then decoder.
 BLOCKS = {14: (1,) * 8, 18: (2,) * 8, 34: (2, 3, 4, 6, 2, 2, 2, 2)}
@@ -45,7 +45,7 @@ def mink_unet(
         D: Number of spatial axes.
         channel_divisor: Divides the channels inside; 8 makes a network for tests.
         stem: Window of the first layer, one number or one per axis.
-        stride: Stride and window of the strided layers, likewise.
+        stride: Stride and window of the strided layers, one number or one per axis.
 
     Returns:
         A module from a sparse tensor to logits on the same rows.

@@ -1,7 +1,7 @@
 """Full backward hooks of modules that take and return sparse tensors.
 
-Torch hooks the tensors among a module's arguments and results. A sparse tensor is none, so here the
-hooks are put on the features. A module without hooks runs as it always does.
+Torch hooks the tensors among a module's arguments and results. A sparse tensor is no such tensor,
+so this file puts the hooks on the features. A module without hooks runs unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_hook(
             of the inputs and the gradients of the outputs. With ``before`` its arguments are the
             module and the gradients of the outputs.
         before: Call it before the gradient of the inputs is computed.
-        prepend: Call it before the hooks that are there.
+        prepend: Call it before the existing hooks.
 
     Returns:
         A handle that removes the hook.

@@ -1,4 +1,4 @@
-"""The base of convolution layers: parameters, one call, and what :func:`tritonspconv.fuse` asks."""
+"""The base of convolution layers: parameters, one call, and the interface of fusion."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Conv(SparseModule):
         self.relu = True
 
     def extra_repr(self) -> str:
-        """Return channels, window and what differs from the defaults."""
+        """Return channels, window and settings that differ from the defaults."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         geometry = getattr(self, "geometry", None)
         if geometry is not None:

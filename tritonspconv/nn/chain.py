@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.batch_norm import fuses_training
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.kernels.gather_gemm import fuses_epilogue
 from tritonspconv.nn.fusable import LayerFamily, Norm, norm_numbers
@@ -29,11 +30,16 @@ if TYPE_CHECKING:
 
 
 def fuses_on(device: torch.device) -> bool:
-    """Return whether containers fuse on ``device``: where Triton kernels run.
-
-    On a CPU the convolution takes most of the time, and results keep the bits of single modules.
-    """
+    """Return whether containers fuse on ``device``: on a GPU with Triton, on a CPU with numba."""
     return fuses_epilogue(device)
+
+
+def trains_on(device: torch.device) -> bool:
+    """Return whether a norm in training is fused on ``device``: on a GPU with Triton.
+
+    On a CPU torch's own batch norm of training is faster.
+    """
+    return fuses_training(device)
 
 
 def run_chain(
@@ -64,6 +70,8 @@ def run_chain(
             if conv is not None:
                 follower = family.batch_norm(modules[place])
                 norm = None if follower is None else norm_numbers(follower, conv.out_channels)
+                if isinstance(norm, TrainingNorm) and not trains_on(feats.device):
+                    norm = None
                 behind = place + (norm is not None)
                 relu = behind < end and family.is_relu(modules[behind])
                 # While gradients are on, fusing a ReLU without a norm saves nothing.
@@ -83,9 +91,14 @@ def run_chain(
 def _training_norm(family: LayerFamily, module: nn.Module, feats: Tensor) -> TrainingNorm | None:
     """Return a batch norm in training that :func:`train_norm` can run on ``feats``, or None."""
     found = family.batch_norm(module)
-    if found is None or not found.training or not takes_training_norm(feats, None):
+    if (
+        found is None
+        or not found.training
+        or not trains_on(feats.device)
+        or not takes_training_norm(feats, None)
+    ):
         return None
-    # Under autocast too torch's batch norm keeps the dtype of the features.
+    # Torch's batch norm keeps the dtype of the features, also under autocast.
     norm = norm_numbers(found, feats.shape[1])
     return norm if isinstance(norm, TrainingNorm) else None
 
@@ -149,13 +162,13 @@ def normalise(
     relu: bool,
     residual: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
-    """Return what torch's batch norm, addition and ReLU make of ``feats`` [N, C], in that order.
+    """Return torch's batch norm, addition and ReLU of ``feats`` [N, C], in that order.
 
     On a GPU with Triton a norm in training, the addition and the ReLU are one node of the autograd
     graph.
     """
     if isinstance(norm, TrainingNorm):
-        if fuses_on(feats.device) and takes_training_norm(feats, residual):
+        if trains_on(feats.device) and takes_training_norm(feats, residual):
             return train_norm(feats, norm, residual=residual, relu=relu)
         mean, variance, weight, bias, count, momentum, eps = norm
         if count is not None:

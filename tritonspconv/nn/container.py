@@ -26,10 +26,11 @@ class Sequential(SparseModule, nn.Sequential):
     sparse tensor and its result replaces them: it must keep the rows. A value that is no sparse
     tensor, as after :class:`ToDense`, goes to any module unchanged.
 
-    On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
-    them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
-    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to the
-    float32 results. A norm in training gives torch's result up to rounding.
+    On a GPU, and on a CPU with numba, a convolution and the batch norm and the ReLU that follow it
+    run as one, unless one of them has hooks or is a class of your own. While gradients are off and
+    the norm is in evaluation mode, the features between them are not rounded: float16 and bfloat16
+    results are nearer to the float32 results. A norm in training is fused on a GPU alone, and gives
+    torch's result up to rounding.
 
     Attributes:
         fuse_layers: False: apply every module by itself. May be set on the class, a derived

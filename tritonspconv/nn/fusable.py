@@ -1,4 +1,4 @@
-"""The rule of fusion: which modules a convolution may take up.
+"""The rule of fusion: which modules may be fused into a convolution.
 
 Three things run a batch norm and a ReLU as part of the convolution before them: the containers
 (:mod:`tritonspconv.nn.chain`), :func:`tritonspconv.optimize` and :func:`tritonspconv.fuse`. Fusion
@@ -28,7 +28,7 @@ Norm = ChannelNorm | TrainingNorm
 
 _MODULE_CALL = nn.Module.__call__
 
-# The attribute of an optimised module's class that names the class that it had.
+# The attribute of an optimised module's class that holds the module's former class.
 ORIGINAL_CLASS = "_fusion_original_class"
 
 

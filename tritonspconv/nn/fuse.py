@@ -58,7 +58,7 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
 
 def _used_twice(model: nn.Module) -> set[int]:
     """Return the ids of modules that are children in more than one place."""
-    # ``children()`` would name a module once however often a container holds it.
+    # ``children()`` would return a module once, even if a container holds it twice.
     uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
     return {key for key, count in uses.items() if count > 1}
 

@@ -18,7 +18,7 @@ def check_operands(
     bias: Tensor | None,
     precision: str,
 ) -> None:
-    """Check everything that metadata can tell; never waits for the device."""
+    """Check all facts that metadata give; never waits for the device."""
     if feats.dtype not in _DTYPES or weight.dtype not in _DTYPES:
         raise TypeError(
             "sparse_conv: feats and weight must be float16, bfloat16, float32 or float64; got "

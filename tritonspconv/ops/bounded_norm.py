@@ -1,4 +1,4 @@
-"""Batch norm in training over rows of which only the first are real."""
+"""Batch norm in training over padded rows: only the first rows are real."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class _ChannelwiseConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        # In operations of torch, which can be differentiated again.
+        # Use torch's operations, which can be differentiated again.
         (grad,) = grad_outputs
         feats, weight = ctx.saved_tensors
         grad_feats = grad_weight = None

@@ -130,7 +130,7 @@ def _trace(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    """Return what :func:`sparse_conv` does, as ``torch.compile`` traces it."""
+    """Return the result of :func:`sparse_conv`, in operations that ``torch.compile`` traces."""
     if norm is not None or not takes_operator(feats, weight, layout):
         return run_untraced(
             sparse_conv, feats, weight, kernel_map, bias, weight_layout=layout,
@@ -146,7 +146,7 @@ def _trace(
 
 
 def takes_operator(feats: Tensor, weight: Tensor, layout: WeightLayout = "VIO") -> bool:
-    """Return whether a registered operator takes the operands; :func:`sparse_conv` says why not."""
+    """Return whether a registered operator takes the operands; else :func:`sparse_conv` raises."""
     return (
         type(feats) is Tensor
         and feats.ndim == 2
@@ -249,7 +249,7 @@ class _SparseConv(torch.autograd.Function):
         ctx.residual_dtype = residual.dtype
         addend = cast(residual, dtype).contiguous()
         normed, stats = batch_norm(out, norm, relu, addend, kernel_map.out_count)
-        # The next layer keeps its input, this output, anyway.
+        # The next layer keeps this output as its input anyway.
         clamped = normed if relu else None
         ctx.save_for_backward(feats_c, weight_c, out, stats, norm_weight, norm_bias, clamped)
         return normed
@@ -314,7 +314,7 @@ def new_weight_grad(
 
 
 def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return what ``_SparseConv.backward`` returns, with a graph behind it."""
+    """Return the gradients of ``_SparseConv.backward``, with a graph behind them."""
     feats, _, *normed = ctx.saved_tensors
     view, kernel_map, dtype, precision, norm, relu = ctx.call
     refuse_second_order(kernel_map.out_count)

@@ -63,7 +63,7 @@ def to_dense(
 
 
 def _trace(feats: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
-    """Return what :func:`to_dense` does, as ``torch.compile`` traces it."""
+    """Return the result of :func:`to_dense`, in operations that ``torch.compile`` traces."""
     grid = sites.grid
     # The shape of an unbounded grid depends on the coordinates.
     if type(feats) is not Tensor or feats.ndim != 2 or not grid.bounded:
@@ -79,7 +79,7 @@ def _trace(feats: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
 def rows_of_dense(dense: Tensor, sites: ActiveSites, channels_first: bool) -> Tensor:
     """Return the gradient [N, C] of the rows that :func:`to_dense` wrote.
 
-    Rows that do not show get zeros.
+    Hidden rows, which a later row overwrote or which lie outside, get zeros.
     """
     last = dense.movedim(1, -1) if channels_first else dense
     if sites.grid.num_cells == 0:
@@ -91,7 +91,7 @@ def rows_of_dense(dense: Tensor, sites: ActiveSites, channels_first: bool) -> Te
 
 
 def _places(sites: ActiveSites) -> Tensor:
-    """Return the cell that each row shows in, int64 [N]; one behind the last for hidden rows."""
+    """Return the cell of each row, int64 [N]; hidden rows get the cell behind the last."""
     cells = sites.grid.num_cells
     key = sites.grid.keys(sites.coords)
     key = torch.where(key < 0, cells, key)

@@ -186,7 +186,7 @@ class _ReduceSegments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        # In operations of torch, which can be differentiated again.
+        # Use torch's operations, which can be differentiated again.
         (grad_out,) = grad_outputs
         segment_of_row, argmax, length = ctx.saved_tensors
         if length is not None:

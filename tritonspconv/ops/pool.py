@@ -137,7 +137,7 @@ def _pool_grad(
 
 
 class _PoolGrad(torch.autograd.Function):
-    """The gradient of a pool, which is linear in the gradient that comes in."""
+    """The gradient of a pool, which is linear in the incoming gradient."""
 
     @staticmethod
     def forward(

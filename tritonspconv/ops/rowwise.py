@@ -127,8 +127,8 @@ def _sums_over_rows_backward(args: Args, kwargs: Kwargs) -> bool:
 def _shielded(func: Function, args: Args, kwargs: Kwargs) -> Any:
     """Run a function so that padding adds nothing to the gradient of its other operands.
 
-    Padding rows of operands become zero, and so do those of the result, whose gradient is then zero
-    too: without both, an infinite value times a gradient of zero would be NaN.
+    Padding rows of operands become zero. Padding rows of the result become zero too, and so does
+    their gradient. Without both, an infinite value times a gradient of zero would be NaN.
     """
     bounds = shared_bounds(func, args, kwargs)
 
@@ -172,7 +172,7 @@ def _is_in_place(func: Function) -> bool:
 
 
 def _along_axes(func: Function, args: Args, kwargs: Kwargs) -> Any:
-    """Run a function along axes of which none may be the rows."""
+    """Run a function along axes that must not be the axis of rows."""
     name = getattr(func, "__name__", "")
     place = _ALONG_AXES.get(name, 1)
     default = 1 if name == "normalize" else -1 if name in ("topk", "glu") else None
@@ -317,7 +317,7 @@ def _of_samples(func: Function, args: Args, kwargs: Kwargs) -> Any:
 
 
 def reads_no_values(func: Function) -> bool:
-    """Return whether a function tells a shape, a dtype, a device or an address, and no value."""
+    """Return whether a function returns a shape, a dtype, a device or an address, and no value."""
     return RULES.get(func) is _no_values
 
 

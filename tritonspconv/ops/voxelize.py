@@ -228,7 +228,7 @@ def _cells(
             f"{tuple(point_range)} with voxel_size {tuple(voxel_size)}."
         )
     lower, _, size = torch.tensor(axes, dtype=torch.float32, device=points.device).unbind(1)
-    # A tensor as divisor: by a number, a GPU would multiply with its reciprocal, which rounds
+    # The divisor is a tensor, because a GPU would replace a number by its reciprocal, which rounds
     # differently.
     cell = ((points.detach()[:, :ndim].float() - lower) / size).floor()
     extent = torch.tensor(shape, device=points.device)

@@ -1,4 +1,4 @@
-"""Point clouds: read them from files as people have them, and choose a voxel grid."""
+"""Point clouds: readers for the usual files, and a choice of voxel grid."""
 
 from tritonspconv.points.grids import FINE, FRONT_CROP, SURROUND, VoxelGrid, voxel_range
 from tritonspconv.points.scan import Scan, read_scan

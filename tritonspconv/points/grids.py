@@ -1,4 +1,4 @@
-"""Voxel grids: three that are usual for LiDAR, and one that is chosen for a scan."""
+"""Voxel grids: three usual grids for LiDAR, and a choice of grid for a scan."""
 
 from __future__ import annotations
 

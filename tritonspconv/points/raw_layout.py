@@ -65,7 +65,7 @@ def width_of(file: str, values: Tensor, usual: int | None = None) -> int:
 
 
 def separation(values: Tensor, width: int) -> float:
-    """Return how well ``k modulo width`` tells the values apart: 0 for not at all.
+    """Return how well ``k modulo width`` separates the values; 0: not at all.
 
     The number is a sum of explained shares of variance, of the value's rank, of the rank of its
     magnitude, of whether it is whole, and of whether it lies in 0..1.
@@ -109,7 +109,7 @@ def names_of(points: Tensor) -> tuple[str, ...]:
 
 
 def _only_width(file: str, count: int, fitting: Sequence[int], usual: int | None) -> int:
-    """Return the width where the values themselves say nothing."""
+    """Return the width if the values themselves do not decide."""
     if usual is not None and usual in fitting:
         return usual
     if len(fitting) == 1 and usual is None:
@@ -125,7 +125,7 @@ def _only_width(file: str, count: int, fitting: Sequence[int], usual: int | None
 
 
 def _check_numbers(file: str, values: Tensor) -> None:
-    """Refuse values that have the exponents of something else than float32 metres."""
+    """Refuse values whose exponents are not those of float32 metres."""
     size = values.abs()
     plausible = (size == 0) | ((size > 1e-9) & (size < 1e9)) | ~values.isfinite()
     share = float(plausible.float().mean())

@@ -186,7 +186,10 @@ def _traced_pass(
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler, _named_layers(network):
+    with (
+        torch.profiler.profile(activities=activities, acc_events=True) as profiler,
+        _named_layers(network),
+    ):
         start = now(device)
         _pass(network, make_input, device, backward)
         wall_ms = now(device) - start

@@ -1,4 +1,4 @@
-"""Write a profile into one HTML file: what bounds the network, bars, and a table."""
+"""Write a profile into one HTML file: a sentence about the bound, bars, and a table."""
 
 from __future__ import annotations
 

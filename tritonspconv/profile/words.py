@@ -1,4 +1,4 @@
-"""Say in words what bounds a network, and what to do about it."""
+"""Sentences about the bound of a network, and remedies."""
 
 from __future__ import annotations
 

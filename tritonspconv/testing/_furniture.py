@@ -251,7 +251,7 @@ def _dinner(
             shift = (-0.35 if number < 2 else 0.35) * (table.width > 1.1)
             yaw = (0.0 if side < 0 else math.pi) + rng.gauss(0.0, 0.15)
             chair = _chair(rng)
-            # The chair faces the table; its back is away from it.
+            # The chair faces the table.
             at = (x + shift, middle + away + side * 0.24)
             solids += _placed(chair, *at, yaw)
     return solids

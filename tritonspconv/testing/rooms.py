@@ -43,7 +43,7 @@ def simulate_room(
     Args:
         seed: Chooses the room, the stations and the noise. On one machine a seed gives one scan,
             bit for bit.
-        density: Points on a square metre of surface, before those that nobody sees are left out.
+        density: Points on a square metre of surface, before unseen points are left out.
         noise: Standard deviation of each coordinate, in metres.
         stations: Number of places that the camera looks from, in all directions below 25 degrees.
 
@@ -76,7 +76,8 @@ def simulate_room(
 
     jitter = torch.randn(places.shape, generator=generator, dtype=torch.float64)
     shade = 0.06 * torch.randn(len(places), 1, generator=generator, dtype=torch.float64)
-    # Off the planes of a voxel grid: a floor at exactly 0 would fill two layers of voxels.
+    # Move the room off the planes of a voxel grid: a floor at exactly 0 would fill two layers of
+    # voxels.
     places = places + torch.tensor([rng.uniform(0.01, 0.04) for _ in range(3)]).double()
     points = torch.cat([places + noise * jitter, (colors + shade).clamp(0.0, 1.0)], dim=1)
     order = torch.randperm(len(points), generator=generator)

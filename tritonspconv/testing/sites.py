@@ -77,8 +77,8 @@ def surface_sites(
 ) -> ActiveSites:
     """Return a sphere's shell in a bounded grid of ``2 * radius`` cells a side, rows ascending.
 
-    A surface is what scans and meshes look like to a convolution: with 3^3 taps a site of the shell
-    has 12.7 neighbours on average, itself included, where random sites have almost none.
+    Scans and meshes are surfaces. With 3^3 taps a site of the shell has 12.7 neighbours on average,
+    itself included; random sites have almost none.
 
     Args:
         radius: Outer radius in cells; 128 gives 252,392 sites in three dimensions.

@@ -1,4 +1,4 @@
-"""The tolerance rule: a result may be as wrong as plain arithmetic in its dtype, twice over."""
+"""The tolerance rule: a result may have twice the error of plain arithmetic in its dtype."""
 
 from collections.abc import Callable
 

@@ -100,7 +100,7 @@ def distinct(boxes: Tensor, scores: Tensor, most_overlap: float = 0.1) -> list[i
 
 @dataclass(frozen=True)
 class Judged:
-    """The boxes that were found in a scan, and those that are there.
+    """The boxes that were found in a scan, and its true boxes.
 
     Attributes:
         found: float32 ``[M, 7]``.

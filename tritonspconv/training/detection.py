@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tritonspconv.capture import Captured, capture
 from tritonspconv.models.detector import BOX_CHANNELS, STRIDE
 from tritonspconv.ops import voxelize
 from tritonspconv.points import VoxelGrid
@@ -50,36 +49,13 @@ class BoxBatch(NamedTuple):
     values: Tensor
 
 
-# Runs a detector on features, coordinates and the batch size.
-Forward = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+# Runs a detector on features, coordinates and `batch_size`.
+Forward = Callable[..., Tensor]
 
 
 def run_detector(network: nn.Module, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
     """Return the maps ``[B, 1 + 8, Y, X]``."""
     return network(feats, coords, batch_size)
-
-
-class CapturedDetector:
-    """Runs a detector; in training through `tritonspconv.capture`, made at the first call.
-
-    The room for voxels is twice the number of voxels in the first batch. A batch that does not fit,
-    and validation, run eagerly. On a CPU the network runs on padded rows, with equal results.
-    """
-
-    def __init__(self) -> None:
-        self._fast: Captured | None = None
-
-    def __call__(
-        self, network: nn.Module, feats: Tensor, coords: Tensor, batch_size: int
-    ) -> Tensor:
-        """Return the maps ``[B, 1 + 8, Y, X]``."""
-        if not (network.training and torch.is_grad_enabled()):
-            return network(feats, coords, batch_size)
-        call = {"feats": feats, "indices": coords, "batch_size": batch_size}
-        if self._fast is None:
-            room = [2 * len(feats)]
-            self._fast = capture(network, coords="indices", capacities=room, **call)
-        return self._fast(**call)
 
 
 @dataclass(frozen=True)
@@ -117,7 +93,7 @@ class Detection:
     def loss(self, network: nn.Module, batch: BoxBatch) -> Tensor:
         """Return the focal loss of the centres and the error of the boxes' values."""
         size = batch.centres.shape[0]
-        maps = self.forward(network, batch.feats, batch.coords, size).float()
+        maps = self.forward(network, batch.feats, batch.coords, batch_size=size).float()
         count = max(1, len(batch.cells))
         centre_loss = _focal_loss(maps[:, 0], batch.centres) / count
         at_cells = maps[:, 1:].permute(0, 2, 3, 1).reshape(-1, BOX_CHANNELS)[batch.cells]
@@ -142,7 +118,7 @@ class Detection:
         The network must be in evaluation mode, and gradients off.
         """
         feats, coords = scene_voxels(scene, self.val_set.grid)
-        maps = self.forward(network, feats.to(device), coords.to(device), 1)
+        maps = self.forward(network, feats.to(device), coords.to(device), batch_size=1)
         return boxes_of(maps[0].float().cpu(), self.val_set.grid)
 
     def scores(self, judged: Sequence[Judged]) -> Scores:

@@ -287,7 +287,7 @@ def _save(
         "history": [asdict(epoch) for epoch in history],
     }
     torch.save(content, unfinished)
-    # A crash in between leaves the checkpoint of the epoch before.
+    # If the process crashes here, the checkpoint of the epoch before remains.
     unfinished.replace(path)
 
 

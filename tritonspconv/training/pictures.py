@@ -104,7 +104,7 @@ def draw_boxes(
 
     Args:
         path: The file.
-        scenes: What to draw.
+        scenes: The scenes to draw.
         grid: The voxel grid of the detector.
         least_score: Boxes below this score are left out.
     """

@@ -93,7 +93,8 @@ class StepRecorder:
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x = args[0]
-            # A view of its own: the gradient of a tensor that several layers read is their sum.
+            # Hook a separate view, because the gradient of a tensor that several layers read is
+            # their sum.
             x = x.replace_feature(x.features.view_as(x.features))
             x.features.register_hook(lambda grad: keep("grad input", grad))
             return (x, *args[1:])
@@ -130,7 +131,7 @@ def _map_source(module: Any, out: Any) -> MapSource | None:
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Compare as bytes: equal NaNs are the same, zeros of unlike sign are not."""
+    """Compare as bytes: equal NaNs are the same, but zeros of different sign are not."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

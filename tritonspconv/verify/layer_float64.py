@@ -44,7 +44,7 @@ class LayerResult:
 
     @property
     def passed(self) -> bool:
-        """True if sites and all errors are right; an error that is no number is not right."""
+        """True if sites and all errors are right; NaN is not right."""
         return self.same_sites and all(
             error <= self.limits[name] for name, error in self.errors.items()
         )
@@ -57,7 +57,7 @@ class CpuMaps:
     """
 
     def __init__(self) -> None:
-        # The coordinates are kept beside the sites: their id must not be given to another tensor.
+        # The coordinates are kept beside the sites, so that no other tensor gets their id.
         self._sites: dict[tuple[int, Grid], tuple[Tensor, ActiveSites]] = {}
 
     def find(self, source: MapSource) -> KernelMap:
@@ -153,5 +153,5 @@ def _worst_row(value: Tensor, exact: Tensor) -> float:
 
 
 def worst(values: Iterable[float]) -> float:
-    """Return the largest value; one that is no number counts as larger than all."""
+    """Return the largest value; NaN counts as the largest."""
     return max(values, key=lambda value: math.inf if math.isnan(value) else value)

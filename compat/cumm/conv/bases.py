@@ -18,7 +18,7 @@ __all__ = [
 
 
 class ConvMode(Enum):
-    """The direction in which a window is read: as it is, or mirrored."""
+    """The direction in which a window is read: forwards, or mirrored."""
 
     kConvolution = 0
     kCrossCorrelation = 1

@@ -77,14 +77,14 @@ class Tensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 
     def __reduce_ex__(self, proto: Any) -> Any:
-        # torch.load reads plain tensors without being told to trust the file.
+        # torch.load reads plain tensors also with ``weights_only=True``.
         return self.as_subclass(torch.Tensor).__reduce_ex__(proto)
 
     def numpy(self, *, force: bool = False) -> np.ndarray:
         """Return an array with a copy of the values.
 
         Args:
-            force: Of :meth:`torch.Tensor.numpy`.
+            force: The argument of :meth:`torch.Tensor.numpy`.
         """
         return self.as_subclass(torch.Tensor).numpy(force=force).copy()
 
@@ -135,8 +135,8 @@ class CUDAKernelTimer:
 def from_numpy(array: np.ndarray) -> Tensor:
     """Return an array as a CPU tensor, whose ``.numpy_view()`` gives the array back.
 
-    Shares memory with the array, save where torch cannot: read-only arrays and negative strides are
-    copied.
+    The tensor shares memory with the array. Read-only arrays and negative strides are copied,
+    because torch cannot share them.
 
     Args:
         array: Any shape and number type.

@@ -50,7 +50,7 @@ class CoordinateMapManager:
     def get_random_string_id(
         self, tensor_stride: Sequence[int], string_id: str
     ) -> tuple[list[int], str]:
-        """Return a tensor stride and an id that no map has; ``string_id`` is not read."""
+        """Return a tensor stride and an unused id; ``string_id`` is not read."""
         return self._own.get_unique_coordinate_map_key(tensor_stride).get_key()
 
     def interpolation_map_weight(

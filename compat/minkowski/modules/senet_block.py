@@ -18,7 +18,7 @@ class SELayer(nn.Module):
 
     Args:
         channel: Channels.
-        reduction: The hidden layer has ``channel // reduction`` of them.
+        reduction: The hidden layer has ``channel // reduction`` channels.
         D: Not read.
     """
 

@@ -33,7 +33,7 @@ def kaiming_normal_(
     fans: dict[str, int] = {"fan_in": fan_in, "fan_out": fan_out}
     if mode.lower() not in fans:
         raise MinkowskiError(f"kaiming_normal_: mode must be one of {list(fans)}; got {mode!r}.")
-    # The original's types: torch names each nonlinearity it takes.
+    # The original accepts any string; torch's type lists the nonlinearities.
     gain = torch.nn.init.calculate_gain(nonlinearity, a)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         return tensor.normal_(0, gain / math.sqrt(fans[mode.lower()]))

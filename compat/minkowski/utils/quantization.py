@@ -98,7 +98,8 @@ def sparse_quantize(
     Args:
         coordinates: [N, K] of any real type.
         features: [N, C]; the rows kept are returned in the container given.
-        labels: [N], likewise. The label of a voxel is the label of its first point.
+        labels: [N]; the labels kept are returned in the container given. The label of a voxel is
+            the label of its first point.
         ignore_label: Accepted and, as in the released 0.5.4, not read.
         return_index: Return the rows kept, int64 [U].
         return_inverse: Return the voxel of every point, int64 [N]; needs ``return_index``.

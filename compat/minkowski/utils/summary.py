@@ -31,7 +31,7 @@ def summary(model: nn.Module, summary_input: Any) -> tuple[int, int]:
         summary_input: The sparse tensor that it is run on.
 
     Returns:
-        The number of parameters, and of those that are trainable.
+        The number of parameters, and the number of trainable parameters.
     """
     text, counts = minkowski_summary_string(model, summary_input)
     print(text)  # noqa: T201  The function's purpose.
@@ -50,7 +50,7 @@ def minkowski_summary_string(model: nn.Module, summary_input: Any) -> tuple[str,
     trainable = sum(layer.parameters for layer in layers if layer.trainable)
     n_rows, channels = summary_input.shape
     n_input = n_rows * channels + n_rows * (1 + summary_input.D) * _HASH_OVERHEAD
-    # Every output has a gradient too; a number takes four bytes.
+    # Every output counts twice, for its gradient; a number takes four bytes.
     n_output = 2 * sum(_numel(layer.output_shape) for layer in layers)
     sizes = [4 * n / _MEBIBYTE for n in (n_input, n_output, total)]
     lines = [

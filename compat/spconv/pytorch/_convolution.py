@@ -12,8 +12,10 @@ from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
 from compat.spconv.pytorch._family import LAYER_FAMILY
+from compat.spconv.pytorch._traced import trace_convolution
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.nn.fusable import LayerFamily, Norm
 
 
@@ -146,6 +148,9 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             input: Features ``[N, in_channels]`` at active sites.
             add_input: Added to the output row by row, before the activation.
         """
+        if is_traced():
+            out = trace_convolution(self, input, add_input)
+            return run_untraced(self.forward, input, add_input) if out is None else out
         return self._conv_forward(
             self.training, input, self.weight, self.bias, add_input,
             name=self.name, sparse_unique_name=self._sparse_unique_name,
@@ -174,7 +179,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
     @property
     def is_linear(self) -> bool:
-        """True if the layer has no activation, and nobody replaced ``_conv_forward``.
+        """True if the layer has no activation, and ``_conv_forward`` is not replaced.
 
         :func:`tritonspconv.fuse` leaves other layers as they are.
         """
@@ -229,7 +234,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load, and say what to do about a weight of an older layout."""
+        """Load; for a weight of an older layout, the error names a remedy."""
         args = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         self._load_weight_different_layout(state_dict, prefix, *args)
         known = len(error_msgs)
@@ -243,7 +248,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             ]
 
     def _layout_hint(self, saved: tuple[int, ...]) -> str:
-        """Return what to do about a weight of shape ``saved``; "" if it has no older layout."""
+        """Return advice about a weight of shape ``saved``; "" if it has no older layout."""
         out, *kernel, inner = self.weight.shape
         older: dict[tuple[int, ...], str] = {
             (*kernel, inner, out): "spconv 1.x and mmcv, [*kernel, in, out]",

@@ -300,5 +300,5 @@ class SparseConvolutionBase:
             )
         if bias is None:
             return feats
-        # Expanded before it is rounded, so that its gradient is summed in its own dtype.
+        # The expanded bias is rounded, so the gradient of the bias is summed in its own dtype.
         return feats + bias.expand_as(feats).to(feats.dtype)

@@ -1,4 +1,4 @@
-"""``SparseModule``, the base of everything that takes a SparseConvTensor."""
+"""``SparseModule``, the base of modules that take a SparseConvTensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class SparseModule(nn.Module):
-    """Base of everything that takes a SparseConvTensor itself when inside SparseSequential.
+    """Base of modules to which SparseSequential passes the SparseConvTensor itself.
 
     Args:
         name: Kept as an attribute, without effect.

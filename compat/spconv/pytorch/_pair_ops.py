@@ -40,7 +40,7 @@ def indice_conv(
         indice_pair_num: Pairs of each tap ``[V]``.
         num_activate_out: Number of output rows.
         inverse: Swap both sides: ``features`` belong to ``indice_pairs[1]``.
-        subm: The first half of the taps is read, the rest follows by symmetry.
+        subm: Only the first half of the taps is read; the other half follows by symmetry.
         algo: Accepted, without effect.
         timer: Accepted, without effect.
         bias: ``[c_out]``.

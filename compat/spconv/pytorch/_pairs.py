@@ -35,19 +35,19 @@ class _State(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> _State:
-        """Remember a tensor as it is now."""
+        """Remember the current contents of a tensor."""
         entries = tensor.detach().clone() if tensor.device.type == "cpu" else None
         return cls(tensor._version, entries)
 
     def still_holds(self, tensor: Tensor) -> bool:
-        """Return whether the tensor is as it was."""
+        """Return whether the tensor is unchanged."""
         if self.version != tensor._version:
             return False
         return self.entries is None or torch.equal(self.entries, tensor)
 
 
 class _Known(NamedTuple):
-    """The maps of one pair tensor, valid while it and its counts are as they were."""
+    """The maps of one pair tensor, valid while the tensor and its counts do not change."""
 
     state: _State
     counts: weakref.ref[Tensor] | None
@@ -80,7 +80,7 @@ def map_of_pairs(
 
     Args:
         pairs: Input and output rows by tap ``[2, V, N]``.
-        counts: Pairs of each tap ``[V]``; what follows them is ignored.
+        counts: Pairs of each tap ``[V]``; entries behind them are ignored.
         n_in: Rows that ``pairs[0]`` numbers.
         n_out: Rows that ``pairs[1]`` numbers.
         subm: Taps from the central one on follow from the first half by symmetry, as spconv lists
@@ -152,7 +152,7 @@ def pair_tables(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
 def _maps_of(pairs: Tensor, counts: Tensor | None) -> dict[Hashable, KernelMap]:
     """Return the maps of an unchanged pair tensor, to read and to add to."""
     if pairs.is_inference() or (counts is not None and counts.is_inference()):
-        return {}  # Inference tensors have no version: edits would go unnoticed.
+        return {}  # Inference tensors have no version, so edits would not be noticed.
     known = _known.get(pairs)
     if known is None or not known.still_holds(pairs, counts):
         known = _known[pairs] = _Known(

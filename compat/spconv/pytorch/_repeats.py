@@ -1,4 +1,4 @@
-"""Convolution of rows that share sites, as spconv's pair lists have it."""
+"""Convolution of rows that share sites, with the pairs that spconv lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tritonspconv.ops.conv import Precision
 
 
 class RepeatedSites:
-    """Rows, some of which lie in one cell, such as image points in a voxel.
+    """Rows that may share cells, such as image points in a voxel.
 
     The engine's maps list the first row of each cell only. spconv lists every row. In a strided or
     transposed layer the rows of a cell add up. In an inverse layer all of them get the result.

@@ -75,7 +75,7 @@ def scatter_nd(indices: Tensor, updates: Tensor, shape: Sequence[int]) -> Tensor
 
 
 class SpConvTensorMeta(torch.fx.ProxyableClassMeta):  # pyright: ignore[reportPrivateImportUsage]
-    """Lets torch.fx record constructions from proxies, and stays out of the way otherwise."""
+    """Lets torch.fx record constructions from proxies, and has no effect otherwise."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return a new object, or a proxy of one while torch.fx traces."""
@@ -87,9 +87,9 @@ class SpConvTensorMeta(torch.fx.ProxyableClassMeta):  # pyright: ignore[reportPr
 class SparseConvTensor(metaclass=SpConvTensorMeta):
     """Features at the active sites of a bounded grid.
 
-    Rows outside ``spatial_shape`` or ``batch_size`` change results without an error, since a look
-    for them would wait for the device. ``x.validate_coords()`` looks for them once, and the debug
-    mode :func:`tritonspconv.debug.check_coords` in every new tensor.
+    Rows outside ``spatial_shape`` or ``batch_size`` change results without an error, since a search
+    for them would wait for the device. ``x.validate_coords()`` searches once. The debug mode
+    :func:`tritonspconv.debug.check_coords` searches in every new tensor.
 
     Every attribute may be assigned, ``_features`` included; ``features`` itself is read-only.
 
@@ -199,6 +199,10 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
                 setattr(out, name, getattr(self, name))
             out._features, out.spatial_shape = features, list(self.spatial_shape)
             out.indice_dict = self.indice_dict if indice_dict is None else indice_dict
+            if located is not None:
+                out.indices = located.indices
+                out.spatial_shape = list(located.spatial_shape)
+                out.indice_dict.located = located  # pyright: ignore[reportAttributeAccessIssue]
             return out
         fields: dict[str, Any] = vars(out)
         fields.update(vars(self))
@@ -227,7 +231,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
         """Return a layer's output for this tensor; the arguments are those of :meth:`_derive`.
 
         If users replaced ``shadow_copy`` or ``replace_feature``, in a subclass or by assignment,
-        the result comes of those, as in spconv.
+        these methods make the result, as in spconv.
         """
         if (
             type(self).shadow_copy is _SHADOW_COPY
@@ -341,7 +345,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
 
         Raises:
             IndexError: On a CPU: a row lies outside the grid or the batch. A GPU leaves such rows
-                out, since a look for them would wait for the device.
+                out, since a search for them would wait for the device.
         """
         if self._features.device.type == "cpu" and reads_values(self._features):
             _check_dense_rows(self._sites)

@@ -219,7 +219,7 @@ sparse_add_hash_based = sparse_add
 
 
 def _indice_to_scalar(indices: Tensor, shape: Sequence[int]) -> Tensor:
-    """Number the cells of a grid, last axis fastest; private in spconv too, but imported from it.
+    """Number the cells of a grid, last axis fastest; private in spconv too, but users import it.
 
     Args:
         indices: Integers ``[N, D]``.

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Identity(nn.Module):
-    """Return the input, a SparseConvTensor or a tensor, as it is."""
+    """Return the input, a SparseConvTensor or a tensor, unchanged."""
 
     def forward(self, input: Any) -> Any:
         """Return ``input``."""

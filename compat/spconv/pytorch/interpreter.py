@@ -1,7 +1,7 @@
 """``spconv.pytorch.interpreter``: run a traced network through handlers of one's own.
 
 Exporters register a handler for each kind of module, function and method, and run a
-``torch.fx.GraphModule``: every node is then computed by its handler.
+``torch.fx.GraphModule``. Each handler computes its nodes.
 """
 
 from __future__ import annotations

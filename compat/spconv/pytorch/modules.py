@@ -14,8 +14,10 @@ from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._convolution import SparseConvolution
 from compat.spconv.pytorch._family import LAYER_FAMILY
 from compat.spconv.pytorch._module import SparseModule
+from compat.spconv.pytorch._traced import is_new
 from compat.spconv.pytorch.conv import SubMConv3d
 from compat.spconv.pytorch.core import SparseConvTensor
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.fusable import fuses_now
 
@@ -50,7 +52,7 @@ class SparseSyncBatchNorm(nn.SyncBatchNorm):
             process_group: Processes to synchronise over. Default: all.
 
         Returns:
-            ``module``, or what replaces it if it is a batch norm itself.
+            ``module``, or its replacement if it is a batch norm itself.
         """
         if isinstance(module, SparseBatchNorm):
             converted = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
@@ -142,10 +144,11 @@ class SparseSequential(SparseModule):
     A sparse module (:func:`is_spconv_module`) gets the SparseConvTensor; any other module gets its
     features. Once a module returned a plain tensor, the rest of the chain works on that.
 
-    On a GPU a convolution and the batch norm and the ReLU that follow it run as one, unless one of
-    them has hooks or is a class of your own. While gradients are off and the norm is in evaluation
-    mode, the features between them are not rounded: float16 and bfloat16 results are nearer to the
-    float32 results. A norm in training gives torch's result up to rounding.
+    On a GPU, and on a CPU with numba, a convolution and the batch norm and the ReLU that follow it
+    run as one, unless one of them has hooks or is a class of your own. While gradients are off and
+    the norm is in evaluation mode, the features between them are not rounded: float16 and bfloat16
+    results are nearer to the float32 results. A norm in training is fused on a GPU alone, and gives
+    torch's result up to rounding.
 
     Args:
         *args: The modules, named by position, or one OrderedDict of them.
@@ -192,6 +195,9 @@ class SparseSequential(SparseModule):
         modules: Any = self._modules.values()
         if self.fuse_layers and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
             return run_chain(LAYER_FAMILY, tuple(modules), input, _apply)
+        if is_traced() and isinstance(input, SparseConvTensor) and is_new(input):
+            # Else torch.compile breaks the graph at the first layer and compiles the rest apart.
+            return run_untraced(self.forward, input)
         for module in modules:
             input = _apply(module, input)
         return input

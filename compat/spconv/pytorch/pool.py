@@ -22,7 +22,7 @@ IntOrInts = int | Sequence[int]
 
 
 class _SparsePool(CountsVoxels):
-    """Pooling over the active sites of a window; outputs as a convolution's.
+    """Pooling over the active sites of a window; outputs as in a convolution.
 
     Args:
         ndim: Number of spatial axes.

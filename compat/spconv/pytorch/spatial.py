@@ -1,4 +1,4 @@
-"""Layers that change which sites there are."""
+"""Layers that change the sites of a tensor."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch
 class RemoveDuplicate(SparseModule):
     """Keep one row per site: the first.
 
-    Rows ascend by (batch, coordinates); rows outside the grid go. ``indice_dict`` is empty. The
-    input stays as it is. This call waits for the device. Differentiable.
+    Rows ascend by (batch, coordinates); rows outside the grid are dropped. ``indice_dict`` is
+    empty. The input does not change. This call waits for the device. Differentiable.
     """
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:

@@ -79,9 +79,9 @@ class _Point2Voxel:
 class _Point2VoxelCPU(_Point2Voxel):
     """Group the points of one sample by voxel, on the CPU.
 
-    Takes anything that is or turns into a numpy array: arrays, tensors, objects with ``.numpy()``.
-    Returns CPU tensors, whose ``.numpy()`` and ``.numpy_view()`` give arrays; ``torch.from_numpy``
-    can stand in for ``cumm.tensorview.from_numpy``.
+    Arguments are arrays, tensors, or objects with ``.numpy()``. Results are CPU tensors, whose
+    ``.numpy()`` and ``.numpy_view()`` give arrays; ``torch.from_numpy`` may replace
+    ``cumm.tensorview.from_numpy``.
 
     The static methods write into the caller's buffers and return their filled parts.
     """
@@ -127,7 +127,7 @@ class _Point2VoxelCPU(_Point2Voxel):
         coors_range: Sequence[float],
         clear_voxels: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Do the same with unused slots of a voxel filled with its mean."""
+        """Do the same, and fill unused slots of a voxel with its mean."""
         return _fill_buffers(
             points, voxels, indices, num_per_voxel, points_voxel_id,
             vsize, grid_size, coors_range, clear_voxels, empty_mean=True,
@@ -142,15 +142,16 @@ class _Point2VoxelCPU(_Point2Voxel):
     def point_to_voxel_empty_mean(
         self, points: Any, clear_voxels: bool = True
     ) -> tuple[tv.Tensor, tv.Tensor, tv.Tensor]:
-        """Return the same with unused slots of a voxel filled with its mean."""
+        """Return the same, with the voxel's mean in its unused slots."""
         return _with_views(self._generator(_as_tensor(points), clear_voxels, empty_mean=True))
 
 
 class _Point2VoxelGPU(_Point2Voxel):
     """Group the points of one sample by voxel, on the device of the points.
 
-    Takes tensors, or what turns into a numpy array. Returns tensors on the same device. Voxels come
-    in the order of their first points and keep their first points, as on the CPU.
+    Arguments are tensors, or objects that can become numpy arrays. Results are tensors on the same
+    device. Voxels come in the order of their first points and keep their first points, as on the
+    CPU.
     """
 
     def point_to_voxel_hash(

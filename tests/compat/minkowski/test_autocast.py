@@ -56,7 +56,8 @@ def test_the_output_of_a_global_pool_is_multiplied(dtype, device):
         out = layer(pooled)
     assert out.coordinate_map_key == pooled.coordinate_map_key
     expected = torch.addmm(layer.bias.double(), pooled.F.double(), layer.kernel.to(dtype).double())
-    # Rounding of the weight, the bias and the sum, of entries up to the largest.
+    # The weight, the bias and the sum are rounded; an error may be as large as for the largest
+    # entry.
     most = 4 * torch.finfo(dtype).eps * expected.abs().max().item()
     torch.testing.assert_close(out.F, expected.to(dtype), rtol=0, atol=most)
 

@@ -1,4 +1,4 @@
-"""Features of samples given to their rows."""
+"""Broadcasts give the features of a sample to its rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints: names and shapes of MinkowskiEngine's, and weights for spconv's layers and back."""
+"""Checkpoints have MinkowskiEngine's names and shapes, and convert to spconv's layers and back."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_b7_checkpoint_layout(module: nn.Module, shapes: dict[str, tuple[int, ..
 
 
 class MinkowskiNet(nn.Module):
-    """Every layer that both libraries have."""
+    """A network of every layer that both libraries have."""
 
     def __init__(self, ndim: int = 3, window: object = 2) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class MinkowskiNet(nn.Module):
 
 
 class SpconvNet(nn.Module):
-    """The same network, with the same names."""
+    """The same network of spconv, with the same names."""
 
     def __init__(self, ndim: int = 3, window: object = 2) -> None:
         super().__init__()

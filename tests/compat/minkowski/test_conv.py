@@ -23,7 +23,7 @@ def layer(cls, *args, device, **options):
 
 
 def expected(module, x, y, transposed=False):
-    """What ``module`` should return for ``x`` at the sites of ``y``."""
+    """Return the expected result of ``module`` for ``x`` at the sites of ``y``."""
     generator = module.kernel_generator
     fine = y if transposed else x
     steps = [d * ts for d, ts in zip(generator.kernel_dilation, fine.tensor_stride, strict=True)]

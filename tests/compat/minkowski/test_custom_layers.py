@@ -8,7 +8,7 @@ from compat.minkowski.MinkowskiSparseTensor import _get_coordinate_map_key
 
 
 class Mixture(ME.MinkowskiModuleBase):
-    """A layer as downstream code writes it: kernels mixed per call, by the function's instance."""
+    """A layer as downstream code writes it: it mixes kernels and calls the function's instance."""
 
     def __init__(self, channels: tuple[int, int], stride: int, transposed: bool) -> None:
         super().__init__()

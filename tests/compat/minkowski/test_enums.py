@@ -7,7 +7,7 @@ import pytest
 
 from compat.minkowski import enums
 
-# What MinkowskiEngine 0.5.4 prints for its enums.
+# MinkowskiEngine 0.5.4 printed these names and values of its enums.
 VALUES = {
     "RegionType": ["HYPER_CUBE", "HYPER_CROSS", "CUSTOM"],
     "PoolingMode": [

@@ -64,7 +64,7 @@ def test_strided_sites_never_wrap(device):
     ):
         with pytest.raises(RuntimeError, match="int32"):
             make()
-    # The cell of the first coordinate would wrap around to the last.
+    # The cell of the first coordinate would wrap around to that of the last.
     manager = x.coordinate_manager
     key, _ = manager.insert_and_map(torch.tensor([[0, LAST]], device=device), 3)
     rows, cells = manager.stride_map(x.coordinate_map_key, key)

@@ -34,7 +34,7 @@ def test_b5_42_sparse_combines_the_points_of_a_cell(mode, expected, field):
     assert x.C.tolist() == [[0, 0, -1], [1, 0, -1], [0, -3, 2]]
     torch.testing.assert_close(x.F.tolist(), expected)
     assert field.inverse_mapping(x.coordinate_map_key).tolist() == [0, 0, 1, 2, 0]
-    # On a map that is there already, at the same sites.
+    # The points may also be on an existing map with the same sites.
     again = field.sparse(coordinate_map_key=x.coordinate_map_key, quantization_mode=mode)
     assert again.coordinate_map_key == x.coordinate_map_key
     torch.testing.assert_close(again.F.tolist(), expected)

@@ -93,7 +93,7 @@ def test_sparse_in_sparse_out(name: str, make, make_field, device):
         assert y.coordinate_manager is x.coordinate_manager
 
 
-# torch warns of what its mean of kl_div is.
+# torch warns of the meaning of "mean" in kl_div.
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_return_a_tensor(name: str, make, device):

@@ -1,4 +1,4 @@
-"""The original's autograd functions, where its layers keep them, and its private methods.
+"""The original's autograd functions, as attributes of its layers, and its private methods.
 
 Every call is made on the adapter and, where it is installed, on the original.
 """
@@ -41,7 +41,7 @@ def tensor(ME: Any, coords: torch.Tensor = COORDS) -> Any:
 
 
 def by_site(manager: Any, key: Any, feats: torch.Tensor) -> dict[tuple[int, ...], list[float]]:
-    """Return the features at each coordinate: the original's rows come in the order of a hash."""
+    """Return the features by coordinate, because the original's rows come in hash order."""
     coords = manager.get_coordinates(key).tolist()
     return {tuple(c): f for c, f in zip(coords, feats.tolist(), strict=True)}
 
@@ -85,7 +85,7 @@ def test_layers_keep_their_function(ME, name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_calls_the_function_that_takes_the_place_of_its_own(ME, name):
-    """A subclass or a user sets ``layer.conv``; the layer's result is then that function's."""
+    """If a subclass or a user sets ``layer.conv``, the layer returns that function's result."""
     layer = LAYERS[name][1](ME).double()
     attribute = ATTRIBUTES[name]
     own, calls = getattr(layer, attribute), []
@@ -106,7 +106,7 @@ def test_a_layer_calls_the_function_that_takes_the_place_of_its_own(ME, name):
     }.get(name, (x,))  # fmt: skip
     expected = layer(*inputs)
     setattr(layer, attribute, Function())
-    # Maps of the original are made once for a manager; the adapter's are found again.
+    # The original makes a map once for each manager; the adapter finds its map again.
     result = layer(*inputs) if name != "union" else None
     if name == "union":
         result = layer(x, coarse) if ME is compat.minkowski else expected
@@ -137,7 +137,7 @@ def test_a_patched_apply_is_called(name):
 
 
 def test_subclasses_call_the_function_themselves(ME):
-    """The way in which downstream layers change a convolution."""
+    """Downstream layers change a convolution in this way."""
 
     class Doubled(ME.MinkowskiConvolution):
         def forward(self, input):
@@ -193,7 +193,7 @@ def test_functions_have_the_originals_arguments(name):
                    "MinkowskiInterpolation", "sparse_matrix_functions", "MinkowskiUnion",
                    "MinkowskiBroadcast", "MinkowskiNormalization"):  # fmt: skip
         library("MinkowskiEngine", "original")
-        # Its folder is on the path; by the package's name, modules would hide classes.
+        # The original's folder is on the path. By the package's name, modules would hide classes.
         found = vars(importlib.import_module(module))
         if f"Minkowski{name}" in found:
             forward = found[f"Minkowski{name}"].forward
@@ -217,7 +217,7 @@ def test_functions_say_that_a_manager_is_missing(device):
 
 @pytest.mark.parametrize("mask", [[True, False, True, True], [False] * 4], ids=["some", "none"])
 def test_pruning_takes_the_key_that_it_set(mask, device):
-    """The original's own unit test checks gradients with the key of the module's output."""
+    """The original's unit test checks gradients with the key of the module's output."""
     ME = compat.minkowski
     x, mask = tensor(ME), torch.tensor(mask)
     kept = ME.MinkowskiPruning()(x, mask)

@@ -90,7 +90,7 @@ def test_b5_4_and_5_ids_of_pruned_and_merged_maps(make):
     merged = [(x + first).coordinate_map_key, (second + x).coordinate_map_key]
     assert merged[0].get_key()[1] == "merge"
     assert merged[1].get_key()[1].startswith("merge-")
-    # Maps that were united before have their union.
+    # Uniting the same maps again returns the same union.
     assert (x - first).coordinate_map_key == merged[0]
     key = x.coordinate_manager.stride(first.coordinate_map_key, 2)
     assert key == ME.CoordinateMapKey([2, 2, 2], "pruned")

@@ -1,4 +1,4 @@
-"""Mistakes that users make: the errors say what is wrong and what to do."""
+"""Mistakes of users: the errors name the mistake and a remedy."""
 
 import numpy as np
 import pytest

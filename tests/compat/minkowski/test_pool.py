@@ -14,7 +14,7 @@ REDUCE = {
 
 
 def window_rows(x, site, kernel_size, dilation):
-    """Rows of ``x`` in the window at ``site``, as a convolution's."""
+    """Return the rows of ``x`` in the window at ``site``; the window is that of a convolution."""
     rows = oracle.rows_of(x.C)
     steps = [d * ts for d, ts in zip(dilation, x.tensor_stride, strict=True)]
     offsets = oracle.taps(kernel_size)

@@ -183,7 +183,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_under_another_default_device(name):
-    """What is made on the way is made where the input is, not where torch makes tensors."""
+    """Intermediate tensors are on the device of the input, not on torch's default device."""
     results = []
     for device in ("cpu", "meta"):
         x = tensor()

@@ -113,7 +113,7 @@ def test_a_field_has_its_cells_in_the_order_of_their_first_points(device):
 
 @pytest.mark.parametrize("name", ["cat", "sum", "mean"])
 def test_features_combine_on_keys_of_equal_rows(name, device):
-    """As in the original, where the keys of all unions compare equal."""
+    """The original accepts this too, because its keys of all unions compare equal."""
     x = tensor(FIRST, device)
     other = tensor(SECOND, device, coordinate_manager=x.coordinate_manager)
     everything = torch.ones(len(x), dtype=torch.bool, device=device)
@@ -140,7 +140,7 @@ def test_operators_take_keys_of_equal_rows(device):
     torch.testing.assert_close(product.F, x.F.square())
     x += same
     assert x.F.flatten().tolist() == [0, 2, 4, 6]
-    # Equal coordinates in another order are other rows.
+    # If equal coordinates have another order, their rows differ.
     moved = tensor(FIRST[::-1], device, coordinate_manager=x.coordinate_manager)
     with pytest.raises(AssertionError, match="must have the same coordinate_map_key"):
         x += moved

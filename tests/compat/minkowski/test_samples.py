@@ -1,4 +1,4 @@
-"""Samples: which batch indices global pools, broadcasts and instance norms have rows for."""
+"""Samples: the batch indices for which global pools, broadcasts and instance norms have rows."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_the_origin_grows_when_a_larger_batch_joins_the_manager(device):
     after = ME.MinkowskiGlobalSumPooling()(joined)
     assert batches_of(after) == [0, 1, 2, 3]
     torch.testing.assert_close(after.F, joined.F)
-    # The tensor made before keeps its two rows, and layers still take it.
+    # The first result keeps its two rows, and layers still accept it.
     assert batches_of(before) == [0, 1]
     assert before.coordinate_map_key != after.coordinate_map_key
     spread = ME.MinkowskiBroadcast()(first, before)
@@ -140,7 +140,7 @@ def test_the_pooling_function_takes_the_key_of_a_field(device):
     mode = ME.PoolingMode.GLOBAL_SUM_POOLING_PYTORCH_INDEX
     apply = ME.MinkowskiGlobalPoolingFunction.apply
     assert apply(feats, mode, key, None, manager).tolist() == [[8, 11], [4, 5]]
-    # A map of the same key has three rows; the number of rows tells which one is meant.
+    # A map of the same key has three rows. The number of features tells field and map apart.
     sparse = field.sparse()
     assert sparse.coordinate_map_key == key
     out_key = ME.CoordinateMapKey(3)

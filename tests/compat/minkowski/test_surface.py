@@ -1,4 +1,4 @@
-"""The namespace as a whole: names, what importing does, and the list of quirks."""
+"""The namespace as a whole: names, effects of the import, and the list of quirks."""
 
 import re
 import subprocess

@@ -330,7 +330,7 @@ def test_b5_34_one_key_is_elementwise_and_keeps_it(name, make):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_b5_34_different_keys_meet_on_the_union(name, make):
-    """Rows of the left operand alone keep their value whatever the operator."""
+    """Rows that only the left operand has keep their value, for every operator."""
     x = make(30, channels=2, dtype=torch.float64)
     y = make(30, channels=2, seed=1, dtype=torch.float64, coordinate_manager=x.coordinate_manager)
     z = OPERATORS[name](x, y)

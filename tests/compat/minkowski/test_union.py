@@ -51,7 +51,7 @@ def test_gradcheck(make):
 
 
 def test_a_union_is_convolved_at_its_stride(make):
-    """The union of two strides has the finer one, for the layers after it too."""
+    """A union of two strides has the finer stride, also for the layers behind it."""
     x = make(30, channels=2, dtype=torch.float64)
     y = ME.MinkowskiUnion()(ME.MinkowskiSumPooling(2, 2, dimension=3)(x), x)
     conv = ME.MinkowskiConvolution(2, 2, kernel_size=3, dimension=3).double().to(x.device)

@@ -1,4 +1,4 @@
-"""NaN, and memory that is not contiguous: what the adapter does and what the original does."""
+"""NaN, and memory that is not contiguous, in the adapter and in the original."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ import torch
 
 from tests.compat._libraries import library
 
-# What the original does when it is built and called is not our warning.
+# Warnings of the original are no warnings of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NAN = math.nan
@@ -38,7 +38,7 @@ def test_local_maxima_pass_nan_on(which):
     by_site = {tuple(c): f for c, f in zip(y.C.tolist(), y.F, strict=True)}
     expected = {
         "adapter": {(0, 0, 0): [NAN, NAN], (0, 4, 2): [NAN, NAN], (0, 8, 8): [-1, -2]},
-        # The original leaves NaN out, and takes the least number of a cell with nothing else.
+        # The original leaves NaN out; a cell of NaN alone has the least float32.
         "original": {(0, 0, 0): [2, 1], (0, 4, 2): [LEAST, 3], (0, 8, 8): [-1, -2]},
     }[which]
     assert by_site.keys() == expected.keys()

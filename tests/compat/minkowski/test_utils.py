@@ -125,7 +125,7 @@ def test_unique_coordinate_map_and_quantize():
 
 
 def test_hashes_are_the_originals():
-    # Printed by MinkowskiEngine 0.5.4.
+    # MinkowskiEngine 0.5.4 printed these numbers.
     assert utils.fnv_hash_vec(np.array([[1, -2], [0, 0], [1, 2]])).tolist() == [
         17856061105400746436,
         590684067820433389,
@@ -231,7 +231,8 @@ def test_quantisation_and_collation_work_in_worker_processes():
     [
         ((27, 4, 8), "fan_in", 27 * 4),
         ((27, 4, 8), "FAN_OUT", 27 * 8),
-        # A pointwise kernel is [in, out], and is read as a linear layer's [out, in].
+        # A pointwise kernel is [in, out], but the original reads it as [out, in], as in a linear
+        # layer.
         ((4, 8), "fan_in", 8),
         ((4, 8), "fan_out", 4),
     ],

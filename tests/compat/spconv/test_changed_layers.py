@@ -11,7 +11,7 @@ import compat.spconv.pytorch as spconv
 
 @pytest.mark.parametrize("kind", [spconv.SparseConv3d, spconv.SparseConvTranspose3d])
 def test_attributes_that_change_later_count(make, device, kind):
-    """An exporter turns a network's axes around: weights, and every attribute of every layer."""
+    """An exporter reverses a network's axes, in weights and in every attribute of every layer."""
     layer = kind(4, 5, (3, 2, 1), (1, 2, 3), (1, 0, 0), bias=True).to(device)
     x = make(n=60, shape=(7, 8, 9))
     expected = layer(x).dense()

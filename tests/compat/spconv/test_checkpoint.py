@@ -83,7 +83,7 @@ def test_saved_weight_layout_is_converted_once(monkeypatch, layout, order):
 
 
 def find_all_spconv_keys(module, prefix=""):
-    """OpenPCDet: the weights of all sparse convolutions below a detector."""
+    """As OpenPCDet: return the weights of all sparse convolutions of a detector."""
     found = set()
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
@@ -94,7 +94,7 @@ def find_all_spconv_keys(module, prefix=""):
 
 
 def load_as_openpcdet(model, checkpoint):
-    """OpenPCDet: try the two older layouts where shapes differ; load what fits."""
+    """As OpenPCDet: try the two older layouts where shapes differ, and load weights that fit."""
     own, keys, update = model.state_dict(), find_all_spconv_keys(model), {}
     for key, value in checkpoint.items():
         if key in keys and key in own and own[key].shape != value.shape:
@@ -130,7 +130,7 @@ def test_openpcdet_loads_1x_checkpoints_by_its_own_walk():
 def load_as_mmdet3d(
     self, state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs
 ):
-    """mmdet3d's replacement of SparseModule's loader: old versions have the outputs last."""
+    """mmdet3d replaces SparseModule's loader: weights of old versions have the outputs last."""
     for hook in self._load_state_dict_pre_hooks.values():
         hook(state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs)
     for name, own in itertools.chain(self._parameters.items(), self._buffers.items()):

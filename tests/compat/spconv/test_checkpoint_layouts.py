@@ -1,4 +1,4 @@
-"""Checkpoints of older layouts: found, converted, and computing what they did."""
+"""Checkpoints of older layouts are recognised and converted, and give the same results."""
 
 import itertools
 import re
@@ -37,7 +37,8 @@ def saved_weight(matrices, kernel_size, layout):
     c_in, c_out = matrices.shape[1:]
     shape = axes_of(kernel_size, c_in, c_out, layout)
     if len(matrices) == 1:
-        # Every generation computes features @ weight.view(in, out) here, whatever the axes.
+        # Every version of spconv computes features @ weight.view(in, out) here, for any order of
+        # axes.
         return matrices[0].reshape(shape)
     weight = matrices.new_zeros(shape)
     for tap, position in enumerate(itertools.product(*map(range, kernel_size))):
@@ -245,7 +246,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     ("layout", "arguments"),
     [
         ("RSCK", ["--model", f"{__name__}:random_net"]),
-        ("RSKC", []),  # a bias tells it
+        ("RSKC", []),  # the bias tells the layout
         ("RSCK", []),
         ("KRSC", []),
         ("RSCK", ["--layout", "RSCK"]),

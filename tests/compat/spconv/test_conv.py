@@ -375,7 +375,7 @@ def test_wrong_channels_groups_and_input_types_raise(make, device):
 
 
 def test_record_voxel_count_keeps_the_largest_output(make, device):
-    """In training and in evaluation; beside spconv in ``tests/parity``."""
+    """The buffer counts in training and in evaluation; ``tests/parity`` compares with spconv."""
     layer = spconv.SparseConv3d(4, 4, 3, 2, 1, record_voxel_count=True).to(device)
     assert layer.get_max_num_voxels().tolist() == [0]
     rows = [layer(make(n=n)).features.shape[0] for n in (40, 10)]
@@ -400,7 +400,7 @@ def test_record_voxel_count_keeps_the_largest_output(make, device):
 )
 @pytest.mark.parametrize("kind", ["SparseConv3d", "SparseConvTranspose3d", "SparseMaxPool3d"])
 def test_windows_that_cannot_be_raise_spconvs_exceptions(make, device, kind, options, text):
-    """The original divides by zero, or reads every tap from one cell."""
+    """The original divides by zero, or reads one cell for every tap."""
     channels = () if "Pool" in kind else (4, 4)
     for exception in (AssertionError, ValueError, RuntimeError):
         with pytest.raises(exception, match=text):

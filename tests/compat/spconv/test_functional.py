@@ -34,12 +34,12 @@ def tables_of(x, window):
 
 
 def foreign(*tensors):
-    """The same numbers in tensors that nobody has seen, for which maps are built anew."""
+    """Return copies of the tensors, for which the adapter has to build new maps."""
     return [tensor.clone() for tensor in tensors]
 
 
 def halved(pairs, counts):
-    """A submanifold list as spconv writes it: no count from the centre on."""
+    """Return a submanifold list as spconv writes it: counts of taps from the centre on are zero."""
     pairs, counts = foreign(pairs, counts)
     counts[counts.shape[0] // 2 :] = 0
     return pairs, counts
@@ -204,7 +204,7 @@ def test_pair_tensors_remember_their_map_until_they_change(make, device):
 
 @pytest.mark.parametrize("written", ["pairs", "counts", "table"])
 def test_writes_without_a_trace_to_pairs_are_seen_on_a_cpu(written):
-    """NumPy leaves the version of a tensor as it was."""
+    """NumPy does not change the version of a tensor."""
     indices = torch.tensor([[0, n] for n in range(4)], dtype=torch.int32)
     window = [[4], NATIVE, [3], [1], [1], [1], [0]]
     feats, weight = torch.arange(1.0, 5.0)[:, None], torch.ones(1, 3, 1)

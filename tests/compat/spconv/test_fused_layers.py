@@ -12,8 +12,9 @@ from compat.spconv import constants
 from compat.spconv.core import Activation
 from compat.spconv.pytorch import SparseConvTensor
 from compat.spconv.pytorch.conv import SparseConvolution
-from tests._fused import record_fused, settle
-from tritonspconv.nn.chain import fuses_on
+from tests._fused import keeps_bits, record_fused, settle
+from tritonspconv.kernels import has_numba
+from tritonspconv.nn.chain import fuses_on, trains_on
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -41,7 +42,7 @@ def module_by_module(net: spconv.SparseSequential, x: SparseConvTensor) -> Spars
 
 @torch.no_grad()
 def check(net: spconv.SparseSequential, x: SparseConvTensor) -> None:
-    """The same features, sites and keys as module by module."""
+    """Check that features, sites and keys are the same as module by module."""
     tolerance = 1e-12 if x.features.dtype == torch.float64 else 2e-5
     expected, y = module_by_module(net, x), net(x)
     assert y.features.dtype == expected.features.dtype
@@ -110,19 +111,22 @@ def test_few_rows(make, device, rows):
     check(chain(device), make(n=rows))
 
 
-def test_a_gpu_fuses_and_a_cpu_keeps_its_bits(make, device, monkeypatch):
+def test_kernels_fuse_evaluation_and_a_cpu_keeps_its_bits(make, device, monkeypatch):
+    """As it is without the fixture, which fuses everywhere."""
     monkeypatch.undo()
-    assert fuses_on(torch.empty(0, device=device).device) == (device.type == "cuda")
+    place = torch.empty(0, device=device).device
+    assert trains_on(place) == (place.type == "cuda")
+    assert fuses_on(place) == (place.type == "cuda" or has_numba(place))
     net, x = chain(device), make()
     with torch.no_grad():
         y = net(x).features
-        if device.type == "cpu":
+        if keeps_bits(place):
             assert torch.equal(y, module_by_module(net, x).features)
     check(net, x)
 
 
 def trained(net: nn.Module, x: SparseConvTensor, *, fuse: bool, dtype=None) -> list[torch.Tensor]:
-    """Output, gradients and buffers of one step of a copy of the network."""
+    """Return output, gradients and buffers of one training step of a copy of the network."""
     net, feats = copy.deepcopy(net).train(), x.features.detach().clone().requires_grad_()
     net.fuse_layers = fuse
     with torch.autocast(feats.device.type, dtype, enabled=dtype is not None):
@@ -152,7 +156,7 @@ def test_a_training_step_is_that_of_the_modules(make, device, fused, kind, dtype
         [spconv.SparseBatchNorm(6, affine=False), spconv.SparseReLU()],
         [nn.BatchNorm1d(6)],
     ):
-        # A bias in front of a norm has no gradient but rounding.
+        # The gradient of a bias in front of a norm is zero up to rounding.
         net = spconv.SparseSequential(*KINDS[kind](bias=False), *rest).to(device)
         same(*(trained(net, x, fuse=fuse, dtype=dtype) for fuse in (True, False)), tolerance)
     assert fused == [(True, True)] * 3 + [(True, False)]
@@ -179,7 +183,7 @@ def test_norms_without_a_convolution_train_in_one_node(make, device, fused, dtyp
 
 
 def test_a_bias_before_a_norm_trains(make, device, fused):
-    """Its gradient is zero but for rounding, and it moves the running mean."""
+    """The gradient of the bias is zero up to rounding, and the bias moves the running mean."""
     net = chain(device, bias=True, norm=nn.BatchNorm1d(6, momentum=1.0))
     got, expected = (trained(net, make(), fuse=fuse) for fuse in (True, False))
     assert fused == [(True, True)]
@@ -199,7 +203,7 @@ def test_training_norms_of_parameters_that_do_not_learn(make, device, fused):
 
 
 def test_a_graph_is_differentiated_again(make, device, fused):
-    """What backward needs is not changed by it."""
+    """The backward pass does not change the tensors that it needs."""
     net, x = chain(device, norm=nn.BatchNorm1d(6)), make()
     out = net(x).features.square().sum()
     first = torch.autograd.grad(out, list(net.parameters()), retain_graph=True)
@@ -218,7 +222,7 @@ def test_a_checkpointed_step_is_the_step(make, device, fused):
         run(x).features.square().sum().backward()
         grads.append([parameter.grad for parameter in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
-    # Its statistics move again when it is run again, as torch's do.
+    # The checkpoint runs the forward pass twice; its statistics then move twice, as in torch.
     assert int(net[1].num_batches_tracked) == len(fused) == 3
 
 
@@ -253,7 +257,7 @@ def test_rows_and_dtypes_that_torch_trains_itself(make, device, fused):
     x = make(dtype=torch.float64)
     same(*(trained(net, x, fuse=fuse) for fuse in (True, False)), 1e-12)
     assert not fused
-    # How many rows there are is known when the convolution runs.
+    # The number of rows is known when the convolution runs.
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         trained(chain(device, norm=nn.BatchNorm1d(6)), make(n=1), fuse=True)
     assert fused == [(True, True)]
@@ -359,7 +363,7 @@ def test_code_of_users_runs(make, device, fused, monkeypatch):
 
 @torch.no_grad()
 def test_convolutions_of_users_run(make, device, fused, monkeypatch):
-    """``_conv_forward``, overridden, patched on a layer and patched on the base."""
+    """``_conv_forward`` is overridden, patched on a layer, and patched on the base class."""
 
     def ones(self, training, input, *args, **kwargs):
         return input.replace_feature(torch.ones(40, 6, device=device))
@@ -406,7 +410,7 @@ def test_modules_may_change_between_calls(make, device, fused):
     net._modules["2"] = nn.GELU()
     check(net, x)
     assert len(fused) == 4
-    # Tensors that somebody keeps as plain attributes, as sharded training does.
+    # Sharded training keeps parameters as plain attributes.
     net = chain(device)
     weight = net[1].weight.data
     del net[1].weight
@@ -440,10 +444,11 @@ def test_layers_count_voxels_and_add_tensors(make, device, fused):
 @pytest.mark.parametrize("kind", ["submanifold", "strided", "pointwise"])
 def test_autocast_gives_its_own_dtype_nearer_to_float32(make, device, fused, kind, dtype):
     (conv,) = KINDS[kind](bias=True)
-    # Operands that the cast does not change: what differs is rounded on the way.
+    # The cast does not change these operands, so differences come from rounding between the
+    # modules.
     conv.to(dtype).float()
     net, x = chain(device, conv=conv), make(dtype=dtype)
-    # Sums that are large beside what the norm makes of them.
+    # These sums are large compared with the norm's result.
     net[0].bias.add_(8)
     net[1].running_mean.add_(8)
     exact = net(x.replace_feature(x.features.float())).features
@@ -469,7 +474,7 @@ def test_autocast_leaves_float64_alone(make, device):
 @pytest.mark.parametrize("held", [torch.float64, torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
 def test_dtypes_that_torch_refuses_are_refused(make, device, dtype, held):
-    """A norm of another dtype: what batch norm takes, with the dtype that it gives."""
+    """The norm has another dtype: it accepts and returns the same dtypes as torch's batch norm."""
     net, x = chain(device), make(dtype=dtype)
     net[0].to(dtype)
     net[1].to(held)
@@ -524,7 +529,7 @@ def test_traced_modules_run_one_by_one(make, device, fused, monkeypatch):
         (torch.jit, "is_tracing", lambda: True),
         (torch.compiler, "is_compiling", lambda: True),
         (constants, "SPCONV_FX_TRACE_MODE", True),
-        # As torch.fx does while it traces.
+        # torch.fx replaces the call in this way while it traces.
         (nn.Module, "__call__", lambda self, *args: call(self, *args)),
     ):
         with monkeypatch.context() as patched:

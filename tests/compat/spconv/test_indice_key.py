@@ -1,4 +1,4 @@
-"""``indice_key`` and ``indice_dict``: who shares a kernel map with whom, and who does not."""
+"""``indice_key`` and ``indice_dict``: which layers share a kernel map, and which do not."""
 
 import copy
 import gc
@@ -36,7 +36,7 @@ def run(x, *layers):
 
 @pytest.fixture
 def built(monkeypatch):
-    """Count kernel maps asked of the engine."""
+    """Count the engine's calls of ``kernel_map``."""
     from compat.spconv.pytorch import _maps
 
     calls = []
@@ -286,7 +286,7 @@ def test_tensors_rebuilt_around_one_dict_keep_their_maps_without_a_key(make, map
 
 @pytest.fixture(params=["values", "versions"])
 def rule(request, monkeypatch):
-    """How edits are noticed: by values, as on a CPU, and by versions, as on a GPU."""
+    """Edits are noticed by values, as on a CPU, and by versions, as on a GPU."""
     if request.param == "versions":
         monkeypatch.setattr(_sites, "_may_compare", lambda coords: False)
     return request.param
@@ -353,7 +353,7 @@ def test_inference_mode_shares_maps_without_a_key(make, maps):
 
 @pytest.mark.usefixtures("rule")
 def test_inference_mode_keeps_edits_from_other_calls(make):
-    """What a user writes to the indices of one output is not what another call shows."""
+    """If a user writes to the indices of one output, the outputs of other calls do not change."""
     with torch.inference_mode():
         x, layer = make(), conv(None)
         first = run(x, layer)
@@ -415,7 +415,7 @@ def write_by_another_view(indices, values):
 @pytest.mark.parametrize("write", [write_by_numpy, write_by_data, write_by_another_view])
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_writes_without_a_trace_are_seen_on_a_cpu(write, mode):
-    """They leave the object and its version as they were; spconv builds its pairs anew."""
+    """These writes change neither the object nor its version. spconv makes its pairs again."""
     generator = torch.Generator().manual_seed(0)
     cells = torch.randperm(8**3, generator=generator)[:100]
     columns = torch.stack(torch.unravel_index(cells, (8, 8, 8)), 1)
@@ -437,7 +437,7 @@ def test_writes_without_a_trace_are_seen_on_a_cpu(write, mode):
 
 
 def test_writes_without_a_trace_do_not_reach_gradients():
-    """Maps list their inputs at the backward pass, from coordinates that nobody can write to."""
+    """In the backward pass, maps list their inputs from coordinates that users cannot write to."""
     x = SparseConvTensor(
         torch.randn(6, 2, requires_grad=True),
         torch.tensor([[0, n, n % 2] for n in range(6)], dtype=torch.int32), [6, 2], 1,

@@ -77,7 +77,7 @@ def test_a_cpu_has_no_stream():
 
 
 def test_settings_can_be_reached_through_pytorch(monkeypatch):
-    """Reading and writing: layers look in ``spconv.constants``."""
+    """Users may read and write ``spconv.constants``, and layers see the new values."""
     assert spconv.constants.PYTORCH_VERSION >= [2, 6, 0]
     assert spconv.constants.is_amp_enabled() is torch.is_autocast_enabled()
     monkeypatch.setattr(constants, "SPCONV_ALLOW_TF32", False)

@@ -131,7 +131,7 @@ def test_pool_records_the_voxel_count(make):
 
 
 def test_max_pool_passes_nan_on(device):
-    """The original ignores NaN (``tests/parity``), and so hides a network that diverged."""
+    """The original ignores NaN (``tests/parity``), so it hides that a network diverged."""
     indices = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 4]], dtype=torch.int32, device=device)
     feats = torch.tensor([[1.0], [torch.nan], [torch.nan], [2.0]], device=device)
     y = spconv.SparseMaxPool1d(2)(spconv.SparseConvTensor(feats, indices, [6], 1))

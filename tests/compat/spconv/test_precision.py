@@ -115,7 +115,7 @@ def test_weight_gradients_beyond_half_precision_are_finite(device, kind):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["subm", "strided", "inverse"])
 def test_weight_gradients_over_shared_voxels_are_not_rounded(make, device, kind, dtype):
-    """Sums of small whole numbers, which bfloat16 holds up to 256: exact before they are summed."""
+    """Operands are whole numbers below 256, which bfloat16 holds; only sums can be rounded."""
     n = 1500
     x = make(n=n, shape=(12, 12, 12))
     indices = torch.cat([x.indices, x.indices[: n // 3]])

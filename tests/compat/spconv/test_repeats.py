@@ -1,4 +1,4 @@
-"""Rows that share a site: image points of voxels, centres of Gaussians, points not voxelised."""
+"""Rows that share a site, such as image points, centres of Gaussians and raw points."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from tritonspconv.coords import ActiveSites
 
 
 def sharing(device, channels=1):
-    """Two cells of 2-d: rows 0 and 1 lie in one, row 2 in its right neighbour."""
+    """Return two cells in 2-d: rows 0 and 1 share one, row 2 is in its right neighbour."""
     indices = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 1, 2]], dtype=torch.int32, device=device)
     features = torch.tensor([[1.0], [100.0], [10000.0]], device=device).expand(3, channels)
     return SparseConvTensor(features.clone().requires_grad_(), indices, [4, 4], 1)
 
 
 def test_submanifold_rows_that_share_a_site(device):
-    """Later taps read first rows; earlier ones go from all rows to first rows."""
+    """Later taps read first rows; earlier taps send all rows to first rows."""
     layer = spconv.SubMConv2d(1, 1, 3, bias=False).to(device)
     with torch.no_grad():
         layer.weight.copy_(torch.arange(1, 10).view(1, 3, 3, 1))
@@ -61,7 +61,7 @@ def test_residual_bias_and_activation_of_rows_that_share_a_site(device):
 def test_rows_that_share_a_site_under_autocast(device, dtype):
     layer = spconv.SubMConv2d(2, 3, 3).to(device)
     x = sharing(device, 2)
-    # Values of one size: each row of the cell, and its neighbour, show in the result.
+    # All values have about one size, so every row of the cell and its neighbour changes the result.
     x = x.replace_feature(torch.tensor([[1.0, -2.0], [3.0, 1.5], [-1.0, 2.5]], device=device))
     expected = layer(x).features
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The public surface: import paths, names, signatures, and what absent names say."""
+"""The public surface: import paths, names, signatures, and the errors of absent names."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Idioms of downstream projects, trained or fed as they are; more in ``test_networks.py``."""
+"""Idioms of downstream projects run unchanged; ``test_networks.py`` has more."""
 
 from collections import OrderedDict
 
@@ -84,7 +84,7 @@ def test_recursive_unet_of_blocks_with_two_bases(make, device):
     x = make(n=120, shape=(8, 8, 8))
     y = net(x)
     assert y.indices is x.indices
-    assert sorted(y.indice_dict) == ["subm1"]  # the skip's: keys travel downstream only
+    assert sorted(y.indice_dict) == ["subm1"]  # the skip connection's key
     assert "inner.inner.blocks.block1.bn2.running_var" in net.state_dict()
     assert isinstance(net.blocks.block0, spconv.SparseModule)
     y.features.square().mean().backward()
@@ -132,7 +132,7 @@ def test_height_compression(make, device):
 
 
 def test_levels_merged_in_the_plane_by_editing_their_indices(make, device):
-    """Coarse levels scaled up in place and joined to a finer one: gradients are those of copies."""
+    """Coarse levels, scaled up in place and joined to a finer one, get the gradients of copies."""
     torch.manual_seed(0)
     down = nn.ModuleList(
         spconv.SparseConv3d(4, 4, 3, 2, 1, bias=False, indice_key=f"down{n}") for n in range(3)
@@ -169,7 +169,7 @@ def test_levels_merged_in_the_plane_by_editing_their_indices(make, device):
 
 
 class Clouds(Dataset):
-    """Point clouds that workers voxelise; the generator is made where it is used."""
+    """Worker processes voxelise point clouds; each makes its own generator."""
 
     generator = None
 
@@ -199,7 +199,7 @@ def collate(samples):
     return torch.from_numpy(np.concatenate(feats)), torch.from_numpy(np.concatenate(coords))
 
 
-# Python 3.12 warns of any fork beside threads, and torch has some.
+# Python 3.12 warns of a fork in a process that has threads, and torch has threads.
 @pytest.mark.filterwarnings("ignore:This process.* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_voxelise(context, device):

@@ -15,7 +15,7 @@ from tritonspconv import nn as tsnn
 
 
 def with_new_features(out, features):
-    """Return ``out`` with other features, on spconv 1.x and 2.x alike, as detectors have it."""
+    """Return ``out`` with other features, on spconv 1.x and 2.x, as detectors do."""
     if "replace_feature" in out.__dir__():
         return out.replace_feature(features)
     out.features = features
@@ -250,7 +250,7 @@ def engine() -> nn.Module:
 
 
 def settle(model: nn.Module) -> nn.Module:
-    """Give batch norms statistics and factors that are not their initial ones."""
+    """Give batch norms random statistics and factors."""
     generator = torch.Generator().manual_seed(1)
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -262,7 +262,7 @@ def settle(model: nn.Module) -> nn.Module:
     return model
 
 
-# Network, how to make its input, and the chains that it fuses: without gradients, in training.
+# Network, a function that makes its input, and its fused chains without gradients and in training.
 NETWORKS = {
     "detector": (detector, spconv_tensor, 4, 4),
     "segmentor": (segmentor, spconv_tensor, 4, 4),

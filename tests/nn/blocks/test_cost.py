@@ -1,4 +1,4 @@
-"""What a block costs: passes over the features, and nodes of the autograd graph."""
+"""The costs of a block: passes over the features, and nodes of the autograd graph."""
 
 import copy
 from collections import Counter
@@ -20,7 +20,8 @@ from tests.nn.blocks.published import (
 from tritonspconv.ops import conv
 
 ROWS, CHANNELS = 80, 4
-# Launches on a GPU of each operation over the features; torch's batch norm takes two each way.
+# Launches on a GPU of each operation over the features; torch's batch norm takes two forward and
+# two backward.
 LAUNCHES = {
     "gather_gemm": 1, "batch_norm": 2, "batch_norm_grad": 2, "conv_grads": 2,
     "native_batch_norm": 2, "native_batch_norm_backward": 2,
@@ -33,7 +34,7 @@ BLOCKS = {
 
 
 class _Passes(TorchDispatchMode):
-    """Counts operations that give features; a launcher of ours counts as one operation."""
+    """Counts operations that return features; a launcher of the engine counts as one operation."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +71,7 @@ def launches(counter) -> int:
 
 
 def nodes(out) -> int:
-    """Return the number of nodes behind ``out``, those that gather gradients apart."""
+    """Return the number of nodes behind ``out``, without those that accumulate gradients."""
     seen, todo = set(), [out.grad_fn]
     while todo:
         node = todo.pop()
@@ -111,8 +112,8 @@ def test_training_is_one_node_a_convolution(passes, name):
             out.backward(torch.ones_like(out))
         counted.append(launches(passes))
     forward, backward = 2 * (1 + 2), 2 * (2 + 2)
-    # The gradients of the block's input, by its two ways, are added up.
+    # The input has two paths through the block, so its two gradients are added.
     assert counted[1] == forward + backward + 1
     assert counted[0] == counted[1] + 2 * 2 + 1
-    # MinkowskiEngine's tensor copies the features that it is made of.
+    # MinkowskiEngine's tensor copies the features from which it is made.
     assert graphs == ([8, 3] if name == "minkowski" else [7, 2])

@@ -1,4 +1,4 @@
-"""An optimised model in DistributedDataParallel trains as the model does."""
+"""An optimised model in DistributedDataParallel trains like the model itself."""
 
 import copy
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def process_group(tmp_path):
-    """One process that is a group."""
+    """A process group of one process."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
     )

@@ -28,7 +28,7 @@ from tests.nn.blocks.published import (
 from tritonspconv import nn as tsnn
 from tritonspconv.testing.tolerance import assert_close
 
-# Two cases run everything: an adapter that adds features, and one that adds sparse tensors.
+# Two cases run in every test: an adapter that adds features, and one that adds sparse tensors.
 BLOCKS = {
     "detector": (lambda: DetectorBlock(4, 4, indice_key="k"), spconv_tensor),
     "minkowski": (lambda: MinkowskiBlock(4, 4), minkowski_tensor),
@@ -46,7 +46,7 @@ def block(request):
 
 
 def same(module, x):
-    """Optimise a copy of ``module``; its result is as near to float64 as that of ``module``."""
+    """Optimise a copy of ``module``; check that it is as near to float64 as ``module``."""
     with torch.no_grad():
         reference = features(copy.deepcopy(module).double()(x(dtype=torch.float64)))
         eager = features(copy.deepcopy(module)(x()))
@@ -91,7 +91,7 @@ def test_networks_infer_the_same(device, taken, name, dtype):
 def step_of(net, tensor, dtype, device, order=None, seed=0):
     """Return output, gradients and buffers of a training step of a copy of ``net``.
 
-    ``order``: the network gets its rows in this order; results are in the rows' own order.
+    ``order`` is the order of the network's input rows; results are in the original order.
     """
     net = copy.deepcopy(net).to(device, dtype).train()
     feats, coords = inputs(dtype=dtype, device=device, seed=seed)
@@ -100,7 +100,8 @@ def step_of(net, tensor, dtype, device, order=None, seed=0):
     result = features(net(tensor(feats[order], coords[order])))
     out = torch.empty_like(result)
     out[order] = result
-    # In no order: partial sums of ascending weights are far larger than the sum, and so are errors.
+    # Weights are shuffled: with ascending weights, partial sums and errors are far larger than the
+    # sum.
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(device)
     (out.double() * weights).sum().backward()
     named = {name: parameter.grad for name, parameter in net.named_parameters()}
@@ -111,8 +112,8 @@ def step_of(net, tensor, dtype, device, order=None, seed=0):
 def eager_steps(net, tensor, device, seed=0):
     """Return steps of ``net`` in float32, each with its rows in another order.
 
-    The error of one step is a single draw. A batch norm's weight has eight numbers, so the largest
-    error of another order of summation is often more than twice the largest of this one.
+    The error of one step is a single sample. A batch norm's weight has eight numbers, so another
+    order of summation often has more than twice the largest error of this order.
     """
     generator = torch.Generator().manual_seed(seed)
     orders = [None, *(torch.randperm(80, generator=generator) for _ in range(7))]
@@ -125,7 +126,7 @@ def farthest(steps, name, reference):
 
 
 def compare(got, eager, reference):
-    """Compare a step with the float64 one; it may be twice as wrong as those in ``eager``."""
+    """Compare a step with the float64 step; its error may be twice that of steps in ``eager``."""
     assert got.keys() == reference.keys()
     for name, value in reference.items():
         assert all(got[name].dtype == step[name].dtype for step in eager)
@@ -301,7 +302,7 @@ def test_synchronised_norms_are_fused_in_evaluation_alone(taken):
     module = settle(DetectorBlock(4, 4, norm=nn.SyncBatchNorm))
     same(module.eval(), spconv_input)
     assert taken == [FIRST, WHOLE]
-    # Without a process group, torch's own runs on a CPU too.
+    # Without a process group, torch's SyncBatchNorm runs on a CPU too.
     expected = copy.deepcopy(module.train())(spconv_input()).features
     assert torch.equal(ts.optimize(module)(spconv_input()).features, expected)
     assert taken == [FIRST, WHOLE]
@@ -343,7 +344,7 @@ def test_modules_may_be_patched_and_replaced(taken, block):
     taken.clear()
     module.relu = (ME.MinkowskiGELU if isinstance(module, MinkowskiBlock) else nn.GELU)()
     same(module, x)
-    # The copy that `same` optimises finds no ReLU, the module itself decides at the call.
+    # The copy that `same` optimises has no ReLU; the module itself decides at the call.
     expected = features(ts.unoptimize(copy.deepcopy(module))(x()))
     taken.clear()
     torch.testing.assert_close(features(module(x())), expected)
@@ -459,7 +460,7 @@ def test_residuals_at_other_coordinates_are_united(taken):
 @torch.no_grad()
 def test_what_the_code_changes_meanwhile_stays_in_order(taken):
     class Block(spconv.SparseModule):
-        """Changes the input of a convolution in place, after the convolution."""
+        """A block that changes the input of a convolution in place, after the convolution."""
 
         def __init__(self):
             super().__init__()
@@ -597,7 +598,7 @@ def test_other_arguments_run_the_code(taken):
 
 
 def test_a_container_is_looked_into_only_if_that_fuses_more(taken):
-    """And then its own hooks still fire."""
+    """The module's own hooks still fire afterwards."""
     module = settle(WrappedBlock(4)).eval()
     (block,) = ts.optimization_report(module).blocks
     assert block.chains == ("net.0, net.1, net.2", "net.3, net.4, + x, relu")
@@ -701,12 +702,12 @@ def test_a_model_without_chains_stays():
 
 
 def test_classes_that_others_derive_meanwhile_are_kept(taken):
-    """FSDP, for one, gives a module a class derived from its class."""
+    """FSDP, for example, gives a module a class derived from its class."""
     module = ts.optimize(settle(DetectorBlock(4, 4)).eval())
     derived = type("Derived", (type(module),), {})
     module.__class__ = derived
     same(module, spconv_input)
-    # The copies that are not optimised once more are optimised already.
+    # The copies that are not optimised again are optimised already.
     assert taken == [FIRST, WHOLE] * 3
     assert type(ts.unoptimize(module)) is derived
 
@@ -750,7 +751,7 @@ def test_patched_modules_are_left(taken):
 
 
 def test_on_a_cpu_torch_trains_the_norms(monkeypatch):
-    """Its batch norm is faster there."""
+    """The batch norm of a CPU is faster than the engine's."""
     module = settle(DetectorBlock(4, 4)).train()
     x = spconv_input
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tests.nn.blocks.published import features, inputs, minkowski_tensor, settle
 from tritonspconv.nn.blocks import step
 
 CHANNELS, LAYERS = 3, 2
-# An operation, its operand, another value and a layer. Values are counted back from the latest.
+# Operation, operand, other operand and layer. Operands are counted back from the latest value.
 OPERATIONS = ("conv", "norm", "relu", "relu in place", "relu function", "add", "add in place")
 layers = st.integers(0, LAYERS - 1)
 anything = st.tuples(
@@ -29,7 +29,7 @@ anything = st.tuples(
 
 @st.composite
 def chains(draw):
-    """Draw a convolution and what may follow it, each on the latest value."""
+    """Draw a convolution and operations that may follow it, each on the latest value."""
     names = ["conv"]
     for choices in (("norm", "norm", None), ("add", "add in place", None), OPERATIONS[2:5]):
         name = draw(st.sampled_from(choices))
@@ -126,7 +126,7 @@ def result(module, training):
     feats = feats.requires_grad_(training)
     try:
         with torch.set_grad_enabled(training):
-            # Not a leaf, so that it may be changed in place.
+            # This tensor is no leaf, so it may be changed in place.
             out = features(module(type(module).tensor(feats + 0, coords)))
             if training and out.requires_grad:
                 weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
@@ -140,10 +140,10 @@ def result(module, training):
 def compare(module, training, tolerance):
     expected = result(module, training)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(step, "fuses_on", lambda device: True)
+        patched.setattr(step, "trains_on", lambda device: True)
         got = result(ts.optimize(module), training)
     if isinstance(expected, str):
-        # Autograd keeps fewer values of a fused chain, so that more may be changed in place.
+        # Autograd keeps fewer values of a fused chain, so more values may be changed in place.
         assert got == expected or "modified by an inplace operation" in expected
         return
     assert len(got) == len(expected)
@@ -163,8 +163,9 @@ def test_programs_infer_the_same(kind, program):
     compare(settle(kind(program)).double(), False, 1e-10)
 
 
-# Float32, because the engine trains no norm in float64. Not other programs each day: where a value
-# is rounding alone, the two may round it to either side of a ReLU.
+# The dtype is float32, because the engine trains no norm in float64. The programs are the same each
+# day: if a value is only rounding error, the two networks may round it to different sides of a
+# ReLU.
 @KINDS
 @settings(derandomize=True)
 @given(program=programs)

@@ -1,4 +1,4 @@
-"""Code that a recording would get wrong is left as it is."""
+"""Code that a recording would get wrong runs unchanged."""
 
 import contextlib
 import random
@@ -19,7 +19,7 @@ CONSTANT = torch.ones(4)
 
 
 class Block(spconv.SparseModule):
-    """A convolution and a norm, and then what a test adds."""
+    """A convolution, a norm, and the code that a test adds."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,8 @@ CASES = {
     turns_gradients_off: "enters the context no_grad",
     is_decorated: "enters the context no_grad",
     turns_autocast_off: "enters the context autocast",
-    checkpoints: "enters the context _checkpoint_hook",
+    # torch 2.11 makes a tensor before it enters the context.
+    checkpoints: "enters the context _checkpoint_hook|calls empty on tensors of its own",
     checkpoints_reentrantly: "asks for the type of",
     draws_from_torch: "calls rand on tensors of its own",
     draws_from_python: "draws random numbers",
@@ -194,7 +195,7 @@ def test_code_that_a_graph_does_not_keep_is_left(forward):
     (block,) = ts.optimization_report(module).blocks
     assert block.reason is not None
     assert re.search(CASES[forward], block.reason)
-    # Nothing that the recording replaces stays replaced, and the module runs.
+    # The recording restores everything that it replaces, and the module runs.
     assert type(ts.optimize(module)) is kind
     assert module.calls == 0
     with contextlib.suppress(RuntimeError):

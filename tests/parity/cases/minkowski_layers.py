@@ -23,7 +23,7 @@ CROSS = Quirk("`HYPER_CROSS` is the centre and the axes", ("out", "grad input", 
 CUSTOM = Quirk("`CUSTOM` windows", ("original error",))
 EMPTY = Quirk("Empty tensors", ("original error",))
 RAW_COORDINATES = Quirk("Coordinates given to a layer", ("out tensor_stride",))
-# The original writes beyond its memory and its process dies.
+# In the original, these cases write beyond the memory, and the process dies.
 MAX_OF_NOTHING = Quirk("A maximum over no rows", ("original error",))
 UNPOOL_CELLS = Quirk("A transposed pool whose window is its stride", ("original error",))
 GLOBAL_ORDER = Quirk("Global sums and averages of three samples or more", ("out", "grad input"))
@@ -162,14 +162,14 @@ def _convolutions() -> Iterator[Case]:
 def transpose(
     run: Run, kind: str, ndim: int, k: Any, s: Any, stride: Any, d: int = 1, **options: Any
 ) -> None:
-    """Run a transposed convolution on a tensor whose finer sites are yet to be made."""
+    """Run a transposed convolution that makes the finer sites."""
     module = layer(run, kind, 3, 5, kernel_size=k, stride=s, dilation=d, ndim=ndim, **options)
     x = tensor(run, 3, ndim, n=25, tensor_stride=stride)
     run_module(run, module, x)
 
 
 def transpose_back(run: Run, kind: str, ndim: int, k: Any, s: Any, back: Any) -> None:
-    """Run a strided layer, then a transposed one that finds the finer sites it came from."""
+    """Run a strided layer, then a transposed layer back to the strided layer's input sites."""
     x = tensor(run, 3, ndim)
     down = layer(run, "Convolution", 3, 4, kernel_size=k, stride=s, ndim=ndim)
     up = layer(run, kind, 4, 5, kernel_size=back, stride=s, ndim=ndim)
@@ -246,7 +246,7 @@ def pool(run: Run, kind: str, ndim: int, k: Any, s: Any, d: Any = 1) -> None:
 
 
 def pool_onto(run: Run, kind: str) -> None:
-    """Run a pool onto given sites, some of which no row reaches."""
+    """Run a pool onto given sites; no row reaches some of them."""
     x = tensor(run, 3, n=20)
     y = run.module().SparseTensor(
         run.values("target", 40, 1),
@@ -297,7 +297,7 @@ def _pools() -> Iterator[Case]:
                 k=k,
                 s=s,
                 d=d,
-                # Rows between the windows of an axis.
+                # These strides leave rows between the windows of an axis.
                 quirks=(MAX_OF_NOTHING,) if kind == "Max" and (k, s) == (2, 3) else (),
             )
         quirks = (MAX_OF_NOTHING,) if kind == "Max" else ()

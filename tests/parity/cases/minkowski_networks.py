@@ -37,8 +37,8 @@ class ResUNet(nn.Module):
 
     Args:
         ME: The library.
-        channels: Those of the four encoder levels.
-        up_channels: Those of the three decoder levels, fine to coarse.
+        channels: Channels of the four encoder levels.
+        up_channels: Channels of the three decoder levels, fine to coarse.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class ResUNet(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Strided layers, then generative ones whose sites are pruned to the true ones.
+    """Strided layers, then generative layers whose sites are pruned to the true sites.
 
-    The pruning is that of training in point cloud geometry compression (PCGCv2): by coordinates.
+    Sites are pruned by coordinates, as in training of point cloud geometry compression (PCGCv2).
 
     Args:
         ME: The library.
@@ -207,7 +207,7 @@ def run_network(run: Run, name: str) -> None:
 
 
 def _record_gradients(run: Run, network: nn.Module) -> None:
-    """Record the norm of every parameter's gradient, and whole ones of some layers."""
+    """Record the norm of every parameter's gradient, and the whole gradients of some layers."""
     gradients = {name: value.grad for name, value in network.named_parameters()}
     norms = [grad.double().norm() for grad in gradients.values() if grad is not None]
     assert len(norms) == len(gradients)
@@ -265,7 +265,7 @@ def train_scene(run: Run) -> None:
 
 
 def state(run: Run, name: str) -> None:
-    """Names, shapes and dtypes of a state, and the numbers that one seed gives it."""
+    """Record names, shapes and dtypes of a state, and its numbers for one seed."""
     torch.manual_seed(7)
     found = _build(run, name)[0].state_dict()
     run.fact("state", [[key, list(v.shape), str(v.dtype)] for key, v in found.items()])

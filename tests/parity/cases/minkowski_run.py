@@ -1,4 +1,4 @@
-"""How a case of MinkowskiEngine builds tensors and layers and runs them, on either library."""
+"""Helpers of MinkowskiEngine's cases: they build and run tensors and layers on either library."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def tensor(
         coords = coordinates(run, ndim, n, batch_size=batch_size, stride=tensor_stride, name=name)
     feats = run.values(name, len(coords), channels).requires_grad_()
     x = run.module().SparseTensor(feats, coordinates=coords, tensor_stride=tensor_stride, **options)
-    # The original selects the rows it keeps.
+    # The original chooses the rows that it keeps.
     x.F.retain_grad()
     return x
 

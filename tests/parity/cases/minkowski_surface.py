@@ -1,4 +1,4 @@
-"""Names and signatures of MinkowskiEngine, and what its coordinate manager and keys say."""
+"""Names and signatures of MinkowskiEngine, and answers of its coordinate manager and keys."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def names(run: Run) -> None:
 
 
 def signatures(run: Run) -> None:
-    """Names and defaults of the arguments."""
+    """Record names and defaults of the arguments."""
     for module, listed in SIGNATURES.items():
         for name in listed.split():
             run.fact(name, _parameters(getattr(run.module(module), name)))
@@ -133,7 +133,7 @@ def _default(value: Any) -> str:
 
 
 def keys(run: Run) -> None:
-    """Which layers give the same key, and what keys and tensors say."""
+    """Record which layers give the same key, and the answers of keys and tensors."""
     ME = run.module()
     x = tensor(run, 3)
     other = tensor(run, 3, coords=x.C, coordinate_manager=x.coordinate_manager)

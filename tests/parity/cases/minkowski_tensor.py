@@ -1,4 +1,4 @@
-"""Tensors of MinkowskiEngine: arithmetic, supports that differ, pruning, fields, quantisation."""
+"""Tensors of MinkowskiEngine: arithmetic, unions, pruning, fields, quantisation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _pair(run: Run, same_sites: bool, strides: tuple[int, int] = (1, 1)) -> tupl
         return x, run.module().SparseTensor(
             feats, coordinate_manager=x.coordinate_manager, **options
         )
-    # Sites that both have, and sites that one has.
+    # Some sites are in both tensors, some in only one.
     shared = x.C[: len(x) // 2]
     coords = coordinates(run, name="other", stride=strides[1])
     if strides[0] == strides[1]:
@@ -56,7 +56,7 @@ def _pair(run: Run, same_sites: bool, strides: tuple[int, int] = (1, 1)) -> tupl
 def combine(run: Run, name: str, same_sites: bool, strides: tuple[int, int] = (1, 1)) -> None:
     """Combine two tensors by an arithmetic operator."""
     x, y = _pair(run, same_sites, strides)
-    # Divisors away from zero.
+    # Divisors are not near zero.
     right = y if name != "truediv" else _shifted(run, y)
     out = getattr(operator, name)(x, right)
     record(run, "out", out, kept=same_sites)
@@ -114,7 +114,7 @@ def prune(run: Run, share: int, then: bool) -> None:
     if then:
         down = layer(run, "Convolution", 3, 4, kernel_size=3, stride=2)
         up = layer(run, "ConvolutionTranspose", 4, 5, kernel_size=2, stride=2)
-        # As in the original, onto the sites before pruning.
+        # The layer returns to the sites before pruning, as in the original.
         out = up(down(out))
         run.fact("same key", out.coordinate_map_key == x.coordinate_map_key)
     record(run, "out", out, kept=then)
@@ -132,7 +132,7 @@ def broadcast(run: Run, kind: str, batch_size: int) -> None:
 
 
 def interpolate(run: Run, stride: int, ndim: int) -> None:
-    """Interpolate between sites, some of which are missing."""
+    """Interpolate between sites; some corners are missing."""
     x = tensor(run, 3, ndim, tensor_stride=stride)
     points = random_points(run, 50, ndim)
     out = run.module().MinkowskiInterpolation()(x, points)
@@ -273,7 +273,7 @@ def field_round_trip(run: Run, method: str, stride: int) -> None:
 
 def splat(run: Run) -> None:
     """Spread a field over the sites around its points, and interpolate back."""
-    # Coordinates are weights here, and have the type of the features.
+    # Interpolation uses coordinates as weights, so they have the dtype of the features.
     field = _field(run, "UNWEIGHTED_AVERAGE", n=30, dtype=run.dtype)
     x = field.splat()
     record(run, "out", x)

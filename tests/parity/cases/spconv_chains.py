@@ -1,4 +1,4 @@
-"""Layers of spconv that need each other: inverse convolutions, pools, and layers of one key."""
+"""Several layers of spconv together: inverse convolutions, pools, and layers of one key."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ POOL_GRID = {
 
 
 def ties(run: Run) -> None:
-    """Max pooling of few different values: what equal inputs get of the gradient."""
+    """Pool few different values, to compare the gradients of equal inputs."""
     x = tensor(run, 4, SHAPES[3])
     feats = (run.integers("ties", 4, len(x.indices), 4) - 1).to(run.dtype).requires_grad_()
     x = x.replace_feature(feats)
@@ -140,7 +140,7 @@ def unread(run: Run) -> None:
 
 
 def travelling(run: Run) -> None:
-    """Keys travel downstream, and inputs keep the dict they had."""
+    """Keys travel downstream, and inputs keep their dict."""
     x = tensor(run, 3, SHAPES[3])
     steps = [layer(run, kind, 3, *args, **how) for kind, args, how in BETWEEN[:3]]
     keys = [sorted(x.indice_dict)]
@@ -156,7 +156,7 @@ def travelling(run: Run) -> None:
 
 
 def carried(run: Run) -> None:
-    """A tensor made by hand around a dict keeps the keys, so that an inverse works on it."""
+    """A tensor that a user makes with a dict keeps the keys, so an inverse layer works on it."""
     x = tensor(run, 3, SHAPES[3])
     down = run.fill(layer(run, "SparseConv", 3, 3, 4, 3, 2, 1, indice_key="down"))
     back = run.fill(layer(run, "SparseInverseConv", 3, 4, 2, 3, "down"))

@@ -127,7 +127,7 @@ def _strided() -> Iterator[Case]:
 
 
 def _transposed() -> Iterator[Case]:
-    """Dilation has no part in spconv's transposed output size, yet it has in the relation."""
+    """The transposed output size of spconv ignores the dilation, but its pairs do not."""
     for ndim, choices in TRANSPOSED_GRID.items():
         for window in windows(ndim, *choices):
             dtypes = HALF if (ndim, *window) == (3, 2, 2, 0, 1) else SINGLE

@@ -42,7 +42,7 @@ def _norm(channels: int) -> nn.BatchNorm1d:
 
 
 def residual_encoder(spconv: ModuleType, widths: tuple[int, ...], ndim: int, algo: Any) -> Any:
-    """Build stages of two residual blocks, each after the first behind a strided convolution.
+    """Build stages of two residual blocks; all but the first begin with a strided convolution.
 
     Three dimensions make VoxelResBackBone8x, two the sparse encoder of a pillar network.
     """
@@ -62,7 +62,7 @@ def residual_encoder(spconv: ModuleType, widths: tuple[int, ...], ndim: int, alg
 
 
 class Staged(nn.Module):
-    """Modules in a row, of which some take the sparse tensor and some its features."""
+    """Modules one after the other; some take the sparse tensor and some take its features."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def train(run: Run, name: str) -> None:
 
 
 def exchanged(run: Run, name: str) -> None:
-    """Names, shapes and dtypes of a state, and the numbers that one seed gives it."""
+    """Record names, shapes and dtypes of a state, and its numbers for one seed."""
     torch.manual_seed(7)
     network = NETWORKS[name][0](run.module("pytorch"), native(run))
     state = network.state_dict()

@@ -62,7 +62,7 @@ def voxelize_arrays(run: Run, ndim: int) -> None:
         max_num_points_per_voxel=3,
         max_num_voxels=9,
     )
-    points = cloud(run, ndim).numpy()  # cumm does not keep what its tensors look at
+    points = cloud(run, ndim).numpy()  # cumm's tensors do not keep the memory that they view
     found = made.point_to_voxel(tensorview.from_numpy(points))
     voxels, indices, counts = (torch.from_numpy(value.numpy().copy()) for value in found)
     run.rows("voxels", indices, voxels, kept=True)
@@ -71,7 +71,7 @@ def voxelize_arrays(run: Run, ndim: int) -> None:
 
 
 def gathered(run: Run) -> None:
-    """Features of voxels go back to points."""
+    """Gather features of voxels back to points."""
     ids = run.integers("ids", 12, 30) - 1
     gather = run.module("pytorch.utils").gather_features_by_pc_voxel_id
     run.tensor("out", gather(run.values("feats", 11, 4), ids, invalid_value=7))
@@ -79,7 +79,7 @@ def gathered(run: Run) -> None:
 
 
 def sizes(run: Run) -> None:
-    """Output sizes over kernel, stride, padding and dilation."""
+    """Record output sizes over kernel, stride, padding and dilation."""
     ops = run.module("pytorch.ops")
     found = []
     for k in (-1, 1, 2, 3, 5):
@@ -103,7 +103,7 @@ def pairs(run: Run, stride: int, subm: bool = False, transpose: bool = False) ->
 
 
 def listed(run: Run, transpose: bool) -> None:
-    """Every pair once: tap, input row and output site."""
+    """Return every pair once: tap, input row and output site."""
     _, out_coords, found, counts = pairs(run, 2, transpose=transpose)
     rows = []
     for tap, count in enumerate(counts.tolist()):
@@ -148,7 +148,7 @@ def maximum(run: Run) -> None:
 
 
 def table(run: Run) -> None:
-    """Insert, look up, overwrite, list."""
+    """Insert, look up, overwrite and list keys."""
     made = run.module("pytorch.hash").HashTable(run.device, torch.int64, torch.int64, 200)
     keys = (run.integers("keys", 1000, 60) * 7).unique()
     made.insert(keys, keys * 2)

@@ -59,7 +59,7 @@ def tensor_floats(run: Run, name: str) -> None:
 
 
 def mixed(run: Run) -> None:
-    """float16 features meet a float32 layer without autocast."""
+    """Run a float32 layer on float16 features without autocast."""
     x = tensor(run, 8, SHAPE)
     module = run.fill(layer(run, "SubMConv", 3, 8, 16, 3))
     record(run, "out", module(x.replace_feature(x.features.half())))
@@ -149,7 +149,7 @@ CASES = [
     Case("mixed-dtypes", mixed, {"cpu": ("float32",), "cuda": ("float32",)}, quirks=(MIXED,)),
     Case("record-voxel-count", counted, SINGLE),
     Case("far-corners", far, SINGLE),
-    # The last of all cases: once allowed, spconv remembers TF32 kernels for later layers.
+    # This case comes last, because spconv keeps its choice of TF32 kernels for later layers.
     *(
         Case(f"tf32-{name}", partial(tensor_floats, name=name), CUDA_ONLY)
         for name in ("subm", "conv")

@@ -1,4 +1,4 @@
-"""How a case of spconv builds layers and runs them, on the original and on the adapter alike."""
+"""Helpers of spconv's cases: they build and run layers on the original and on the adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from tests.parity.case import GRAD, Run
 
-# Dtypes: everywhere; also in half precision; under autocast too. spconv has no autocast on a CPU.
+# Sets of dtypes: for all devices, with half precision, and with autocast, which spconv lacks on a
+# CPU.
 SINGLE = {"cpu": ("float64", "float32"), "cuda": ("float32",)}
 HALF = {"cpu": ("float64", "float32"), "cuda": ("float32", "float16")}
 AMP = {"cpu": ("float64", "float32"), "cuda": ("float32", "float16", "amp-float16")}

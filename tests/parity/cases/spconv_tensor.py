@@ -93,7 +93,7 @@ def selected(run: Run) -> None:
 def sequential(run: Run) -> None:
     """Containers: dense children, names, ``add``, the order of states.
 
-    No biases before batch norms: their gradients are zero, and rounding all that is left of them.
+    Layers before batch norms have no bias, because its gradient would be rounding error alone.
     """
     library = run.module("pytorch")
     module = library.SparseSequential(
@@ -133,7 +133,7 @@ def continued(run: Run) -> None:
 
 
 def tables(run: Run) -> None:
-    """Branches that are added, joined, and added in part."""
+    """Add branches, join them, and add a part of them."""
     library = run.module("pytorch")
     fork = library.ConcatTable()
     for number in range(2):
@@ -162,7 +162,7 @@ def united(run: Run, name: str) -> None:
 
 
 def repeated(run: Run) -> None:
-    """The last of rows at one site stays in ``dense``."""
+    """If rows share a site, ``dense`` keeps the last."""
     coords = run.sites(SHAPE, 20)
     coords = torch.cat([coords, coords[:5]])
     x = tensor(run, 4, SHAPE, coords=coords)
@@ -177,7 +177,7 @@ def repeated_rows(run: Run, kind: str, args: tuple[Any, ...]) -> None:
 
 
 def repeated_back(run: Run) -> None:
-    """Down and up again, with submanifold layers of one key, where rows share a site."""
+    """Go down and up again, with submanifold layers of one key, where rows share a site."""
     coords = run.sites((5, 5, 5), 40)
     coords = torch.cat([coords, coords[:15], coords[:5]])
     subm = partial(layer, run, "SubMConv", 3, indice_key="s")
@@ -231,7 +231,7 @@ EMPTY = Quirk("Empty input gives empty output", FAILS)
 SUMS = ("out", "grad input", "grad weight")
 REPEATED = Quirk("Pools read the first row of a repeated site", SUMS)
 OUTSIDE = Quirk("Rows outside `spatial_shape` take no part", (*SUMS, "out shape", "grad bias"))
-# Which of repeated rows wins is the GPU's accident.
+# On a GPU, any of the repeated rows may win.
 CPU_ONLY = {"cpu": ("float64", "float32")}
 
 CASES = [

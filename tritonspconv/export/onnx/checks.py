@@ -45,7 +45,7 @@ def compare(
             None: no other.
 
     Raises:
-        OnnxExportError: They differ: the file holds something of the example.
+        OnnxExportError: They differ, because the file holds a value of the example.
     """
     with torch.no_grad():
         expected = leaves(model(*copied(inputs)))

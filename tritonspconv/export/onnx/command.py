@@ -159,7 +159,7 @@ def record(model: nn.Module, given: tuple[Any, ...]) -> Graph:
     """Run a network on an example and return the recording.
 
     Raises:
-        OnnxExportError: It did something that a graph cannot hold.
+        OnnxExportError: The network did something that a graph cannot hold.
     """
     dense = DenseRecorder()
     recorder = Recorder(model, function_rules() | sparse_rules(), dense)

@@ -33,7 +33,7 @@ def user_line() -> str:
 
 
 def library_call() -> str:
-    """Return which function of these packages, no ``forward``, the user's code called."""
+    """Return the function of these packages, no ``forward``, that the user's code called."""
     frame: FrameType | None = sys._getframe(1)
     called: FrameType | None = None
     while frame is not None and is_library(frame):

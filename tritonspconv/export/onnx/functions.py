@@ -24,7 +24,7 @@ _UNARY = {
     "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh", "__abs__": "Abs", "__neg__": "Neg",
     "mish": "Mish", "hardswish": "HardSwish",
 }  # fmt: skip
-# Functions of two: the node, and whether the right operand comes first.
+# Functions of two tensors: the node, and whether the right operand comes first.
 _BINARY = {
     "add": ("Add", False), "__add__": ("Add", False), "__radd__": ("Add", True),
     "sub": ("Sub", False), "subtract": ("Sub", False), "__sub__": ("Sub", False),
@@ -226,7 +226,7 @@ def _reshape(recorder: Recorder, func: Function, args: Args, kwargs: Kwargs) -> 
     sizes = [rows if isinstance(size, RowCount) else size for size in args[1:]]
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = [[rows if isinstance(size, RowCount) else size for size in sizes[0]]]
-    # Run before: an error of torch's about the sizes is the better one.
+    # Run torch's function first, because its error about sizes is better.
     out = one_row_each(recorder, func, (x, *sizes), kwargs).clone()
     made = _reshaped(recorder, recorder.name_of(x), out)
     x.cell.has_views = True

@@ -37,7 +37,7 @@ class Node:
     Attributes:
         op: Its type.
         inputs: Names of values; "" where an optional input is absent.
-        outputs: Names of values; "" likewise.
+        outputs: Names of values; "" where an optional output is absent.
         attributes: Attributes by name. A value is an int, a float, a string, a list of these, or an
             ``AttributeProto``.
         domain: "" for standard ONNX.

@@ -18,7 +18,7 @@ def map_leaves(tree: Any, leaf: Callable[[str, Any], Any], path: str = "") -> An
     Args:
         tree: The containers; anything else in them stays as it is.
         leaf: A function of a path and a value.
-        path: That of ``tree``.
+        path: The path of ``tree``.
     """
     if isinstance(tree, Tensor) or has_rows(tree):
         return leaf(path, tree)

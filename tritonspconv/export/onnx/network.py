@@ -28,7 +28,7 @@ class OnnxNetwork:
     """A file that :func:`tritonspconv.export_onnx` wrote, ready to run.
 
     The sparse nodes run with the engine, on the device of the input. Standard nodes run in torch,
-    those that sparse networks rarely have in numpy. No gradients.
+    and rare ones in numpy. There are no gradients.
 
     Args:
         path: The file.
@@ -286,7 +286,7 @@ NODES: dict[tuple[str, str], Handler] = {
 
 
 def _handlers(dialect: str | None) -> dict[tuple[str, str], Handler]:
-    """Return what runs the sparse nodes of a file."""
+    """Return the functions that run the sparse nodes of a file."""
     if dialect is None:
         return NODES
     # These modules import this one.
@@ -314,7 +314,7 @@ def rows_of(given: Any, what: str) -> tuple[Tensor, ActiveSites]:
     """Return features and sites, in cells, of a sparse tensor of the engine or of an adapter.
 
     Raises:
-        TypeError: ``given`` is none.
+        TypeError: ``given`` is no sparse tensor.
     """
     if not has_rows(given):
         raise TypeError(f"{what} must be a sparse tensor; got {type(given).__name__}.")

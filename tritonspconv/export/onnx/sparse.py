@@ -113,7 +113,7 @@ def _relation(
 
 
 def _indice_key(recorder: Recorder, kernel_map: KernelMap) -> str:
-    """Return a name for a relation, the layer's own where it has one and no other has it."""
+    """Return a name for a relation: the layer's own, unless another relation has that name."""
     ends = [kernel_map.in_sites, kernel_map.out_sites]
     bounds = [id(sites.bounds) for sites in (ends[::-1] if kernel_map.is_inverse else ends)]
     relation = (*bounds, kernel_map.geometry)
@@ -129,7 +129,7 @@ def _indice_key(recorder: Recorder, kernel_map: KernelMap) -> str:
 
 
 def _expect_made(recorder: Recorder, kernel_map: KernelMap) -> None:
-    """Raise unless the output sites of a map are those that the rule of its geometry makes."""
+    """Raise unless the rule of its geometry makes the output sites of a map."""
     sites, made, geometry = kernel_map.in_sites, kernel_map.out_sites, kernel_map.geometry
     if not kernel_map.is_inverse and geometry.sites != "same":
         again = output_sites(

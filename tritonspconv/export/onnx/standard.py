@@ -1,4 +1,4 @@
-"""Standard ONNX operators in torch, as sparse networks have them; in numpy all others."""
+"""Standard ONNX operators of sparse networks in torch, and all others in numpy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _reshape(x: Sequence[Any], a: Attributes) -> Tensor:
     if not a.get("allowzero"):
         shape = [x[0].shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
     if 0 in x[0].shape and -1 in shape:
-        # Without elements torch cannot tell the size that is left open.
+        # Without elements torch cannot infer an open size.
         known = [size for size in shape if size != -1]
         shape = [0 if size == -1 and 0 not in known else size for size in shape]
     return x[0].reshape(shape)

@@ -3,9 +3,9 @@
 The network runs on an example. Its tensors are :class:`Rows`, or :class:`Dense` behind a
 ``dense()``. These classes see every torch function and every operation of the engine that is
 applied to them. A function with a rule becomes nodes of the graph, and any other function ends the
-export with an error. So do Python numbers and branches that come of values or of the number of
-rows, and tensors from elsewhere that are neither parameters nor buffers: a file that held them
-would hold numbers of one scan.
+export with an error. Python numbers and branches that depend on values or on the number of rows
+also end it, and so do tensors that are neither results of the run nor parameters or buffers: a file
+with these would hold numbers of one scan.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Rule = Callable[["Recorder", Function, Args, Kwargs], Any]
 
 # Functions that tell how many rows there are.
 _COUNTS = ("shape", "size", "__len__", "numel", "nelement", "nbytes")
-# Properties and methods of sparse tensors that only pass on what the features say.
+# Properties and methods of sparse tensors that only pass on facts about the features.
 _ACCESSORS = ("shape", "size", "__len__", "num_rows")
-# Code between a tensor and whoever reads it.
+# Code between a tensor and the code that reads it.
 _PASS_ON = (
     "tritonspconv.export.onnx.trace", "tritonspconv.export.onnx.values", "torch.overrides",
 )  # fmt: skip
@@ -111,7 +111,7 @@ class Recorder:
 
     @property
     def path(self) -> str:
-        """The path of the module that runs, or of the one that calls it if it has none."""
+        """The path of the module that runs, or of its caller if the module has no path."""
         paths = (self._paths.get(id(module), "") for module in reversed(self._stack))
         return next(filter(None, paths), "")
 
@@ -172,8 +172,8 @@ class Recorder:
         return made
 
     def show_rows(self, x: Tensor, bounds: RowBounds) -> Rows:
-        """Return what user code sees of rows that the engine hands out: coordinates."""
-        # The node that makes the coordinates may not be there yet: see name_of.
+        """Return the rows that user code sees in place of coordinates of the engine."""
+        # The node that makes the coordinates may not exist yet: see name_of.
         return x if isinstance(x, Rows) else self.rows(x, None, bounds)
 
     def note_grid(self, grid: Grid) -> None:
@@ -236,9 +236,9 @@ class Recorder:
         return self._parameter_storage.get(_storage(value), "")
 
     def identity(self, value: Tensor) -> tuple[Any, ...]:
-        """Return what tells a constant from every other one of this run."""
+        """Return a key that identifies a constant within this run."""
         if not self.path_of(value):
-            # Memory that is freed may become that of another tensor.
+            # Freed memory may become the memory of another tensor.
             self._kept.append(value)
         return _storage(value), value.storage_offset(), value.shape, value.stride()
 
@@ -301,7 +301,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Watch what runs inside the ``with`` block."""
+        """Watch the modules and functions that run inside the ``with`` block."""
         handles = [
             register_module_forward_pre_hook(lambda module, _: self._stack.append(module)),
             register_module_forward_hook(lambda *_: self._leave(), always_call=True),
@@ -319,7 +319,7 @@ class Recorder:
         self._stack.pop()
 
     def note(self, func: Function, args: Args, kwargs: Kwargs, out: Any) -> None:
-        """Remember results that come of parameters, buffers and numbers alone."""
+        """Remember results that depend on parameters, buffers and numbers alone."""
         if any(word in name_of(func) for word in _RANDOM):
             return
         for leaf in pytree.arg_tree_leaves(*args, **kwargs):
@@ -335,7 +335,7 @@ class Recorder:
 
 
 class _Watch(TorchFunctionMode):
-    """Tells the recorder of functions of tensors that are no values of the graph."""
+    """Tells the recorder about functions of tensors that are no values of the graph."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ class Rows(RowTensor):
                 return leaf.bounds.plan.recorder.call(func, args, kwargs or {})  # pyright: ignore
         raise AssertionError(f"{func} got no rows")
 
-    # Torch's own methods refuse a RowCount among the sizes before anybody else sees it.
+    # Torch's own methods would refuse a RowCount among the sizes before the recorder sees it.
 
     def view(self, *sizes: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Change axes behind the first; the first size may be the number of rows."""

@@ -85,7 +85,7 @@ def found_rows(
     else:
         coords = key_coords(fine.table, fine_grid)
         keys = _keys(coords, (1,) * len(stride), extents, fine_grid, dtype)
-    # A last key that no search wants: every search ends at some key.
+    # An additional last key that no search matches, so that every search ends at some key.
     table = torch.cat([keys, keys.new_full((1,), torch.iinfo(dtype).max)])
     assert fine.rows is not None, "a sorted index has rows"
     rows = fine.rows.int()
@@ -95,7 +95,7 @@ def found_rows(
         *line, place = offset = offsets[v]
         wanted = own + steps[v]
         if before == (*line, place - 1):
-            # The wanted key, if it is there, follows the key that the previous offset found.
+            # The wanted key, if it exists, follows the key that the previous offset found.
             at = at + hit
         elif before != offset:
             at = _before(own) if own_sites and steps[v] == -1 else _search(table, wanted)

@@ -25,8 +25,9 @@ def batch_norm(
         variance = mean = torch.zeros(feats.shape[1], device=feats.device)
     stats = torch.stack([mean, (variance + norm.eps).rsqrt()])
     if n > 1:
-        # ``data``: autograd must not notice. A torch batch norm that shares them keeps them for its
-        # backward, as torch's own update allows.
+        # Write through ``data``, because autograd must not notice. A torch batch norm that shares
+        # these tensors keeps them for its backward pass, and torch's own update is not noticed
+        # either.
         norm.running_mean.data.lerp_(mean, norm.momentum)
         norm.running_var.data.lerp_(variance * (n / (n - 1)), norm.momentum)
     if norm.num_batches is not None:

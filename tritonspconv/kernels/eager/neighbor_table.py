@@ -45,7 +45,7 @@ def lookup_table(
     own = torch.arange(n, dtype=torch.int32, device=coords.device)
     if count is not None:
         own = own[: int(count)]
-    # One centre need not be listed, if it pairs all rows.
+    # The centre need not be listed if it pairs all rows.
     identity = centres[0] if centres and count is None else None
     for v in centres:
         if v != identity:

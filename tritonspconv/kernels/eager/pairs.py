@@ -66,7 +66,7 @@ class TapPairs(NamedTuple):
     def joined(cls, taps: list[tuple[Tensor, Tensor]], identity: int | None = None) -> TapPairs:
         """Join the columns and entries of every tap, of any integer dtype."""
         counts = [columns.shape[0] for columns, _ in taps]
-        # At least one, for the device of an empty list.
+        # Keep at least one tap, which gives the device of an empty list.
         taken = [tap for tap, _, _ in taken_taps(counts)] or [0]
         columns = torch.cat([taps[tap][0].int() for tap in taken])
         rows = torch.cat([taps[tap][1].int() for tap in taken])

@@ -25,6 +25,7 @@ def scatter_table(
     n_out: int,
     *,
     count: Tensor | None = None,
+    reached: Tensor | None = None,
 ) -> tuple[NeighborTable, Tensor]:
     """Write the lowest row of each output and tap, tap by tap."""
     coords, device = without_outsiders(in_coords, in_grid), in_coords.device

@@ -87,7 +87,7 @@ def reached_sites(
     capacity: int | None = None,
     overflow: Tensor | None = None,
 ) -> ReachedSites:
-    """Sort the keys of all that is reached."""
+    """Sort the keys of all cells that are reached."""
     batch, *cells = _insiders(coords, own_grid).long().unbind(1)
     # Steps share the part of the key that an axis gives, and whether it exists.
     axes: list[dict[tuple[int, int], tuple[Tensor, Tensor]]] = [{} for _ in cells]

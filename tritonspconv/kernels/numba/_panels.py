@@ -103,9 +103,9 @@ def _count_pairs(table, n, width, first, last, counts):
 def _fill_lists(table, width, first, last, starts, counts, columns, rows):
     """Write the lists of the panels from ``first`` to ``last``.
 
-    Every entry is written, and the place moves on where the entry is a pair: so no branch is
-    mispredicted. Numbers without a sign spare the look for negative indices; the loop is twice as
-    fast by it.
+    Every entry is written, and the place advances only if the entry is a pair, so no branch is
+    mispredicted. Unsigned numbers need no check for negative indices, which makes the loop twice as
+    fast.
     """
     volume = table.shape[0]
     for number in range(first * volume, last * volume):

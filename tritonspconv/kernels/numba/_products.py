@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from tritonspconv.kernels.numba._compile import compiled
 
-# Multiplications that are worth a thread: some 0.1 ms.
+# The number of multiplications that is worth a thread; it takes some 0.1 ms.
 LEAST_WORK = 5_000_000
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -210,7 +210,7 @@ def _outer_tile(vectors: int) -> Any:
 
 
 def _prefetch_line(typing, address):
-    """Ask for the cache line at an address, which is read soon."""
+    """Prefetch the cache line at an address that is read soon."""
 
     def emit(context, builder, signature, args):
         byte = ir.IntType(8).as_pointer()
@@ -223,7 +223,20 @@ def _prefetch_line(typing, address):
     return types.void(types.int64), emit
 
 
+def _rounded_once(typing, left, right, addend):
+    """Return ``left * right + addend``, with one rounding where the CPU can."""
+
+    def emit(context, builder, signature, args):
+        kind, bits = args[0].type, left.bitwidth
+        name = f"llvm.fmuladd.f{bits}"
+        function = ir.FunctionType(kind, [kind] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+    return left(left, left, left), emit
+
+
 _prefetch: Any = intrinsic(_prefetch_line)
+_multiply_add: Any = intrinsic(_rounded_once)
 _product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, 3))
 _outer_1, _outer_2, _outer_3 = (_outer_tile(vectors) for vectors in (1, 2, 3))
 
@@ -300,7 +313,7 @@ def multiply_panels(
 
 @compiled
 def _fetch_rows(x, x_bytes, rows, first, last):
-    """Ask for the rows of the pairs from ``first`` to ``last``, as far as there are pairs."""
+    """Prefetch the rows of the pairs from ``first`` to ``last``, as far as there are pairs."""
     for place in range(first, min(last, rows.shape[0])):
         row = x + np.int64(rows[place]) * x_bytes
         for line in range(0, x_bytes, 64):
@@ -331,20 +344,20 @@ def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
 
 @compiled
 def _finish(sums, bias, norm, residual, relu, row, out):
-    """Write the sums of one column to row ``row`` of ``out``, and do to them what follows."""
+    """Finish the sums of one column (bias, norm, residual, ReLU) and write them to row ``row``."""
     channels = out.shape[1]
     if bias.shape[0]:
         for c in range(channels):
             sums[c] += bias[c]
     if norm.shape[0]:
         for c in range(channels):
-            sums[c] = sums[c] * norm[0, c] + norm[1, c]
+            sums[c] = _multiply_add(sums[c], norm[0, c], norm[1, c])
     if residual.shape[0]:
         for c in range(channels):
             sums[c] += residual[row, c]
     if relu:
         for c in range(channels):
-            # Written so that NaN stays NaN, as torch's ReLU has it.
+            # The comparison keeps NaN, like torch's ReLU.
             out[row, c] = 0 if sums[c] <= 0 else sums[c]
     else:
         for c in range(channels):

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from tritonspconv.kernels.index import CellGrid
 from tritonspconv.kernels.numba._compile import compiled
-from tritonspconv.kernels.numba._sorted_keys import box_of, sort_words
+from tritonspconv.kernels.numba._sorted_keys import WORD_BITS, box_of, sort_words
 from tritonspconv.kernels.window import IntTuple, Window, reach_steps
 
 # A bitmap of the grid is cleared and read at 64 cells a word. It takes less time than a sort of the
 # reached cells if it has at most this many words for each of them.
 _WORDS_PER_CELL = 8
-# Rows at a time: their parts stay in the first cache.
+# Rows of a block; their parts stay in the first cache.
 _BLOCK = 512
 
 
@@ -57,6 +57,19 @@ def window_steps(offsets: Window, stride: IntTuple, divide: bool) -> Steps:
     return Steps(offset, limit, ends, np.array(taken, np.int64))
 
 
+class Reached(NamedTuple):
+    """The cells that a set of rows reaches.
+
+    Attributes:
+        keys: int64 [M], their keys, ascending.
+        reached: int32 [N], the place among them of the cell that each row reaches, or -1. None if
+            the window has several steps, or a key and a row together do not fit 63 bits.
+    """
+
+    keys: NDArray[np.int64]
+    reached: NDArray[np.int32] | None
+
+
 def reached_keys(
     coords: NDArray[np.int32],
     own_grid: CellGrid,
@@ -64,20 +77,24 @@ def reached_keys(
     stride: IntTuple,
     divide: bool,
     grid: CellGrid,
-) -> NDArray[np.int64] | None:
-    """Return int64 [M], the keys of ``grid`` that rows [N, 1 + D] of ``own_grid`` reach, ascending.
+) -> Reached | None:
+    """Return the cells of ``grid`` that rows [N, 1 + D] of ``own_grid`` reach.
 
-    If the grid is small, a bitmap of the grid collects the keys. Otherwise a list collects the keys
-    and is sorted. The function returns None if a sum of parts does not fit an int64. A cell that
-    does not exist has a large negative part, and such parts count in the sum.
+    If a row reaches one cell at most, keys are sorted together with their rows. Otherwise, if the
+    grid is small, a bitmap of the grid collects the keys; if not, a list collects the keys and is
+    sorted. The function returns None if a sum of parts does not fit an int64. A cell that does not
+    exist has a large negative part, and such parts count in the sum.
     """
     ndim, cells = len(stride), int(grid.num_cells)
     nowhere = -(2**63 // (ndim + 1))
     if cells > -nowhere:
         return None
-    most = coords.shape[0] * steps.steps.shape[0]
+    n = coords.shape[0]
+    most = n * steps.steps.shape[0]
+    key_bits, row_bits = cells.bit_length(), max(n - 1, 0).bit_length()
+    is_single = len(steps.steps) == 1 and key_bits + row_bits <= WORD_BITS
     words = -(-cells // 64)
-    is_map = words <= _WORDS_PER_CELL * most
+    is_map = not is_single and words <= _WORDS_PER_CELL * most
     bitmap = np.zeros(words if is_map else 0, np.uint64)
     # The additional entry receives the writes for cells that do not exist.
     listed = np.empty(0 if is_map else most + 1, np.int64)
@@ -85,22 +102,72 @@ def reached_keys(
     batch_size = min(own_grid.batch_size, grid.batch_size)
     count = _reach(
         coords, batch_size, *box_of(own_grid), *box_of(grid), np.array(stride), np.array(shifts),
-        divide, *steps, nowhere, bitmap, listed,
+        divide, *steps, nowhere, is_single, bitmap, listed,
     )  # fmt: skip
+    if is_single:
+        return _numbered(listed[:n], row_bits, key_bits)
     if is_map:
         keys = np.empty(_count_bits(bitmap), np.int64)
         _list_bits(bitmap, keys)
-        return keys
-    return _distinct(sort_words(listed[:count], 0, cells.bit_length()))
+        return Reached(keys, None)
+    return Reached(_distinct(sort_words(listed[:count], 0, key_bits)), None)
+
+
+def _numbered(listed: NDArray[np.int64], row_bits: int, key_bits: int) -> Reached:
+    """Return the distinct keys of ``listed`` [N], and the place of each row's key among them.
+
+    Args:
+        listed: A key for each row, negative where the row reaches nothing.
+        row_bits: Bits of a row.
+        key_bits: Bits of a key.
+    """
+    words, reached = np.empty(listed.shape[0], np.int64), np.empty(listed.shape[0], np.int32)
+    count, ascend = _write_words(listed, row_bits, words, reached)
+    words = words[:count] if ascend else sort_words(words[:count], row_bits, key_bits)
+    keys = np.empty(count, np.int64)
+    return Reached(keys[: _number_words(words, row_bits, keys, reached)], reached)
+
+
+@compiled
+def _write_words(listed, row_bits, words, reached):
+    """Write ``key << row_bits | row`` of rows that have a key; return their number, and if sorted.
+
+    Write -1 to all of ``reached``.
+    """
+    count, ascend, before = 0, True, np.int64(-1)
+    for row in range(listed.shape[0]):
+        reached[row] = -1
+        if listed[row] >= 0:
+            word = listed[row] << row_bits | row
+            ascend &= before < word
+            before = word
+            words[count] = word
+            count += 1
+    return count, ascend
+
+
+@compiled
+def _number_words(words, row_bits, keys, reached):
+    """Write distinct keys and, for each row, the place of its key; return the number of keys."""
+    mask = np.int64((1 << row_bits) - 1)
+    count, before = 0, np.int64(-1)
+    for word in words:
+        key = word >> row_bits
+        count += key != before
+        before = key
+        keys[count - 1] = key
+        reached[word & mask] = count - 1
+    return count
 
 
 @compiled
 def _reach(
     coords, batch_size, own_lower, own_shape, lower, shape, stride, shift, divide,
-    offsets, limits, ends, steps, nowhere, bitmap, listed,
+    offsets, limits, ends, steps, nowhere, every, bitmap, listed,
 ):  # fmt: skip
     """Set the bits of reached cells, or list their keys; return the number of listed ones.
 
+    With ``every``, what does not exist is listed too, as a negative number.
     A part is ``nowhere`` if there is no cell: any sum with such a part is negative. The loops over
     the rows of a block have no branches, because a processor could not predict them.
     """
@@ -134,7 +201,7 @@ def _reach(
             else:
                 for i in range(size):
                     listed[count] = sums[i]
-                    count += sums[i] >= 0
+                    count += every | (sums[i] >= 0)
     return count
 
 
@@ -158,7 +225,7 @@ def _axis_parts(
             target = cells[i] * stride + offset - lower
             parts[i] = target * unit if 0 <= target < extent else nowhere
     elif power >= 0:
-        # The stride is a power of two: a division takes as long as all the rest.
+        # The stride is a power of two, so shift: a division takes as long as all other work.
         for i in range(cells.shape[0]):
             moved = cells[i] - offset
             target = (moved >> power) - lower
@@ -212,7 +279,7 @@ def _distinct(keys):
     count = 0
     before = np.int64(-1)
     for key in keys:
-        # A key that equals the one before takes its place.
+        # A key that equals the key before overwrites it.
         count += key != before
         before = key
         kept[count - 1] = key

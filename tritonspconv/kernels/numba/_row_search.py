@@ -24,7 +24,7 @@ from tritonspconv.kernels.numba._sorted_keys import box_of
 from tritonspconv.kernels.numba._threads import in_ranges
 from tritonspconv.kernels.window import IntTuple
 
-# A run holds a few offsets without a tap between two taps, rather than be two runs.
+# A run may hold a few offsets without a tap; this is faster than two runs.
 _WIDEST_STEP = 4
 _LEAST_ROWS = 4096
 
@@ -105,7 +105,7 @@ class Sites(NamedTuple):
 
 
 class RoomyGrid(NamedTuple):
-    """A fine grid with room at its upper ends for all cells that a window looks at.
+    """A fine grid with room at its upper ends for all cells that a window can reach.
 
     Attributes:
         lower: int64 [D], the smallest fine coordinates.
@@ -193,7 +193,7 @@ def _number_sites(
 def search(
     finders: Sites, found: Sites, roomy: RoomyGrid, runs: Runs, table: NDArray[np.int32]
 ) -> None:
-    """Write the pairs of ``finders`` and ``found`` to ``table`` [V, n], as ``runs`` say."""
+    """Write the pairs of ``finders`` and ``found`` that ``runs`` describe to ``table`` [V, n]."""
     steps = runs.offsets @ roomy.units
 
     def work(start: int, end: int) -> None:
@@ -213,7 +213,7 @@ def _walk(finder_keys, finder_rows, start, end, keys, rows, steps, ends, taps, t
     one = np.uint64(1)
     for run in range(steps.shape[0]):
         step, through = steps[run], taps[ends[run] : ends[run + 1]]
-        # Numbers without a sign spare the look for negative indices: a quarter of the time.
+        # Unsigned numbers need no check for negative indices, which saves a quarter of the time.
         at = np.uint64(_first_from(keys, finder_keys[start] + step))
         for i in range(start, end):
             wanted = finder_keys[i] + step

@@ -12,12 +12,13 @@ from tritonspconv.kernels.numba._compile import compiled
 
 # A pass sorts by this many bits at most: its counters stay in the first cache.
 _MOST_BITS = 11
-_WORD_BITS = 63
+# Bits of a word that is not negative.
+WORD_BITS = 63
 
 
 @functools.lru_cache(maxsize=1024)
 def box_of(grid: CellGrid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the lower corner and the shape of a grid, int64 [D] each, which nobody writes to."""
+    """Return the lower corner and the shape of a grid, int64 [D] each; do not write to them."""
     return np.array(grid.lower, np.int64), np.array(grid.shape, np.int64)
 
 
@@ -32,7 +33,7 @@ def sorted_keys(
     """
     n = coords.shape[0]
     key_bits, row_bits = int(grid.num_cells).bit_length(), max(n - 1, 0).bit_length()
-    if key_bits + row_bits > _WORD_BITS:
+    if key_bits + row_bits > WORD_BITS:
         return None
     words = np.empty(n, np.int64)
     if not _write_words(coords, *box_of(grid), grid.batch_size, grid.num_cells, row_bits, words):

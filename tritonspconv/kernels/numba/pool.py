@@ -13,7 +13,7 @@ from tritonspconv.kernels.numba._compile import compiled
 from tritonspconv.kernels.numba._threads import in_ranges
 
 _SUM, _AVERAGE, _MAX, _SHARED_MAX = range(4)
-# Numbers that are worth a thread.
+# The count of numbers that is worth a thread.
 _LEAST_WORK = 200_000
 
 

@@ -32,13 +32,17 @@ def reached_sites(
     capacity: int | None = None,
     overflow: Tensor | None = None,
 ) -> ReachedSites:
-    """Collect the keys of all that is reached, in a bitmap or a sorted list."""
+    """Collect the keys of all cells that are reached, in a bitmap or a sorted list."""
     steps = window_steps(offsets, stride, divide)
-    keys = reached_keys(coords.contiguous().numpy(), own_grid, steps, stride, divide, grid)
-    if keys is None:
+    found = reached_keys(coords.contiguous().numpy(), own_grid, steps, stride, divide, grid)
+    if found is None:
         return eager.reached_sites(
             coords, offsets, stride, divide, grid, own_grid, flag, capacity, overflow
         )
+    keys = found.keys
+    reached = None
+    if capacity is None and found.reached is not None:
+        reached = torch.from_numpy(found.reached)
     if overflow is not None and capacity is not None:
         overflow.fill_(len(keys) > capacity)
         keys = keys[:capacity]
@@ -47,4 +51,4 @@ def reached_sites(
         "sorted", torch.from_numpy(keys), torch.arange(len(keys), device=coords.device)
     )
     count = None if capacity is None else torch.tensor(len(keys), device=coords.device)
-    return ReachedSites(made, index, None if flag is None else bool(flag), count)
+    return ReachedSites(made, index, None if flag is None else bool(flag), count, reached)

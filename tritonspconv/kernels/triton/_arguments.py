@@ -43,7 +43,7 @@ def taker(
                 aligned.append(value)
         elif arg is None:
             tests.append(f"{name} is None")
-        elif type(arg) is float:  # Triton does not specialise on its value
+        elif type(arg) is float:  # Triton does not specialise on the value
             tests.append(f"type({name}) is float")
         elif plain and type(arg) is int:
             small = f"{-_INT32} <= {name} < {_INT32}"

@@ -1,6 +1,6 @@
 """Block counts and sizes for launches.
 
-Triton's ``cdiv`` and ``next_power_of_2`` compute the same, but take microseconds on the host,
+Triton's ``cdiv`` and ``next_power_of_2`` give the same results, but take microseconds on the host,
 because they also work inside kernels.
 """
 

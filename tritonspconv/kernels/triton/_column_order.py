@@ -1,4 +1,4 @@
-"""The order of a table's columns: like masks side by side, so that tiles skip taps."""
+"""The order of a table's columns: similar masks side by side, so that tiles skip taps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MIN_ROWS_TO_ORDER = 131072
 
 @triton.jit
 def sort_key(mask, groups_ptr):
-    """int16 key of int32 masks; masks with like keys have like taps.
+    """Return the int16 key of int32 masks; masks with similar keys have similar taps.
 
     Bit g is set where a tap of group g is present; rare groups come first. The bits are read as a
     Gray code, so neighbours in the order differ in few groups.
@@ -96,7 +96,7 @@ def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
     everything = range(ndim)
 
     def lines(axes: tuple[int, ...]) -> list[int]:
-        """Return the masks of taps that agree on ``axes``, from far from the middle to near it."""
+        """Return the masks of taps that agree on ``axes``; masks far from the middle come first."""
         masks: dict[tuple[int, ...], int] = {}
         for v, offset in enumerate(offsets):
             place = tuple(offset[d] for d in axes)
@@ -110,7 +110,7 @@ def tap_groups(offsets: Offsets, device: torch.device) -> Tensor:
     groups = lines(tuple(everything))
     if len(offsets) > bits:
         split = [lines(tuple(d for d in everything if d != axis)) for axis in (ndim // 2, 0)]
-        # The line through the middle has an entry in nearly every column: it tells nothing.
+        # Leave out the line through the middle, because nearly every column has an entry of it.
         groups = [mask for some in split for mask in some[:-1]] + groups
     groups = [0] * (bits - len(groups)) + groups[:bits]
     return torch.tensor(groups, dtype=torch.int64, device=device).to(torch.int32)

@@ -1,9 +1,9 @@
 """Compile kernels ahead of their first launch, in processes of their own, into Triton's cache.
 
-A process of the pool goes the way of an ordinary launch, up to the binary, under a driver that has
-a target and no device. So the cache has the binaries under the names by which a launch looks for
-them. The processes are started by command, not forked: a fork would copy the CUDA context and the
-locks of other threads, and a spawned one would run the user's main module again.
+A process of the pool takes the steps of an ordinary launch, up to the binary, under a driver that
+has a target and no device. So the cache has the binaries under the names by which a launch finds
+them. The processes are started by command. A forked process would copy the CUDA context and the
+locks of other threads, and a spawned process would run the user's main module again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TensorKind(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A launch, as far as it decides what is compiled.
+    """The facts about a launch that decide its compiled kernel.
 
     Attributes:
         module: Module of the kernel.
@@ -72,7 +72,7 @@ class Job(NamedTuple):
         return getattr(importlib.import_module(self.module), self.name)
 
     def stamp(self, target: Any) -> Any:
-        """Return the place in Triton's cache that says whether the job was done."""
+        """Return the place in Triton's cache that records whether the job was done."""
         text = repr((self, self.kernel.cache_key, target, triton.__version__))
         return get_cache_manager(hashlib.sha256(text.encode()).hexdigest())
 
@@ -117,7 +117,7 @@ def distinct(jobs: Iterable[Job], target: Any) -> list[Job]:
 
 
 def _kind(job: Job, target: Any) -> tuple[Any, ...]:
-    """Return what Triton tells kernels apart by: types, specialisations and options."""
+    """Return the key by which Triton distinguishes kernels: types, specialisations and options."""
     args = [_memory(arg) if isinstance(arg, TensorKind) else arg for arg in job.args]
     _bound, specialization, _options = _binder(job.kernel, target)(*args, **dict(job.options))
     return job.module, job.name, repr(specialization), job.options
@@ -189,7 +189,7 @@ def _feed(todo: SimpleQueue[Job], target: Any, done: list[Job]) -> None:
         except Empty:
             process.stdin.close()
         except (EOFError, BrokenPipeError):
-            # The process ended: what it has not done is compiled by the launches.
+            # The process ended, so the launches compile its remaining jobs.
             pass
 
 
@@ -199,7 +199,7 @@ def _send(stream: IO[bytes], value: Any) -> None:
 
 
 def _serve() -> None:
-    """Do the jobs that come from the standard input; what they print goes to the errors."""
+    """Do the jobs that come from the standard input; their output goes to the standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     torch.set_num_threads(1)
@@ -219,5 +219,5 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    # Under the name of the module, by which jobs are pickled.
+    # Import the module by its name, by which jobs are pickled.
     importlib.import_module("tritonspconv.kernels.triton._compile_pool")._serve()

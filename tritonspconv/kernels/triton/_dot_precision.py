@@ -1,4 +1,4 @@
-"""Precision of products: the names that Triton has for it."""
+"""Precision of products, by Triton's names."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tritonspconv.kernels.window import Window, reach_steps, window_corner
 
 # In a narrow grid keys are int32, and fine cells and windows stay below `_index._FAR`.
 _NARROW_CELLS, _NARROW_EXTENT, _NARROW_WINDOW = 2**31, 2**30, 2**29
-# A loop over planes or lines pays from this many taps a plane and a line on.
+# A loop over planes or lines is faster from this many taps in a plane and in a line on.
 _MIN_PLANE, _MIN_LINE = 5, 3
 
 IntTuple = tuple[int, ...]
@@ -58,7 +58,7 @@ class Taps(NamedTuple):
 def _taps(steps: Steps, corner: IntTuple, first: int, in_lines: bool) -> Taps:
     taps = [(_minus(offset, corner), limit) for offset, limit in steps]
     plane = taps[: _period(taps, _MIN_PLANE)] if in_lines else taps
-    # A window of one plane is not taken apart.
+    # A window of one plane stays one plane.
     line = plane[: _period(plane, _MIN_LINE)] if len(plane) < len(taps) else plane
     return Taps(
         tuple(x for offset, limit in line for x in (*offset, *limit)),
@@ -99,7 +99,7 @@ def _step(taps: list[tuple[IntTuple, IntTuple]], period: int) -> IntTuple:
 
 
 def window_taps(offsets: Offsets) -> list[Taps]:
-    """Return the taps of a window: in equal lines if it has such, else 32 at a time.
+    """Return the taps of a window: in equal lines if there are any, else 32 at a time.
 
     A kernel loops over the lines and so compiles several times faster: one pass of Triton takes
     time with the cube of the taps in a loop's body.

@@ -1,7 +1,7 @@
 """Device functions shared by the map kernels: keys of taps, and lookup of keys in an index.
 
 A thread holds one row and runs through taps that are compile-time constants. The compiler computes
-once what taps have in common, such as the checks of one axis.
+common parts of taps once, such as the checks of one axis.
 
 ``box`` is the tuple of ``_grid.box_args``: sealed numbers, NDIM of each kind, that place a window.
 """

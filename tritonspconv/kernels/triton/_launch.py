@@ -7,8 +7,8 @@ of one kind and hands it addresses. A launch takes Triton's ordinary way if this
 with the version of Triton, if the kernel does not take the arguments, if a hook is set, or if the
 kernel is interpreted.
 
-The other rooms: ``_arguments.py`` (what Triton specialises on), ``_versions.py`` (Triton's private
-interface, version by version), ``_torch_launcher.py`` (for Triton 3.6 only).
+Related files: ``_arguments.py`` (the values on which Triton specialises), ``_versions.py``
+(Triton's private interface, version by version), ``_torch_launcher.py`` (for Triton 3.6 only).
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def launch(
 def watched(watcher: Watcher) -> Generator[None]:
     """Show every launch of this thread to ``watcher``; those for which it returns True do not run.
 
-    Backward passes launch in this thread too, because autograd uses no other threads meanwhile.
+    Backward passes launch in this thread too, because autograd uses no other threads in the block.
     Launches of all other threads run, and ``watcher`` does not see them.
     """
     token = _watcher.set(watcher)

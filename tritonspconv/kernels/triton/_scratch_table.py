@@ -1,4 +1,4 @@
-"""A table out of a scratch, which names for each row and tap whom the row meets (Triton)."""
+"""A table out of a scratch, which holds the other row of each row and tap (Triton)."""
 
 from __future__ import annotations
 

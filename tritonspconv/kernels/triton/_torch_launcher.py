@@ -16,7 +16,7 @@ import triton
 from tritonspconv.kernels.triton._arguments import leaves
 from tritonspconv.kernels.triton._versions import Run, has_load_hooks
 
-# Torch's launcher; None where Triton needs no such help.
+# Torch's launcher; None for versions of Triton that do not need it.
 torch_launcher: Any = (
     getattr(torch._C, "_StaticCudaLauncher", None)
     if triton.__version__.startswith("3.6.") and torch.version.hip is None

@@ -26,7 +26,7 @@ def runner(compiled: Any, constants: tuple[Any, ...]) -> Run:
 
         return run_by_launcher
 
-    # A call of the launcher does only this where no scratch memory is to be allocated.
+    # Without scratch memory, a call of the launcher does nothing else.
     launch, scratch = run.launch, (None, None)
     options = run.launch_cooperative_grid, run.launch_pdl
     if hasattr(run, "kernel_signature"):  # from Triton 3.7 on

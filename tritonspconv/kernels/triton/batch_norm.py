@@ -43,7 +43,7 @@ def _tile(number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _store_tile(ptr, value, real, number, n, c, offs_c, mask_c, BLOCK_N: tl.constexpr):
-    """Store a tile of ``n`` rows; those that ``real`` leaves out are padding, and become zero."""
+    """Store a tile of ``n`` rows; rows outside ``real`` are padding, and become zero."""
     start, offs, mask = _tile(number, n, c, offs_c, mask_c, BLOCK_N)
     value = tl.where(real, value, 0.0)
     tl.store(ptr + start + offs, value.to(ptr.dtype.element_ty), mask=mask)
@@ -148,7 +148,7 @@ def normalise_kernel(
     held = (strip < n_strips)[:, None] & mask_c[None, :]
     size = size.to(tl.float32)[:, None]
     count = tl.maximum(real, 1).to(tl.float32)
-    # Differences from one of the means lose no digits to what all have in common.
+    # Differences from one of the means lose no digits to a common offset of all rows.
     base = tl.load(strips_ptr + offs_c, mask=mask_c, other=0.0)
     step = tl.load(at, mask=held, other=0.0) - base[None, :]
     mean = tl.sum(step * size, axis=0) / count
@@ -195,7 +195,7 @@ def _load_gradient(
     x = _load_tile(feats_ptr, offs, mask)
     normal, y = _scaled(x, mean, inverse_std, weight, bias)
     if RELU:
-        # The output as rounded decides: an entry that rounds to zero did not pass.
+        # The rounded output decides: an entry that rounds to zero did not pass.
         rounded = y.to(feats_ptr.dtype.element_ty).to(tl.float32)
         grad = tl.where(rounded <= 0, 0.0, grad)
     return grad, normal

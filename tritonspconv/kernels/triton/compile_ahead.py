@@ -1,4 +1,4 @@
-"""Which kernels a piece of work launches, without launching them (Triton)."""
+"""A list of the kernels that a piece of work would launch (Triton)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compile_ahead(work: Callable[[], object], processes: int) -> int:
     jobs: list[Job] = []
 
     def collect(bound: BoundKernel, args: tuple[Any, ...]) -> bool:
-        # Torch indexes by tables and orders: if these held anything, it would leave their bounds.
+        # Torch indexes by tables and orders, so arbitrary contents would lead it out of bounds.
         if not _computes_features(bound):
             return False
         jobs.append(Job.of(bound.kernel, args, bound.options))

@@ -27,7 +27,8 @@ def conv_grads(
     # All operands of a layer come in parts or none does.
     in_parts = operand is not grad
     if grad_weight is not None:
-        # First, so that its partial sums are gone before there is a gradient of the features.
+        # Compute this gradient first, so that its partial sums are freed before the other gradient
+        # exists.
         x: Operand = as_operand(feats, work, precision, in_count) if in_parts else feats
         x, g, out = in_listed_order(kernel_map, x, operand, grad_weight)
         pairs, tap_ptr, mirrored = kernel_map.pair_list

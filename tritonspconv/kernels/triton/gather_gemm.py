@@ -83,7 +83,7 @@ def gather_gemm_kernel(
     CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
     pid_m = tl.program_id(0) // N_TILES
     if HAS_ORDER and BLOCK_N < 256:
-        # The last columns have the most taps. Start them first, so that none ends late.
+        # The last columns have the most taps. Start them first, so that no program ends late.
         pid_m = tl.num_programs(0) // N_TILES - 1 - pid_m
     pid_n = tl.program_id(0) % N_TILES
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)

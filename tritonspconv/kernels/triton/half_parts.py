@@ -64,7 +64,8 @@ def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
     Multiply by ``2**-exponent`` in two steps: either factor then lies in float32's range.
     """
     if PARTS == 2:
-        # An infinite leading product is the result: of next products, infinity times either sign.
+        # An infinite leading product is the result; its next products could be infinite with the
+        # other sign.
         acc += tl.where(tl.abs(acc) < float("inf"), acc_low * 0.00048828125, 0.0)  # 2**-11
     exponent = half_exponent(tl.load(a_largest_ptr))
     exponent += half_exponent(tl.load(b_largest_ptr))
@@ -76,7 +77,7 @@ def join_parts(acc, acc_low, a_largest_ptr, b_largest_ptr, PARTS: tl.constexpr):
 def maxima_kernel(
     x_ptr, maxima_ptr, count_ptr, units, row_size, UNIT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write a program's largest finite magnitude: of every n-th block, for n programs.
+    """Write a program's largest finite magnitude, over every n-th block for n programs.
 
     There are ``units * UNIT`` entries. If UNIT is 16, the compiler loads whole vectors. Rows of
     ``row_size`` entries behind the count are padding, whose magnitudes do not matter.
@@ -125,7 +126,7 @@ def split_kernel(
 
 
 def as_operand(x: Tensor, work: int, precision: str, count: Tensor | None = None) -> Operand:
-    """Split large float32 operands of an NVIDIA GPU; return others as they are."""
+    """Split large float32 operands of an NVIDIA GPU; return other operands unchanged."""
     if x.dtype != torch.float32 or work < _MIN_WORK:
         return x
     if card_of(x.device).is_amd:

@@ -1,4 +1,4 @@
-"""The columns of a table put in order, for layers of many channels (Triton)."""
+"""Order the columns of a table, for layers of many channels (Triton)."""
 
 from __future__ import annotations
 

@@ -79,6 +79,7 @@ def scatter_table(
     n_out: int,
     *,
     count: Tensor | None = None,
+    reached: Tensor | None = None,
 ) -> tuple[NeighborTable, Tensor]:
     """Write inputs into a scratch [n_out, V], then make the table of it."""
     n, device = in_coords.shape[0], in_coords.device

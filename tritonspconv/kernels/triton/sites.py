@@ -36,7 +36,7 @@ from tritonspconv.kernels.window import Window
 _BLOCK_N = 128
 _BLOCK_WORDS, _BLOCK_ALLOTTED = 2048, 1024
 _FLAG_BIT: tl.constexpr = tl.constexpr(62)
-# The most memory of an index: this many bytes, and as many a row as a table of 64 taps has.
+# The most memory of an index: this many bytes, plus the bytes of a row in a table of 64 taps.
 _MAX_INDEX_BYTES, _MAX_ROW_BYTES = 2**28, 256
 
 
@@ -314,7 +314,7 @@ def reached_sites(
     capacity: int | None = None,
     overflow: Tensor | None = None,
 ) -> ReachedSites:
-    """Mark what is reached in a bitmap, rank it, and write each site once."""
+    """Mark reached sites in a bitmap, rank them, and write each site once."""
     n, device, cells = coords.shape[0], coords.device, grid.num_cells
     if n and capacity is not None and not _is_affordable(cells // 4, n):
         raise RuntimeError(

@@ -68,7 +68,7 @@ def tuned_tile(wanted: Problem, log2_rows: int, card: Card) -> GemmConfig | None
         card: The card that the tile must fit.
 
     Raises:
-        RuntimeError: The file that the environment names is of another kind of card.
+        RuntimeError: The file that the environment names was made on another kind of card.
         OSError: It cannot be read.
         ValueError: It is no file of tiles.
     """

@@ -257,8 +257,8 @@ class ChainFinder:
     def _may_wait(self, chain: Chain, nodes: list[fx.Node]) -> bool:
         """Return whether the convolution gives the same result if it runs as late as ``nodes``.
 
-        Whatever runs between the two must not change the convolution's input or the statistics of
-        its norm, and must not need a kernel map that the convolution records.
+        Code between the two must not change the convolution's input or the statistics of its norm,
+        and must not need a kernel map that the convolution records.
         """
         inside = {*chain.nodes, *nodes}
         first, last = self._place[chain.nodes[0]], self._place[nodes[-1]]
@@ -280,7 +280,7 @@ class ChainFinder:
                 or node.target in self._family.functions
                 or node.target is self._family.tensor
             )
-            # The last argument of many activations says that they work in place.
+            # The last argument of many activations makes them work in place.
             return pure and not node.kwargs.get("inplace") and True not in node.args
         if node.op == "call_method":
             return node.target in _PURE_METHODS or node.target == self._family.replace

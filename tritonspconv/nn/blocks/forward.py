@@ -48,7 +48,7 @@ class Plan:
     chains: tuple[str, ...]
 
     def fits(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
-        """Return whether this plan does what ``forward`` would do now."""
+        """Return whether this plan gives the result that ``forward`` would give now."""
         return (
             len(args) == self.num_inputs
             and all(isinstance(args[number], self.tensor) for number in self.guards.inputs)
@@ -122,7 +122,7 @@ def optimized_class(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def _new(original: type[nn.Module]) -> nn.Module:
-    """Return an empty optimised module: what unpickling and copying fill."""
+    """Return an empty optimised module, which unpickling and copying fill."""
     kind = optimized_class(original)
     return kind.__new__(kind)
 
@@ -205,7 +205,7 @@ def _plan(module: nn.Module, family: LayerFamily) -> Plan:
     for chain in chains:
         for stage in chain.stages:
             for path in (chain.conv, stage.path):
-                # The step checks these itself, at every call.
+                # The step checks these modules itself, at every call.
                 recording.guards.kinds.pop(path, None) if path is not None else None
     _replace_chains(recording.graph, chains, family)
     for node in recording.graph.nodes:

@@ -23,7 +23,7 @@ class BlockReport:
         name: Its name in the model; empty: the model itself.
         kind: The name of its class.
         chains: The chains that run as one call each, such as ``"conv1, bn1, relu"``.
-        reason: Why it is left as it is; None: it is optimised.
+        reason: The reason why the module is not optimised; None: it is optimised.
     """
 
     name: str
@@ -98,7 +98,7 @@ def unoptimize(model: Model) -> Model:
 
 
 def optimization_report(model: nn.Module) -> OptimizationReport:
-    """Return what :func:`optimize` makes of each module of a model, without changing the model."""
+    """Return the result that :func:`optimize` has for each module, without changing the model."""
     blocks = []
     for name, module, plans in _optimizable(model):
         if isinstance(plans, str):
@@ -113,10 +113,10 @@ def optimization_report(model: nn.Module) -> OptimizationReport:
 
 
 def _optimizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Plan, ...] | str]]:
-    """Yield name, module and plans, or why there are none, of each module with convolutions.
+    """Yield name, module and plans, or the reason for none, of each module with convolutions.
 
-    A module that has them in containers alone is left out unless there are plans: its containers
-    fuse their children themselves.
+    A module that has convolutions only in containers is left out unless it has plans, because
+    containers fuse their children themselves.
     """
     for name, module in model.named_modules():
         family = family_in(module)
@@ -124,7 +124,7 @@ def _optimizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Plan,
         if family is None or issubclass(kind, (nn.ModuleList, nn.ModuleDict)):
             continue
         if kind.forward is not nn.Sequential.forward and family.is_container(module):
-            # These fuse their children themselves, at every call.
+            # Containers fuse their children themselves, at every call.
             continue
         plans: tuple[Plan, ...] | str
         if "forward" in module.__dict__:

@@ -27,7 +27,7 @@ class Recorded(fx.Proxy):
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The class that the value will have; ``isinstance`` reads it."""
+        """The class that the value will have; ``isinstance`` reads this property."""
         return self.tracer.class_of(self)
 
     def __dir__(self) -> list[str]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.nn.blocks.chains import Chain, Stage
 from tritonspconv.nn.blocks.guards import find
-from tritonspconv.nn.chain import fuses_on
+from tritonspconv.nn.chain import trains_on
 from tritonspconv.nn.fusable import FusableConv, LayerFamily, Norm, norm_numbers
 
 
 class FusedStep:
-    """A chain as one call: fused where that is right at the moment, else module by module.
+    """A chain as one call: fused if the current state allows it, else module by module.
 
     The step holds no module. It looks its modules up at every call, so that they may be replaced,
     hooked, frozen or switched to training at any time, and so that copies of a model can share it.
@@ -77,8 +77,7 @@ class FusedStep:
         family = self._family
         module = family.batch_norm(find(root, self._norm.path))
         norm = None if module is None else norm_numbers(module, conv.out_channels)
-        # On a CPU torch's own batch norm of training is faster.
-        if isinstance(norm, TrainingNorm) and not fuses_on(family.features(input).device):
+        if isinstance(norm, TrainingNorm) and not trains_on(family.features(input).device):
             return None
         return norm
 
