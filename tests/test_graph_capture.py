@@ -34,10 +34,11 @@ TRACEABLE = {
     "tritonspconv.nn.container.ToDense.forward",
     "tritonspconv.nn.conv.SparseInverseConvNd.forward",
     "tritonspconv.nn.conv.SubMConvNd.forward",
-    "compat.spconv.pytorch.conv._SubMConv.forward",
+    "compat.spconv.pytorch._convolution.SparseConvolution.forward",
     "compat.spconv.pytorch.modules.SparseBatchNorm.forward",
     "compat.spconv.pytorch.modules.SparseIdentity.forward",
     "compat.spconv.pytorch.modules.SparseReLU.forward",
+    "compat.spconv.pytorch.modules.SparseSequential.forward",
     "compat.spconv.pytorch.modules.SparseSyncBatchNorm.forward",
 }
 

@@ -197,6 +197,11 @@ def test_an_inverse_layer_and_dense_are_one_graph() -> None:
         compiled(x, _engine_input(40, 40))
 
 
+# The steps of a submanifold layer and of a strided one; see compat/spconv/pytorch/_paths.py.
+SAME = "S 3 3 3 1 1 1;"
+HALF = "C 3 3 3 2 2 2 1 1 1 1 1 1 0 0 0;"
+
+
 def _operands() -> dict[str, tuple[Any, ...]]:
     """Return sample arguments of every registered operator that has no gradient of its own."""
     x = _engine_input(20)
@@ -208,7 +213,8 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     ways: dict[str, tuple[Any, ...]] = {
         "conv_along_map": (found,),
         "conv_between": (x.sites, y.sites, down.geometry),
-        "spconv_submanifold": (x.coords, x.sites, 0, [3, 3, 3], [1, 1, 1]),
+        "spconv_submanifold": (x.coords, x.sites, 0, SAME),
+        "spconv_strided": (x.sites, HALF),
     }
     cases: dict[str, tuple[Any, ...]] = {}
     for name, way in ways.items():
@@ -217,6 +223,10 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         grads = torch.randn(rows, 6), x.feats, weight, *way, rows, *setting
         for needs in ((True, True), (True, False), (False, True)):
             cases[f"{name}_grads, {needs}"] = (*grads, *needs)
+    back_along = (x.sites, HALF, x.num_rows, *setting)
+    cases["spconv_inverse_forward"] = (grad, torch.randn(27, 6, 4), None, *back_along)
+    cases["spconv_inverse_grads"] = (x.feats, grad, torch.randn(27, 6, 4), *back_along, True, True)
+    cases["spconv_sites"] = (x.coords, x.sites, 0, HALF, 1)
     back = (y.sites, x.sites, [3, 3, 3], x.num_rows, *setting)
     cases["conv_inverse_forward"] = (grad, torch.randn(27, 6, 4), None, *back)
     cases["conv_inverse_grads"] = (x.feats, grad, torch.randn(27, 6, 4), *back, True, True)
@@ -229,7 +239,9 @@ def _operands() -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("case", _operands())
 def test_operators_pass_the_checks_of_torch(case: str) -> None:
     operator = getattr(torch.ops.tritonspconv, case.split(",")[0]).default
-    checks = "test_schema", "test_faketensor", "test_aot_dispatch_static"
+    # How many sites a strided layer makes is a size that no static graph has.
+    sizes = "dynamic" if case == "spconv_sites" else "static"
+    checks = "test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"
     torch.library.opcheck(operator, _operands()[case], test_utils=checks)
 
 
@@ -312,3 +324,123 @@ def test_a_torch_without_the_private_interface_breaks_the_graph(
 def test_torch_has_no_public_interface_for_opaque_types() -> None:
     """When this fails, ``opaque_types`` can use the public names instead of the private ones."""
     assert not hasattr(torch.library, "register_opaque_type")
+
+
+class SpconvEncoder(nn.Module):
+    """Two levels, a transposed layer and an inverse one, all behind a layer that Python runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _normed(spconv.SubMConv3d(4, 4, 3, indice_key="stem"))
+        self.down = _normed(spconv.SparseConv3d(4, 6, 3, 2, 1, indice_key="down"))
+        self.block = SpconvBlock(6, "coarse")
+        self.last = _normed(spconv.SparseConv3d(6, 8, (3, 1, 1), (2, 1, 1)))
+        self.wide = spconv.SparseConvTranspose3d(8, 6, 2, 2)
+        self.up = _normed(spconv.SparseInverseConv3d(6, 4, 3, indice_key="down"))
+
+    def forward(self, x: spconv.SparseConvTensor) -> tuple[spconv.SparseConvTensor, ...]:
+        x = self.stem(x)
+        y = self.block(self.down(x))
+        z = self.wide(self.last(y))
+        up = self.up(y)
+        return up.replace_feature(torch.cat([up.features, x.features], 1)), y, z
+
+
+def _normed(conv: nn.Module) -> nn.Module:
+    return spconv.SparseSequential(conv, nn.BatchNorm1d(conv.out_channels), nn.ReLU())
+
+
+def _new_input(rows: int) -> spconv.SparseConvTensor:
+    feats, coords = scan(rows, rows)
+    return spconv.SparseConvTensor(feats, coords, [EXTENT] * 3, 1)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_a_network_of_strided_layers_is_one_graph(training: bool, autocast: bool) -> None:
+    net = SpconvEncoder().train(training)
+    twin = copy.deepcopy(net)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter)
+    bound = 3e-2 if autocast else 1e-4
+    for rows in (90, 60, 200, 41):
+        results = []
+        for run, base in ((compiled, net), (twin, twin)):
+            base.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                outs = run(_new_input(rows))
+            feats = [out.features for out in outs]
+            sum(f.float().square().sum() for f in feats).backward()
+            results.append((outs, [*feats, *(p.grad for p in base.parameters()), *base.buffers()]))
+        (outs, found), (right, expected) = results
+        scale = max(float(other.detach().abs().max()) for other in expected)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=bound, atol=bound * scale)
+        for one, other in zip(outs, right, strict=True):
+            assert torch.equal(one.indices, other.indices)
+            assert one.spatial_shape == other.spatial_shape
+    # Once for the first number of voxels, once for all others.
+    assert counter.frame_count <= 2
+
+
+def test_tensors_of_a_compiled_network_serve_eager_layers() -> None:
+    net = SpconvEncoder().eval()
+    compiled = torch.compile(net, backend="aot_eager")
+    layers = [
+        spconv.SubMConv3d(6, 4, 3, indice_key="coarse"),
+        spconv.SparseInverseConv3d(6, 4, 3, indice_key="down"),
+        spconv.SparseConv3d(6, 4, 3, 2),
+    ]
+    with torch.no_grad():
+        for rows in (90, 60):
+            found, expected = compiled(_new_input(rows))[1], net(_new_input(rows))[1]
+            for layer in layers:
+                torch.testing.assert_close(layer(found).features, layer(expected).features)
+            torch.testing.assert_close(found.dense(), expected.dense())
+            for key, record in expected.indice_dict.items():
+                other = found.indice_dict[key]
+                assert type(other) is type(record)
+                assert torch.equal(other.pair_fwd, record.pair_fwd)
+                assert torch.equal(other.out_indices, record.out_indices)
+                assert other.out_spatial_shape == record.out_spatial_shape
+        # Edits of coordinates that a graph returned count, as in eager.
+        for x in (found, expected):
+            x.indices[:, 1] = x.spatial_shape[0] - 1 - x.indices[:, 1]
+        for layer in layers[2:]:
+            torch.testing.assert_close(layer(found).features, layer(expected).features)
+
+
+def test_inputs_that_a_graph_cannot_serve() -> None:
+    net = SpconvEncoder().eval()
+    compiled = torch.compile(net, backend="aot_eager")
+    with torch.no_grad():
+        compiled(_new_input(90))
+        # No rows: Python runs the layers.
+        assert compiled(_new_input(0))[0].features.shape == net(_new_input(0))[0].features.shape
+        far = spconv.SparseConvTensor(*scan(1), [EXTENT] * 3, 1)
+        far.indices[:, 1:] = EXTENT + 8
+        for run in (compiled, net):
+            with pytest.raises(SpconvError, match="points vanished"):
+                run(far.shadow_copy())
+
+
+@pytest.mark.parametrize("make", [spconv.SubMConv3d, spconv.SparseConv3d])
+def test_edits_of_indices_inside_a_graph_are_refused(make: Any) -> None:
+    layer = make(4, 4, 3)
+
+    def run(x: spconv.SparseConvTensor) -> Tensor:
+        x.indices[:, 1] = EXTENT - 1 - x.indices[:, 1]
+        return layer(x).features * 2
+
+    with pytest.raises(Exception, match="edits indices in place"):
+        torch.compile(run, backend="aot_eager")(_spconv_input(30))
+
+
+def test_indices_that_were_edited_before_a_compiled_strided_layer_are_refused() -> None:
+    layer = spconv.SparseConv3d(4, 4, 3, 2)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    compiled(_spconv_input(30))
+    x = _spconv_input(30)
+    x.indices[:, 1] = EXTENT - 1 - x.indices[:, 1]
+    with pytest.raises(RuntimeError, match="edited in place"):
+        compiled(x)

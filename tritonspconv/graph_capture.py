@@ -5,8 +5,8 @@ graph would hold the maps of one scan and give wrong numbers for the next one. S
 
 - :func:`make_opaque` marks the functions of a package for ``torch.compile``, which then calls them
   as they are and compiles the code around them.
-- Submanifold layers are traced: while :func:`is_traced` is true, they call the registered operators
-  of ``ops/registered.py``, which find their kernel map when they run.
+- Layers that have registered operators are traced: while :func:`is_traced` is true, they call the
+  operators of ``ops/registered.py``, which find their kernel map when they run.
 - :func:`refuse_capture` raises :class:`GraphCaptureError` under every tool that records or
   transforms operations. Public operations and constructors of sparse tensors call it.
 

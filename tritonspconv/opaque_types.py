@@ -10,13 +10,16 @@ them. In a release without them, :data:`AVAILABLE` is False and every layer is a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 try:
     from torch._library import opaque_object
+    from torch._library.fake_impl import allocate_size
     from torch._opaque_base import OpaqueBaseMeta
 except ImportError:  # A release that moved the interface.
-    opaque_object = None
+    opaque_object = allocate_size = None
     OpaqueBaseMeta = type
 
 AVAILABLE = opaque_object is not None
@@ -41,6 +44,31 @@ def register_opaque(kind: type[Kind]) -> type[Kind]:
         members = {name: inlined for name in names if not name.startswith("__")}
         opaque_object.register_opaque_type(kind, typ="reference", members=members)
     return kind
+
+
+def new_size(least: int) -> torch.SymInt:
+    """Return a size that only a run can tell; for the fake kernel of an operator.
+
+    ``torch.library.get_ctx().new_dynamic_size()`` does the same, but lets ``torch.compile`` break
+    the graph unless the user sets ``torch._dynamo.config.capture_dynamic_output_shape_ops``. That
+    setting is about operators of torch.
+
+    Args:
+        least: The smallest size that the graph has to serve.
+    """
+    ctx: Any = torch.library.get_ctx()
+    if (
+        allocate_size is None or ctx._shape_env is None
+    ):  # Raises: the caller wants graphs of fixed sizes.
+        return ctx.new_dynamic_size(min=least)
+    return allocate_size(ctx._shape_env, least)
+
+
+def is_lowered() -> bool:
+    """Return whether inductor runs the fake kernel again, on tensors that it made for the run."""
+    from torch._inductor.virtualized import NullHandler, V
+
+    return not isinstance(V.graph, NullHandler)
 
 
 def schema_name(kind: type) -> str:

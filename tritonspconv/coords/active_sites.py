@@ -44,6 +44,9 @@ class ActiveSites(metaclass=OpaqueMeta):
         device: Device of the coordinates.
         map_cache: The kernel maps that start from these sites; see
             :func:`tritonspconv.kernel_map.kernel_map`.
+        walks: The sites to which paths of layers lead from here, by the name of the path: all sites
+            on the way, with the version of their coordinates. Compiled graphs name sites so. None:
+            nobody asked yet.
 
     Raises:
         TypeError: ``coords`` is not an int32 tensor.
@@ -52,7 +55,7 @@ class ActiveSites(metaclass=OpaqueMeta):
 
     __slots__ = (
         "__weakref__", "_index", "_repeats", "_sorted_index", "bounds", "coords", "count", "device",
-        "grid", "map_cache",
+        "grid", "map_cache", "walks",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +88,7 @@ class ActiveSites(metaclass=OpaqueMeta):
             self._repeats = False
         self._sorted_index: SiteIndex | None = None
         self.map_cache: dict[Any, Any] = {}
+        self.walks: dict[str, tuple[tuple[ActiveSites, int | None], ...]] | None = None
 
     def as_rows(self, values: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "N ..."]:
         """Return ``values`` [N, ...], a row for each site; as a row tensor if sites are bounded."""

@@ -18,7 +18,7 @@ from tritonspconv.coords import ActiveSites
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, inverse_maps, kernel_map
 from tritonspconv.kernels import acc_dtype
-from tritonspconv.opaque_types import AVAILABLE, schema_name
+from tritonspconv.opaque_types import AVAILABLE, new_size, schema_name
 from tritonspconv.ops import dense as _dense
 from tritonspconv.ops._conv_parts import forward_only, gradients_only
 
@@ -63,7 +63,12 @@ _LOOKUPS: tuple[tuple[str, str, Callable[..., KernelMap]], ...] = (
 )
 
 
-def register_conv(name: str, map_args: str, find_map: Callable[..., KernelMap]) -> None:
+def register_conv(
+    name: str,
+    map_args: str,
+    find_map: Callable[..., KernelMap],
+    check: Callable[..., None] | None = None,
+) -> None:
     """Register a convolution ``tritonspconv::name`` and its gradients.
 
     Args:
@@ -71,6 +76,7 @@ def register_conv(name: str, map_args: str, find_map: Callable[..., KernelMap]) 
         map_args: The schema of the arguments that describe the kernel map. They follow the
             arguments of :func:`tritonspconv.ops.sparse_conv`.
         find_map: Returns the kernel map for these arguments.
+        check: Raises if a graph cannot serve these arguments; they are fake tensors then.
     """
     if not AVAILABLE:
         return
@@ -82,7 +88,9 @@ def register_conv(name: str, map_args: str, find_map: Callable[..., KernelMap]) 
         return forward_only(feats, weight, bias, find_map(*lookup), layout, dtype, precision)
 
     def fake_forward(feats: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        *_, n_out, layout, dtype, _ = rest
+        *lookup, n_out, layout, dtype, _ = rest
+        if check is not None:
+            check(*lookup)
         return feats.new_empty(n_out, weight.shape[0 if layout == "OVI" else 2], dtype=dtype)
 
     def grads(grad: Tensor, feats: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -121,6 +129,28 @@ def _register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tritonspconv::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.tritonspconv, name).default
+
+
+def register_sizes(
+    name: str, operands: str, run: Callable[..., Tensor], check: Callable[..., None]
+) -> None:
+    """Register an operator ``tritonspconv::name`` whose number of rows only a run can tell.
+
+    Args:
+        name: Name of the operator.
+        operands: Schema of the arguments: first int32 coordinates [n, axes], last the smallest
+            number of rows that the graph is made for.
+        run: Returns new coordinates int32 [n_out, axes].
+        check: See :func:`register_conv`.
+    """
+    if not AVAILABLE:
+        return
+
+    def fake(coords: Tensor, *rest: Any) -> Tensor:
+        check(coords, *rest)
+        return coords.new_empty(new_size(rest[-1]), coords.shape[1])
+
+    _register(name, f"({operands}) -> Tensor", run, fake)
 
 
 class _Convolution(torch.autograd.Function):

@@ -12,8 +12,10 @@ from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
 from compat.spconv.pytorch._family import LAYER_FAMILY
+from compat.spconv.pytorch._traced import trace_convolution
 from compat.spconv.pytorch._voxel_count import CountsVoxels
 from compat.spconv.pytorch.core import SparseConvTensor
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.nn.fusable import LayerFamily, Norm
 
 
@@ -146,6 +148,9 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             input: Features ``[N, in_channels]`` at active sites.
             add_input: Added to the output row by row, before the activation.
         """
+        if is_traced():
+            out = trace_convolution(self, input, add_input)
+            return run_untraced(self.forward, input, add_input) if out is None else out
         return self._conv_forward(
             self.training, input, self.weight, self.bias, add_input,
             name=self.name, sparse_unique_name=self._sparse_unique_name,

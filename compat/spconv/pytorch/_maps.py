@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._paths import out_shape_of, strided_map
 from compat.spconv.pytorch._records import Record, record_type
 from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
+from compat.spconv.pytorch._windows import window
 from compat.spconv.pytorch.core import SparseConvTensor
-from compat.spconv.pytorch.ops import (
-    get_conv_output_size,
-    get_deconv_output_size,
-    window,
-)
-from tritonspconv.coords import Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
 
@@ -103,16 +98,14 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             f"{type(layer).__name__} a key of its own."
         )
     located, geometry = input._locate(), _geometry(layer)
-    out_shape = _out_shape(located.spatial_shape, geometry)
+    out_shape = out_shape_of(located.spatial_shape, geometry)
     if min(out_shape) < 1:
         raise SpconvError(
             f"{layer} would turn spatial shape {input.spatial_shape} into {list(out_shape)}: every "
             "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
             "kernel."
         )
-    # A convolution has the same extents as in the engine.
-    out_grid = _grid(out_shape, located.batch_size) if geometry.transposed else None
-    found = kernel_map(located.sites, geometry, out_grid=out_grid)
+    found = strided_map(located.sites, geometry)
     if found.n_out == 0 and found.n_in > 0:
         raise SpconvError(
             f'no output site is left of {found.n_in} input sites ("points vanished"): spatial '
@@ -185,21 +178,6 @@ def _geometry(layer: WindowLayer) -> ConvGeometry:
         layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding,
         subm=layer.subm, transposed=layer.transposed,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def _out_shape(shape: tuple[int, ...], geometry: ConvGeometry) -> tuple[int, ...]:
-    """Return the extents of a strided layer's outputs, which may be less than 1."""
-    sizes = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
-    if geometry.transposed:
-        # The original leaves dilation out of the size; the engine, like torch, does not.
-        return tuple(get_deconv_output_size(shape, *sizes, geometry.output_padding))
-    return tuple(get_conv_output_size(shape, *sizes))
-
-
-@lru_cache(maxsize=1024)
-def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
-    return Grid((0,) * len(shape), shape, batch_size)
 
 
 def _record(

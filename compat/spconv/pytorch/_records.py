@@ -11,9 +11,9 @@ from torch import Tensor
 
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._pairs import map_of_pairs, map_of_table, pair_tables
+from compat.spconv.pytorch._paths import map_along, map_at, split
 from compat.spconv.pytorch._sites import LocatedSites
-from tritonspconv.geometry import ConvGeometry
-from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.kernel_map import KernelMap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,13 +49,13 @@ class _Record:
         is_subm, algo, ksize, stride, padding, dilation: Settings of the layer that made the entry.
         kernel_map: The engine's map from ``indices`` to ``out_indices``.
         located, out_located: The sites of both sides; None in an entry that users made.
-        follows_window: True: a submanifold layer made the entry without a map, as it does under
-            ``torch.compile``. The map follows from its window and ``located``.
+        route: The path from the root of ``located`` through the layer, if the layer made the entry
+            without a map, as it does under ``torch.compile``; None: the entry has a map.
     """
 
     located: LocatedSites | None = None
     out_located: LocatedSites | None = None
-    follows_window = False
+    route: str | None = None
 
     def __init__(
         self,
@@ -94,10 +94,11 @@ class _Record:
         stride: list[int],
         dilation: list[int],
         padding: list[int],
+        route: str | None = None,
     ) -> Self:
         """Return the entry of a layer; its pairs are listed when somebody asks for them.
 
-        Without ``kernel_map``, the entry of a submanifold layer finds the map in the same way.
+        Without ``kernel_map``, the entry finds the map along ``route`` in the same way.
         """
         record = cls.__new__(cls)
         _Record.__init__(
@@ -105,7 +106,7 @@ class _Record:
             out_located.spatial_shape, is_subm, algo, ksize, stride, dilation, padding,
         )  # fmt: skip
         if kernel_map is None:
-            record.follows_window = True
+            record.route = route
         else:
             record.kernel_map = kernel_map
         record.located = located
@@ -122,15 +123,17 @@ class _Record:
     def kernel_map(self) -> KernelMap:
         raise NotImplementedError
 
-    def _window_map(self) -> KernelMap:
-        """Return the map of the submanifold layer that made the entry."""
+    def _routed_map(self) -> KernelMap:
+        """Return the map of the layer that made the entry."""
         assert self.located is not None
+        assert self.route is not None
+        if not self.is_subm:
+            return map_along(self.located.root, self.route)
         if not self.located.still_describe(self.indices):
             self.located = LocatedSites.of(
                 self.indices, self.spatial_shape, self.located.batch_size
             )
-        geometry = ConvGeometry.submanifold(tuple(self.ksize), tuple(self.dilation))
-        return kernel_map(self.located.sites, geometry)
+        return map_at(self.located.sites, split(self.route)[1])
 
     @cached_property
     def inverse_map(self) -> KernelMap:
@@ -198,8 +201,8 @@ class IndiceData(_Record):
     @cached_property
     def kernel_map(self) -> KernelMap:
         """The map that the pairs list, or the map of the layer's window."""
-        if self.follows_window:
-            return self._window_map()
+        if self.route is not None:
+            return self._routed_map()
         n_in, n_out = self.indices.shape[0], self.out_indices.shape[0]
         return map_of_pairs(self.indice_pairs, self.indice_pair_num, n_in, n_out, self.is_subm)
 
@@ -266,8 +269,8 @@ class ImplicitGemmIndiceData(_Record):
     @cached_property
     def kernel_map(self) -> KernelMap:
         """The map of the pair table, or the map of the layer's window."""
-        if self.follows_window:
-            return self._window_map()
+        if self.route is not None:
+            return self._routed_map()
         return map_of_table(self.pair_fwd, self.indices.shape[0], self.out_indices.shape[0])
 
     @cached_property

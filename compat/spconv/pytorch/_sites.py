@@ -9,6 +9,7 @@ import torch
 
 from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._numbers import whole_number, whole_numbers
+from compat.spconv.pytorch._paths import sites_along
 from compat.spconv.pytorch._repeats import RepeatedSites
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import plain, reads_values
@@ -116,6 +117,16 @@ class LocatedSites:
         """Number of writes to ``indices`` when they were located; None: it is not known."""
         return self._version
 
+    @property
+    def root(self) -> ActiveSites:
+        """The sites from which ``path`` leads here."""
+        return self.sites
+
+    @property
+    def path(self) -> str:
+        """The strided layers from ``root`` to these sites; see ``_paths.py``."""
+        return ""
+
     def still_hold(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> bool:
         """Return whether ``sites`` describe these values."""
         return (
@@ -135,6 +146,73 @@ class LocatedSites:
         if self._compares_values:
             return torch.equal(plain(self.indices), self.sites.coords)
         return self._version is None or self._version == self.indices._version
+
+
+class TracedSites(LocatedSites):
+    """The sites of a strided layer that ``torch.compile`` traced.
+
+    A compiled graph returns the coordinates alone. The sites are found along the path when
+    somebody asks for them.
+
+    Args:
+        root: The sites from which the path starts.
+        path: The strided layers from there; see ``_paths.py``.
+        indices: Coordinates of the sites, int32 ``[N, 1 + ndim]``.
+        spatial_shape: Extents of the grid.
+        batch_size: Number of samples.
+    """
+
+    def __init__(
+        self,
+        root: ActiveSites,
+        path: str,
+        indices: Tensor,
+        spatial_shape: tuple[int, ...],
+        batch_size: int,
+    ) -> None:
+        self._root = root
+        self._path = path
+        self.indices = indices
+        self.spatial_shape = spatial_shape
+        self.batch_size = batch_size
+        self.repeats = None  # Generated sites do not repeat.
+
+    @property
+    def root(self) -> ActiveSites:
+        """The sites from which ``path`` leads here."""
+        return self._root
+
+    @property
+    def path(self) -> str:
+        """The strided layers from ``root`` to these sites."""
+        return self._path
+
+    @property
+    def are_distinct(self) -> bool:
+        """True: generated sites do not repeat."""
+        return True
+
+    @property
+    def version(self) -> int | None:
+        """Number of writes to ``indices`` when the graph returned them."""
+        return 0
+
+    @cached_property
+    def sites(self) -> ActiveSites:
+        """The engine's coordinate set."""
+        return sites_along(self._root, self._path)
+
+    @cached_property
+    def _version(self) -> int | None:
+        return None if self.indices.is_inference() else 0
+
+    @cached_property
+    def _for_inference(self) -> bool:
+        return self.indices.is_inference()
+
+    @cached_property
+    def _compares_values(self) -> bool:
+        return _may_compare(self.indices)
 
 
 def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:

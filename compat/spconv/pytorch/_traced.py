@@ -1,7 +1,10 @@
-"""Submanifold convolutions as ``torch.compile`` traces them.
+"""Convolutions as ``torch.compile`` traces them.
 
-The kernel map is found when the registered operator runs. So the entry that a layer records under
-its ``indice_key`` has no map yet: it finds the map in the cache of its sites when somebody asks.
+A graph holds no kernel map and no sites. It holds the sites that its input had, the *root*, and for
+each level the *path* of the strided layers that lead there. A registered operator walks along the
+path when it runs, through the maps that the root keeps. The number of sites that a strided layer
+makes is a size that torch does not know beforehand, so a whole network is one graph for every
+number of voxels.
 """
 
 from __future__ import annotations
@@ -13,61 +16,154 @@ from torch import Tensor
 
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
+from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
-from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
+from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, TracedSites
+from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size
 from compat.spconv.pytorch.core import SparseConvTensor
-from compat.spconv.pytorch.ops import window
 from tritonspconv.coords import ActiveSites
 from tritonspconv.debug import checks_coords
-from tritonspconv.kernel_map import KernelMap, kernel_map
-from tritonspconv.opaque_types import schema_name
+from tritonspconv.graph_capture import GraphCaptureError
+from tritonspconv.kernel_map import KernelMap
+from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
-from tritonspconv.ops.registered import register_conv
+from tritonspconv.ops.registered import register_conv, register_sizes
 
 if TYPE_CHECKING:
     from compat.spconv.pytorch._convolution import SparseConvolution
 
 
-def trace_submanifold(
+def trace_convolution(
     layer: SparseConvolution, input: SparseConvTensor, add_input: SparseConvTensor | None
 ) -> SparseConvTensor | None:
-    """Return the output of a submanifold layer; None where Python has to run the layer."""
+    """Return the output of a layer; None where Python has to run the layer."""
     if not _is_plain(layer, input, add_input):
         return None
     weight, feats = layer.weight, input._features
     if feats.dtype != weight.dtype and not torch.is_autocast_enabled(feats.device.type):
         feats = feats.to(weight.dtype)
-    dtype = compute_dtype(feats, weight)
     # Under autocast the operator sums the gradient of a float32 weight in float32; torch would not.
-    if layer.conv1x1 and dtype == weight.dtype:
-        indice_dict, matrix = input.indice_dict, weight.reshape(layer.in_channels, -1)
-        bias = layer.bias
+    if layer.conv1x1 and compute_dtype(feats, weight) == weight.dtype:
+        matrix, bias = weight.reshape(layer.in_channels, -1), layer.bias
         out = feats.mm(matrix) if bias is None else torch.addmm(bias, feats, matrix)
+        return _output(layer, input, add_input, out, input.indice_dict, None)
+    if layer.subm:
+        return _trace_submanifold(layer, input, add_input, feats)
+    if layer.inverse:
+        return _trace_inverse(layer, input, add_input, feats)
+    return _trace_strided(layer, input, add_input, feats)
+
+
+def _trace_submanifold(
+    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+) -> SparseConvTensor | None:
+    record = input.find_indice_pair(layer.indice_key)
+    if record is None:
+        located, indices = _own_sites(input), input.indices
+    elif _may_reuse(layer, input, record):
+        # It is not known if the indices were edited before a traced layer made the entry.
+        located, indices = record.located, record.indices if record.route is not None else None
     else:
-        record = input.find_indice_pair(layer.indice_key)
-        if record is None:
-            located, indices = _own_sites(input), input.indices
-        elif _may_reuse(layer, input, record):
-            # It is not known if the indices were edited before a traced layer made the entry.
-            located, indices = record.located, record.indices if record.follows_window else None
-        else:
-            return None
-        if located is None or not located.are_distinct:
-            return None
-        indice_dict = IndiceDict(input.indice_dict)
-        if record is None and layer.indice_key is not None:
-            indice_dict[layer.indice_key] = _entry(layer, input, located)
-        layout, precision = "OVI", "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
-        if layer.conv1x1:
-            weight, layout = weight.reshape(1, layer.in_channels, -1), "VIO"
-        out = torch.ops.tritonspconv.spconv_submanifold(
-            feats, weight, layer.bias, indices, located.sites, located.version,
-            layer.kernel_size, layer.dilation, feats.shape[0], layout, dtype, precision,
-        )  # fmt: skip
+        return None
+    if located is None or not located.are_distinct:
+        return None
+    indice_dict = IndiceDict(input.indice_dict)
+    route = located.path + step_of(layer)
+    if record is None and layer.indice_key is not None:
+        indice_dict[layer.indice_key] = _entry(layer, input, located, located, route)
+    out = torch.ops.tritonspconv.spconv_submanifold(
+        *_operands(layer, feats), indices, located.root, located.version, route,
+        feats.shape[0], *_setting(layer, feats),
+    )  # fmt: skip
+    return _output(layer, input, add_input, out, indice_dict, None)
+
+
+def _trace_strided(
+    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+) -> SparseConvTensor | None:
+    located = _own_sites(input)
+    if (
+        located is None
+        or not located.are_distinct
+        or layer.record_voxel_count
+        or input.find_indice_pair(layer.indice_key) is not None
+    ):
+        return None
+    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    if layer.transposed:
+        shape = get_deconv_output_size(located.spatial_shape, *sizes, layer.output_padding)
+    else:
+        shape = get_conv_output_size(located.spatial_shape, *sizes)
+    if min(shape) < 1:
+        return None
+    route = located.path + step_of(layer)
+    # Torch compiles a batch norm of an unknown number of rows if there is at least one row; in
+    # training it asks in Python if there are two.
+    indices = torch.ops.tritonspconv.spconv_sites(
+        input.indices, located.root, located.version, route, 2 if layer.training else 1
+    )
+    made = TracedSites(located.root, route, indices, tuple(shape), located.batch_size)
+    indice_dict = IndiceDict(input.indice_dict)
+    if layer.indice_key is not None:
+        indice_dict[layer.indice_key] = _entry(layer, input, located, made, route)
+    out = torch.ops.tritonspconv.spconv_strided(
+        *_operands(layer, feats), located.root, route, indices.shape[0], *_setting(layer, feats)
+    )
+    return _output(layer, input, add_input, out, indice_dict, made)
+
+
+def _trace_inverse(
+    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+) -> SparseConvTensor | None:
+    record = input.find_indice_pair(layer.indice_key)
+    if (
+        record is None
+        or record.route is None
+        or record.located is None
+        or record.is_subm
+        or record.algo is not _algo(layer, input)
+        or record.ksize != layer.kernel_size
+        or record.out_spatial_shape != input.spatial_shape
+        or record.out_indices.shape[0] != input.indices.shape[0]
+        or not record.located.are_distinct
+    ):
+        return None
+    located = record.located
+    out = torch.ops.tritonspconv.spconv_inverse(
+        *_operands(layer, feats), located.root, record.route, record.indices.shape[0],
+        *_setting(layer, feats),
+    )  # fmt: skip
+    return _output(layer, input, add_input, out, IndiceDict(input.indice_dict), located)
+
+
+def _operands(layer: SparseConvolution, feats: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    weight = layer.weight
+    if layer.conv1x1:
+        weight = weight.reshape(1, layer.in_channels, -1)
+    return feats, weight, layer.bias
+
+
+def _setting(layer: SparseConvolution, feats: Tensor) -> tuple[str, torch.dtype, str]:
+    layout, precision = "VIO" if layer.conv1x1 else "OVI", "ieee"
+    if constants.SPCONV_ALLOW_TF32:
+        precision = "tf32"
+    return layout, compute_dtype(feats, layer.weight), precision
+
+
+def _output(
+    layer: SparseConvolution,
+    input: SparseConvTensor,
+    add_input: SparseConvTensor | None,
+    feats: Tensor,
+    indice_dict: dict[Any, Any],
+    located: LocatedSites | None,
+) -> SparseConvTensor:
+    """Return the output of a layer, with the addition and the activation that belong to it."""
     if add_input is not None:
-        out = out + add_input._features
-    out = out.relu() if layer.act_type is Activation.ReLU else out
-    return input._derive(out, indice_dict)
+        feats = feats + add_input._features
+    feats = feats.relu() if layer.act_type is Activation.ReLU else feats
+    return input._derive(feats, indice_dict, located)
 
 
 def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
@@ -82,7 +178,9 @@ def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
         and input._features.ndim == 2
         and input._features.shape[1] == layer.in_channels
         and len(input.spatial_shape) == layer.ndim
-        and all(size % 2 for size in layer.kernel_size)
+        and not (layer.subm and any(size % 2 == 0 for size in layer.kernel_size))
+        and not (layer.inverse and layer.conv1x1)
+        and input._features.shape[0] > 0
     )
 
 
@@ -99,6 +197,12 @@ def _may_reuse(layer: SparseConvolution, input: SparseConvTensor, record: Any) -
     )
 
 
+def is_new(input: SparseConvTensor) -> bool:
+    """Return whether Python has to run the next layer, because nobody looked at the sites yet."""
+    located = _own_sites(input)
+    return located is None or not located.are_distinct
+
+
 def _own_sites(input: SparseConvTensor) -> LocatedSites | None:
     """Return the sites of ``input.indices`` if they were located before."""
     located = getattr(input.indice_dict, "located", None)
@@ -112,12 +216,18 @@ def _own_sites(input: SparseConvTensor) -> LocatedSites | None:
     return None
 
 
-def _entry(layer: SparseConvolution, input: SparseConvTensor, located: LocatedSites) -> Any:
+def _entry(
+    layer: SparseConvolution,
+    input: SparseConvTensor,
+    located: LocatedSites,
+    out_located: LocatedSites,
+    route: str,
+) -> Any:
     """Return the entry of the layer for ``indice_dict``."""
     algo = _algo(layer, input)
     return record_type(algo).of_map(
-        None, located, located, is_subm=True, algo=algo, ksize=layer.kernel_size,
-        stride=layer.stride, dilation=layer.dilation, padding=layer.padding,
+        None, located, out_located, is_subm=layer.subm, algo=algo, ksize=layer.kernel_size,
+        stride=layer.stride, dilation=layer.dilation, padding=layer.padding, route=route,
     )  # fmt: skip
 
 
@@ -125,23 +235,19 @@ def _algo(layer: SparseConvolution, input: SparseConvTensor) -> ConvAlgo:
     return layer.algo if input.force_algo is None else input.force_algo
 
 
-def _map_at(
-    indices: Tensor | None,
-    sites: ActiveSites,
-    version: int | None,
-    kernel_size: list[int],
-    dilation: list[int],
+def _submanifold_map(
+    indices: Tensor | None, root: ActiveSites, version: int | None, route: str
 ) -> KernelMap:
-    """Return the map of a submanifold window at ``sites``, or at ``indices`` if these were edited.
+    """Return the map of a submanifold window; at ``indices`` if these were edited.
 
     Args:
-        indices: The user's ``indices`` tensor of ``sites``; None: the recorded map is used
-            unchecked.
-        sites: The sites that the tensor had when the layer was traced.
+        indices: The user's ``indices`` tensor; None: the recorded map is used unchecked.
+        root: The sites from which the route starts.
         version: Number of writes to ``indices`` when they were located.
-        kernel_size: Window.
-        dilation: Its dilation.
+        route: The path to the sites and the layer's own step.
     """
+    path, own = split(route)
+    sites = sites_along(root, path)
     if indices is not None and not _describes(indices, sites, version):
         sites = ActiveSites(indices.clone(memory_format=torch.contiguous_format), sites.grid)
         if sites.has_repeats():
@@ -149,10 +255,18 @@ def _map_at(
                 "SubMConv: indices that were edited in place now repeat a site, which a compiled "
                 "network cannot handle. Edit indices before the compiled function."
             )
-    ones = [1] * len(kernel_size)
-    geometry = window(kernel_size, ones, ones, dilation, ones, subm=True, transposed=False)
-    assert geometry is not None
-    return kernel_map(sites, geometry)
+    return map_at(sites, own)
+
+
+def _refuse_edits(indices: Tensor | None, *_: Any) -> None:
+    """Raise if the function that is traced wrote to ``indices`` (a fake tensor) before."""
+    if indices is None or indices.is_inference() or is_lowered():
+        return
+    if indices._version:
+        raise GraphCaptureError(
+            "torch.compile cannot trace a sparse layer behind code that edits indices in place. "
+            "Edit indices before the compiled function; see docs/compile-export.md."
+        )
 
 
 def _describes(indices: Tensor, sites: ActiveSites, version: int | None) -> bool:
@@ -162,9 +276,40 @@ def _describes(indices: Tensor, sites: ActiveSites, version: int | None) -> bool
     return version is None or indices.is_inference() or indices._version == version
 
 
-register_conv(
-    "spconv_submanifold",
-    f"Tensor? indices, {schema_name(ActiveSites)} sites, int? version, int[] kernel_size, "
-    "int[] dilation",
-    _map_at,
-)
+def _made_sites(
+    indices: Tensor, root: ActiveSites, version: int | None, route: str, least: int
+) -> Tensor:
+    """Return a copy of the coordinates that a strided layer makes, int32 [n_out, 1 + ndim]."""
+    path, own = split(route)
+    sites = sites_along(root, path)
+    if not _describes(indices, sites, version):
+        raise RuntimeError(
+            "a compiled strided layer met indices that were edited in place after another layer "
+            "had used them. Edit indices before the first layer, or assign a new tensor."
+        )
+    found = map_at(sites, own)
+    if found.n_out == 0 and found.n_in > 0:
+        raise SpconvError(
+            f'no output site is left of {found.n_in} input sites ("points vanished"): '
+            f"{found.geometry}. Check that indices lie in spatial_shape and batch_size, or add "
+            "padding."
+        )
+    if found.n_out < least:
+        raise RuntimeError(
+            f"a compiled strided layer in training needs {least} output sites; got {found.n_out}. "
+            "Call the network without torch.compile for so small an input."
+        )
+    return found.out_sites.coords.clone()
+
+
+def _map_back(root: ActiveSites, route: str) -> KernelMap:
+    """Return the map of a strided layer read backwards."""
+    return map_along(root, route).inverse()
+
+
+_PLACE = f"{schema_name(ActiveSites)} root, str route"
+_CHECKED = f"{schema_name(ActiveSites)} root, int? version, str route"
+register_conv("spconv_submanifold", f"Tensor? indices, {_CHECKED}", _submanifold_map, _refuse_edits)
+register_conv("spconv_strided", _PLACE, map_along)
+register_conv("spconv_inverse", _PLACE, _map_back)
+register_sizes("spconv_sites", f"Tensor indices, {_CHECKED}, int least", _made_sites, _refuse_edits)

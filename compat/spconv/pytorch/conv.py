@@ -10,12 +10,10 @@ from compat.spconv.pytorch._convolution import SparseConvolution
 from compat.spconv.pytorch._convolution_base import IntOrInts, SparseConvolutionBase
 from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch._pair_ops import apply_act as _apply_act
-from compat.spconv.pytorch._traced import trace_submanifold
 from compat.spconv.pytorch._voxel_count import (
     MAX_NUM_VOXELS_DURING_TRAINING as _MAX_NUM_VOXELS_DURING_TRAINING,
 )
-from compat.spconv.pytorch.core import SparseConvTensor, expand_nd
-from tritonspconv.graph_capture import is_traced, run_untraced
+from compat.spconv.pytorch.core import expand_nd
 
 __all__ = [
     "DEFAULT_SPARSE_CONV_TYPES",
@@ -148,15 +146,6 @@ class _SubMConv(SparseConvolution):
             large_kernel_fast_algo=large_kernel_fast_algo,
             name=name,
         )
-
-    def forward(
-        self, input: SparseConvTensor, add_input: SparseConvTensor | None = None
-    ) -> SparseConvTensor:
-        """Convolve; see :meth:`SparseConvolution.forward`."""
-        if is_traced():
-            out = trace_submanifold(self, input, add_input)
-            return run_untraced(super().forward, input, add_input) if out is None else out
-        return super().forward(input, add_input)
 
 
 class _SparseInverseConv(SparseConvolution):

@@ -199,6 +199,10 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
                 setattr(out, name, getattr(self, name))
             out._features, out.spatial_shape = features, list(self.spatial_shape)
             out.indice_dict = self.indice_dict if indice_dict is None else indice_dict
+            if located is not None:
+                out.indices = located.indices
+                out.spatial_shape = list(located.spatial_shape)
+                out.indice_dict.located = located  # pyright: ignore[reportAttributeAccessIssue]
             return out
         fields: dict[str, Any] = vars(out)
         fields.update(vars(self))

@@ -14,8 +14,10 @@ from compat.spconv._names import module_getattr
 from compat.spconv.pytorch._convolution import SparseConvolution
 from compat.spconv.pytorch._family import LAYER_FAMILY
 from compat.spconv.pytorch._module import SparseModule
+from compat.spconv.pytorch._traced import is_new
 from compat.spconv.pytorch.conv import SubMConv3d
 from compat.spconv.pytorch.core import SparseConvTensor
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.nn.chain import run_chain
 from tritonspconv.nn.fusable import fuses_now
 
@@ -192,6 +194,9 @@ class SparseSequential(SparseModule):
         modules: Any = self._modules.values()
         if self.fuse_layers and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
             return run_chain(LAYER_FAMILY, tuple(modules), input, _apply)
+        if is_traced() and isinstance(input, SparseConvTensor) and is_new(input):
+            # Else torch.compile breaks the graph at the first layer and compiles the rest apart.
+            return run_untraced(self.forward, input)
         for module in modules:
             input = _apply(module, input)
         return input
