@@ -102,8 +102,11 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     net = trained(lidar.second_encoder(spconv)).to(dtype)
     scans = [spconv_tensor(*sweep(seed, dtype=dtype)) for seed in range(2)]
     report = export_onnx(net, scans[0], tmp_path / "net.onnx", check=scans[1:])
-    # The attribute epsilon is a float32.
-    assert report.max_error < 1e-9
+    # The attribute epsilon is a float32. Sums that differ in the last bits of float32 may round to
+    # neighbours in float16.
+    largest = max(check.max_value for check in report.checks)
+    limit = 1e-9 if dtype == torch.float64 else 2 * torch.finfo(dtype).eps * largest
+    assert report.max_error < limit
     assert OnnxNetwork(tmp_path / "net.onnx")(scans[1])["0"].dtype == dtype
 
 
