@@ -96,6 +96,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("interpreter") and not (INTERPRETED or has_gpu):
             reason = "launches Triton kernels: needs a GPU or TRITON_INTERPRET=1"
             item.add_marker(pytest.mark.skip(reason=reason))
+        callspec = getattr(item, "callspec", None)
+        device = None if callspec is None else callspec.params.get("device")
+        if device == INTERPRETED_DEVICE and has_gpu and not INTERPRETED:
+            reason = "runs Triton kernels on a CPU: needs TRITON_INTERPRET=1"
+            item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("compile") and INTERPRETED:
             reason = "compiles Triton kernels: needs TRITON_INTERPRET unset"
             item.add_marker(pytest.mark.skip(reason=reason))

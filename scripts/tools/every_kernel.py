@@ -70,7 +70,9 @@ def run_all() -> None:
         ):
             for name, geometry in GEOMETRIES.items():
                 run_layers(name, geometry)
-                run_layers(f"{name}, bounded", geometry, is_bounded=True)
+                # The sites of strided layers over padding are found in a bitmap.
+                if shift is not None:
+                    run_layers(f"{name}, bounded", geometry, is_bounded=True)
     with mock.patch.object(half_parts, "_MIN_WORK", 0):
         run_layers("float32 in parts", GEOMETRIES["strided"])
     # AMD multiplies float32 as it is.

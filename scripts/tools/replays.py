@@ -12,12 +12,10 @@ must not grow, and no kernel may be compiled. The exit status is 1 otherwise.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 
@@ -98,8 +96,9 @@ def used(device: torch.device) -> tuple[int, int, int]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         reserved = torch.cuda.memory_reserved(device)
-        folder = os.environ.get("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
-        kernels = sum(1 for _ in Path(folder).glob("*/*.cubin"))
+        from tritonspconv.kernels.triton._launch import compiled_kernels
+
+        kernels = len(compiled_kernels())
     else:
         reserved = kernels = 0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
