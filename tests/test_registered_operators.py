@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
+from compat.spconv.pytorch import modules
 from compat.spconv.pytorch._errors import SpconvError
 from tests._capture_cases import EXTENT, scan
 from tritonspconv import graph_capture, opaque_types
@@ -381,6 +382,39 @@ def test_a_network_of_strided_layers_is_one_graph(training: bool, autocast: bool
             assert one.spatial_shape == other.spatial_shape
     # Once for the first number of voxels, once for all others.
     assert counter.frame_count <= 2
+
+
+class SpconvStages(nn.Module):
+    """An input layer, a stage of two fused layers, and an output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _normed(spconv.SubMConv3d(4, 4, 3, indice_key="stem"))
+        self.stage = spconv.SparseSequential(
+            _normed(spconv.SparseConv3d(4, 6, 3, 2, 1)), _normed(spconv.SubMConv3d(6, 6, 3))
+        )
+        self.last = _normed(spconv.SubMConv3d(6, 4, 3))
+
+    def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
+        return self.last(self.stage(self.stem(x)))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_on_a_gpu_a_stage_of_fused_layers_stays_whole(training: bool, monkeypatch) -> None:
+    """The stage is no part of a graph, as on a GPU, and the layer behind it is."""
+    monkeypatch.setattr(modules, "_fuses_training", lambda feats: True)
+    net = SpconvStages().train(training)
+    twin = copy.deepcopy(net)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter)
+    for rows in (90, 60):
+        found, right = compiled(_new_input(rows)), twin(_new_input(rows))
+        torch.testing.assert_close(found.features, right.features, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.indices, right.indices)
+    called = [node.target.__name__ for graph in counter.graphs for node in graph.graph.nodes
+              if "spconv" in getattr(node.target, "__name__", "")]  # fmt: skip
+    assert called
+    assert not any("strided" in name for name in called)
 
 
 def test_tensors_of_a_compiled_network_serve_eager_layers() -> None:

@@ -161,6 +161,8 @@ make_opaque(
         "SparseConvolution.forward",
         "SparseSequential.forward",
         "is_new",
+        "_is_faster_whole",
+        "_fuses_training",
         "_apply",
         "trace_convolution",
         "_trace_submanifold",

@@ -195,12 +195,37 @@ class SparseSequential(SparseModule):
         modules: Any = self._modules.values()
         if self.fuse_layers and fuses_now() and not constants.SPCONV_FX_TRACE_MODE:
             return run_chain(LAYER_FAMILY, tuple(modules), input, _apply)
-        if is_traced() and isinstance(input, SparseConvTensor) and is_new(input):
-            # Else torch.compile breaks the graph at the first layer and compiles the rest apart.
-            return run_untraced(self.forward, input)
+        if is_traced() and isinstance(input, SparseConvTensor):
+            # Of a new tensor, torch.compile would break the graph at the first layer and compile
+            # the rest apart.
+            is_whole = is_new(input) or (self.fuse_layers and _is_faster_whole(self, input))
+            if is_whole:
+                return run_untraced(self.forward, input)
         for module in modules:
             input = _apply(module, input)
         return input
+
+
+def _is_faster_whole(container: SparseSequential, input: SparseConvTensor) -> bool:
+    """Return whether Python runs a container faster than a graph does.
+
+    On a GPU eager mode runs a convolution with its norm and its ReLU as one launch, and a graph
+    does not. So stages of several such layers, with nothing else between them, stay whole.
+    """
+    if not _fuses_training(input.features):
+        return False
+    convolutions = 0
+    for module in container.modules():
+        if isinstance(module, SparseConvolution):
+            convolutions += 1
+        elif not isinstance(module, (SparseSequential, nn.BatchNorm1d, nn.ReLU)):
+            return False
+    return convolutions > 1
+
+
+def _fuses_training(feats: Tensor) -> bool:
+    """Return whether eager mode fuses layers in training as well as in inference."""
+    return feats.is_cuda
 
 
 def _apply(module: nn.Module, input: Any) -> Any:
