@@ -23,6 +23,7 @@ from tritonspconv import graph_capture, opaque_types
 pytestmark = [
     pytest.mark.skipif(not opaque_types.AVAILABLE, reason="torch moved the private interface"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
 ]
 
 
