@@ -144,7 +144,7 @@ def test_same_bits_by_the_kernels_of_a_gpu(device):
     case: Case = network, tensor, lambda y: y.feats
     plain, saving = network(), network()
     plan = ts.save_memory(saving, tensor())
-    assert plan.segments == ("0",)
+    assert "0" in plan.segments
     assert_same_bits(step(saving, case), step(plain, case))
 
 

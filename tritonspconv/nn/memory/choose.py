@@ -8,7 +8,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.nn.memory.measure import Call, Measured
 
 # A map is made again only if its bytes are at least this share of the peak.
-_SMALLEST_SHARE = 0.01
+_SMALLEST_SHARE = 0.05
 
 
 def choose_segments(
