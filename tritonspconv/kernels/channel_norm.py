@@ -52,7 +52,7 @@ class ChannelNorm(NamedTuple):
         if dtype is None:
             held = (vector.dtype for vector in self[:4] if vector is not None)
             dtype = functools.reduce(torch.promote_types, held, torch.float32)
-        mean, variance, weight, bias, eps = self.each(lambda vector: vector.to(dtype))
+        mean, variance, weight, bias, eps = self.each(lambda x: x.to(dtype).contiguous())
         zeros = torch.zeros_like(mean)
         scale = F.batch_norm(zeros[None] + 1, zeros, variance, weight, eps=eps)
         shift = F.batch_norm(zeros[None], mean, variance, weight, bias, eps=eps)
