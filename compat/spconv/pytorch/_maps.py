@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._errors import SpconvError, points_vanished
 from compat.spconv.pytorch._paths import out_shape_of, strided_map
 from compat.spconv.pytorch._records import Record, record_type
 from compat.spconv.pytorch._repeats import RepeatedSites
@@ -107,11 +107,8 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
         )
     found = strided_map(located.sites, geometry)
     if found.n_out == 0 and found.n_in > 0:
-        raise SpconvError(
-            f'no output site is left of {found.n_in} input sites ("points vanished"): spatial '
-            f"shape {input.spatial_shape}, batch size {input.batch_size}, {layer}. Check that "
-            "indices lie in spatial_shape and batch_size, or add padding."
-        )
+        where = f"spatial shape {input.spatial_shape}, batch size {input.batch_size}, {layer}"
+        raise points_vanished(found.n_in, where)
     out_located = LocatedSites.generated(found.out_sites)
     indice_dict = IndiceDict(input.indice_dict)
     if key is not None:

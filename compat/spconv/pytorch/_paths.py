@@ -91,7 +91,7 @@ def out_shape_of(shape: tuple[int, ...], geometry: ConvGeometry) -> tuple[int, .
     """Return the extents of a strided layer's outputs, which may be less than 1."""
     sizes = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
     if geometry.transposed:
-        # The original leaves dilation out of the size; the engine, like torch, does not.
+        # The original's size ignores dilation. The engine's size includes it, like torch's.
         return tuple(get_deconv_output_size(shape, *sizes, geometry.output_padding))
     return tuple(get_conv_output_size(shape, *sizes))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._errors import points_vanished
 from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, TracedSites
@@ -145,9 +145,8 @@ def _operands(layer: SparseConvolution, feats: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _setting(layer: SparseConvolution, feats: Tensor) -> tuple[str, torch.dtype, str]:
-    layout, precision = "VIO" if layer.conv1x1 else "OVI", "ieee"
-    if constants.SPCONV_ALLOW_TF32:
-        precision = "tf32"
+    layout = "VIO" if layer.conv1x1 else "OVI"
+    precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
     return layout, compute_dtype(feats, layer.weight), precision
 
 
@@ -289,11 +288,7 @@ def _made_sites(
         )
     found = map_at(sites, own)
     if found.n_out == 0 and found.n_in > 0:
-        raise SpconvError(
-            f'no output site is left of {found.n_in} input sites ("points vanished"): '
-            f"{found.geometry}. Check that indices lie in spatial_shape and batch_size, or add "
-            "padding."
-        )
+        raise points_vanished(found.n_in, str(found.geometry))
     if found.n_out < least:
         raise RuntimeError(
             f"a compiled strided layer in training needs {least} output sites; got {found.n_out}. "

@@ -39,7 +39,7 @@ def get_deconv_output_size(
     dilation: Sequence[int],
     output_padding: Sequence[int],
 ) -> list[int]:
-    """Return ``(n-1)s - 2p + k + output_padding`` per axis; dilation has no part in it.
+    """Return ``(n-1)s - 2p + k + output_padding`` per axis; dilation has no effect.
 
     ``input_size`` says how many axes there are; entries of the others beyond that are ignored.
 
@@ -91,7 +91,7 @@ def window(
     return _strided_window(*sizes, tuple(stride), tuple(padding), extra, transposed)
 
 
-# Layers ask at every call, because downstream code assigns to their attributes: cached.
+# The result is cached: layers ask at every call, because downstream code assigns to attributes.
 @lru_cache(maxsize=1024)
 def _submanifold_window(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> ConvGeometry:
     if any(size % 2 == 0 for size in kernel_size):
