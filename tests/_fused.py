@@ -34,7 +34,7 @@ def record_fused(monkeypatch: pytest.MonkeyPatch, conv: type) -> list[tuple[bool
 
 
 def keeps_bits(device: torch.device) -> bool:
-    """Whether fused layers have the bits of their modules in float32 and float64.
+    """Return whether fused layers have the bits of their modules in float32 and float64.
 
     On a CPU they have, where torch's batch norm multiplies and adds with one rounding as ours does.
     """

@@ -48,7 +48,7 @@ def geometries(draw, ndim: int | None = None, kinds=BOX_KINDS) -> ConvGeometry:
         centred = ConvGeometry.submanifold(kernel_size, dilation, tap_order)
         if kind == "same, mirrored" or draw(st.booleans()):
             return centred
-        # As in MinkowskiEngine: an even window begins at its row.
+        # An even window begins at its row, as in MinkowskiEngine.
         padding = tuple(
             p if k % 2 else 0 for k, p in zip(kernel_size, centred.padding, strict=True)
         )

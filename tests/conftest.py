@@ -189,6 +189,6 @@ def _poison(dtype: torch.dtype) -> float | int | bool:
         return math.nan
     if dtype is torch.bool:
         return True
-    # As an index the value is out of range, and as a count it is absurd. It is near the top of the
+    # The value is out of range as an index and absurd as a count. It is near the top of the
     # range, but no power of two and not the maximum, because code may use these as sentinels.
     return torch.iinfo(dtype).max // 3 * 2 + 1

@@ -137,7 +137,7 @@ def test_dtypes_that_torch_refuses_are_refused(device):
 def test_kernels_fuse_evaluation_and_a_cpu_keeps_its_bits(
     device, fused, monkeypatch, bias, affine, dtype
 ):
-    """As it is without the fixture, which fuses everywhere."""
+    """Layers fuse where the package fuses them; the fixture of this file fuses everywhere."""
     monkeypatch.setattr(chain, "fuses_on", gather_gemm.fuses_epilogue)
     monkeypatch.setattr(chain, "trains_on", batch_norm.fuses_training)
     norm = settle(tsnn.BatchNorm(33, affine=affine))

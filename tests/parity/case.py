@@ -104,7 +104,7 @@ class Run:
     Attributes:
         case: Name of the case.
         root: Import name of the library: ``spconv`` or ``compat.spconv``.
-        original: Whether the library is the original.
+        original: True for the original library, False for the adapter.
         target: The device whose behaviour is compared: ``"cpu"`` or ``"cuda"``.
         device: Where this run computes; the float64 run of target ``"cuda"`` is on the CPU.
         precision: The dtype's name, see `Case`.

@@ -51,7 +51,7 @@ def jobs_of(case: Case, target: str, *, golden: bool = False) -> dict[str, dict[
         golden: Take the original's results from a file, and run the adapter on the CPU.
     """
     device = "cpu" if golden else target
-    reference = target == "cpu" and not golden  # Whether the original makes the reference runs.
+    reference = target == "cpu" and not golden  # True: the original makes the reference runs.
     jobs = {}
     for precision in case.dtypes.get(target, ()):
         plain = "float32" if precision == "float64" else precision

@@ -112,7 +112,7 @@ def test_few_rows(make, device, rows):
 
 
 def test_kernels_fuse_evaluation_and_a_cpu_keeps_its_bits(make, device, monkeypatch):
-    """As it is without the fixture, which fuses everywhere."""
+    """Layers fuse where the package fuses them; the fixture of this file fuses everywhere."""
     monkeypatch.undo()
     place = torch.empty(0, device=device).device
     assert trains_on(place) == (place.type == "cuda")

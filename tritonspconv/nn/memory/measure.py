@@ -1,4 +1,4 @@
-"""What one forward pass saves for the backward pass, call by call."""
+"""Measurement of the tensors that each call of a module saves for the backward pass."""
 
 from __future__ import annotations
 

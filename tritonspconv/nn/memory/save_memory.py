@@ -23,7 +23,7 @@ class MemoryPlan:
         model: The network.
         segments: Names of the modules that run again in the backward pass, in the order of their
             calls.
-        released: Of these, the modules whose kernel maps are made again too.
+        released: Names of the segments whose kernel maps are made again in the backward pass.
         refused: Modules that must not run twice, and why.
         plain_bytes: What the example saves for the backward pass without the plan.
         planned_bytes: The most that the example saves at a time with the plan. Gradients,
