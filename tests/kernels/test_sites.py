@@ -77,9 +77,9 @@ def test_a_flag_is_read_with_the_number_of_sites(triton_device, n, value):
     flag = None if value is None else torch.tensor(value, device=triton_device)
     for module in (kernels, eager):
         arguments = sites.coords, DOWN.offsets, DOWN.stride, True, grid, sites.grid
-        coords, _, is_set, _ = module.reached_sites(*arguments, flag)
-        assert torch.equal(coords, launch(module, sites, DOWN, grid)[0])
-        assert is_set == (None if value is None else value != 0)
+        found = module.reached_sites(*arguments, flag)
+        assert torch.equal(found.coords, launch(module, sites, DOWN, grid)[0])
+        assert found.flag == (None if value is None else value != 0)
 
 
 @pytest.mark.parametrize("geometry", [DOWN, UP], ids=["divide", "multiply"])
