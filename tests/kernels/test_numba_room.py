@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import sys
 import threading
 import types
 
@@ -17,6 +18,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 from numba.core.dispatcher import Dispatcher
 
 from tritonspconv.kernels import numba as room
+from tritonspconv.kernels.numba import _threads
 from tritonspconv.kernels.numba._compile import compiled
 from tritonspconv.kernels.numba._threads import in_ranges
 
@@ -57,11 +59,21 @@ def test_nothing_is_compiled_on_import(tmp_path):
     assert run("-c", code, cwd=tmp_path).stdout.split() == ["False"]
 
 
+@pytest.fixture(params=["openmp", "pool"])
+def way(request, monkeypatch):
+    """The threads of torch's OpenMP, and the pool where torch has none that we can use."""
+    if request.param == "pool":
+        monkeypatch.setattr(_threads, "_openmp", lambda: None)
+    elif _threads._openmp() is None:
+        pytest.skip("torch has no OpenMP that GCC's code could call")
+    return request.param
+
+
 @pytest.mark.parametrize(
     ("n", "least", "threads", "ranges"),
     [(0, 1, 4, 1), (9, 10, 4, 1), (20, 10, 4, 2), (1000, 10, 3, 3), (5, 1, 1, 1)],
 )
-def test_ranges_cover_all_rows_once(n, least, threads, ranges):
+def test_ranges_cover_all_rows_once(way, n, least, threads, ranges):
     torch.set_num_threads(threads)
     seen = []
     in_ranges(lambda start, end: seen.append((start, end)), n, least)
@@ -69,21 +81,55 @@ def test_ranges_cover_all_rows_once(n, least, threads, ranges):
     assert [row for start, end in sorted(seen) for row in range(start, end)] == list(range(n))
 
 
-def test_ranges_run_at_the_same_time():
+def test_ranges_run_at_the_same_time(way):
     torch.set_num_threads(3)
     meeting = threading.Barrier(3, timeout=20)
     in_ranges(lambda start, end: meeting.wait(), 3, 1)
 
 
-def test_an_error_of_a_range_is_raised():
+@pytest.mark.parametrize("fails", [0, 1])
+def test_an_error_of_a_range_is_raised(way, fails):
     torch.set_num_threads(2)
 
     def fail(start, end):
-        if start:
+        if (start > 0) == fails:
             raise ValueError("a range failed")
 
     with pytest.raises(ValueError, match="a range failed"):
         in_ranges(fail, 10, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems use the pool")
+def test_ranges_run_on_the_threads_of_torch():
+    """A second set of threads would compete with torch's, which spin while they are idle."""
+    assert "OpenMP" in torch.__config__.parallel_info()
+    torch.set_num_threads(3)
+    before = set(threading.enumerate())
+    seen = set()
+    meeting = threading.Barrier(3, timeout=20)
+
+    def note(start, end):
+        meeting.wait()
+        seen.add(threading.get_ident())
+
+    for _ in range(3):
+        in_ranges(note, 3, 1)
+        torch.zeros(1 << 20).add_(1)
+    assert len(seen) == 3
+    assert not any("tritonspconv" in thread.name for thread in {*threading.enumerate()} - before)
+
+
+def test_a_region_within_a_region_has_one_thread(way):
+    if way == "pool":
+        pytest.skip("the pool would wait for its own threads; no kernel calls another in a range")
+    torch.set_num_threads(2)
+    seen = []
+
+    def outer(start, end):
+        in_ranges(lambda first, last: seen.append((start + first, start + last)), end - start, 1)
+
+    in_ranges(outer, 8, 1)
+    assert sorted(row for first, last in seen for row in range(first, last)) == list(range(8))
 
 
 FORK = """
