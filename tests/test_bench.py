@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tritonspconv.bench import command, layers
+from tritonspconv.bench.allocated import peak_of
 from tritonspconv.bench.networks import SAVING, NetworkBench, saving_cases
 from tritonspconv.bench.peers import OURS, load_peer
 from tritonspconv.bench.report import Cell, Report, command_line
@@ -145,3 +148,33 @@ def test_saving_networks_compute_again_in_training_alone() -> None:
 
     assert "stem" in replaced(name, training=True)
     assert replaced(name, training=False) == replaced(plain, training=True) == []
+
+
+MIB = 2**20
+needs_mallinfo = pytest.mark.skipif(sys.platform != "linux", reason="reads GNU's allocator")
+
+
+@needs_mallinfo
+def test_allocated_memory_counts_whoever_allocates_it() -> None:
+    """Memory that is free when the call begins counts again; memory given back does not."""
+    freed = [torch.ones(MIB, dtype=torch.uint8) for _ in range(64)]
+    freed.clear()
+
+    def call() -> None:
+        torch.ones(48 * MIB, dtype=torch.uint8)
+        held = torch.ones(32 * MIB, dtype=torch.uint8), np.ones(32 * MIB, np.uint8)
+        time.sleep(0.05)
+        assert len(held) == 2
+
+    assert 64 * MIB <= peak_of(call) < 66 * MIB
+
+
+@needs_mallinfo
+def test_allocated_memory_of_a_result_counts() -> None:
+    assert 32 * MIB <= peak_of(lambda: torch.ones(32 * MIB, dtype=torch.uint8)) < 34 * MIB
+
+
+def test_allocated_memory_needs_the_allocator_of_gnu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    with pytest.raises(RuntimeError, match="is measured by mallinfo2"):
+        peak_of(lambda: None)

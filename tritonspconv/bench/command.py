@@ -168,14 +168,14 @@ def _run_section(
             title = "kernel maps, sum of the kernels' durations, ms"
             cases = map_cases(scenes, "device")
             measure(section, title, MAP_HEADER, cases, metric=meter.device_time, checked=False)
-    elif not on_gpu:
-        print(f"\n{section}: needs a GPU", flush=True)
     else:
         title = "peak memory that a call adds, MiB; kernel maps included"
         cases = memory_cases(scenes, args.quick, on_gpu)
         measure(section, title, LAYER_HEADER, cases, metric=meter.peak, checked=False)
         cases = network_cases(scenes, peers, on_gpu)
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
+        if not on_gpu:
+            return
         cases = saving_cases(scenes, peers)
         title = "peak memory that a training step adds, MiB; as it is and under save_memory"
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)

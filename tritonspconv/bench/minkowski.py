@@ -339,7 +339,10 @@ def main() -> int:
     ]
     meter = Meter(device, args.quick, args.clock)
     title = f"{CLOCKS[args.clock]}, ms; new kernel maps at every call unless cached"
-    measure_cases("minkowski", title, HEADER, cases, libraries, meter, report, meter.wall)
+    if args.memory:
+        title = "peak memory that a call adds, MiB; new kernel maps at every call unless cached"
+    metric = meter.peak if args.memory else meter.wall
+    measure_cases("minkowski", title, HEADER, cases, libraries, meter, report, metric)
     if args.json is not None:
         report.save_json(args.json)
     if args.markdown is not None:
@@ -367,6 +370,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: processor time; for busy machines"
     )
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
     return parser.parse_args()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tritonspconv.bench.allocated import peak_of
+
 Run = Callable[[], object]
 
 # The clocks, and the names of their times in tables.
@@ -121,7 +123,11 @@ class Meter:
 
     @property
     def peak(self) -> Metric:
-        """The memory that a run adds at its peak to torch's allocated memory; GPU only."""
+        """The memory that a run adds at its peak.
+
+        On a GPU torch has allocated this memory, on a CPU anybody in this process: see
+        :func:`tritonspconv.bench.allocated.peak_of`.
+        """
         return Metric(self._peak, "MiB")
 
     @property
@@ -183,7 +189,7 @@ class Meter:
 
     def _peak(self, run: Run) -> list[float]:
         if not self.on_gpu:
-            raise RuntimeError("peak memory needs a GPU")
+            return [peak_of(run) / 2**20 for _ in range(1 if self.quick else 3)]
         for _ in range(2):
             run()
         gc.collect()
