@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests._strategies import KINDS, a_few, problems
+from tests.kernels.test_pair_panels import random_rows
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.build import output_grid
@@ -20,6 +21,7 @@ from tritonspconv.kernels.eager import neighbor_table as eager_table
 from tritonspconv.kernels.eager import scatter_table as eager_scatter
 from tritonspconv.kernels.eager import sites as eager_sites
 from tritonspconv.kernels.index import SiteIndex
+from tritonspconv.kernels.table import held_bytes
 from tritonspconv.kernels.window import Box
 from tritonspconv.testing import random_sites, surface_sites
 
@@ -301,3 +303,21 @@ def test_faces_hand_calls_to_numba():
         face = importlib.import_module(f"tritonspconv.kernels.{name}")
         back_end = face._back_end.__wrapped__(cpu, 3)
         assert back_end.__name__ == f"tritonspconv.kernels.numba.{name}"
+
+
+@pytest.mark.parametrize("count", [None, 0, 700])
+@pytest.mark.parametrize("n", [0, 1, 512, 1100])
+def test_a_table_comes_back_from_its_pairs(n, count):
+    rows = random_rows(27, n, 300, 0.3)
+    real = None if count is None else torch.tensor(min(count, n))
+    if real is not None:
+        rows[:, int(real) :] = -1
+    table = invert_table.table_of(rows.clone(), real)
+    assert torch.equal(table.rows, rows)
+    before = held_bytes([table])
+    assert table.panels is not None
+    pairs = table.panels.listed()
+    assert torch.equal(table.rows, rows)
+    assert held_bytes([table]) == sum(array.nbytes for array in pairs[:4])
+    assert before == rows.nbytes
+    assert table.panels.listed() is pairs

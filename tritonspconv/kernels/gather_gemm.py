@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -52,9 +52,11 @@ def gather_gemm(
         padding columns of the table are zero.
     """
     rows, mask, order, panels, mirrored, count = table
-    return _back_end(rows.device).gather_gemm(
-        feats, weight, bias, rows, mask, order, mirrored=mirrored, precision=precision,
-        norm=norm, residual=residual, relu=relu, panels=panels, count=count, in_count=in_count,
+    # Tables of numba alone may keep no rows, and numba reads the panels.
+    return _back_end(feats.device).gather_gemm(
+        feats, weight, bias, cast("Tensor", rows), mask, order, mirrored=mirrored,
+        precision=precision, norm=norm, residual=residual, relu=relu, panels=panels, count=count,
+        in_count=in_count,
     )  # fmt: skip
 
 

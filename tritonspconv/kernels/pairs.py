@@ -27,7 +27,7 @@ def pair_lists(table: NeighborTable, taps: int, capacity: int, mirrored: bool) -
     Returns:
         The list. Its first ``tap_ptr[-1]`` columns are written. The host does not wait for a GPU.
     """
-    rows, mask, order, *_, count = table
+    rows, mask, order, count = table.rows, table.mask, table.order, table.real_columns
     pairs, tap_ptr = _back_end(rows.device).pair_lists(rows, mask, order, taps, capacity, count)
     return PairList(pairs, tap_ptr, mirrored)
 
@@ -49,7 +49,7 @@ def list_inputs(
         without an output. Rows and order lie in the pairs' memory. The host does not wait for the
         device. On the torch back end the table is None, because the torch kernels do not read it.
     """
-    rows, mask, order, *_, count = table
+    rows, mask, order, count = table.rows, table.mask, table.order, table.real_columns
     found = _back_end(rows.device).list_inputs(rows, mask, order, n_in, count)
     if found is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,27 +22,34 @@ class NeighborTable(NamedTuple):
     """Table of the rows that meet through each tap: a row of one side finds one of the other side.
 
     Attributes:
-        rows: int32 [V, n], a row of the other side or -1; or [1, n] where no row meets two, and
-            ``mask`` says through which tap.
+        kept_rows: int32 [V, n], a row of the other side or -1; or [1, n] where no row meets two,
+            and ``mask`` says through which tap. None: ``panels`` keep them; read ``rows``.
         mask: int32 [ceil(V/32), n]; bit v % 32 of word v // 32 says that tap v is present.
             None on a CPU, because the CPU kernels do not read it.
         order: int32 [n], the row of each column; None: column c is row c.
         panels: The pairs in the form that the kernels of this CPU multiply, listed on first use:
             ``PairPanels`` for torch, ``TapPanels`` for numba. None in a table of the Triton
-            kernels, which do not read them.
+            kernels, which do not read them. ``TapPanels`` give up the rows of the table when they
+            list its pairs, because the pairs of a large window take a tenth of the memory.
         mirrored: True: the table's tap v is the weight's tap V-1-v.
         real_columns: int64 [] on the device, the number of columns that are real rows; None: all.
-            The columns behind the real ones are padding. No kernel reads the padding, and Triton
-            kernels leave ``rows`` and ``mask`` unwritten there. The padding columns stay in the
-            order of their rows.
+            The columns behind the real ones are padding, in the order of their rows. No kernel
+            reads the padding, and Triton kernels leave ``kept_rows`` and ``mask`` unwritten there.
     """
 
-    rows: Tensor
+    kept_rows: Tensor | None
     mask: Tensor | None
     order: Tensor | None
     panels: PairPanels | TapPanels | None = None
     mirrored: bool = False
     real_columns: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows [V, n] or [1, n], written again where ``panels`` hold their pairs alone."""
+        if self.kept_rows is not None:
+            return self.kept_rows
+        return cast("TapPanels", self.panels).rows()
 
     def entries(self, volume: int) -> Int32[Tensor, "V n"]:
         """Return rows int32 [V, n] of ``volume`` taps, however they are stored; -1 in padding."""
@@ -80,7 +87,7 @@ def held_bytes(forms: Iterable[NeighborTable | PairList]) -> int:
     sizes: dict[int, int] = {}
     for form in forms:
         if isinstance(form, NeighborTable):
-            tensors = form.rows, form.mask, form.order
+            tensors = form.kept_rows, form.mask, form.order
             if form.panels is not None:
                 sizes[id(form.panels)] = form.panels.num_bytes
         else:

@@ -28,11 +28,12 @@ def conv_grads(
             pairs, tap_ptr, mirrored = kernel_map.pair_list
             weight_grad(x, g, pairs, tap_ptr, out, mirrored=mirrored)
         return None
-    rows, mask, order, panels, mirrored, _ = kernel_map.in_table
+    table = kernel_map.in_table
+    how = {"mirrored": table.mirrored, "panels": table.panels}
     if grad_weight is not None:
-        return both_grads(feats, grad, weight, grad_weight, rows, mirrored=mirrored, panels=panels)
+        return both_grads(feats, grad, weight, grad_weight, table.rows, **how)
     return gather_gemm(
-        grad, weight.transpose(1, 2), None, rows, mask, order, mirrored=mirrored, panels=panels
+        grad, weight.transpose(1, 2), None, table.rows, table.mask, table.order, **how
     )
 
 

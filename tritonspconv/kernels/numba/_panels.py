@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,33 +49,48 @@ class PanelPairs(NamedTuple):
 
 
 class TapPanels:
-    """The pairs of a table in panels of columns; listed on first use and kept.
+    """The pairs of a table in panels of columns: listed on first use, and from then on the table.
 
     Args:
         rows: int32 [V, n], a row or -1.
-        count: int64 [], number of real columns, which come first; None: all.
+        count: int64 [], number of real columns, which come first; None: all. The others have -1.
+
+    Attributes:
+        num_columns: n.
     """
 
-    __slots__ = ("_count", "_listed", "_rows")
+    __slots__ = ("_count", "_listed", "_rows", "num_columns")
 
     def __init__(self, rows: Tensor, count: Tensor | None = None) -> None:
-        self._rows = rows
+        self.num_columns = rows.shape[1]
+        self._rows: Tensor | None = rows
         self._count = count
         self._listed: PanelPairs | None = None
 
     def listed(self) -> PanelPairs:
         """Return the pairs of all real columns; 8 bytes a pair and 16 a list."""
         if self._listed is None:
-            n = self._rows.shape[1] if self._count is None else int(self._count)
-            self._listed = list_pairs(self._rows.contiguous(), n, WIDTH)
+            n = self.num_columns if self._count is None else int(self._count)
+            self._listed = list_pairs(self.rows().contiguous(), n, WIDTH)
+            self._rows = None
         return self._listed
+
+    def rows(self) -> Tensor:
+        """Return the table int32 [V, n], written again from the pairs once they are listed."""
+        if self._rows is not None:
+            return self._rows
+        pairs = self.listed()
+        rows = torch.full((pairs.volume, self.num_columns), -1, dtype=torch.int32)
+        table = rows.numpy()
+        in_ranges(lambda a, b: _fill_table(a, b, *pairs, table), pairs.panels, _FEWEST_PANELS)
+        return rows
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the lists, in bytes; 0 before the first use."""
-        if self._listed is None:
-            return 0
-        starts, counts, columns, rows, _, _ = self._listed
+        """Memory of the table or of the lists, in bytes."""
+        if self._rows is not None:
+            return self._rows.untyped_storage().nbytes()
+        starts, counts, columns, rows, _, _ = self.listed()
         return starts.nbytes + counts.nbytes + columns.nbytes + rows.nbytes
 
 
@@ -130,3 +146,12 @@ def _fill_lists(table, width, first, last, starts, counts, columns, rows):
         for filled in range(held, len(to_rows)):
             to_columns[filled] = width
             to_rows[filled] = to_rows[held - 1]
+
+
+@compiled
+def _fill_table(first, last, starts, counts, columns, rows, volume, width, table):
+    """Write the entries of the panels from ``first`` to ``last``; the table holds -1 before."""
+    for number in range(first * volume, last * volume):
+        line = table[number % volume, number // volume * width :]
+        for pair in range(starts[number], starts[number] + counts[number]):
+            line[columns[pair]] = rows[pair]

@@ -22,7 +22,7 @@ def conv_grads(
     if grad_weight is not None:
         rows, _, order, panels, mirrored, count = kernel_map.out_table
         by_column = grad if order is None else grad.index_select(0, order)
-        pairs = panel_pairs(panels, rows, count)
+        pairs = panel_pairs(panels, rows, count).listed()
         sum_outer_products(feats, by_column, pairs, grad_weight, reverse=mirrored)
     if not needs_feats:
         return None

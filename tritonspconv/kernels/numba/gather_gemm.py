@@ -18,7 +18,7 @@ def gather_gemm(
     feats: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    rows: Tensor,
+    rows: Tensor | None,
     mask: Tensor | None,
     order: Tensor | None,
     *,
@@ -33,8 +33,8 @@ def gather_gemm(
 ) -> Tensor:
     """Multiply and sum panel by panel of columns. If ``panels`` lists no pairs, list them first."""
     dtype = acc_dtype(feats.dtype)
-    n, c_out = rows.shape[1], weight.shape[2]
-    pairs = panel_pairs(panels, rows, count)
+    kept = panel_pairs(panels, rows, count)
+    pairs, n, c_out = kept.listed(), kept.num_columns, weight.shape[2]
     out = feats.new_empty(n, c_out, dtype=dtype)
     if residual is not None and order is not None:
         residual = residual.index_select(0, order)
@@ -56,11 +56,12 @@ def gather_gemm(
     return out.to(weight.dtype)
 
 
-def panel_pairs(panels: object, rows: Tensor, count: Tensor | None) -> PanelPairs:
-    """Return the pairs of a table, which ``panels`` keeps if it is of this back end."""
-    if not isinstance(panels, TapPanels):
-        panels = TapPanels(rows, count)
-    return panels.listed()
+def panel_pairs(panels: object, rows: Tensor | None, count: Tensor | None) -> TapPanels:
+    """Return the pairs of a table: ``panels`` if they are of this back end."""
+    if isinstance(panels, TapPanels):
+        return panels
+    assert rows is not None, "a table of another back end keeps its rows"
+    return TapPanels(rows, count)
 
 
 def _operands(feats: Tensor, weight: Tensor) -> tuple[NDArray, NDArray]:

@@ -14,7 +14,7 @@ from tritonspconv.kernels.window import IntTuple
 
 def table_of(rows: Tensor, count: Tensor | None = None) -> NeighborTable:
     """Return the table of ``rows`` int32 [V, n], whose first ``count`` columns are real."""
-    return NeighborTable(rows, None, None, TapPanels(rows, count), real_columns=count)
+    return NeighborTable(None, None, None, TapPanels(rows, count), real_columns=count)
 
 
 def invert_table(

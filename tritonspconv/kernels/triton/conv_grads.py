@@ -38,8 +38,8 @@ def conv_grads(
     matrices: Operand = weight.transpose(1, 2)
     if in_parts:
         matrices = as_operand(weight.transpose(1, 2), work, precision)
-    rows, mask, order, _, mirrored, count = kernel_map.in_table_for(c_in, c_out)
+    table = kernel_map.in_table_for(c_in, c_out)
     return gather_gemm(
-        operand, matrices, None, rows, mask, order, mirrored=mirrored, precision=precision,
-        count=count,
+        operand, matrices, None, table.rows, table.mask, table.order, mirrored=table.mirrored,
+        precision=precision, count=table.real_columns,
     )  # fmt: skip
