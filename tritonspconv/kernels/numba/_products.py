@@ -21,6 +21,8 @@ from tritonspconv.kernels.numba._compile import compiled
 
 # The number of multiplications that is worth a thread; it takes some 0.1 ms.
 LEAST_WORK = 5_000_000
+# Elements to copy that are worth a thread.
+LEAST_COPIES = 200_000
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
@@ -250,15 +252,15 @@ def _block(vectors):
 
 
 @compiled
-def pack(weight, lanes, packed):
-    """Copy matrices [V, c_in, c_out] into blocks of columns that tiles read line by line.
+def pack(first_tap, last_tap, weight, lanes, packed):
+    """Copy matrices of [V, c_in, c_out] into blocks of columns that tiles read line by line.
 
     A tap's blocks follow each other in ``packed`` [V, c_in * vectors * lanes]; each is
     [c_in, vectors of the block * lanes], filled up with zeros.
     """
-    volume, c_in, c_out = weight.shape
+    _, c_in, c_out = weight.shape
     vectors = (c_out + lanes - 1) // lanes
-    for tap in range(volume):
+    for tap in range(first_tap, last_tap):
         first = 0
         while first < vectors:
             block = _block(vectors - first)
@@ -425,11 +427,11 @@ def _add_tiles(feats, x, row, grad, g, column, count, lanes, step, total):
 
 
 @compiled
-def unpack(totals, lanes, step, out):
-    """Copy tiles, see :func:`add_outer_products`, to ``out`` [V, c_in, c_out]."""
-    volume, c_in, c_out = out.shape
+def unpack(first_tap, last_tap, totals, lanes, step, out):
+    """Copy tiles of taps, see :func:`add_outer_products`, to ``out`` [V, c_in, c_out]."""
+    _, c_in, c_out = out.shape
     vectors = totals.shape[2] // (lanes * step)
-    for tap in range(volume):
+    for tap in range(first_tap, last_tap):
         for k in range(c_in):
             tiles, first = totals[tap, k // step], 0
             while first < vectors:

@@ -95,10 +95,14 @@ def _multiply(
 ) -> None:
     """Write all outputs, panels of about the same number of pairs to each thread."""
     lanes = _products.vector_bytes() // out.itemsize
-    _, c_in, c_out = matrices.shape
-    packed = np.empty((pairs.volume, c_in * -(-c_out // lanes) * lanes), x.dtype)
-    _products.pack(matrices, lanes, packed)
-    starts, _, columns, rows, volume, width = pairs
+    volume, c_in, c_out = matrices.shape
+    packed = np.empty((volume, c_in * -(-c_out // lanes) * lanes), x.dtype)
+    in_ranges(
+        lambda first, last: _products.pack(first, last, matrices, lanes, packed),
+        volume,
+        -(-_products.LEAST_COPIES // max(packed.shape[1], 1)),
+    )
+    starts, _, columns, rows, _, width = pairs
     panel_starts = starts[::volume]
 
     def work(first_pair: int, last_pair: int) -> None:

@@ -46,7 +46,12 @@ def sum_outer_products(
     in_ranges(work, pairs.volume * parts, -(-_products.LEAST_WORK // each))
     filled = out if out.dtype == dtype else out.new_empty(out.shape, dtype=dtype)
     target = filled.detach().numpy()
-    _products.unpack(totals, lanes, step, target[::-1] if reverse else target)
+    by_tap = target[::-1] if reverse else target
+    in_ranges(
+        lambda first, last: _products.unpack(first, last, totals, lanes, step, by_tap),
+        pairs.volume,
+        -(-_products.LEAST_COPIES // max(parts * totals.shape[2], 1)),
+    )
     if filled is not out:
         out.copy_(filled)
 
