@@ -117,7 +117,7 @@ def run_untraced(function: Callable[..., Any], *args: Any, **options: Any) -> An
     return function(*args, **options)
 
 
-def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
+def make_opaque(package: str, traceable: Sequence[str] = (), constant: Sequence[str] = ()) -> None:
     """Mark the functions, methods and module ``forward`` that ``package`` defines.
 
     ``torch.compile`` calls a marked function as it is and compiles the code around the call, and
@@ -129,6 +129,8 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
             marked functions call them.
         traceable: Functions that ``torch.compile`` may trace, by qualified name: those that work
             on features alone, and those that call registered operators then.
+        constant: Functions whose answer follows from their arguments alone, none of them a tensor.
+            ``torch.compile`` calls them while it traces, and keeps the answer in the graph.
     """
     for name, module in list(sys.modules.items()):
         if name != package and not name.startswith(f"{package}."):
@@ -143,7 +145,10 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
             else:
                 continue
             for function in functions:
-                if function.__qualname__ not in traceable:
+                if function.__qualname__ in constant:
+                    # As torch.compiler.assume_constant_result does, which imports torch._dynamo.
+                    function._dynamo_marked_constant = True  # pyright: ignore
+                elif function.__qualname__ not in traceable:
                     mark_opaque(function)
                 elif function is value:
                     refuse_script(function)

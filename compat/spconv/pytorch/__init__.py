@@ -162,7 +162,6 @@ make_opaque(
         "SparseSequential.forward",
         "is_new",
         "_is_faster_whole",
-        "_fuses_training",
         "_apply",
         "trace_convolution",
         "_trace_submanifold",
