@@ -172,6 +172,7 @@ make_opaque(
         "_output",
         "_is_plain",
         "step_of",
+        "output_size",
         "get_conv_output_size",
         "get_deconv_output_size",
         "_axes_of",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError, points_vanished
-from compat.spconv.pytorch._paths import out_shape_of, strided_map
+from compat.spconv.pytorch._paths import map_of_window, out_shape_of
 from compat.spconv.pytorch._records import Record, record_type
 from compat.spconv.pytorch._repeats import RepeatedSites
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
@@ -105,7 +105,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
             "kernel."
         )
-    found = strided_map(located.sites, geometry)
+    found = map_of_window(located.sites, geometry)
     if found.n_out == 0 and found.n_in > 0:
         where = f"spatial shape {input.spatial_shape}, batch size {input.batch_size}, {layer}"
         raise points_vanished(found.n_in, where)

@@ -20,7 +20,7 @@ from compat.spconv.pytorch._errors import points_vanished
 from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, TracedSites
-from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size
+from compat.spconv.pytorch._windows import output_size
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.coords import ActiveSites
 from tritonspconv.debug import checks_coords
@@ -90,11 +90,10 @@ def _trace_strided(
         or input.find_indice_pair(layer.indice_key) is not None
     ):
         return None
-    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    if layer.transposed:
-        shape = get_deconv_output_size(located.spatial_shape, *sizes, layer.output_padding)
-    else:
-        shape = get_conv_output_size(located.spatial_shape, *sizes)
+    shape = output_size(
+        located.spatial_shape, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.output_padding, transposed=layer.transposed,
+    )  # fmt: skip
     if min(shape) < 1:
         return None
     route = located.path + step_of(layer)
@@ -103,7 +102,7 @@ def _trace_strided(
     indices = torch.ops.tritonspconv.spconv_sites(
         input.indices, located.root, located.version, route, 2 if layer.training else 1
     )
-    made = TracedSites(located.root, route, indices, tuple(shape), located.batch_size)
+    made = TracedSites(located.root, route, indices, shape, located.batch_size)
     indice_dict = IndiceDict(input.indice_dict)
     if layer.indice_key is not None:
         indice_dict[layer.indice_key] = _entry(layer, input, located, made, route)
