@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from compat.spconv import constants
-from compat.spconv.core import Activation, ConvAlgo
+from compat.spconv.core import Activation
 from compat.spconv.pytorch._errors import points_vanished
 from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
+from compat.spconv.pytorch._reuse import algo_of, inverse_difference, submanifold_difference
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, TracedSites
 from compat.spconv.pytorch._windows import output_size
 from compat.spconv.pytorch.core import SparseConvTensor
@@ -61,7 +62,12 @@ def _trace_submanifold(
     record = input.find_indice_pair(layer.indice_key)
     if record is None:
         located, indices = _own_sites(input), input.indices
-    elif _may_reuse(layer, input, record):
+    elif (
+        record.located is not None
+        and record.is_subm
+        and record.algo is algo_of(layer, input)
+        and submanifold_difference(layer, input, record) is None
+    ):
         # It is not known if the indices were edited before a traced layer made the entry.
         located, indices = record.located, record.indices if record.route is not None else None
     else:
@@ -121,10 +127,8 @@ def _trace_inverse(
         or record.route is None
         or record.located is None
         or record.is_subm
-        or record.algo is not _algo(layer, input)
-        or record.ksize != layer.kernel_size
-        or record.out_spatial_shape != input.spatial_shape
-        or record.out_indices.shape[0] != input.indices.shape[0]
+        or record.algo is not algo_of(layer, input)
+        or inverse_difference(layer, input, record) is not None
         or not record.located.are_distinct
     ):
         return None
@@ -182,19 +186,6 @@ def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
     )
 
 
-def _may_reuse(layer: SparseConvolution, input: SparseConvTensor, record: Any) -> bool:
-    """Return whether the layer may reuse a recorded map; if not, Python raises the error."""
-    return (
-        record.located is not None
-        and record.is_subm
-        and record.algo is _algo(layer, input)
-        and record.ksize == layer.kernel_size
-        and record.dilation == layer.dilation
-        and record.spatial_shape == input.spatial_shape
-        and record.indices.shape[0] == input.indices.shape[0]
-    )
-
-
 def is_new(input: SparseConvTensor) -> bool:
     """Return whether Python has to run the next layer, because nobody looked at the sites yet."""
     located = _own_sites(input)
@@ -222,15 +213,11 @@ def _entry(
     route: str,
 ) -> Any:
     """Return the entry of the layer for ``indice_dict``."""
-    algo = _algo(layer, input)
+    algo = algo_of(layer, input)
     return record_type(algo).of_map(
         None, located, out_located, is_subm=layer.subm, algo=algo, ksize=layer.kernel_size,
         stride=layer.stride, dilation=layer.dilation, padding=layer.padding, route=route,
     )  # fmt: skip
-
-
-def _algo(layer: SparseConvolution, input: SparseConvTensor) -> ConvAlgo:
-    return layer.algo if input.force_algo is None else input.force_algo
 
 
 def _submanifold_map(
