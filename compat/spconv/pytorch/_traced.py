@@ -20,7 +20,7 @@ from compat.spconv.pytorch._errors import points_vanished
 from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
 from compat.spconv.pytorch._reuse import algo_of, inverse_difference, submanifold_difference
-from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, TracedSites
+from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.pytorch._windows import output_size
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.coords import ActiveSites
@@ -108,7 +108,7 @@ def _trace_strided(
     indices = torch.ops.tritonspconv.spconv_sites(
         input.indices, located.root, located.version, route, 2 if layer.training else 1
     )
-    made = TracedSites(located.root, route, indices, shape, located.batch_size)
+    made = LocatedSites.traced(located.root, route, indices, shape, located.batch_size)
     indice_dict = IndiceDict(input.indice_dict)
     if layer.indice_key is not None:
         indice_dict[layer.indice_key] = _entry(layer, input, located, made, route)
