@@ -9,7 +9,7 @@ number of voxels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from compat.spconv import constants
 from compat.spconv.core import Activation
 from compat.spconv.pytorch._errors import points_vanished
+from compat.spconv.pytorch._maps import WindowLayer
 from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
 from compat.spconv.pytorch._reuse import algo_of, inverse_difference, submanifold_difference
@@ -31,12 +32,25 @@ from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
 from tritonspconv.ops.registered import register_conv, register_sizes
 
-if TYPE_CHECKING:
-    from compat.spconv.pytorch._convolution import SparseConvolution
+
+class TracedLayer(WindowLayer, Protocol):
+    """The attributes and methods of a convolution that this file uses."""
+
+    weight: Any
+    bias: Any
+    in_channels: int
+    training: bool
+    conv1x1: bool
+    act_type: Activation
+    record_voxel_count: bool
+
+    def has_own_methods(self) -> bool:
+        """Return whether no user replaced a method that tracing leaves out."""
+        ...
 
 
 def trace_convolution(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: SparseConvTensor | None
+    layer: TracedLayer, input: SparseConvTensor, add_input: SparseConvTensor | None
 ) -> SparseConvTensor | None:
     """Return the output of a layer; None where Python has to run the layer."""
     if not _is_plain(layer, input, add_input):
@@ -57,7 +71,7 @@ def trace_convolution(
 
 
 def _trace_submanifold(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
 ) -> SparseConvTensor | None:
     record = input.find_indice_pair(layer.indice_key)
     if record is None:
@@ -86,7 +100,7 @@ def _trace_submanifold(
 
 
 def _trace_strided(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
 ) -> SparseConvTensor | None:
     located = _own_sites(input)
     if (
@@ -119,7 +133,7 @@ def _trace_strided(
 
 
 def _trace_inverse(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
 ) -> SparseConvTensor | None:
     record = input.find_indice_pair(layer.indice_key)
     if (
@@ -140,21 +154,21 @@ def _trace_inverse(
     return _output(layer, input, add_input, out, IndiceDict(input.indice_dict), located)
 
 
-def _operands(layer: SparseConvolution, feats: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _operands(layer: TracedLayer, feats: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     weight = layer.weight
     if layer.conv1x1:
         weight = weight.reshape(1, layer.in_channels, -1)
     return feats, weight, layer.bias
 
 
-def _setting(layer: SparseConvolution, feats: Tensor) -> tuple[str, torch.dtype, str]:
+def _setting(layer: TracedLayer, feats: Tensor) -> tuple[str, torch.dtype, str]:
     layout = "VIO" if layer.conv1x1 else "OVI"
     precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
     return layout, compute_dtype(feats, layer.weight), precision
 
 
 def _output(
-    layer: SparseConvolution,
+    layer: TracedLayer,
     input: SparseConvTensor,
     add_input: SparseConvTensor | None,
     feats: Tensor,
@@ -168,7 +182,7 @@ def _output(
     return input._derive(feats, indice_dict, located)
 
 
-def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
+def _is_plain(layer: TracedLayer, input: Any, add_input: Any) -> bool:
     """Return whether nothing about the call needs Python: errors, users' methods, padded rows."""
     return (
         type(input) is SparseConvTensor
@@ -206,7 +220,7 @@ def _own_sites(input: SparseConvTensor) -> LocatedSites | None:
 
 
 def _entry(
-    layer: SparseConvolution,
+    layer: TracedLayer,
     input: SparseConvTensor,
     located: LocatedSites,
     out_located: LocatedSites,
