@@ -113,7 +113,7 @@ def is_traced() -> bool:
 
 
 def run_untraced(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function in Python, from code that ``torch.compile`` traces: a graph break."""
+    """Call a function in Python; where ``torch.compile`` traces the call, the graph breaks."""
     return function(*args, **options)
 
 
@@ -170,10 +170,10 @@ def _functions_of(kind: Any) -> list[types.FunctionType]:
 
 def mark_opaque(function: Any) -> None:
     """Mark a function for ``torch.compile``, as :func:`make_opaque` does."""
-    # For calls that torch.compile meets in a function that it traces,
+    # torch.compile reads these attributes where a function that it traces calls this one.
     function._torchdynamo_disable = True
     function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"
-    # and for frames that it meets while Python runs, with all that they call.
+    # It asks for this strategy where Python calls the function.
     _skip_frames(function.__code__)
     refuse_script(function)
 

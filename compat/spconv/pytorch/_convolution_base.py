@@ -51,7 +51,8 @@ class SparseConvolutionBase:
         fp32_accum: Accepted; products are always accumulated in float32.
         record_voxel_count: Kept as an attribute.
         act_type, act_alpha, act_beta: Activation of the output; ``act_alpha`` is LeakyReLU's slope.
-        large_kernel_fast_algo: Moves the kernel volume where spconv's default ``algo`` changes.
+        large_kernel_fast_algo: True: spconv's default ``algo`` is an implicit GEMM up to 128 taps;
+            False: up to 32.
 
     Raises:
         SpconvError: ``groups`` is not 1, a sequence has the wrong length, or a 1x1 layer is padded.
