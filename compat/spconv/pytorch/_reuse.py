@@ -48,28 +48,34 @@ def submanifold_difference(
 ) -> Difference | None:
     """Return why a submanifold layer may not use a submanifold map, or None if it may.
 
-    Coordinates are not compared, as in spconv. Downstream code assigns tuples and lists.
+    Coordinates are not compared, as in spconv. Downstream code assigns tuples where spconv has
+    lists.
     """
-    if list(record.ksize) != list(layer.kernel_size):
-        return Difference("kernel_size", record.ksize, layer.kernel_size)
-    if list(record.dilation) != list(layer.dilation):
-        return Difference("dilation", record.dilation, layer.dilation)
-    if list(record.spatial_shape) != list(input.spatial_shape):
-        return Difference("spatial_shape", record.spatial_shape, input.spatial_shape)
-    expected, got = record.indices.shape[0], input.indices.shape[0]
-    return None if expected == got else Difference("number of rows", expected, got)
+    made, got = record.ksize, layer.kernel_size
+    if made != got and list(made) != list(got):
+        return Difference("kernel_size", made, got)
+    made, got = record.dilation, layer.dilation
+    if made != got and list(made) != list(got):
+        return Difference("dilation", made, got)
+    made, got = record.spatial_shape, input.spatial_shape
+    if made != got and list(made) != list(got):
+        return Difference("spatial_shape", made, got)
+    made, got = record.indices.shape[0], input.indices.shape[0]
+    return None if made == got else Difference("number of rows", made, got)
 
 
 def inverse_difference(
     layer: KeyedLayer, input: SparseConvTensor, record: Any
 ) -> Difference | None:
     """Return why an inverse layer may not read a strided map backwards, or None if it may."""
-    if list(record.ksize) != list(layer.kernel_size):
-        return Difference("kernel_size", record.ksize, layer.kernel_size)
-    if list(record.out_spatial_shape) != list(input.spatial_shape):
-        return Difference("spatial_shape", record.out_spatial_shape, input.spatial_shape)
-    expected, got = record.out_indices.shape[0], input.indices.shape[0]
-    return None if expected == got else Difference("number of rows", expected, got)
+    made, got = record.ksize, layer.kernel_size
+    if made != got and list(made) != list(got):
+        return Difference("kernel_size", made, got)
+    made, got = record.out_spatial_shape, input.spatial_shape
+    if made != got and list(made) != list(got):
+        return Difference("spatial_shape", made, got)
+    made, got = record.out_indices.shape[0], input.indices.shape[0]
+    return None if made == got else Difference("number of rows", made, got)
 
 
 def refuse_algo(layer: KeyedLayer, input: SparseConvTensor, record: Any) -> NoReturn:
