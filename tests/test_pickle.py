@@ -75,6 +75,6 @@ def test_a_worker_process_runs_layers(start: str) -> None:
         Scans(), batch_size=2, collate_fn=collate, num_workers=1, timeout=60,
         multiprocessing_context=start,
     )  # fmt: skip
-    used_tensor()  # the parent has used torch and the engine before it forks
+    used_tensor()  # The parent has used torch and the engine before it forks.
     found = [batch.feats.mean().item() for batch in loader]
     assert found == pytest.approx([0.5, 2.5])

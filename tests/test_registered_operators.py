@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
-from compat.spconv.pytorch import modules
 from compat.spconv.pytorch._errors import SpconvError
 from tests._capture_cases import EXTENT, scan
 from tritonspconv import graph_capture, opaque_types
+from tritonspconv.nn import chain
 
 pytestmark = [
     pytest.mark.skipif(not opaque_types.AVAILABLE, reason="torch moved the private interface"),
@@ -403,7 +403,7 @@ class SpconvStages(nn.Module):
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_on_a_gpu_a_stage_of_fused_layers_stays_whole(training: bool, monkeypatch) -> None:
     """The stage is no part of a graph, as on a GPU, and the layer behind it is."""
-    monkeypatch.setattr(modules, "_fuses_training", lambda feats: True)
+    monkeypatch.setattr(chain, "fuses_training", lambda device: True)
     net = SpconvStages().train(training)
     twin = copy.deepcopy(net)
     counter = CompileCounterWithBackend("aot_eager")

@@ -84,4 +84,5 @@ make_opaque(
         "FeatureModule.forward",
         "BatchNorm.forward",
     ),
+    constant=("trains_on",),
 )

@@ -113,11 +113,11 @@ def is_traced() -> bool:
 
 
 def run_untraced(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function in Python, from code that ``torch.compile`` traces: a graph break."""
+    """Call a function in Python; where ``torch.compile`` traces the call, the graph breaks."""
     return function(*args, **options)
 
 
-def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
+def make_opaque(package: str, traceable: Sequence[str] = (), constant: Sequence[str] = ()) -> None:
     """Mark the functions, methods and module ``forward`` that ``package`` defines.
 
     ``torch.compile`` calls a marked function as it is and compiles the code around the call, and
@@ -129,6 +129,8 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
             marked functions call them.
         traceable: Functions that ``torch.compile`` may trace, by qualified name: those that work
             on features alone, and those that call registered operators then.
+        constant: Functions whose answer follows from their arguments alone, none of them a tensor.
+            ``torch.compile`` calls them while it traces, and keeps the answer in the graph.
     """
     for name, module in list(sys.modules.items()):
         if name != package and not name.startswith(f"{package}."):
@@ -143,7 +145,10 @@ def make_opaque(package: str, traceable: Sequence[str] = ()) -> None:
             else:
                 continue
             for function in functions:
-                if function.__qualname__ not in traceable:
+                if function.__qualname__ in constant:
+                    # As torch.compiler.assume_constant_result does, which imports torch._dynamo.
+                    function._dynamo_marked_constant = True  # pyright: ignore
+                elif function.__qualname__ not in traceable:
                     mark_opaque(function)
                 elif function is value:
                     refuse_script(function)
@@ -165,10 +170,10 @@ def _functions_of(kind: Any) -> list[types.FunctionType]:
 
 def mark_opaque(function: Any) -> None:
     """Mark a function for ``torch.compile``, as :func:`make_opaque` does."""
-    # For calls that torch.compile meets in a function that it traces,
+    # torch.compile reads these attributes where a function that it traces calls this one.
     function._torchdynamo_disable = True
     function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"
-    # and for frames that it meets while Python runs, with all that they call.
+    # It asks for this strategy where Python calls the function.
     _skip_frames(function.__code__)
     refuse_script(function)
 

@@ -24,7 +24,7 @@ class CoordinateField:
         ndim: D.
 
     Raises:
-        MinkowskiError: The shape is another.
+        MinkowskiError: ``coordinates`` have another shape.
     """
 
     __slots__ = ("_batch_rows", "_samples", "coordinates")
@@ -35,7 +35,7 @@ class CoordinateField:
                 f"points must have shape [N, {1 + ndim}], batch index first, for D={ndim}; got "
                 f"{list(coordinates.shape)}."
             )
-        # A copy: the caller may write to the points later.
+        # The caller may write to its tensor later.
         self.coordinates = coordinates.detach().clone()
         self._batch_rows: list[Tensor] | None = None
         self._samples: Samples | None = None
@@ -76,7 +76,10 @@ class CoordinateField:
         return int(batch.max()) + 1 if len(batch) else 0
 
     def batch_rows(self) -> list[Tensor]:
-        """Return the points of every sample, int64, ascending. Waits the first time."""
+        """Return the rows of each sample's points, int64, ascending.
+
+        This call waits for the device the first time.
+        """
         if self._batch_rows is None:
             batch = self.batch_index
             check_samples(self._batch_size())
@@ -107,7 +110,7 @@ def corners(found: CoordinateMap, samples: Tensor) -> tuple[Tensor, Tensor]:
     position = samples[:, 1:] / samples.new_tensor(found.tensor_stride)
     base = position.floor()
     upper = (position - base)[:, None]
-    # [M, 2^D, D] in int64: corners of a point at the end of the range of int32 lie beyond it.
+    # [M, 2^D, D] in int64, because a point near the end of int32 has corners beyond int32.
     cells = base.clamp(-_BEYOND, _BEYOND).long()[:, None] + bits
     weights = torch.where(bits.bool(), upper, 1 - upper).prod(2)
     coords = torch.empty(*cells.shape[:2], 1 + ndim, dtype=torch.int64, device=samples.device)

@@ -64,7 +64,7 @@ class CoordinateMapKey:
         """Give the key its value, once.
 
         Raises:
-            MinkowskiError: The key has a value, or the stride another number of axes.
+            MinkowskiError: The key has a value, or the stride has another number of axes.
         """
         if self._value is not None:
             raise MinkowskiError(f"{self} is set; make a new CoordinateMapKey.")

@@ -23,6 +23,6 @@ def unique_coordinates(coords: Tensor) -> tuple[Tensor, Tensor]:
     try:
         grid = Grid.around(without_batch)
     except ValueError:
-        # More cells than int64 keys can number.
+        # The box has more cells than int64 keys can number.
         return unique_rows(torch.unique(coords, dim=0, return_inverse=True)[1])
     return unique_rows(grid.keys(without_batch))

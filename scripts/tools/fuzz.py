@@ -3,8 +3,9 @@
     python scripts/tools/fuzz.py                          # 20,000 cases on the CPU
     python scripts/tools/fuzz.py --device cuda --cases 2000 --seed 7
 
-Valid layers are compared with dense torch convolution or brute force. A mistake is a public call
-with one argument replaced: it returns or is refused in words, and the next valid call is right.
+Valid layers are compared with torch's dense convolution or with brute force. A mistake is a public
+call with one argument replaced. The call must return or raise an error with a message, and the next
+valid call must be right.
 """
 
 from __future__ import annotations

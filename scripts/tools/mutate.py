@@ -4,7 +4,8 @@
     python scripts/tools/mutate.py --results mutants.jsonl --table docs/mutants.md
 
 Each mutant runs in a process of its own, on a copy of the checkout, against its module's tests.
-A run that stops goes on where it stopped. ``scripts/tools/survivors.toml`` explains survivors.
+Start an interrupted run again, and it continues. ``scripts/tools/survivors.toml`` explains
+survivors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 EXPLANATIONS = Path(__file__).with_name("survivors.toml")
 
 # Folder or file -> tests that would notice a change, quick ones first. Tests after "interpreter"
-# run with TRITON_INTERPRET=1. The longest name that fits counts; "{stem}" is the module's name.
+# run with TRITON_INTERPRET=1. A module uses the longest name that fits its path; "{stem}" stands
+# for the name of the module.
 _MAPS = "tests/kernel_map/test_kernel_map.py"
 _BACK_ENDS = "interpreter tests/test_back_ends.py"
 _LAUNCH = "tests/kernels/test_launch_arguments.py"
@@ -109,7 +111,7 @@ class Mutant(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A name that outlives changes elsewhere in the file."""
+        """A name that stays the same when other lines of the file change."""
         return f"{self.path}: {self.before} -> {self.after}"
 
 
@@ -160,8 +162,8 @@ def _changes(tree: ast.Module, source: str) -> Iterator[tuple[ast.expr, str]]:
             yield node.test, f"not ({part(node.test)})"
 
 
-# Messages of errors, texts of objects, types and imports are not computed, so no test judges their
-# mutants.
+# No test judges mutants of error messages, of the texts of objects, of types and of imports:
+# these compute nothing.
 _UNJUDGED = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 _UNJUDGED_NAMES = ("__repr__", "extra_repr", "__str__")
 
@@ -175,7 +177,7 @@ def _judged(node: ast.AST) -> Iterator[ast.AST]:
                 continue
             if isinstance(child, ast.FunctionDef) and child.name in _UNJUDGED_NAMES:
                 continue
-            # A constant of a module is a threshold of speed more often than not.
+            # Most constants of modules are thresholds of speed, which no test judges.
             if isinstance(node, ast.Module) and isinstance(child, ast.Assign | ast.AnnAssign):
                 continue
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
@@ -201,7 +203,10 @@ def tests_of(path: str) -> list[tuple[bool, list[str]]]:
 
 
 def chosen(count: int, seed: int, pattern: str) -> list[Mutant]:
-    """Draw mutants of every module that has tests, in proportion to what there is to change."""
+    """Draw mutants of every module that has tests.
+
+    A module gets a share in proportion to the square root of the number of its mutants.
+    """
     by_module = {}
     for path in sorted(ROOT.glob(pattern)):
         name = str(path.relative_to(ROOT))
@@ -218,7 +223,7 @@ def chosen(count: int, seed: int, pattern: str) -> list[Mutant]:
 
 
 def run_tests(checkout: Path, runs: list[tuple[bool, list[str]]], timeout: float) -> str:
-    """Run the tests of a module in a copy of the checkout; return what became of its mutant."""
+    """Run the tests of a module in a copy of the checkout; return the fate of its mutant."""
     for is_interpreted, names in runs:
         process = os.fork()
         if process == 0:
@@ -230,7 +235,7 @@ def run_tests(checkout: Path, runs: list[tuple[bool, list[str]]], timeout: float
 
 
 def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str]) -> None:
-    """Run pytest in this process, a child, and end it."""
+    """Run pytest in this process, which is a child, and end the process."""
     os.setsid()
     os.chdir(checkout)
     sys.path[:0] = [str(checkout)]
@@ -244,7 +249,7 @@ def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str]) -> None:
 
     marks = "interpreter" if is_interpreted else "not interpreter and not gpu"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--hypothesis-seed=1"]
-    # The tests that take long check large sizes, and no small change concerns these sizes.
+    # Slow tests check large sizes, and no small change concerns these sizes.
     options += ["-k", "not many_rows and not large_windows"]
     os._exit(int(pytest.main([*options, *names])))
 
@@ -299,7 +304,7 @@ def _read(results: Path) -> list[dict]:
 
 
 def table(results: Path) -> str:
-    """Return the page of what became of the mutants."""
+    """Return the page that lists the fates of the mutants."""
     entries = _read(results)
     explained = {}
     if EXPLANATIONS.exists():

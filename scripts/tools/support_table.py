@@ -2,8 +2,8 @@
 
   python -m scripts.tools.support_table
 
-An entry means: the result is as near to that in float64 as the dtype allows, and so is the
-gradient. The last column is of gradients of gradients, in float64.
+An entry says that the result and the gradient are as near to those in float64 as the dtype allows.
+The last column is for gradients of gradients, in float64.
 """
 
 from __future__ import annotations

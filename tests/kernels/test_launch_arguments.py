@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from tests._process import ROOT, run, write
 from tests.kernels._record import record_launches
 from tritonspconv.kernels.triton import _launch, _torch_launcher, _versions
+from tritonspconv.kernels.triton.pairs import count_pairs_kernel
 
 pytestmark = pytest.mark.compile  # Triton's own binder, which the interpreter replaces
 
@@ -88,6 +89,30 @@ def test_a_kernel_that_does_not_take_the_values_is_launched_by_triton(monkeypatc
         bound._launch(*call)
     bound._launch(*call)
     assert len(by_triton) == 3
+
+
+def test_a_jitted_function_keeps_its_bound_kernels(monkeypatch):
+    @triton.jit
+    def other(x_ptr, BLOCK: tl.constexpr):
+        pass
+
+    bound = _launch.bind(kernel, BLOCK=32, num_warps=2)
+    assert _launch.bind(kernel, BLOCK=32, num_warps=2) is bound
+    assert bound.meta == {"BLOCK": 32, "num_warps": 2}
+    apart = [
+        _launch.bind(kernel, BLOCK=32),
+        _launch.bind(kernel, BLOCK=32, num_stages=2),
+        _launch.bind(other, BLOCK=32, num_warps=2),
+    ]
+    assert len({id(one) for one in (bound, *apart)}) == 4
+    assert bound in kernel.bound_kernels.values()
+    # Those of the package are counted.
+    before = _launch.compiled_kernels()
+    bound = _launch.bind(count_pairs_kernel, BLOCK_N=64)
+    monkeypatch.setattr(bound, "compiled", [*bound.compiled, "a kernel"])
+    assert _launch.compiled_kernels().count(count_pairs_kernel) == 1 + before.count(
+        count_pairs_kernel
+    )
 
 
 def test_an_interpreted_kernel_is_launched_by_triton():

@@ -59,7 +59,7 @@ def test_only_large_layers_pay():
         assert pays(n, 27, channels)
     for n, channels in ((13_092, 16), (20_309, 32), (12_361, 64), (5_801, 128)):
         assert not pays(n, 27, channels)
-    # Masks of more than one word, without a tap that could be left out.
+    # The mask has more than one word; there is one tap; there are no columns.
     assert not pays(10**6, 125, 256)
     assert not pays(10**6, 1, 256)
     assert not pays(0, 27, 256)

@@ -85,7 +85,7 @@ def test_any_geometry(kind, device):
 @every_mode
 @pytest.mark.parametrize("geometry", [DOWN, SUBM], ids=["strided", "same"])
 def test_layouts_of_features_and_gradients(geometry, how, device):
-    """Features have gaps between rows, columns first, or one row for all, where all inputs tie."""
+    """Features are stored by columns, with gaps, or as one row for all, so that all inputs tie."""
     kmap = kernel_map(random_sites(60, extent=6, device=device), geometry)
     feats = torch.randint(-2, 3, (60, 4)).double().to(device)
     grad = torch.randint(-3, 4, (kmap.n_out, 4)).double().to(device)

@@ -76,7 +76,7 @@ FUNCTIONS = {
     "indice_maxpool_implicit_gemm": "SparseMaxPoolImplicitGemmFunction",
     "indice_avgpool_implicit_gemm": "SparseAvgPoolImplicitGemmFunction",
 }
-# The original has the first with CUDA only, and the second in other modules.
+# spconv has the first names with CUDA only, and the others in other modules.
 NOT_IN_THE_ORIGINAL = {
     "compat.spconv.utils": {f"Point2VoxelGPU{ndim}d" for ndim in (1, 2, 3, 4)},
     "compat.spconv.pytorch": {"SparseSyncBatchNorm", "is_spconv_module"},
@@ -94,7 +94,7 @@ def attribute(root, path):
 
 
 def parameters(function):
-    """Return names and defaults; objects that differ between libraries count by their kind."""
+    """Return names and defaults; objects of the two libraries are compared by their kind."""
     shown = []
     for parameter in inspect.signature(function).parameters.values():
         default = parameter.default
@@ -157,7 +157,7 @@ LAYER_ARGUMENTS = [
 
 @pytest.mark.parametrize(("kind", "args", "options"), LAYER_ARGUMENTS)
 def test_state_dicts_go_both_ways(kind, args, options, tmp_path):
-    """States go through files; names and values must agree."""
+    """Each library loads the state that the other has saved to a file."""
     layers = [getattr(library, kind)(*args, **options) for library in (ours, theirs)]
     for source, target in itertools.permutations(layers):
         state = {k: torch.rand_like(v.float()).to(v.dtype) for k, v in source.state_dict().items()}

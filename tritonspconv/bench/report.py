@@ -152,7 +152,7 @@ class Report:
                 print(f"    {peer}: {cell.message}", flush=True)
 
     def adopt(self, content: dict[str, Any]) -> None:
-        """Keep the rows of another process's report, which that process has printed.
+        """Keep the rows of another process's report. That process has printed them already.
 
         Args:
             content: The result of :meth:`content` there.

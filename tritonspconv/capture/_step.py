@@ -42,7 +42,7 @@ def capture_step(
     Args:
         loss_function: Takes the arguments of a step; returns the loss, a scalar.
         optimizer: Steps the parameters of ``modules``. Adam and AdamW need ``capturable=True``.
-        args: Arguments of an example step. Neither parameters nor statistics move at the capture.
+        args: Arguments of an example step. The capture changes neither parameters nor statistics.
         modules: The modules that are trained.
         coords: As for :func:`tritonspconv.capture`, like the arguments that follow.
         reads: Entries of dicts that the function reads; None: all.

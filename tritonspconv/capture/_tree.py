@@ -43,7 +43,7 @@ def map_tree(tree: Any, leaf: Callable[[str, Any], Any]) -> Any:
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """Return every leaf of ``tree`` by its path; of a sparse tensor, its grid as well, a string."""
+    """Return every leaf of ``tree`` by its path, and the grid of each sparse tensor as a string."""
     found: dict[str, Any] = {}
     _walk(tree, found.__setitem__, "", makes_tensors=False)
     return found

@@ -13,7 +13,7 @@ from tritonspconv.coords.site_plan import MapBuilder
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.index import SiteIndex
-from tritonspconv.kernels.neighbor_table import lookup_table, reach_table
+from tritonspconv.kernels.neighbor_table import lookup_table, reach_table, reads_every_index
 from tritonspconv.kernels.scatter_table import scatter_table, scatters
 from tritonspconv.kernels.sites import reached_sites
 from tritonspconv.kernels.table import NeighborTable
@@ -188,9 +188,8 @@ def _relate(
             count=out_sites.count,
             reached=reached,
         )
-    # The search for repeated outputs needs their index. On a CPU, generated sites have an index
-    # already.
-    looks = not is_made or sites.device.type == "cpu"
+    # Sites that the map makes do not repeat.
+    looks = not is_made or reads_every_index(sites.device)
     table = reach_table(
         out_sites.coords,
         geometry.offsets,

@@ -41,6 +41,7 @@ class Relation:
             the outputs; None: the table cannot be made again.
 
     Attributes:
+        table: The table of the outputs; None from :meth:`release` to :meth:`restore`.
         feeds_one_output: The geometry says that an input feeds one output at most, and the pairs
             follow from the geometry. Then the inputs have one table row and need no look-up.
     """
@@ -49,7 +50,6 @@ class Relation:
         "_in_table",
         "_make_table",
         "_ordered",
-        "_out_table",
         "_pairs",
         "_released_versions",
         "_repeats",
@@ -61,6 +61,7 @@ class Relation:
         "mirrored",
         "n_in",
         "n_out",
+        "table",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +83,7 @@ class Relation:
         self.listed = listed
         self.n_in = n_in
         self.n_out = n_out
-        self._out_table: NeighborTable | None = out_table
+        self.table: NeighborTable | None = out_table
         self.in_count = in_count
         self._make_table = make_table
         self._versions = versions
@@ -95,37 +96,33 @@ class Relation:
 
     @property
     def out_table(self) -> NeighborTable:
-        """The table of the outputs, which is there unless the relation is released."""
-        assert self._out_table is not None, "call restore() before"
-        return self._out_table
-
-    @property
-    def is_released(self) -> bool:
-        """True from :meth:`release` to :meth:`restore`."""
-        return self._out_table is None
+        """The table of the outputs of a relation that is not released."""
+        assert self.table is not None, "call restore() before"
+        return self.table
 
     def release(self, in_sites: ActiveSites, out_sites: ActiveSites) -> None:
         """Free tables and pairs, if :meth:`restore` can make them again."""
-        if self._make_table is None or self.is_released:
+        if self._make_table is None or self.table is None:
             return
         self._released_versions = in_sites.version, out_sites.version
-        self._out_table = self._in_table = self._pairs = None
+        self.table = self._in_table = self._pairs = None
         self._ordered = [None, None]
 
-    def restore(self, in_sites: ActiveSites, out_sites: ActiveSites) -> None:
-        """Make the table of the outputs again."""
+    def restore(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
+        """Make the table of the outputs again, and return it."""
         assert self._make_table is not None, "only such a relation is released"
         if (in_sites.version, out_sites.version) != self._released_versions:
             raise RuntimeError(
                 f"the kernel map of {self.geometry} was released and cannot be made again, because "
                 "somebody wrote to the coordinates since. Write to a copy of the coordinates."
             )
-        self._out_table = self._make_table(in_sites, out_sites)
+        self.table = self._make_table(in_sites, out_sites)
+        return self.table
 
     @property
     def num_bytes(self) -> int:
         """Memory of all forms that exist now."""
-        forms = (self._out_table, self._in_table, self._pairs, *self._ordered)
+        forms = (self.table, self._in_table, self._pairs, *self._ordered)
         return held_bytes(form for form in forms if form is not None)
 
     def in_table(self, in_sites: ActiveSites, out_sites: ActiveSites) -> NeighborTable:
@@ -264,12 +261,12 @@ class KernelMap(metaclass=OpaqueMeta):
     @property
     def out_table(self) -> NeighborTable:
         """Per output row, the input row of each tap."""
-        return self._seen_from_inputs() if self.is_inverse else self._whole().out_table
+        return self._seen_from_inputs() if self.is_inverse else self._seen_from_outputs()
 
     @property
     def in_table(self) -> NeighborTable:
         """Per input row, the output row of each tap."""
-        return self._whole().out_table if self.is_inverse else self._seen_from_inputs()
+        return self._seen_from_outputs() if self.is_inverse else self._seen_from_inputs()
 
     def out_table_for(self, c_in: int, c_out: int) -> NeighborTable:
         """Return ``out_table``, with ordered columns if a layer of these channels gains by it."""
@@ -284,6 +281,11 @@ class KernelMap(metaclass=OpaqueMeta):
             return self._relation.ordered(table)
         return table
 
+    def _seen_from_outputs(self) -> NeighborTable:
+        """Return the relation's table, made again if it was released."""
+        table = self._relation.table
+        return self._relation.restore(*self._relation_sites()) if table is None else table
+
     def _seen_from_inputs(self) -> NeighborTable:
         return self._whole().in_table(*self._relation_sites())
 
@@ -295,10 +297,9 @@ class KernelMap(metaclass=OpaqueMeta):
 
     def _whole(self) -> Relation:
         """Return the relation, with its table made again if it was released."""
-        relation = self._relation
-        if relation.is_released:
-            relation.restore(*self._relation_sites())
-        return relation
+        if self._relation.table is None:
+            self._relation.restore(*self._relation_sites())
+        return self._relation
 
     @property
     def pair_list(self) -> PairList:
@@ -338,7 +339,7 @@ class KernelMap(metaclass=OpaqueMeta):
 
     def num_pairs(self) -> int:
         """Count the pairs. This call waits for the device."""
-        return wait_for_number((self._whole().out_table.entries(self.kernel_volume) >= 0).sum())
+        return wait_for_number((self._seen_from_outputs().entries(self.kernel_volume) >= 0).sum())
 
     def pairs(
         self,
@@ -347,7 +348,7 @@ class KernelMap(metaclass=OpaqueMeta):
 
         This call waits for the device.
         """
-        table = self._whole().out_table
+        table = self._seen_from_outputs()
         rows = table.entries(self.kernel_volume)
         tap, column = wait_for_indices(rows >= 0)
         rows = rows[tap, column]

@@ -72,6 +72,15 @@ def reach_table(
     )
 
 
+def reads_every_index(device: torch.device) -> bool:
+    """Return whether :func:`reach_table` needs ``out_index`` even if no output repeats.
+
+    It does on a CPU, whose search walks through both indices. Without ``out_index`` it would make
+    the index again.
+    """
+    return device.type == "cpu"
+
+
 def reverse_table(
     rows: Int32[Tensor, "V n_out"],
     in_coords: Int32[Tensor, "n_in axes"],

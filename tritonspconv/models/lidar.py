@@ -115,7 +115,22 @@ def _norm(channels: int) -> nn.BatchNorm1d:
     return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
 
 
-class SecondEncoder(nn.Module):
+class _Encoder(nn.Module):
+    """Runs an input layer, four levels and an output layer, which derived classes make."""
+
+    conv_input: nn.Module
+
+    def forward(self, voxels: SparseTensor) -> tuple[SparseTensor, Stages]:
+        """Return the encoded voxels and the output of each level."""
+        stages: Stages = {}
+        x = self.conv_input(voxels)
+        for name in ("conv1", "conv2", "conv3", "conv4", "conv_out"):
+            x = self.get_submodule(name)(x)
+            stages[name] = x
+        return x, stages
+
+
+class SecondEncoder(_Encoder):
     """The encoder of SECOND: four levels of submanifold convolutions, 8x smaller at the end."""
 
     def __init__(self, layers: _Layers, in_channels: int, channel_divisor: int = 1) -> None:
@@ -143,17 +158,8 @@ class SecondEncoder(nn.Module):
             )
         )
 
-    def forward(self, voxels: SparseTensor) -> tuple[SparseTensor, Stages]:
-        """Return the encoded voxels and the output of each level."""
-        stages: Stages = {}
-        x = self.conv_input(voxels)
-        for name in ("conv1", "conv2", "conv3", "conv4", "conv_out"):
-            x = self.get_submodule(name)(x)
-            stages[name] = x
-        return x, stages
 
-
-class ResidualEncoder(nn.Module):
+class ResidualEncoder(_Encoder):
     """An encoder of four levels, two residual blocks each, 8x smaller at the end."""
 
     def __init__(self, layers: _Layers, in_channels: int) -> None:
@@ -178,15 +184,6 @@ class ResidualEncoder(nn.Module):
         first = [] if down is None else [layers.normed(down)]
         blocks = [BlockByHand(layers, channels, f"subm{number}") for _ in range(2)]
         return nn.Sequential(*first, *blocks)
-
-    def forward(self, voxels: SparseTensor) -> tuple[SparseTensor, Stages]:
-        """Return the encoded voxels and the output of each level."""
-        stages: Stages = {}
-        x = self.conv_input(voxels)
-        for name in ("conv1", "conv2", "conv3", "conv4", "conv_out"):
-            x = self.get_submodule(name)(x)
-            stages[name] = x
-        return x, stages
 
 
 class BlockByHand(nn.Module):

@@ -52,7 +52,7 @@ class Conv(SparseModule):
 
     def reset_parameters(self) -> None:
         """Draw weight and bias as torch's dense layers do: uniform within 1 / sqrt(fan in)."""
-        # kaiming_uniform_(a=sqrt(5)), whose fan in would be wrong for this layout of the weight.
+        # kaiming_uniform_(a=sqrt(5)) would take a wrong fan in from this layout of the weight.
         bound = 1 / math.sqrt(self.in_channels * self.weight.shape[0])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -77,14 +77,13 @@ class Conv(SparseModule):
                 residual=residual,
             )  # fmt: skip
         except (AttributeError, ValueError):
-            # The check runs only after a failure, so that a correct call does not pay for the
-            # check.
+            # The check runs only after a failure, so a correct call takes no time for it.
             self._check_inputs(x, like)
             raise
         return SparseTensor(feats, kmap.out_sites)
 
     def _check_inputs(self, x: object, like: object) -> None:
-        """Raise an error that names the layer where its inputs do not fit it."""
+        """Raise an error that names the layer, if its inputs do not fit."""
         name = type(self).__name__
         for value in (x,) if like is None else (x, like):
             if not isinstance(value, SparseTensor):
@@ -125,7 +124,7 @@ class Conv(SparseModule):
     def residual_of(
         self, input: SparseTensor, other: object
     ) -> Float[Tensor, "n_out c_out"] | None:
-        """Return the features of ``other`` if it has the sites of the output for certain."""
+        """Return the features of ``other`` if it has the output's sites for certain, else None."""
         return None
 
     @property

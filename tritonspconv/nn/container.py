@@ -1,4 +1,4 @@
-"""Containers and the way out of the sparse world."""
+"""Containers, and the layer that makes a dense tensor of a sparse one."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def train_norm(
 
     Args:
         feats: [N, C], of which :func:`takes_training_norm` is true.
-        norm: Batch norm of C channels; its running statistics move.
+        norm: Batch norm of C channels; the call updates its running statistics.
         residual: [N, C] in the dtype of ``feats``; None: nothing is added.
         relu: Clamp the result at zero.
         count: int64 [], the number of real rows, on the device; None: all. Padding rows of the

@@ -87,7 +87,7 @@ def _check(op: str, feats: Tensor, rows: Tensor, weights: Tensor, length: str) -
 
 
 class _GatherWeighted(torch.autograd.Function):
-    """Its gradient is the transpose."""
+    """Gather rows; the gradient scatters them by the same weights."""
 
     @staticmethod
     def forward(ctx: Any, feats: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class _GatherWeighted(torch.autograd.Function):
 
 
 class _ScatterWeighted(torch.autograd.Function):
-    """Its gradient is the transpose."""
+    """Scatter rows; the gradient gathers them by the same weights."""
 
     @staticmethod
     def forward(ctx: Any, feats: Tensor, rows: Tensor, weights: Tensor, n_out: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sentences about the bound of a network, and remedies."""
+"""Sentences that say what bounds a network, and how to speed it up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def verdicts(profile: NetworkProfile) -> list[str]:
     sparse_ms = profile.total("ms", "sparse")
     all_ms = profile.total("ms")
     if not sparse_ms:
-        return ["The network has no sparse convolution and no pooling: nothing here is of ours."]
+        return [
+            "The network has no sparse convolution and no sparse pooling, so there is no advice."
+        ]
     sentences = []
     if profile.busy is not None and profile.busy < 0.6:
         sentences.append(

@@ -38,7 +38,8 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         record_voxel_count: Keep the largest number of output sites in the buffer
             ``max_num_voxels_during_training``; not of submanifold and inverse layers.
         act_type, act_alpha, act_beta: Activation of the output; ``act_alpha`` is LeakyReLU's slope.
-        large_kernel_fast_algo: Moves the kernel volume where spconv's default ``algo`` changes.
+        large_kernel_fast_algo: True: spconv's default ``algo`` is an implicit GEMM up to 128 taps;
+            False: up to 32.
         name: Kept as an attribute.
         device, dtype: Device and dtype of the parameters.
 
@@ -218,7 +219,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Bring a saved weight in the layout ``constants.SAVED_WEIGHT_LAYOUT`` to this layer's."""
+        """Convert a saved weight from the layout ``constants.SAVED_WEIGHT_LAYOUT``."""
         from_axis = {"RSCK": -1, "RSKC": -2}.get(constants.SAVED_WEIGHT_LAYOUT)
         saved = state_dict.get(prefix + "weight")
         if from_axis is not None and saved is not None:
@@ -234,7 +235,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load; for a weight of an older layout, the error names a remedy."""
+        """Load. If a weight has an older layout, the error says how to convert the checkpoint."""
         args = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         self._load_weight_different_layout(state_dict, prefix, *args)
         known = len(error_msgs)

@@ -12,9 +12,10 @@ from torch import Tensor
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
-from compat.spconv.pytorch._maps import check_inverse_reuse, check_submanifold_reuse, map_for
+from compat.spconv.pytorch._maps import map_for
 from compat.spconv.pytorch._numbers import per_axis
 from compat.spconv.pytorch._pair_ops import activate
+from compat.spconv.pytorch._reuse import check_inverse_reuse, check_submanifold_reuse
 from compat.spconv.pytorch._voxel_count import count_voxels
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops
@@ -50,7 +51,8 @@ class SparseConvolutionBase:
         fp32_accum: Accepted; products are always accumulated in float32.
         record_voxel_count: Kept as an attribute.
         act_type, act_alpha, act_beta: Activation of the output; ``act_alpha`` is LeakyReLU's slope.
-        large_kernel_fast_algo: Moves the kernel volume where spconv's default ``algo`` changes.
+        large_kernel_fast_algo: True: spconv's default ``algo`` is an implicit GEMM up to 128 taps;
+            False: up to 32.
 
     Raises:
         SpconvError: ``groups`` is not 1, a sequence has the wrong length, or a 1x1 layer is padded.
@@ -177,14 +179,7 @@ class SparseConvolutionBase:
         self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
     ) -> None:
         """Check that this submanifold layer may reuse the entry ``datas`` of ``indice_dict``."""
-        if not (
-            datas.is_subm
-            and datas.ksize == self.kernel_size
-            and datas.dilation == self.dilation
-            and datas.spatial_shape == inp.spatial_shape
-            and datas.indices.shape[0] == inp.indices.shape[0]
-        ):
-            check_submanifold_reuse(self, inp, datas)
+        check_submanifold_reuse(self, inp, datas)
 
     def _check_inverse_reuse_valid(
         self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any

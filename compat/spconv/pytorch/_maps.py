@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError, points_vanished
-from compat.spconv.pytorch._paths import out_shape_of, strided_map
+from compat.spconv.pytorch._paths import map_of_window, out_shape_of
 from compat.spconv.pytorch._records import Record, record_type
 from compat.spconv.pytorch._repeats import RepeatedSites
+from compat.spconv.pytorch._reuse import KeyedLayer, algo_of, refuse_algo
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.pytorch._windows import window
 from compat.spconv.pytorch.core import SparseConvTensor
@@ -16,20 +16,16 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
 
 
-class WindowLayer(Protocol):
+class WindowLayer(KeyedLayer, Protocol):
     """The attributes and methods of a convolution or pooling layer that this file uses."""
 
     ndim: int
-    kernel_size: list[int]
     stride: list[int]
     padding: list[int]
-    dilation: list[int]
     output_padding: list[int]
     subm: bool
     transposed: bool
     inverse: bool
-    indice_key: Any
-    algo: ConvAlgo
 
     def _check_subm_reuse_valid(
         self, inp: SparseConvTensor, spatial_shape: list[int], datas: Any
@@ -78,7 +74,8 @@ def _submanifold_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
     key = layer.indice_key
     record = input.find_indice_pair(key)
     if record is not None:
-        _check_algo(layer, input, record)
+        if record.algo is not algo_of(layer, input):
+            refuse_algo(layer, input, record)
         layer._check_subm_reuse_valid(input, input.spatial_shape, record)
         repeats = None if record.located is None else record.located.repeats
         return LayerMap(record.kernel_map, IndiceDict(input.indice_dict), None, repeats)
@@ -105,7 +102,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
             "kernel."
         )
-    found = strided_map(located.sites, geometry)
+    found = map_of_window(located.sites, geometry)
     if found.n_out == 0 and found.n_in > 0:
         where = f"spatial shape {input.spatial_shape}, batch size {input.batch_size}, {layer}"
         raise points_vanished(found.n_in, where)
@@ -130,44 +127,12 @@ def _inverse_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
             f"indice_key {key!r} belongs to a submanifold layer: an inverse convolution undoes a "
             "SparseConv, SparseConvTranspose or pool only."
         )
-    _check_algo(layer, input, record)
+    if record.algo is not algo_of(layer, input):
+        refuse_algo(layer, input, record)
     layer._check_inverse_reuse_valid(input, input.spatial_shape, record)
     located = record.locate_inputs(int(input.batch_size))
     repeats = located.repeats_in(record.inverse_map)
     return LayerMap(record.inverse_map, IndiceDict(input.indice_dict), located, repeats)
-
-
-def check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any) -> None:
-    """Do spconv's checks before a submanifold layer reuses a map; coordinates are not compared.
-
-    Raises:
-        SpconvError: The layer that made ``record`` has another window or saw another tensor.
-    """
-    what, key = "submanifold layer", layer.indice_key
-    if not record.is_subm:
-        raise SpconvError(
-            f"indice_key {key!r} belongs to a layer that is not submanifold: only submanifold "
-            "layers may share a key. Give this layer a key of its own."
-        )
-    rows = record.indices.shape[0], input.indices.shape[0]
-    _compare(what, key, "kernel_size", list(record.ksize), list(layer.kernel_size))
-    _compare(what, key, "dilation", list(record.dilation), list(layer.dilation))
-    _compare(what, key, "spatial_shape", list(record.spatial_shape), list(input.spatial_shape))
-    _compare(what, key, "number of rows", *rows)
-
-
-def check_inverse_reuse(layer: WindowLayer, input: SparseConvTensor, record: Any) -> None:
-    """Do spconv's checks before an inverse layer reads a map backwards.
-
-    Raises:
-        SpconvError: The layer that made ``record`` has another window, or its output is not
-            ``input``.
-    """
-    what, key = "inverse convolution", layer.indice_key
-    rows = record.out_indices.shape[0], input.indices.shape[0]
-    _compare(what, key, "kernel_size", list(record.ksize), list(layer.kernel_size))
-    _compare(what, key, "spatial_shape", list(record.out_spatial_shape), list(input.spatial_shape))
-    _compare(what, key, "number of rows", *rows)
 
 
 def _geometry(layer: WindowLayer) -> ConvGeometry:
@@ -184,7 +149,7 @@ def _record(
     located: LocatedSites,
     out_located: LocatedSites,
 ) -> Record:
-    algo = layer.algo if input.force_algo is None else input.force_algo
+    algo = algo_of(layer, input)
     return record_type(algo).of_map(
         found,
         located,
@@ -195,22 +160,4 @@ def _record(
         stride=layer.stride,
         dilation=layer.dilation,
         padding=layer.padding,
-    )
-
-
-def _check_algo(layer: WindowLayer, input: SparseConvTensor, record: Record) -> None:
-    algo = layer.algo if input.force_algo is None else input.force_algo
-    if record.algo is not algo:
-        _disagree("layer", layer.indice_key, "algo", record.algo, algo)
-
-
-def _compare(what: str, key: Any, name: str, expected: Any, got: Any) -> None:
-    if expected != got:
-        _disagree(what, key, name, expected, got)
-
-
-def _disagree(what: str, key: Any, name: str, expected: Any, got: Any) -> NoReturn:
-    raise SpconvError(
-        f"this {what} shares indice_key {key!r} with a layer of another {name}: expected "
-        f"{expected}, got {got}. Make them equal, or use another key."
     )

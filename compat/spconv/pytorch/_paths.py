@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size, window
+from compat.spconv.pytorch._windows import output_size, window
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
 from tritonspconv.kernel_map import KernelMap, kernel_map
@@ -39,8 +39,7 @@ def map_along(root: ActiveSites, route: str) -> KernelMap:
 
 def map_at(sites: ActiveSites, step: str) -> KernelMap:
     """Return the map of a step from ``sites``."""
-    geometry = _window(step)
-    return kernel_map(sites, geometry) if geometry.sites == "same" else strided_map(sites, geometry)
+    return map_of_window(sites, _window(step))
 
 
 def sites_along(root: ActiveSites, path: str) -> ActiveSites:
@@ -77,10 +76,11 @@ def _window(step: str) -> ConvGeometry:
     return window(*parts, subm=False, transposed=letter == "T")
 
 
-def strided_map(sites: ActiveSites, geometry: ConvGeometry) -> KernelMap:
-    """Return the map of a window that makes sites of its own."""
-    if not geometry.transposed:  # A convolution has the same extents as in the engine.
+def map_of_window(sites: ActiveSites, geometry: ConvGeometry) -> KernelMap:
+    """Return the map of a window; the outputs lie in the grid that spconv gives the layer."""
+    if not geometry.transposed:
         return kernel_map(sites, geometry)
+    # The extents of spconv's transposed layers ignore dilation. The engine's include it.
     grid = sites.grid
     out_grid = _grid(out_shape_of(grid.shape, geometry), grid.batch_size)
     return kernel_map(sites, geometry, out_grid=out_grid)
@@ -89,11 +89,10 @@ def strided_map(sites: ActiveSites, geometry: ConvGeometry) -> KernelMap:
 @lru_cache(maxsize=1024)
 def out_shape_of(shape: tuple[int, ...], geometry: ConvGeometry) -> tuple[int, ...]:
     """Return the extents of a strided layer's outputs, which may be less than 1."""
-    sizes = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
-    if geometry.transposed:
-        # The original's size ignores dilation. The engine's size includes it, like torch's.
-        return tuple(get_deconv_output_size(shape, *sizes, geometry.output_padding))
-    return tuple(get_conv_output_size(shape, *sizes))
+    return output_size(
+        shape, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation,
+        geometry.output_padding, transposed=geometry.transposed,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)

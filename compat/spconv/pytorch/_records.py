@@ -98,7 +98,7 @@ class _Record:
     ) -> Self:
         """Return the entry of a layer; its pairs are listed on first access.
 
-        Without ``kernel_map``, the entry finds the map along ``route`` in the same way.
+        Without ``kernel_map``, the entry finds its map along ``route`` on first access, too.
         """
         record = cls.__new__(cls)
         _Record.__init__(

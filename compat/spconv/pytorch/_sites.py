@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from compat.spconv.pytorch._records import Record
     from tritonspconv.kernel_map import KernelMap
 
 
@@ -44,26 +43,39 @@ class LocatedSites:
     Tensors that are made under ``torch.inference_mode`` cannot be saved for a backward pass. So
     sites that were located in one mode are not used in the other.
 
-    Args:
-        sites: The engine's coordinate set; owns the kernel maps that start from it.
-        indices: int32 ``[N, 1 + ndim]``, the very tensor that users see.
-        may_compare: See :func:`_may_compare`.
+    A layer that ``torch.compile`` traced returns the coordinates alone. ``path`` then leads to the
+    sites, which are found when somebody asks for them.
 
-    Attributes:
-        sites, indices: The arguments.
+    Args:
+        root: The sites from which the path starts; they own the kernel maps along it.
+        indices: int32 ``[N, 1 + ndim]``, the very tensor that users see.
         spatial_shape: Extents of the grid.
         batch_size: Number of samples.
+        version: Number of writes to ``indices`` when it described the sites; None: unknown.
+        path: The strided layers from ``root`` to these sites, if a traced layer made them; see
+            ``_paths.py``.
+
+    Attributes:
+        root, indices, spatial_shape, batch_size, version, path: The arguments.
+        sites: The engine's coordinate set.
         repeats: The rows that share sites; None if each row has a site of its own.
     """
 
-    def __init__(self, sites: ActiveSites, indices: Tensor, may_compare: bool) -> None:
-        self.sites = sites
+    def __init__(
+        self,
+        root: ActiveSites,
+        indices: Tensor,
+        spatial_shape: tuple[int, ...],
+        batch_size: int,
+        version: int | None,
+        path: str = "",
+    ) -> None:
+        self.root = root
         self.indices = indices
-        self.spatial_shape = sites.grid.shape
-        self.batch_size = sites.grid.batch_size
-        self._version = None if indices.is_inference() else indices._version
-        self._for_inference = torch.is_inference_mode_enabled()
-        self._compares_values = may_compare and indices is not sites.coords
+        self.spatial_shape = spatial_shape
+        self.batch_size = batch_size
+        self.version = version
+        self.path = path
 
     @classmethod
     def of(cls, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> LocatedSites:
@@ -78,7 +90,7 @@ class LocatedSites:
         may_compare = _may_compare(indices)
         # The engine needs coordinates of its own, if values are compared with them.
         coords = _copy(indices) if may_compare or indices.is_inference() else indices
-        located = cls(ActiveSites(coords, grid), indices, may_compare)
+        located = cls._at(ActiveSites(coords, grid), indices, may_compare)
         if checks_coords():
             located.sites.validate_bounds()
         return located
@@ -93,9 +105,56 @@ class LocatedSites:
         may_compare = _may_compare(indices)
         if may_compare or indices.is_inference():
             indices = _copy(indices)
-        located = cls(sites, indices, may_compare)
+        located = cls._at(sites, indices, may_compare)
         located.repeats = None  # Generated sites do not repeat.
         return located
+
+    @classmethod
+    def traced(
+        cls,
+        root: ActiveSites,
+        path: str,
+        indices: Tensor,
+        spatial_shape: tuple[int, ...],
+        batch_size: int,
+    ) -> LocatedSites:
+        """Return the sites that a strided layer makes while ``torch.compile`` traces it.
+
+        Args:
+            root: The sites from which the path starts.
+            path: The strided layers from there, this layer included.
+            indices: Coordinates of the sites, int32 ``[N, 1 + ndim]``.
+            spatial_shape: Extents of the grid.
+            batch_size: Number of samples.
+        """
+        located = cls(root, indices, spatial_shape, batch_size, 0, path)
+        located.repeats = None  # Generated sites do not repeat.
+        return located
+
+    @classmethod
+    def _at(cls, sites: ActiveSites, indices: Tensor, may_compare: bool) -> LocatedSites:
+        """Return sites that are there now; for ``may_compare`` see :func:`_may_compare`."""
+        grid, version = sites.grid, None if indices.is_inference() else indices._version
+        located = cls(sites, indices, grid.shape, grid.batch_size, version)
+        located.sites = sites
+        located._for_inference = torch.is_inference_mode_enabled()
+        located._compares_values = may_compare and indices is not sites.coords
+        return located
+
+    @cached_property
+    def sites(self) -> ActiveSites:
+        """The engine's coordinate set, found along the path."""
+        return sites_along(self.root, self.path)
+
+    @cached_property
+    def _for_inference(self) -> bool:
+        """True if the sites were located under ``torch.inference_mode``."""
+        return self.indices.is_inference()
+
+    @cached_property
+    def _compares_values(self) -> bool:
+        """True if the values of ``indices`` are compared with those of the sites."""
+        return _may_compare(self.indices)
 
     @cached_property
     def repeats(self) -> RepeatedSites | None:
@@ -111,21 +170,6 @@ class LocatedSites:
     def are_distinct(self) -> bool:
         """True if no two rows share a site, and this is known already."""
         return "repeats" in self.__dict__ and self.__dict__["repeats"] is None
-
-    @property
-    def version(self) -> int | None:
-        """Number of writes to ``indices`` when they were located; None: it is not known."""
-        return self._version
-
-    @property
-    def root(self) -> ActiveSites:
-        """The sites from which ``path`` leads here."""
-        return self.sites
-
-    @property
-    def path(self) -> str:
-        """The strided layers from ``root`` to these sites; see ``_paths.py``."""
-        return ""
 
     def still_hold(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> bool:
         """Return whether ``sites`` describe these values."""
@@ -145,74 +189,7 @@ class LocatedSites:
         """Return whether ``indices`` is unchanged, as far as that can be known."""
         if self._compares_values:
             return torch.equal(plain(self.indices), self.sites.coords)
-        return self._version is None or self._version == self.indices._version
-
-
-class TracedSites(LocatedSites):
-    """The sites of a strided layer that ``torch.compile`` traced.
-
-    A compiled graph returns the coordinates alone. The sites are found along the path when
-    somebody asks for them.
-
-    Args:
-        root: The sites from which the path starts.
-        path: The strided layers from there; see ``_paths.py``.
-        indices: Coordinates of the sites, int32 ``[N, 1 + ndim]``.
-        spatial_shape: Extents of the grid.
-        batch_size: Number of samples.
-    """
-
-    def __init__(
-        self,
-        root: ActiveSites,
-        path: str,
-        indices: Tensor,
-        spatial_shape: tuple[int, ...],
-        batch_size: int,
-    ) -> None:
-        self._root = root
-        self._path = path
-        self.indices = indices
-        self.spatial_shape = spatial_shape
-        self.batch_size = batch_size
-        self.repeats = None  # Generated sites do not repeat.
-
-    @property
-    def root(self) -> ActiveSites:
-        """The sites from which ``path`` leads here."""
-        return self._root
-
-    @property
-    def path(self) -> str:
-        """The strided layers from ``root`` to these sites."""
-        return self._path
-
-    @property
-    def are_distinct(self) -> bool:
-        """True: generated sites do not repeat."""
-        return True
-
-    @property
-    def version(self) -> int | None:
-        """Number of writes to ``indices`` when the graph returned them."""
-        return 0
-
-    @cached_property
-    def sites(self) -> ActiveSites:
-        """The engine's coordinate set."""
-        return sites_along(self._root, self._path)
-
-    @cached_property
-    def _version(self) -> int | None:
-        return None if self.indices.is_inference() else 0
-
-    @cached_property
-    def _for_inference(self) -> bool:
-        return self.indices.is_inference()
-
-    @cached_property
-    def _compares_values(self) -> bool:
-        return _may_compare(self.indices)
+        return self.indices.is_inference() or self.version == self.indices._version
 
 
 def _grid(shape: tuple[int, ...], batch_size: int) -> Grid:
@@ -231,6 +208,13 @@ def _copy(coords: Tensor) -> Tensor:
     return coords.clone(memory_format=torch.contiguous_format)
 
 
+class HasSites(Protocol):
+    """The attributes of a recorded kernel map that an ``indice_dict`` reads."""
+
+    located: LocatedSites | None
+    out_located: LocatedSites | None
+
+
 class IndiceDict(dict[Any, Any]):
     """An ``indice_dict``: recorded kernel maps by ``indice_key``, and the sites of its tensor.
 
@@ -245,7 +229,7 @@ class IndiceDict(dict[Any, Any]):
 
     __slots__ = ("located",)
 
-    def __init__(self, entries: dict[Any, Record] | None = None) -> None:
+    def __init__(self, entries: dict[Any, HasSites] | None = None) -> None:
         super().__init__(entries or ())
         self.located: LocatedSites | None = getattr(entries, "located", None)
 

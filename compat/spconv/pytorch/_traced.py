@@ -9,18 +9,20 @@ number of voxels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from compat.spconv import constants
-from compat.spconv.core import Activation, ConvAlgo
+from compat.spconv.core import Activation
 from compat.spconv.pytorch._errors import points_vanished
+from compat.spconv.pytorch._maps import WindowLayer
 from compat.spconv.pytorch._paths import map_along, map_at, sites_along, split, step_of
 from compat.spconv.pytorch._records import record_type
-from compat.spconv.pytorch._sites import IndiceDict, LocatedSites, TracedSites
-from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size
+from compat.spconv.pytorch._reuse import algo_of, inverse_difference, submanifold_difference
+from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
+from compat.spconv.pytorch._windows import output_size
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.coords import ActiveSites
 from tritonspconv.debug import checks_coords
@@ -30,12 +32,25 @@ from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
 from tritonspconv.ops.registered import register_conv, register_sizes
 
-if TYPE_CHECKING:
-    from compat.spconv.pytorch._convolution import SparseConvolution
+
+class TracedLayer(WindowLayer, Protocol):
+    """The attributes and methods of a convolution that this file uses."""
+
+    weight: Any
+    bias: Any
+    in_channels: int
+    training: bool
+    conv1x1: bool
+    act_type: Activation
+    record_voxel_count: bool
+
+    def has_own_methods(self) -> bool:
+        """Return whether no user replaced a method that tracing leaves out."""
+        ...
 
 
 def trace_convolution(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: SparseConvTensor | None
+    layer: TracedLayer, input: SparseConvTensor, add_input: SparseConvTensor | None
 ) -> SparseConvTensor | None:
     """Return the output of a layer; None where Python has to run the layer."""
     if not _is_plain(layer, input, add_input):
@@ -56,12 +71,17 @@ def trace_convolution(
 
 
 def _trace_submanifold(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
 ) -> SparseConvTensor | None:
     record = input.find_indice_pair(layer.indice_key)
     if record is None:
         located, indices = _own_sites(input), input.indices
-    elif _may_reuse(layer, input, record):
+    elif (
+        record.located is not None
+        and record.is_subm
+        and record.algo is algo_of(layer, input)
+        and submanifold_difference(layer, input, record) is None
+    ):
         # It is not known if the indices were edited before a traced layer made the entry.
         located, indices = record.located, record.indices if record.route is not None else None
     else:
@@ -80,7 +100,7 @@ def _trace_submanifold(
 
 
 def _trace_strided(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
 ) -> SparseConvTensor | None:
     located = _own_sites(input)
     if (
@@ -90,11 +110,10 @@ def _trace_strided(
         or input.find_indice_pair(layer.indice_key) is not None
     ):
         return None
-    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    if layer.transposed:
-        shape = get_deconv_output_size(located.spatial_shape, *sizes, layer.output_padding)
-    else:
-        shape = get_conv_output_size(located.spatial_shape, *sizes)
+    shape = output_size(
+        located.spatial_shape, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.output_padding, transposed=layer.transposed,
+    )  # fmt: skip
     if min(shape) < 1:
         return None
     route = located.path + step_of(layer)
@@ -103,7 +122,7 @@ def _trace_strided(
     indices = torch.ops.tritonspconv.spconv_sites(
         input.indices, located.root, located.version, route, 2 if layer.training else 1
     )
-    made = TracedSites(located.root, route, indices, tuple(shape), located.batch_size)
+    made = LocatedSites.traced(located.root, route, indices, shape, located.batch_size)
     indice_dict = IndiceDict(input.indice_dict)
     if layer.indice_key is not None:
         indice_dict[layer.indice_key] = _entry(layer, input, located, made, route)
@@ -114,7 +133,7 @@ def _trace_strided(
 
 
 def _trace_inverse(
-    layer: SparseConvolution, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
 ) -> SparseConvTensor | None:
     record = input.find_indice_pair(layer.indice_key)
     if (
@@ -122,10 +141,8 @@ def _trace_inverse(
         or record.route is None
         or record.located is None
         or record.is_subm
-        or record.algo is not _algo(layer, input)
-        or record.ksize != layer.kernel_size
-        or record.out_spatial_shape != input.spatial_shape
-        or record.out_indices.shape[0] != input.indices.shape[0]
+        or record.algo is not algo_of(layer, input)
+        or inverse_difference(layer, input, record) is not None
         or not record.located.are_distinct
     ):
         return None
@@ -137,21 +154,21 @@ def _trace_inverse(
     return _output(layer, input, add_input, out, IndiceDict(input.indice_dict), located)
 
 
-def _operands(layer: SparseConvolution, feats: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _operands(layer: TracedLayer, feats: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     weight = layer.weight
     if layer.conv1x1:
         weight = weight.reshape(1, layer.in_channels, -1)
     return feats, weight, layer.bias
 
 
-def _setting(layer: SparseConvolution, feats: Tensor) -> tuple[str, torch.dtype, str]:
+def _setting(layer: TracedLayer, feats: Tensor) -> tuple[str, torch.dtype, str]:
     layout = "VIO" if layer.conv1x1 else "OVI"
     precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
     return layout, compute_dtype(feats, layer.weight), precision
 
 
 def _output(
-    layer: SparseConvolution,
+    layer: TracedLayer,
     input: SparseConvTensor,
     add_input: SparseConvTensor | None,
     feats: Tensor,
@@ -165,7 +182,7 @@ def _output(
     return input._derive(feats, indice_dict, located)
 
 
-def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
+def _is_plain(layer: TracedLayer, input: Any, add_input: Any) -> bool:
     """Return whether nothing about the call needs Python: errors, users' methods, padded rows."""
     return (
         type(input) is SparseConvTensor
@@ -180,19 +197,6 @@ def _is_plain(layer: SparseConvolution, input: Any, add_input: Any) -> bool:
         and not (layer.subm and any(size % 2 == 0 for size in layer.kernel_size))
         and not (layer.inverse and layer.conv1x1)
         and input._features.shape[0] > 0
-    )
-
-
-def _may_reuse(layer: SparseConvolution, input: SparseConvTensor, record: Any) -> bool:
-    """Return whether the layer may reuse a recorded map; if not, Python raises the error."""
-    return (
-        record.located is not None
-        and record.is_subm
-        and record.algo is _algo(layer, input)
-        and record.ksize == layer.kernel_size
-        and record.dilation == layer.dilation
-        and record.spatial_shape == input.spatial_shape
-        and record.indices.shape[0] == input.indices.shape[0]
     )
 
 
@@ -216,22 +220,18 @@ def _own_sites(input: SparseConvTensor) -> LocatedSites | None:
 
 
 def _entry(
-    layer: SparseConvolution,
+    layer: TracedLayer,
     input: SparseConvTensor,
     located: LocatedSites,
     out_located: LocatedSites,
     route: str,
 ) -> Any:
     """Return the entry of the layer for ``indice_dict``."""
-    algo = _algo(layer, input)
+    algo = algo_of(layer, input)
     return record_type(algo).of_map(
         None, located, out_located, is_subm=layer.subm, algo=algo, ksize=layer.kernel_size,
         stride=layer.stride, dilation=layer.dilation, padding=layer.padding, route=route,
     )  # fmt: skip
-
-
-def _algo(layer: SparseConvolution, input: SparseConvTensor) -> ConvAlgo:
-    return layer.algo if input.force_algo is None else input.force_algo
 
 
 def _submanifold_map(

@@ -56,6 +56,27 @@ def get_deconv_output_size(
     return [(n - 1) * s - 2 * p + k + e for n, k, s, p, e in axes]
 
 
+def output_size(
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    *,
+    transposed: bool,
+) -> tuple[int, ...]:
+    """Return the extents of a strided layer's outputs, which may be less than 1.
+
+    Raises:
+        SpconvError: As :func:`get_conv_output_size` and :func:`get_deconv_output_size`.
+    """
+    sizes = kernel_size, stride, padding, dilation
+    if transposed:
+        return tuple(get_deconv_output_size(input_size, *sizes, output_padding))
+    return tuple(get_conv_output_size(input_size, *sizes))
+
+
 def _axes_of(input_size: Sequence[int], **others: Sequence[int]) -> list[Sequence[int]]:
     """Return as many entries of the others as ``input_size`` has."""
     ndim = len(input_size)

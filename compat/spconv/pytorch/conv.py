@@ -41,7 +41,7 @@ __all__ = [
     "expand_nd",
 ]
 
-# Names that the original's module shows; underscores are its own.
+# Downstream code reads these names of spconv's module, also those with an underscore.
 _SHOWN = _MAX_NUM_VOXELS_DURING_TRAINING, _apply_act
 FILTER_HWIO = False
 

@@ -18,7 +18,7 @@ from compat.spconv.pytorch._traced import is_new
 from compat.spconv.pytorch.conv import SubMConv3d
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.graph_capture import is_traced, run_untraced
-from tritonspconv.nn.chain import run_chain
+from tritonspconv.nn.chain import run_chain, trains_on
 from tritonspconv.nn.fusable import fuses_now
 
 __getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch"})
@@ -209,10 +209,11 @@ class SparseSequential(SparseModule):
 def _is_faster_whole(container: SparseSequential, input: SparseConvTensor) -> bool:
     """Return whether Python runs a container faster than a graph does.
 
-    On a GPU eager mode runs a convolution with its norm and its ReLU as one launch, and a graph
-    does not. So stages of several such layers, with nothing else between them, stay whole.
+    On a GPU with Triton, eager mode runs a convolution with its norm and its ReLU as one launch,
+    and a graph does not. So stages of several such layers, with nothing else between them, stay
+    whole.
     """
-    if not _fuses_training(input.features):
+    if not trains_on(input.features.device):
         return False
     convolutions = 0
     for module in container.modules():
@@ -221,11 +222,6 @@ def _is_faster_whole(container: SparseSequential, input: SparseConvTensor) -> bo
         elif not isinstance(module, (SparseSequential, nn.BatchNorm1d, nn.ReLU)):
             return False
     return convolutions > 1
-
-
-def _fuses_training(feats: Tensor) -> bool:
-    """Return whether eager mode fuses layers in training as well as in inference."""
-    return feats.is_cuda
 
 
 def _apply(module: nn.Module, input: Any) -> Any:

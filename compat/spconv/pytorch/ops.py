@@ -22,11 +22,11 @@ from compat.spconv.pytorch._pair_ops import (
     indice_maxpool_implicit_gemm_backward,
 )
 from compat.spconv.pytorch._pairs import pair_tables, remember_pairs, remember_table
+from compat.spconv.pytorch._paths import map_of_window
 from compat.spconv.pytorch._records import pair_lists
 from compat.spconv.pytorch._sites import LocatedSites
 from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size, window
-from tritonspconv.coords import Grid
-from tritonspconv.kernel_map import KernelMap, kernel_map
+from tritonspconv.kernel_map import KernelMap
 
 __all__ = [
     "INT32_MAX",
@@ -216,10 +216,5 @@ def _found_map(
         ksize, stride, padding, dilation, out_padding, subm=subm, transposed=transpose
     )
     located = LocatedSites.of(indices, spatial_shape, batch_size)
-    shape, batch_size = located.spatial_shape, located.batch_size
-    out_grid = None
-    if transpose:
-        size = get_deconv_output_size(shape, ksize, stride, padding, dilation, out_padding)
-        out_grid = Grid((0,) * len(shape), tuple(size), batch_size)
-    found = kernel_map(located.sites, geometry, out_grid=out_grid)
+    found = map_of_window(located.sites, geometry)
     return (indices if subm else found.out_sites.as_rows(found.out_sites.coords)), found

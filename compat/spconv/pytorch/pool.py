@@ -10,9 +10,10 @@ from torch import Tensor
 
 from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._maps import check_submanifold_reuse, map_for
+from compat.spconv.pytorch._maps import map_for
 from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch._numbers import per_axis
+from compat.spconv.pytorch._reuse import check_submanifold_reuse
 from compat.spconv.pytorch._voxel_count import CountsVoxels, count_voxels
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops as _ops

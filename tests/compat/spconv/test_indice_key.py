@@ -161,6 +161,19 @@ def test_reuse_checks_spatial_shape_and_row_count_and_trusts_coordinates(make, m
         run(fewer, subm())
 
 
+def test_tuples_in_the_place_of_lists_share_a_map(make, maps):
+    """Downstream code assigns tuples to attributes that spconv keeps as lists."""
+    twin, up = subm(key="s"), inverse()
+    twin.kernel_size, twin.dilation = tuple(twin.kernel_size), tuple(twin.dilation)
+    up.kernel_size = tuple(up.kernel_size)
+    y = run(make(), subm(key="s"), conv())
+    y.spatial_shape = tuple(y.spatial_shape)
+    z = run(y, up)
+    z.spatial_shape = tuple(z.spatial_shape)
+    run(z, twin)
+    assert maps[-1] is maps[0]
+
+
 def test_inverse_checks_spatial_shape_and_row_count(make):
     y = run(make(), conv())
     with pytest.raises(ValueError, match="another spatial_shape"):

@@ -183,7 +183,7 @@ def _columns(recorder: Recorder, func: Function, args: Args, kwargs: Kwargs) -> 
     x, place = args
     first, *rest = place if isinstance(place, tuple) else (place,)
     if not isinstance(first, slice) or first != slice(None):
-        recorder.refuse("selects rows, so that their number comes of values")
+        recorder.refuse("selects rows, so that their number depends on values")
     kinds = [type(item) for item in rest if item is not None]
     if not all(kind in (int, slice, list) for kind in kinds) or (
         list in kinds and (int in kinds or kinds.count(list) > 1)

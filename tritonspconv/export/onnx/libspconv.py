@@ -1,10 +1,10 @@
 """The nodes that NVIDIA's libspconv reads, and their reader.
 
-Facts from the public sources of ``NVIDIA-AI-IOT/Lidar_AI_Solution``, ``3DSparseConvolution``
-(commit 0fdfb308): its parser reads nodes without a domain, of the types ``SparseConvolution``,
-``Add``, ``Relu``, ``ScatterDense``, ``Reshape`` and ``Transpose``. A value is a sparse tensor:
-coordinates travel with the features. Weights and biases are float16 initialisers, and the bias is
-not optional.
+The facts are from the public sources of ``NVIDIA-AI-IOT/Lidar_AI_Solution``, folder
+``3DSparseConvolution`` (commit 0fdfb308). The parser reads nodes without a domain, of the types
+``SparseConvolution``, ``Add``, ``Relu``, ``ScatterDense``, ``Reshape`` and ``Transpose``. A value
+is a sparse tensor: coordinates travel with the features. Weights and biases are float16
+initialisers, and the bias is not optional.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _unreadable(what: str) -> OnnxExportError:
 
 
 class _Renamer:
-    """Makes the nodes of libspconv of the nodes of a graph."""
+    """Turns the nodes of a graph into those of libspconv."""
 
     def __init__(self, graph: Graph, source: dict[str, Any]) -> None:
         self._graph = graph

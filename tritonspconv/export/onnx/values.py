@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +11,20 @@ from torch.utils import _pytree as pytree
 
 from tritonspconv.coords.row_tensor import RowBounds, RowTensor
 
-if TYPE_CHECKING:
-    from tritonspconv.export.onnx.trace import Recorder
-
 Function = Callable[..., Any]
 Args = tuple[Any, ...]
+
+
+class Recorder(Protocol):
+    """The methods of a recorder that the tensors of its run call."""
+
+    def call(self, func: Function, args: Args, kwargs: dict[str, Any]) -> Any:
+        """Run a function, and record it."""
+        ...
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise the error of code that cannot be exported."""
+        ...
 
 
 class Cell:

@@ -51,8 +51,9 @@ def found_rows(
             1.
 
     Yields:
-        Each tap that finds a row, at most once and in any order, perhaps with others; the coarse
-        sites that find a row, int64 [P], ascending; and the fine rows that they find, int32 [P].
+        A tap; the coarse sites that find a row through it, int64 [P], ascending; and the fine rows
+        that they find, int32 [P]. A tap comes at most once, in any order. Taps that find nothing
+        may be left out.
 
     The keys count cells of a larger grid, with room beside the fine one. There the key of a
     neighbour is the own key plus a constant, also for a neighbour outside the fine grid. Neighbours

@@ -36,7 +36,7 @@ class Runs(NamedTuple):
         offsets: int64 [R, D], where each run begins.
         ends: int64 [R + 1], where the places of each run begin; a run has a place for each offset.
         taps: int64 [places, 2]: the tap through which the searching row sees the row that it finds,
-            and the tap through which that one sees the searching row; -1: none.
+            and the tap through which the found row sees the searching row; -1: none.
     """
 
     offsets: NDArray[np.int64]
@@ -144,7 +144,7 @@ def _corners(offsets: tuple[IntTuple, ...]) -> tuple[IntTuple, IntTuple]:
 def sites_in(roomy: RoomyGrid, index: SiteIndex, grid: CellGrid, stride: IntTuple) -> Sites:
     """Return the sites of a sorted index, numbered as the cells ``stride * site``.
 
-    Repeated rows but the lowest, and rows outside the grid, are left out.
+    Rows outside the grid are left out. Of rows that repeat, the lowest is the site.
     """
     assert index.rows is not None, "a sorted index has rows"
     n = index.table.shape[0]

@@ -24,11 +24,11 @@ _PROCESS = os.getpid()
 def in_ranges(work: _Work, n: int, least: int) -> None:
     """Call ``work(start, end)`` for consecutive ranges that cover ``range(n)``, on all threads.
 
-    Results must not depend on where ranges begin and end. Then they have the same bits for any
+    ``work`` must compute the same for any cut into ranges. Results then have the same bits for any
     number of threads.
 
     Args:
-        work: Calls compiled code, which lets other threads run.
+        work: A function that calls compiled code. Compiled code lets other threads run.
         n: Number of rows, columns or panels.
         least: The smallest range that is worth a thread.
 
@@ -97,5 +97,5 @@ def _in_pool(work: _Work, ends: list[int]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:
-    """Return this process's pool: a forked process makes its own."""
+    """Return the pool of a process; a forked process inherits no threads, so it has another."""
     return ThreadPoolExecutor(workers, thread_name_prefix="tritonspconv")

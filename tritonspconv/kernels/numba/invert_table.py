@@ -1,4 +1,4 @@
-"""A table seen from its other side, made of the table alone (numba)."""
+"""The table of the other side, made from a table alone (numba)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def invert_table(
     count: Tensor | None = None,
     other_count: Tensor | None = None,
 ) -> NeighborTable:
-    """Write the number of each column to its entries; padding has none."""
+    """Write the number of each column to the rows that it names; padding columns name none."""
     volume, n = rows.shape
     inverse = rows.new_full((volume, n_other), -1)
     columns = torch.arange(n, dtype=torch.int32, device=rows.device) if order is None else order

@@ -13,6 +13,7 @@ Related files: ``_arguments.py`` (the values on which Triton specialises), ``_ve
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ from tritonspconv.kernels.triton._versions import Run, has_hooks
 # Takes a bound kernel and its run-time arguments; returns True to leave the launch out.
 Watcher = Callable[["BoundKernel", tuple[Any, ...]], bool]
 
-_bound: dict[tuple[Any, ...], BoundKernel] = {}
 # Sees the launches of one thread; see :func:`watched`.
 _watcher: ContextVar[Watcher | None] = ContextVar("_watcher", default=None)
 
@@ -152,12 +152,17 @@ class BoundKernel:
 
 
 def bind(kernel: Any, **meta: Any) -> BoundKernel:
-    """Bind constexpr arguments and options to a kernel; equal arguments return the same object."""
-    # The key has the identity of the function, because a jitted function hashes its source.
-    key = (id(kernel), tuple(meta), tuple(meta.values()))
-    found = _bound.get(key)
+    """Bind constexpr arguments and options to a kernel; equal arguments return the same object.
+
+    The jitted function keeps its bound kernels, as it keeps what Triton compiled.
+    """
+    key = (tuple(meta), tuple(meta.values()))
+    try:
+        found = kernel.bound_kernels.get(key)
+    except AttributeError:
+        found, kernel.bound_kernels = None, {}
     if found is None:
-        found = _bound[key] = BoundKernel(kernel, meta)
+        found = kernel.bound_kernels[key] = BoundKernel(kernel, meta)
     return found
 
 
@@ -193,4 +198,17 @@ def watched(watcher: Watcher) -> Generator[None]:
 
 def compiled_kernels() -> list[Any]:
     """Return the jitted function of every kernel compiled so far, once per kind of arguments."""
-    return [bound.kernel for bound in _bound.values() for _ in bound.compiled]
+    # A module may have imported a function of another one.
+    functions = {
+        id(value): value
+        for name, module in list(sys.modules.items())
+        if name.startswith(f"{__package__}.")
+        for value in list(vars(module).values())
+        if isinstance(value, triton.JITFunction)
+    }
+    return [
+        function
+        for function in functions.values()
+        for bound in vars(function).get("bound_kernels", {}).values()
+        for _ in bound.compiled
+    ]

@@ -1,9 +1,9 @@
-"""Neighbour tables: which row each row relates to through each tap (Triton).
+"""Tables by lookup (Triton): every row looks up the rows of the other side, tap by tap.
 
-A table has one column per row of its side. The columns are sorted so that rows with similar masks
-are neighbours. Each column looks its taps up twice in the index of the other side. The first
-look-up finds the mask, the sort key of the columns. The second look-up follows the sorted order and
-finds the rows of the taps that are present. Each entry is therefore written only once, in
+A table has one column for each row of its side. The columns of large tables are sorted, so that
+rows with similar masks are side by side. Each column then looks up its taps twice. The first
+look-up finds the mask, from which the sort key is made. The second look-up goes through the columns
+in order and finds the rows of the taps that are present. So each entry is written only once, in
 contiguous runs.
 """
 
@@ -52,8 +52,8 @@ def _lookup(
 ) -> NeighborTable:
     """Build the table whose columns are the rows of ``coords``, from the other side's ``index``.
 
-    One kernel writes the whole table. Or two take its place: one writes masks and sort keys, and
-    after a sort the other writes the table in the order of the keys.
+    One kernel writes a plain table. Two kernels write an ordered table: one writes masks and sort
+    keys, and after a sort the other writes the table in the order of the keys.
     """
     n, volume, device = coords.shape[0], len(offsets), coords.device
     words = num_blocks(volume, 32)
@@ -95,7 +95,7 @@ def _lookup(
 
 
 class _Lookup(NamedTuple):
-    """The kernels that look a window up, and the numbers that place the window.
+    """The kernels that look up a window, and the numbers that place the window.
 
     Attributes:
         kernels: For a plain table, a kernel for each 32 taps or for each window in lines. For an

@@ -145,8 +145,8 @@ def uninstall(module: nn.Module) -> None:
 def family_in(module: nn.Module, *, in_containers: bool = True) -> LayerFamily | None:
     """Return the family of the convolutions that ``module`` itself may call, or None.
 
-    These are its children. The children of lists of modules and of torch's ``Sequential`` count
-    too.
+    A module may call its children. It may also call the children of its lists of modules and of its
+    ``torch.nn.Sequential`` containers.
 
     Args:
         module: The module.

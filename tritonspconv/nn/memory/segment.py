@@ -36,8 +36,8 @@ class Segment:
         """Run ``forward``."""
         if not torch.is_grad_enabled():
             return self._run(None, args, kwargs)
-        # torch looks at the arguments for devices whose random state to keep, and does not look
-        # into sparse tensors. So a parameter stands for the device.
+        # torch keeps the random state of the devices of the arguments, but does not look
+        # into sparse tensors. So a parameter shows torch the device.
         somewhere = next(self._module.parameters(), None)
         if somewhere is not None and somewhere.is_cuda and is_current_stream_capturing():
             raise RuntimeError(
@@ -81,7 +81,7 @@ class MapsSeen(TorchFunctionMode):
 class CopiesOfBuffers:
     """While entered, a module writes to copies of its buffers; may be entered again and again.
 
-    So running statistics move once in a step.
+    Running statistics then change only once in a step.
     """
 
     def __init__(self, module: nn.Module) -> None:
