@@ -52,6 +52,17 @@ def test_indices_that_are_not_contiguous():
     assert rows["spconv"][1] != rows["spconv"][0]
 
 
+def test_a_window_larger_than_its_input_by_less_than_a_stride():
+    x = torch.ones(1, 1), torch.zeros(1, 2, dtype=torch.int32), [3], 1
+    layer = theirs.SparseConv1d(1, 1, 4, stride=3, algo=theirs.ConvAlgo.Native)
+    y = layer(theirs.SparseConvTensor(*x))
+    assert (y.spatial_shape, y.indices.tolist()) == ([0], [[0, 0]])
+    with pytest.raises(IndexError):
+        y.dense()
+    with pytest.raises(ValueError, match=r"\[3\] into \[0\]"):
+        ours.SparseConv1d(1, 1, 4, stride=3)(ours.SparseConvTensor(*x))
+
+
 @pytest.mark.parametrize("extent", [2**11, 2**20])
 def test_submanifold_sums_in_large_grids(extent):
     """There are five rows with two pairs of neighbours; all weights are one."""

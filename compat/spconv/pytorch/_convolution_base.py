@@ -170,7 +170,7 @@ class SparseConvolutionBase:
                 "_conv_forward: channel_scale and output_scale belong to int8 layers, which do not "
                 "exist here. Use float16 or bfloat16."
             )
-        residual = None if add_input is None else add_input._features
+        residual = None if add_input is None else add_input.features
         return self._run(input, weight, bias, residual, act_type, act_alpha)
 
     def _check_subm_reuse_valid(
@@ -247,7 +247,7 @@ class SparseConvolutionBase:
                 f"{type(self).__name__} takes a SparseConvTensor; got {type(input).__name__}. "
                 "Inside nn.Sequential, follow sparse layers by sparse modules only."
             )
-        features = input._features
+        features = input.features
         if features.shape[-1] != self.in_channels:
             raise SpconvError(
                 f"channel size mismatch: {type(self).__name__} has in_channels="
@@ -259,7 +259,7 @@ class SparseConvolutionBase:
 
     def _explain_rows(self, input: SparseConvTensor, error: ValueError) -> None:
         """Raise a better error where the tensor has other rows of features than of indices."""
-        rows, sites = input._features.shape[0], input.indices.shape[0]
+        rows, sites = input.features.shape[0], input.indices.shape[0]
         if rows != sites:
             raise SpconvError(
                 f"{type(self).__name__}: the tensor has {rows} rows of features and {sites} of "

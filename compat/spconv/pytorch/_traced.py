@@ -61,7 +61,7 @@ def _trace_submanifold(
     record = input.find_indice_pair(layer.indice_key)
     if record is None:
         located, indices = _own_sites(input), input.indices
-    elif _may_reuse(layer, input, record):
+    elif _may_reuse(layer, input, record) and layer.has_own_checks():
         # It is not known if the indices were edited before a traced layer made the entry.
         located, indices = record.located, record.indices if record.route is not None else None
     else:
@@ -127,6 +127,7 @@ def _trace_inverse(
         or record.out_spatial_shape != input.spatial_shape
         or record.out_indices.shape[0] != input.indices.shape[0]
         or not record.located.are_distinct
+        or not layer.has_own_checks()
     ):
         return None
     located = record.located

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compat.spconv._names import module_getattr
 from compat.spconv.core import AlgoHint, ConvAlgo
+from compat.spconv.pytorch._errors import grid_vanished
 from compat.spconv.pytorch._pair_ops import (
     implicit_gemm,
     implicit_gemm_backward,
@@ -22,10 +23,10 @@ from compat.spconv.pytorch._pair_ops import (
     indice_maxpool_implicit_gemm_backward,
 )
 from compat.spconv.pytorch._pairs import pair_tables, remember_pairs, remember_table
+from compat.spconv.pytorch._paths import out_shape_of, strided_map
 from compat.spconv.pytorch._records import pair_lists
 from compat.spconv.pytorch._sites import LocatedSites
 from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size, window
-from tritonspconv.coords import Grid
 from tritonspconv.kernel_map import KernelMap, kernel_map
 
 __all__ = [
@@ -216,10 +217,10 @@ def _found_map(
         ksize, stride, padding, dilation, out_padding, subm=subm, transposed=transpose
     )
     located = LocatedSites.of(indices, spatial_shape, batch_size)
-    shape, batch_size = located.spatial_shape, located.batch_size
-    out_grid = None
-    if transpose:
-        size = get_deconv_output_size(shape, ksize, stride, padding, dilation, out_padding)
-        out_grid = Grid((0,) * len(shape), tuple(size), batch_size)
-    found = kernel_map(located.sites, geometry, out_grid=out_grid)
-    return (indices if subm else found.out_sites.as_rows(found.out_sites.coords)), found
+    if subm:
+        return indices, kernel_map(located.sites, geometry)
+    out_shape = out_shape_of(located.spatial_shape, geometry)
+    if min(out_shape) < 1:
+        raise grid_vanished("the convolution", located.spatial_shape, out_shape)
+    found = strided_map(located.sites, geometry)
+    return found.out_sites.as_rows(found.out_sites.coords), found
