@@ -377,5 +377,4 @@ class Tensor:
     def __imul__(self, other: Any) -> Self:
         return self._in_place(other, operator.imul)
 
-    def __itruediv__(self, other: Any) -> Self:
-        return self._in_place(other, operator.itruediv)
+    # There is no __itruediv__, as in the original: ``x /= y`` makes a new tensor, ``x / y``.
