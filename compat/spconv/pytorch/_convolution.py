@@ -260,15 +260,20 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
     def _layout_hint(self, saved: tuple[int, ...]) -> str:
         """Return advice about a weight of shape ``saved``; "" if it has no older layout."""
         out, *kernel, inner = self.weight.shape
-        older: dict[tuple[int, ...], str] = {
-            (*kernel, inner, out): "spconv 1.x and mmcv, [*kernel, in, out]",
-            (*kernel, out, inner): "spconv 2.0 and 2.1, [*kernel, out, in]",
-        }
-        if saved not in older:
+        # If the numbers of channels are equal, a shape fits both.
+        older = [
+            text
+            for shape, text in (
+                ((*kernel, inner, out), "spconv 1.x and mmcv, [*kernel, in, out]"),
+                ((*kernel, out, inner), "spconv 2.0 and 2.1, [*kernel, out, in]"),
+            )
+            if shape == saved
+        ]
+        if not older:
             return ""
         return (
-            f" The saved weight has the layout of {older[saved]}. Load the checkpoint with "
-            "compat.spconv.checkpoint.load_state_dict, or convert the file with "
+            f" The saved weight has the layout of {', or of '.join(older)}. Load the checkpoint "
+            "with compat.spconv.checkpoint.load_state_dict, or convert the file with "
             "tritonspconv convert."
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size, window
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
@@ -78,12 +79,19 @@ def _window(step: str) -> ConvGeometry:
 
 
 def strided_map(sites: ActiveSites, geometry: ConvGeometry) -> KernelMap:
-    """Return the map of a window that makes sites of its own."""
-    if not geometry.transposed:  # A convolution has the same extents as in the engine.
-        return kernel_map(sites, geometry)
-    grid = sites.grid
-    out_grid = _grid(out_shape_of(grid.shape, geometry), grid.batch_size)
-    return kernel_map(sites, geometry, out_grid=out_grid)
+    """Return the map of a window that makes sites of its own.
+
+    Raises:
+        SpconvError: The grid of the outputs has too many cells, or cells that int32 cannot number.
+    """
+    try:
+        if not geometry.transposed:  # A convolution has the same extents as in the engine.
+            return kernel_map(sites, geometry)
+        grid = sites.grid
+        out_grid = _grid(out_shape_of(grid.shape, geometry), grid.batch_size)
+        return kernel_map(sites, geometry, out_grid=out_grid)
+    except ValueError as error:
+        raise SpconvError(str(error)) from error
 
 
 @lru_cache(maxsize=1024)
