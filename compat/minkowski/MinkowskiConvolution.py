@@ -175,8 +175,8 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
 
     @property
     def is_linear(self) -> bool:
-        """True unless :meth:`fold_relu` was called."""
-        return not self._relu
+        """True unless :meth:`fold_relu` was called, or users replaced the function ``conv``."""
+        return not self._relu and (self.use_mm or self.conv is self._own_function)
 
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
         """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
