@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._errors import SpconvError, rows_differ
 from compat.spconv.pytorch._maps import check_inverse_reuse, check_submanifold_reuse, map_for
 from compat.spconv.pytorch._numbers import per_axis
 from compat.spconv.pytorch._pair_ops import activate
@@ -232,7 +232,9 @@ class SparseConvolutionBase:
                     )
                     feats = normalise(feats, norm, relu, residual)
             except ValueError as error:
-                self._explain_rows(input, error)
+                rows, sites = input.features.shape[0], input.indices.shape[0]
+                if rows != sites:
+                    raise rows_differ(type(self).__name__, rows, sites) from error
                 raise
         if act_type not in (Activation.None_, Activation.ReLU):
             feats = activate(feats, act_type, act_alpha)
@@ -256,15 +258,6 @@ class SparseConvolutionBase:
         if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
             features = features.to(weight.dtype)
         return features
-
-    def _explain_rows(self, input: SparseConvTensor, error: ValueError) -> None:
-        """Raise a better error where the tensor has other rows of features than of indices."""
-        rows, sites = input.features.shape[0], input.indices.shape[0]
-        if rows != sites:
-            raise SpconvError(
-                f"{type(self).__name__}: the tensor has {rows} rows of features and {sites} of "
-                "indices. After replace_feature with another number of rows, assign indices."
-            ) from error
 
     def _matrices(self, weight: Tensor) -> Tensor:
         """Return the matrix of each tap, a view ``[V, in, out]``.

@@ -21,6 +21,14 @@ def grid_vanished(what: object, shape: Sequence[int], out_shape: Sequence[int]) 
     )
 
 
+def rows_differ(what: str, rows: int, sites: int) -> SpconvError:
+    """Return the error of a tensor with other rows of features than of indices."""
+    return SpconvError(
+        f"{what}: the tensor has {rows} rows of features and {sites} of indices. After "
+        "replace_feature with another number of rows, assign indices."
+    )
+
+
 def points_vanished(n_in: int, where: str) -> SpconvError:
     """Return the error of a layer that leaves none of its input sites."""
     return SpconvError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from compat.spconv import constants
 from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._errors import SpconvError, rows_differ
 from compat.spconv.pytorch._numbers import per_axis, whole_number, whole_numbers
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
@@ -349,6 +349,8 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
                 out, since a search for them would wait for the device.
         """
         feats = self.features
+        if feats.shape[0] != self.indices.shape[0]:
+            raise rows_differ("dense()", feats.shape[0], self.indices.shape[0])
         if feats.device.type == "cpu" and reads_values(feats):
             _check_dense_rows(self._sites)
         return ops.to_dense(feats, self._sites, channels_first=channels_first)

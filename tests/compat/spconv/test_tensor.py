@@ -78,8 +78,12 @@ def test_layers_name_the_rows_that_do_not_fit(make, device):
     """``replace_feature`` takes any number of rows; ``indices`` are assigned afterwards."""
     x = make()
     y = x.replace_feature(x.features[:3])
-    for layer in (spconv.SubMConv3d(4, 4, 3), spconv.SparseConv3d(4, 4, 3, 2)):
-        with pytest.raises(ValueError, match=r"3 rows of features and 40 of indices.*assign"):
+    layers = [
+        spconv.SubMConv3d(4, 4, 3), spconv.SparseConv3d(4, 4, 3, 2), spconv.SparseMaxPool3d(2),
+        spconv.SparseAvgPool3d(2), spconv.SparseGlobalMaxPool(), spconv.ToDense(),
+    ]  # fmt: skip
+    for layer in layers:
+        with pytest.raises(AssertionError, match=r"3 rows of features and 40 of indices.*assign"):
             layer.to(device)(y)
 
 
