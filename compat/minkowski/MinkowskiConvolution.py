@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski._layer_family import LAYER_FAMILY
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import (
     MinkowskiModuleBase,
@@ -416,3 +417,6 @@ class MinkowskiConvolutionTransposeFunction(MinkowskiConvolutionFunction):
 
 def _function(is_transpose: bool) -> type[MinkowskiConvolutionFunction]:
     return MinkowskiConvolutionTransposeFunction if is_transpose else MinkowskiConvolutionFunction
+
+
+__getattr__ = module_getattr(__name__)

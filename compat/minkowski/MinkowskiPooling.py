@@ -16,6 +16,7 @@ from compat.minkowski._global_pooling import (
     MinkowskiGlobalSumPooling,
 )
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
@@ -336,3 +337,6 @@ def _function(is_transpose: bool) -> _LocalFunction:
     if is_transpose:
         return MinkowskiLocalPoolingTransposeFunction
     return MinkowskiLocalPoolingFunction
+
+
+__getattr__ = module_getattr(__name__)

@@ -14,6 +14,7 @@ from compat.minkowski._dense import to_dense, to_torch_sparse
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski._point_features import PointFeatures
 from compat.minkowski._quantization import reduce_rows
 from compat.minkowski._shared_manager import manager_for
@@ -379,3 +380,6 @@ def _get_coordinate_map_key(
         "coordinates must be a SparseTensor, a CoordinateMapKey or an integer torch.Tensor; got "
         f"{type(coordinates).__name__}."
     )
+
+
+__getattr__ = module_getattr(__name__)

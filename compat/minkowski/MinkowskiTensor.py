@@ -11,6 +11,7 @@ from torch import Tensor as TorchTensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski._shared_manager import (
     clear_global_coordinate_manager,
     global_coordinate_manager,
@@ -378,3 +379,6 @@ class Tensor:
         return self._in_place(other, operator.imul)
 
     # There is no __itruediv__, as in the original: ``x /= y`` makes a new tensor, ``x / y``.
+
+
+__getattr__ = module_getattr(__name__)
