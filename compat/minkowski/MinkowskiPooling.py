@@ -99,7 +99,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         if self.pooling is not self._own_function:
             out_key = _get_coordinate_map_key(input, coordinates)
             features = self.pooling.apply(
-                input._F, self.pooling_mode, generator, in_key, out_key, manager
+                input.F, self.pooling_mode, generator, in_key, out_key, manager
             )
             return SparseTensor._on(features, out_key, manager)
         if coordinates is not None:
@@ -109,7 +109,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         else:
             out_key = manager._strided_key(in_key, generator._stride)
         features = _pool(
-            input._F, self.pooling_mode, generator, in_key, out_key, manager, self.is_transpose
+            input.F, self.pooling_mode, generator, in_key, out_key, manager, self.is_transpose
         )
         return SparseTensor._on(features, out_key, manager)
 

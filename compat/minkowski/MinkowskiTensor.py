@@ -319,7 +319,7 @@ class Tensor:
             self._check_manager(other)
             if not self._has_rows_of(other):
                 return self._on_union(other, function)
-            other = other._F
+            other = other.F
         elif not isinstance(other, (TorchTensor, int, float)):
             return NotImplemented
         return self._with_features(function(self._F, other))
@@ -333,7 +333,7 @@ class Tensor:
     def _in_place(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:
         if isinstance(other, Tensor):
             self._is_same_key(other)
-            other = other._F
+            other = other.F
         elif not isinstance(other, (TorchTensor, int, float)):
             return NotImplemented
         self._F = function(self._F, other)
