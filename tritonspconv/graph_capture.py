@@ -31,7 +31,7 @@ from tritonspconv.opaque_types import AVAILABLE
 _ADVICE = (
     "Kernel maps depend on the values of coordinates: a recorded graph would hold those of one "
     "input and give wrong numbers for the next. Use torch.compile, which runs sparse operations as "
-    "they are, or run the sparse network in Python and export the dense network behind it; see "
+    "they are, or export the network by tritonspconv.export_program or export_onnx; see "
     "docs/compile-export.md."
 )
 _TRANSFORMS_ADVICE = (

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski._samples import Samples, occurring, place_of
 from compat.minkowski.enums import BroadcastMode
 from compat.minkowski.MinkowskiCommon import (
@@ -166,3 +167,6 @@ class MinkowskiBroadcastFunction:
         samples = coords_manager._samples_at(glob_coords_key)
         values = _rows_of_samples(input_features_global, in_coords_key, coords_manager, samples)
         return _elementwise(operation_type, input_features, values)
+
+
+__getattr__ = module_getattr(__name__)

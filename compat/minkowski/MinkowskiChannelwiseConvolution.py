@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, renamed_arguments
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator, check_taps
@@ -94,3 +95,6 @@ class MinkowskiChannelwiseConvolution(MinkowskiModuleBase):
             f"{type(self).__name__}(in={self.in_channels}, region_type={generator.region_type!s}, "
             f"{window}, stride={generator.kernel_stride}, dilation={generator.kernel_dilation})"
         )
+
+
+__getattr__ = module_getattr(__name__)

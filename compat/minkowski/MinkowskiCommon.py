@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._names import module_getattr
 
 # The argument that MinkowskiEngine 0.5 takes instead of the number of axes.
 KNOWN_DIMENSION = "nothing: the input knows its dimension"
@@ -98,3 +99,6 @@ def renamed_attribute(owner: object, name: str, new_names: Mapping[str, str]) ->
     if name in new_names:
         text += f": it is MinkowskiEngine 0.4's name; in 0.5 use {new_names[name]}"
     return AttributeError(f"{text}.", name=name, obj=owner)
+
+
+__getattr__ = module_getattr(__name__)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski._layer_family import LAYER_FAMILY
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import (
     MinkowskiModuleBase,
@@ -126,14 +127,14 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         self._check(input)
         relu = relu or self._relu
         if self.use_mm:
-            features = normalise(self._multiply(input._F), norm, relu, residual)
+            features = normalise(self._multiply(input.F), norm, relu, residual)
             return SparseTensor._on(features, input.coordinate_map_key, input._manager)
         generator, manager = self.kernel_generator, input._manager
         in_key = input.coordinate_map_key
         if self.conv is not self._own_function:
             out_key = _get_coordinate_map_key(input, coordinates, self._out_stride(input))
             features = self.conv.apply(
-                input._F, self.kernel, generator, self.convolution_mode, in_key, out_key, manager
+                input.F, self.kernel, generator, self.convolution_mode, in_key, out_key, manager
             )
             features = features if self.bias is None else features + self.bias
             features = normalise(features, norm, relu, residual)
@@ -145,7 +146,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         kernel_map = manager._kernel_map(in_key, out_key, generator._window, self.is_transpose)
         bias = None if self.bias is None else self.bias.view(-1)
         features = convolve(
-            input._F, self.kernel, kernel_map, bias, "ieee", norm, relu, residual=residual
+            input.F, self.kernel, kernel_map, bias, "ieee", norm, relu, residual=residual
         )
         return SparseTensor._on(features, out_key, manager)
 
@@ -171,12 +172,12 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
             self.is_transpose or generator.expand_coordinates or max(generator.kernel_stride) > 1
         )
         same = keeps and other.coordinate_map_key == input.coordinate_map_key
-        return other._F if same else None
+        return other.F if same else None
 
     @property
     def is_linear(self) -> bool:
-        """True unless :meth:`fold_relu` was called."""
-        return not self._relu
+        """True unless :meth:`fold_relu` was called, or users replaced the function ``conv``."""
+        return not self._relu and (self.use_mm or self.conv is self._own_function)
 
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
         """Make the output ``scale * output + shift``; see :func:`tritonspconv.fuse`."""
@@ -198,7 +199,7 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
                 f"{name} has dimension={self.dimension}; got a tensor with D={input._D}. "
                 f"{BATCH_INDEX_FIRST}"
             )
-        if input._F.shape[1] != self.in_channels:
+        if input.F.shape[1] != self.in_channels:
             raise MinkowskiError(
                 f"{name} has in_channels={self.in_channels}; got features {list(input.shape)}."
             )
@@ -416,3 +417,6 @@ class MinkowskiConvolutionTransposeFunction(MinkowskiConvolutionFunction):
 
 def _function(is_transpose: bool) -> type[MinkowskiConvolutionFunction]:
     return MinkowskiConvolutionTransposeFunction if is_transpose else MinkowskiConvolutionFunction
+
+
+__getattr__ = module_getattr(__name__)

@@ -13,6 +13,7 @@ from compat.minkowski._backend.manager import CoordinateMapManager
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._field_maps import FieldMaps
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import (
     CoordinateMapType,
     GPUMemoryAllocatorType,
@@ -215,3 +216,6 @@ def given_manager(function: str, manager: CoordinateManager | None) -> Coordinat
             "Pass the coordinate_manager of the input tensor."
         )
     return manager
+
+
+__getattr__ = module_getattr(__name__)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compat.minkowski._features import AnyTensor, features_of, with_features
+from compat.minkowski._names import module_getattr
 
 
 def _on_features(function: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -80,3 +81,5 @@ multi_margin_loss = _loss(F.multi_margin_loss)
 nll_loss = _loss(F.nll_loss)
 smooth_l1_loss = _loss(F.smooth_l1_loss)
 soft_margin_loss = _loss(F.soft_margin_loss)
+
+__getattr__ = module_getattr(__name__)

@@ -7,6 +7,7 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
@@ -89,3 +90,6 @@ class MinkowskiInterpolation(MinkowskiModuleBase):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+__getattr__ = module_getattr(__name__)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import RegionType
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
 from tritonspconv.geometry import MAX_TAPS
@@ -266,3 +267,6 @@ def convert_region_type(
     if region_offset is None:
         region_offset = torch.empty(0, dtype=torch.int32, device="cpu")
     return region_type, region_offset, volume
+
+
+__getattr__ = module_getattr(__name__)

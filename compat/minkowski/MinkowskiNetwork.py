@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from compat.minkowski._names import module_getattr
+
 
 class MinkowskiNetwork(nn.Module, ABC):
     """A module that knows its dimension and must define ``forward``.
@@ -22,3 +24,6 @@ class MinkowskiNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Any) -> Any:
         """Run the network."""
+
+
+__getattr__ = module_getattr(__name__)

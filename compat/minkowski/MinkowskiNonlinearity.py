@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compat.minkowski._features import AnyTensor, features_of, with_features
+from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 
 
@@ -230,3 +231,6 @@ class MinkowskiSinusoidal(MinkowskiModuleBase):
         return with_features(
             input, torch.sin(features_of(input) @ self.kernel + self.bias) * self.coef
         )
+
+
+__getattr__ = module_getattr(__name__)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._features import AnyTensor, features_of, with_features
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiBroadcast import (
     MinkowskiBroadcastAddition,
@@ -211,3 +212,6 @@ def _normalised(x: SparseTensor, eps: float) -> SparseTensor:
     centred = _add(x, with_features(mean, -mean.F))
     variance = _mean(with_features(centred, centred.F.square()))
     return _multiply(centred, with_features(variance, (variance.F + eps).rsqrt()))
+
+
+__getattr__ = module_getattr(__name__)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._features import AnyTensor, features_of, with_features
+from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
@@ -314,3 +315,6 @@ class MinkowskiStackVar(nn.Sequential):
     def forward(self, x: Any) -> Any:
         """Run the modules."""
         return var([module(x) for module in self])
+
+
+__getattr__ = module_getattr(__name__)

@@ -16,6 +16,7 @@ from compat.minkowski._global_pooling import (
     MinkowskiGlobalSumPooling,
 )
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
@@ -98,7 +99,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         if self.pooling is not self._own_function:
             out_key = _get_coordinate_map_key(input, coordinates)
             features = self.pooling.apply(
-                input._F, self.pooling_mode, generator, in_key, out_key, manager
+                input.F, self.pooling_mode, generator, in_key, out_key, manager
             )
             return SparseTensor._on(features, out_key, manager)
         if coordinates is not None:
@@ -108,7 +109,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
         else:
             out_key = manager._strided_key(in_key, generator._stride)
         features = _pool(
-            input._F, self.pooling_mode, generator, in_key, out_key, manager, self.is_transpose
+            input.F, self.pooling_mode, generator, in_key, out_key, manager, self.is_transpose
         )
         return SparseTensor._on(features, out_key, manager)
 
@@ -336,3 +337,6 @@ def _function(is_transpose: bool) -> _LocalFunction:
     if is_transpose:
         return MinkowskiLocalPoolingTransposeFunction
     return MinkowskiLocalPoolingFunction
+
+
+__getattr__ = module_getattr(__name__)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiCommon import (
     KNOWN_DIMENSION,
     MinkowskiModuleBase,
@@ -95,3 +96,6 @@ class MinkowskiPruningFunction:
                     f"not the {len(rows)} that the mask keeps. Pass a key that is not set."
                 )
         return in_feat.index_select(0, rows)
+
+
+__getattr__ = module_getattr(__name__)

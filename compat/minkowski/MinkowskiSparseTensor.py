@@ -14,6 +14,7 @@ from compat.minkowski._dense import to_dense, to_torch_sparse
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski._point_features import PointFeatures
 from compat.minkowski._quantization import reduce_rows
 from compat.minkowski._shared_manager import manager_for
@@ -185,7 +186,7 @@ class SparseTensor(PointFeatures):
 
     def _row_tensors(self) -> tuple[TorchTensor, TorchTensor]:
         """Return features and coordinates; see :class:`tritonspconv.has_rows.HasRows`."""
-        return self._F, self.C
+        return self.F, self.C
 
     def _grid_of_rows(self) -> str:
         """Return the tensor stride; every run finds the box around its coordinates itself."""
@@ -218,7 +219,7 @@ class SparseTensor(PointFeatures):
                 f"the coordinates are not multiples of the tensor stride {self.tensor_stride}, so "
                 "that they have no cells. Divide them, and use tensor_stride=1."
             )
-        return self._F, found.sites
+        return self.F, found.sites
 
     def _with_rows_in_cells(self, feats: TorchTensor, coords: TorchTensor) -> SparseTensor:
         """Return rows at other cells of the same size, in a manager of their own."""
@@ -260,7 +261,7 @@ class SparseTensor(PointFeatures):
         dtype = torch.promote_types(self.dtype, other.dtype)
         start = self._F.new_zeros(self._manager.size(key), self._F.shape[1], dtype=dtype)
         start = start.index_copy(0, own[1], self._F.to(dtype))
-        changed = function(start.index_select(0, others[1]), other._F)
+        changed = function(start.index_select(0, others[1]), other.F)
         return type(self)(
             start.index_copy(0, others[1], changed),
             coordinate_map_key=key,
@@ -314,7 +315,7 @@ class SparseTensor(PointFeatures):
 
         Waits for the device. Differentiable.
         """
-        return to_dense(self._F, self.C, self.tensor_stride, shape, min_coordinate, contract_stride)
+        return to_dense(self.F, self.C, self.tensor_stride, shape, min_coordinate, contract_stride)
 
     def sparse(
         self,
@@ -336,7 +337,7 @@ class SparseTensor(PointFeatures):
         Waits for the device. Differentiable.
         """
         return to_torch_sparse(
-            self._F, self.C, self.tensor_stride, min_coords, max_coords, contract_coords
+            self.F, self.C, self.tensor_stride, min_coords, max_coords, contract_coords
         )
 
     def __repr__(self) -> str:
@@ -379,3 +380,6 @@ def _get_coordinate_map_key(
         "coordinates must be a SparseTensor, a CoordinateMapKey or an integer torch.Tensor; got "
         f"{type(coordinates).__name__}."
     )
+
+
+__getattr__ = module_getattr(__name__)

@@ -11,6 +11,7 @@ from torch import Tensor as TorchTensor
 
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski._shared_manager import (
     clear_global_coordinate_manager,
     global_coordinate_manager,
@@ -318,7 +319,7 @@ class Tensor:
             self._check_manager(other)
             if not self._has_rows_of(other):
                 return self._on_union(other, function)
-            other = other._F
+            other = other.F
         elif not isinstance(other, (TorchTensor, int, float)):
             return NotImplemented
         return self._with_features(function(self._F, other))
@@ -332,7 +333,7 @@ class Tensor:
     def _in_place(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:
         if isinstance(other, Tensor):
             self._is_same_key(other)
-            other = other._F
+            other = other.F
         elif not isinstance(other, (TorchTensor, int, float)):
             return NotImplemented
         self._F = function(self._F, other)
@@ -377,5 +378,7 @@ class Tensor:
     def __imul__(self, other: Any) -> Self:
         return self._in_place(other, operator.imul)
 
-    def __itruediv__(self, other: Any) -> Self:
-        return self._in_place(other, operator.itruediv)
+    # There is no __itruediv__, as in the original: ``x /= y`` makes a new tensor, ``x / y``.
+
+
+__getattr__ = module_getattr(__name__)

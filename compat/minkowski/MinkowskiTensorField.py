@@ -11,6 +11,7 @@ from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._fields import corners
 from compat.minkowski._int32 import to_int32
 from compat.minkowski._keys import CoordinateMapKey
+from compat.minkowski._names import module_getattr
 from compat.minkowski._quantization import REDUCTIONS, reduce_rows
 from compat.minkowski._shared_manager import manager_for
 from compat.minkowski.enums import (
@@ -234,3 +235,5 @@ class TensorField(Tensor):
 
 
 Tensor._field_class = TensorField
+
+__getattr__ = module_getattr(__name__)

@@ -5,4 +5,4 @@ from __future__ import annotations
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv.nn.fusable import LayerFamily
 
-LAYER_FAMILY = LayerFamily(SparseTensor, "_F", feature_names=("F", "features", "_F"))
+LAYER_FAMILY = LayerFamily(SparseTensor, "F", feature_names=("F", "features", "_F"))

@@ -8,6 +8,7 @@ import sys
 import torch
 
 import tritonspconv
+from compat.minkowski._names import module_getattr
 
 
 def print_diagnostics() -> None:
@@ -33,3 +34,5 @@ def print_diagnostics() -> None:
 
 if __name__ == "__main__":
     print_diagnostics()
+
+__getattr__ = module_getattr(__name__)

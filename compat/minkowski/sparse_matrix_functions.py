@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._names import module_getattr
 from tritonspconv.ops.global_pool import global_pool
 
 
@@ -96,3 +97,6 @@ class MinkowskiSPMMAverageFunction:
     ) -> Tensor:
         """Return the averages."""
         return spmm_average(rows, cols, size, mat)[0]
+
+
+__getattr__ = module_getattr(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import warnings
 from collections.abc import Callable
@@ -154,6 +155,65 @@ def _me_in_place(ME: Any) -> str:
     return f"writes, {shares(x.F, own)}" if torch.equal(feats, FEATS) else "writes the caller's"
 
 
+def _me_division(ME: Any) -> str:
+    before = x = _me_by_key_tensor(ME)
+    x /= x
+    assert torch.equal(before.F, FEATS)
+    return shares(x.F, before.F)
+
+
+def _me_by_key_tensor(ME: Any) -> Any:
+    x = _me_tensor(ME)
+    manager = x.coordinate_manager
+    return ME.SparseTensor(
+        FEATS.clone(), coordinate_map_key=x.coordinate_map_key, coordinate_manager=manager
+    )
+
+
+def _me_field_in_place(ME: Any) -> str:
+    x = ME.TensorField(FEATS.clone(), COORDS.float())
+    own = x.F
+    x += x
+    assert torch.equal(own, 2 * FEATS)
+    return f"writes, {shares(x.F, own)}"
+
+
+def _me_every_in_place(ME: Any) -> str:
+    """Try every module that takes ``inplace``, but those that have cells of their own."""
+    found = {}
+    for name in dir(ME):
+        kind = getattr(ME, name)
+        module = getattr(kind, "MODULE", None)
+        if module is None or "inplace" not in inspect.signature(module).parameters:
+            continue
+        options = {"threshold": 4.0, "value": 1.0} if name == "MinkowskiThreshold" else {}
+        for x in (_me_tensor(ME), ME.TensorField(FEATS.clone(), COORDS.float())):
+            torch.manual_seed(0)
+            own, before = x.F, x.F.clone()
+            out = kind(**options, inplace=True)(x)
+            written = "" if torch.equal(own, before) else "writes, "
+            found[name] = written + shares(out.F, own)
+    assert len(found) > 12
+    assert found.pop("MinkowskiAlphaDropout") == "copies"  # Torch's module copies.
+    assert len(set(found.values())) == 1, found
+    return found["MinkowskiReLU6"]
+
+
+def _me_results(run: Callable[[Any, Any], list[Tensor]]) -> Callable[[Any], str]:
+    """Return whether any of the results has memory of the features."""
+
+    def action(ME: Any) -> str:
+        field = ME.TensorField(FEATS.clone(), COORDS.float())
+        x = field.sparse()
+        return max(shares(out, y.F) for out in run(x, field) for y in (x, field))
+
+    return action
+
+
+def _me_functions(name: str) -> Callable[[Any], str]:
+    return lambda ME: _me_results(lambda x, _: [getattr(ME, name)(x, x).F])(ME)
+
+
 def _me_operator(ME: Any) -> str:
     x = _me_tensor(ME)
     return shares((x + x).F, x.F)
@@ -208,6 +268,8 @@ MINKOWSKI = [
          "writes, shares"),
     Cell("MinkowskiLeakyReLU(inplace=True)",
          _me_module(lambda ME: ME.MinkowskiLeakyReLU(inplace=True)), "writes, shares"),
+    Cell("every other module with inplace=True, but MinkowskiAlphaDropout", _me_every_in_place,
+         "writes, shares"),
     Cell("MinkowskiDropout(p=1, inplace=True)",
          _me_module(lambda ME: ME.MinkowskiDropout(p=1.0, inplace=True)), "writes, shares"),
     Cell("MinkowskiDropout().eval()", _me_module(lambda ME: ME.MinkowskiDropout().eval()),
@@ -224,6 +286,15 @@ MINKOWSKI = [
     Cell("MinkowskiToFeature", _me_module(lambda ME: ME.MinkowskiToFeature()), "shares"),
     Cell("+ - * /", _me_operator, "copies"),
     Cell("+= -= *=", _me_in_place, "writes, shares"),
+    Cell("/=", _me_division, "copies"),
+    Cell("TensorField += -= *=", _me_field_in_place, "writes, shares"),
+    *[Cell(f"ME.{name}", _me_functions(name), "copies") for name in ("cat", "sum", "mean", "var")],
+    Cell("dense()", _me_results(lambda x, _: [x.dense()[0]]), "copies"),
+    Cell("features_at, decomposed_features",
+         _me_results(lambda x, _: [x.features_at(0), *x.decomposed_features]), "copies"),
+    Cell("slice, cat_slice, interpolate",
+         _me_results(lambda x, f: [x.slice(f).F, x.cat_slice(f).F, x.interpolate(f).F]),
+         "copies"),
     Cell("float(), of float32", _me_converted("float"), "shares"),
     Cell("detach()", _me_converted("detach"), "shares"),
 ]  # fmt: skip

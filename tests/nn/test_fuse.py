@@ -1,6 +1,7 @@
 """Folding of batch norm and ReLU into convolutions."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,22 @@ def test_a_folded_minkowski_network_says_so():
     assert [type(child).__name__ for child in fused[3:]] == [
         "MinkowskiConvolutionTranspose", "MinkowskiPReLU",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel_size", [3, 1])
+@torch.no_grad()
+def test_a_minkowski_layer_with_a_function_of_its_own_is_left_alone(kernel_size):
+    """A layer of one tap is a matrix product, and does not call its function."""
+    norm = ME.MinkowskiBatchNorm(6)
+    net = settle(nn.Sequential(ME.MinkowskiConvolution(4, 6, kernel_size, dimension=3), norm))
+    own = net[0].conv
+    net[0].conv = SimpleNamespace(apply=lambda *args: own.apply(*args).clamp(min=0))
+    norm.bn.weight.fill_(-1)
+    x = minkowski_input("cpu")
+    expected = net(x).F
+    fused = ts.fuse(net, inplace=True)
+    assert len(fused) == (2 if kernel_size == 3 else 1)
+    torch.testing.assert_close(fused(x).F, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", UNLIKE)

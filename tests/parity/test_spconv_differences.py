@@ -52,6 +52,17 @@ def test_indices_that_are_not_contiguous():
     assert rows["spconv"][1] != rows["spconv"][0]
 
 
+def test_a_window_larger_than_its_input_by_less_than_a_stride():
+    x = torch.ones(1, 1), torch.zeros(1, 2, dtype=torch.int32), [3], 1
+    layer = theirs.SparseConv1d(1, 1, 4, stride=3, algo=theirs.ConvAlgo.Native)
+    y = layer(theirs.SparseConvTensor(*x))
+    assert (y.spatial_shape, y.indices.tolist()) == ([0], [[0, 0]])
+    with pytest.raises(IndexError):
+        y.dense()
+    with pytest.raises(ValueError, match=r"\[3\] into \[0\]"):
+        ours.SparseConv1d(1, 1, 4, stride=3)(ours.SparseConvTensor(*x))
+
+
 @pytest.mark.parametrize("extent", [2**11, 2**20])
 def test_submanifold_sums_in_large_grids(extent):
     """There are five rows with two pairs of neighbours; all weights are one."""
@@ -68,3 +79,22 @@ def test_submanifold_sums_in_large_grids(extent):
             found[name] = layer(x).features.flatten().tolist()
     assert found["compat.spconv"] == [3.0, 3.0, 3.0, 9.0, 9.0]
     assert (found["spconv"] == found["compat.spconv"]) == (extent < 2**20)
+
+
+@pytest.mark.parametrize("distance", [2**9, 2**10])
+def test_cells_whose_numbers_agree_in_32_bits(distance):
+    """In a grid of 2^11 cells an axis, 2^10 cells along the first axis are 2^32 numbers."""
+    indices = torch.tensor([[0, 0, 0, 0], [0, distance, 0, 1]], dtype=torch.int32)
+    sums, rows = {}, {}
+    for name, sp in LIBRARIES.items():
+        x = sp.SparseConvTensor(torch.ones(2, 1), indices, [2**11] * 3, 1)
+        options = {"bias": False, "algo": sp.ConvAlgo.Native}
+        layer = sp.SubMConv3d(1, 1, 3, **options)
+        torch.nn.init.ones_(layer.weight)
+        with torch.no_grad():
+            sums[name] = layer(x).features.flatten().tolist()
+            rows[name] = len(sp.SparseConv3d(1, 1, 3, 1, 1, **options)(x).indices)
+    assert (sums["compat.spconv"], rows["compat.spconv"]) == ([1.0, 1.0], 8 + 18)
+    is_one_cell = distance == 2**10
+    assert sums["spconv"] == ([2.0, 2.0] if is_one_cell else [1.0, 1.0])
+    assert rows["spconv"] == (18 if is_one_cell else 26)

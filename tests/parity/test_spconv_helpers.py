@@ -132,6 +132,21 @@ def test_pairs(kind, variant):
     assert found["compat.spconv"] == found["spconv"]
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_pairs_of_an_extent_below_one(transpose):
+    coords = torch.zeros(1, 3, dtype=torch.int32)
+    args = [2, 3], [2, 2], [2, 2], [0, 3] if transpose else [0, -2], [1, 1], [0, 0]
+    for sp in LIBRARIES.values():
+        with pytest.raises((ValueError, RuntimeError), match=r"\[\d, -?\d\]"):
+            sp.ops.get_indice_pairs(
+                coords, 1, args[0], sp.ConvAlgo.Native, *args[1:], transpose=transpose
+            )
+    with pytest.raises(ValueError, match="every extent must be at least 1"):
+        ours.ops.get_indice_pairs_implicit_gemm(
+            coords, 1, args[0], ours.ConvAlgo.Native, *args[1:], transpose=transpose
+        )
+
+
 @pytest.mark.parametrize("rows", [int, np.int64, torch.tensor])
 @pytest.mark.parametrize("name", ["indice_conv", "indice_subm_conv", "indice_inverse_conv"])
 def test_convolutions_of_pairs(name, rows):

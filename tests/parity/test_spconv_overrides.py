@@ -1,6 +1,7 @@
 """spconv and the adapter call the same methods, so users can override or patch them in either."""
 
 import copy
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.parity,
     # The original may rely on the contents of `torch.empty`.
     pytest.mark.real_empty,
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
 ]
 
 SHAPE = [7, 6, 8]
@@ -187,6 +189,28 @@ def test_checks_of_an_inverse():
     compare(run)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_checks_of_users_run_in_compiled_networks():
+    class Submanifold(ours.SubMConv3d):
+        def _check_subm_reuse_valid(self, *args):
+            notes.append("submanifold")
+
+    class Inverse(ours.SparseInverseConv3d):
+        def _check_inverse_reuse_valid(self, *args):
+            notes.append("inverse")
+
+    notes = []
+    torch.compiler.reset()
+    net = ours.SparseSequential(
+        ours.SubMConv3d(4, 4, 3, indice_key="k"),
+        Submanifold(4, 4, 3, indice_key="k"),
+        ours.SparseConv3d(4, 4, 3, 2, 1, indice_key="d"),
+        Inverse(4, 4, 3, indice_key="d"),
+    ).double()
+    torch.compile(net, backend="eager")(tensor(ours))
+    assert notes == ["submanifold", "inverse"]
+
+
 @pytest.mark.parametrize("name", ["_check_subm_reuse_valid", "_check_inverse_reuse_valid"])
 def test_checks_raise_for_any_object_with_the_fields(name):
     for sp in LIBRARIES.values():
@@ -286,6 +310,39 @@ def test_tensors_that_copy_themselves():
     compare(run)
 
 
+READERS = {
+    "convolution": lambda sp: layer(sp, sp.SubMConv3d, 4, 4, 3),
+    "1x1": lambda sp: layer(sp, sp.SubMConv3d, 4, 4, 1),
+    "addend": lambda sp: lambda x: layer(sp, sp.SubMConv3d, 4, 4, 3)(tensor(sp), add_input=x),
+    "pool": lambda sp: sp.SparseMaxPool3d(2, algo=sp.ConvAlgo.Native),
+    "container": lambda sp: sp.SparseSequential(nn.ReLU()),
+    "table": lambda sp: lambda x: sp.AddTable()([x, x]),
+    "addition": lambda sp: lambda x: x + tensor(sp),
+    "addition from the right": lambda sp: lambda x: tensor(sp) + x,
+    "minus": lambda sp: lambda x: x.minus(),
+    "shadow_copy": lambda sp: lambda x: x.shadow_copy(),
+    "dense": lambda sp: lambda x: sp.SparseConvTensor.from_dense(x.dense(False)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_features_of_a_subclass(reader):
+    """Everything reads the property, so a subclass may compute its features."""
+
+    def run(sp, notes):
+        class Doubled(sp.SparseConvTensor):
+            @property
+            def features(self):
+                notes.append("read")
+                return self._features * 2
+
+        out = READERS[reader](sp)(tensor(sp, Doubled))
+        notes[:] = sorted(set(notes))
+        return out
+
+    compare(run)
+
+
 def test_what_a_user_attached_stays_behind():
     for sp in LIBRARIES.values():
         x = tensor(sp)
@@ -310,6 +367,9 @@ def test_containers_run_their_own_forward():
         net = Counting(layer(sp, sp.SubMConv3d, 4, 4, 3))
         net.add(nn.ReLU())
         assert type(net[1]) is nn.ReLU
+        taken = sp.SparseSequential(OrderedDict([("1", nn.ReLU())]))
+        with pytest.raises(KeyError):
+            taken.add(nn.ReLU())
         notes[:] = sorted(set(notes))
         return net(tensor(sp))
 

@@ -306,7 +306,7 @@ def _torch_module(
     if known is None:
         return None
     forward, inner = known
-    if forward is not kind.forward or not is_unwatched(module):
+    if forward is not kind.forward or kind.__call__ is not _MODULE_CALL or not is_unwatched(module):
         return None
     if inner is None:
         return module

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiConvolution import MinkowskiConvolution
 from compat.minkowski.MinkowskiNonlinearity import MinkowskiReLU
 from compat.minkowski.MinkowskiNormalization import MinkowskiBatchNorm
@@ -109,3 +110,6 @@ class Bottleneck(_Residual):
         out = self._gate(self.norm3(self.conv3(out)))
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
+
+
+__getattr__ = module_getattr(__name__)

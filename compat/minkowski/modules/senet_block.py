@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiBroadcast import MinkowskiBroadcastMultiplication
 from compat.minkowski.MinkowskiNonlinearity import MinkowskiReLU, MinkowskiSigmoid
 from compat.minkowski.MinkowskiOps import MinkowskiLinear
@@ -96,3 +97,6 @@ class SEBottleneck(Bottleneck):
 
     def _gate(self, out: Any) -> Any:
         return self.se(out)
+
+
+__getattr__ = module_getattr(__name__)

@@ -15,6 +15,7 @@ from torch import Tensor
 from compat.minkowski._arrays import is_array
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._int32 import check_int32, to_int32
+from compat.minkowski._names import module_getattr
 from compat.minkowski._unique import unique_coordinates
 from compat.minkowski.MinkowskiCommon import renamed_arguments
 
@@ -239,3 +240,6 @@ def _take(rows: np.ndarray | Tensor, unique_map: Tensor) -> np.ndarray | Tensor:
 
 def _bare(items: list[Any]) -> Any:
     return items[0] if len(items) == 1 else tuple(items)
+
+
+__getattr__ = module_getattr(__name__)

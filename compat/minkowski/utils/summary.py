@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from compat.minkowski._names import module_getattr
+
 _RULE = 64
 _MEBIBYTE = 1024**2
 # The original's guess of the memory that a hashed coordinate takes, in units of a coordinate.
@@ -108,3 +110,6 @@ def _numel(shape: list[Any]) -> int:
     if shape and isinstance(shape[0], list):
         return sum(math.prod(each) for each in shape)
     return math.prod(shape)
+
+
+__getattr__ = module_getattr(__name__)

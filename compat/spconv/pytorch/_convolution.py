@@ -176,7 +176,7 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
 
     def residual_of(self, input: SparseConvTensor, other: Any) -> Tensor | None:
         """Return the features of ``other``: spconv's addition does not compare coordinates."""
-        return other._features if isinstance(other, SparseConvTensor) else None
+        return other.features if isinstance(other, SparseConvTensor) else None
 
     @property
     def is_linear(self) -> bool:
@@ -193,6 +193,16 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             and "_conv_forward" not in self.__dict__
             and SparseConvTensor.shadow_copy is _SHADOW_COPY
             and SparseConvTensor.replace_feature is _REPLACE_FEATURE
+        )
+
+    def has_own_checks(self) -> bool:
+        """Return whether no user replaced the checks of a shared ``indice_key``."""
+        kind, own = type(self), self.__dict__
+        return (
+            kind._check_subm_reuse_valid is _CHECK_SUBM
+            and kind._check_inverse_reuse_valid is _CHECK_INVERSE
+            and "_check_subm_reuse_valid" not in own
+            and "_check_inverse_reuse_valid" not in own
         )
 
     def fold_scale_shift(self, scale: Tensor, shift: Tensor) -> None:
@@ -251,18 +261,25 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
     def _layout_hint(self, saved: tuple[int, ...]) -> str:
         """Return advice about a weight of shape ``saved``; "" if it has no older layout."""
         out, *kernel, inner = self.weight.shape
-        older: dict[tuple[int, ...], str] = {
-            (*kernel, inner, out): "spconv 1.x and mmcv, [*kernel, in, out]",
-            (*kernel, out, inner): "spconv 2.0 and 2.1, [*kernel, out, in]",
-        }
-        if saved not in older:
+        # If the numbers of channels are equal, a shape fits both.
+        older = [
+            text
+            for shape, text in (
+                ((*kernel, inner, out), "spconv 1.x and mmcv, [*kernel, in, out]"),
+                ((*kernel, out, inner), "spconv 2.0 and 2.1, [*kernel, out, in]"),
+            )
+            if shape == saved
+        ]
+        if not older:
             return ""
         return (
-            f" The saved weight has the layout of {older[saved]}. Load the checkpoint with "
-            "compat.spconv.checkpoint.load_state_dict, or convert the file with "
+            f" The saved weight has the layout of {', or of '.join(older)}. Load the checkpoint "
+            "with compat.spconv.checkpoint.load_state_dict, or convert the file with "
             "tritonspconv convert."
         )
 
 
 _CONV_FORWARD = SparseConvolution._conv_forward
+_CHECK_SUBM = SparseConvolution._check_subm_reuse_valid
+_CHECK_INVERSE = SparseConvolution._check_inverse_reuse_valid
 _SHADOW_COPY, _REPLACE_FEATURE = SparseConvTensor.shadow_copy, SparseConvTensor.replace_feature

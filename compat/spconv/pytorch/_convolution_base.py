@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compat.spconv import constants
 from compat.spconv.core import Activation, ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._errors import SpconvError, rows_differ
 from compat.spconv.pytorch._maps import map_for
 from compat.spconv.pytorch._numbers import per_axis
 from compat.spconv.pytorch._pair_ops import activate
@@ -172,7 +172,7 @@ class SparseConvolutionBase:
                 "_conv_forward: channel_scale and output_scale belong to int8 layers, which do not "
                 "exist here. Use float16 or bfloat16."
             )
-        residual = None if add_input is None else add_input._features
+        residual = None if add_input is None else add_input.features
         return self._run(input, weight, bias, residual, act_type, act_alpha)
 
     def _check_subm_reuse_valid(
@@ -227,7 +227,9 @@ class SparseConvolutionBase:
                     )
                     feats = normalise(feats, norm, relu, residual)
             except ValueError as error:
-                self._explain_rows(input, error)
+                rows, sites = input.features.shape[0], input.indices.shape[0]
+                if rows != sites:
+                    raise rows_differ(type(self).__name__, rows, sites) from error
                 raise
         if act_type not in (Activation.None_, Activation.ReLU):
             feats = activate(feats, act_type, act_alpha)
@@ -242,7 +244,7 @@ class SparseConvolutionBase:
                 f"{type(self).__name__} takes a SparseConvTensor; got {type(input).__name__}. "
                 "Inside nn.Sequential, follow sparse layers by sparse modules only."
             )
-        features = input._features
+        features = input.features
         if features.shape[-1] != self.in_channels:
             raise SpconvError(
                 f"channel size mismatch: {type(self).__name__} has in_channels="
@@ -251,15 +253,6 @@ class SparseConvolutionBase:
         if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
             features = features.to(weight.dtype)
         return features
-
-    def _explain_rows(self, input: SparseConvTensor, error: ValueError) -> None:
-        """Raise a better error where the tensor has other rows of features than of indices."""
-        rows, sites = input._features.shape[0], input.indices.shape[0]
-        if rows != sites:
-            raise SpconvError(
-                f"{type(self).__name__}: the tensor has {rows} rows of features and {sites} of "
-                "indices. After replace_feature with another number of rows, assign indices."
-            ) from error
 
     def _matrices(self, weight: Tensor) -> Tensor:
         """Return the matrix of each tap, a view ``[V, in, out]``.

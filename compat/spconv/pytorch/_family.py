@@ -7,7 +7,7 @@ from tritonspconv.nn.fusable import LayerFamily
 
 LAYER_FAMILY = LayerFamily(
     SparseConvTensor,
-    "_features",
+    "features",
     feature_names=("features", "_features"),
     replace="replace_feature",
 )

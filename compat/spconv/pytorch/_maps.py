@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from compat.spconv.pytorch._errors import SpconvError, points_vanished
+from compat.spconv.pytorch._errors import SpconvError, grid_vanished, points_vanished
 from compat.spconv.pytorch._paths import map_of_window, out_shape_of
 from compat.spconv.pytorch._records import Record, record_type
 from compat.spconv.pytorch._repeats import RepeatedSites
@@ -97,11 +97,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
     located, geometry = input._locate(), _geometry(layer)
     out_shape = out_shape_of(located.spatial_shape, geometry)
     if min(out_shape) < 1:
-        raise SpconvError(
-            f"{layer} would turn spatial shape {input.spatial_shape} into {list(out_shape)}: every "
-            "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
-            "kernel."
-        )
+        raise grid_vanished(layer, input.spatial_shape, out_shape)
     found = map_of_window(located.sites, geometry)
     if found.n_out == 0 and found.n_in > 0:
         where = f"spatial shape {input.spatial_shape}, batch size {input.batch_size}, {layer}"

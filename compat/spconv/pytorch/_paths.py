@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch._windows import output_size, window
 from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.geometry import ConvGeometry
@@ -77,13 +78,20 @@ def _window(step: str) -> ConvGeometry:
 
 
 def map_of_window(sites: ActiveSites, geometry: ConvGeometry) -> KernelMap:
-    """Return the map of a window; the outputs lie in the grid that spconv gives the layer."""
-    if not geometry.transposed:
-        return kernel_map(sites, geometry)
-    # The extents of spconv's transposed layers ignore dilation. The engine's include it.
-    grid = sites.grid
-    out_grid = _grid(out_shape_of(grid.shape, geometry), grid.batch_size)
-    return kernel_map(sites, geometry, out_grid=out_grid)
+    """Return the map of a window; the outputs lie in the grid that spconv gives the layer.
+
+    Raises:
+        SpconvError: The grid of the outputs has too many cells, or cells that int32 cannot number.
+    """
+    try:
+        if not geometry.transposed:
+            return kernel_map(sites, geometry)
+        # The extents of spconv's transposed layers ignore dilation. The engine's include it.
+        grid = sites.grid
+        out_grid = _grid(out_shape_of(grid.shape, geometry), grid.batch_size)
+        return kernel_map(sites, geometry, out_grid=out_grid)
+    except ValueError as error:
+        raise SpconvError(str(error)) from error
 
 
 @lru_cache(maxsize=1024)

@@ -48,6 +48,10 @@ class TracedLayer(WindowLayer, Protocol):
         """Return whether no user replaced a method that tracing leaves out."""
         ...
 
+    def has_own_checks(self) -> bool:
+        """Return whether no user replaced the checks of a shared ``indice_key``."""
+        ...
+
 
 def trace_convolution(
     layer: TracedLayer, input: SparseConvTensor, add_input: SparseConvTensor | None
@@ -81,6 +85,7 @@ def _trace_submanifold(
         and record.is_subm
         and record.algo is algo_of(layer, input)
         and submanifold_difference(layer, input, record) is None
+        and layer.has_own_checks()
     ):
         # It is not known if the indices were edited before a traced layer made the entry.
         located, indices = record.located, record.indices if record.route is not None else None
@@ -144,6 +149,7 @@ def _trace_inverse(
         or record.algo is not algo_of(layer, input)
         or inverse_difference(layer, input, record) is not None
         or not record.located.are_distinct
+        or not layer.has_own_checks()
     ):
         return None
     located = record.located

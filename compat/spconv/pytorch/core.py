@@ -11,7 +11,7 @@ from torch import Tensor
 from compat.spconv import constants
 from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
-from compat.spconv.pytorch._errors import SpconvError
+from compat.spconv.pytorch._errors import SpconvError, rows_differ
 from compat.spconv.pytorch._numbers import per_axis, whole_number, whole_numbers
 from compat.spconv.pytorch._records import ImplicitGemmIndiceData, IndiceData
 from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
@@ -171,7 +171,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
     @property
     def is_quantized(self) -> bool:
         """True if the features have a quantised dtype."""
-        return self._features.is_quantized
+        return self.features.is_quantized
 
     @property
     def _sites(self) -> ActiveSites:
@@ -251,7 +251,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
 
     def _row_tensors(self) -> tuple[Tensor, Tensor]:
         """Return features and indices; see :class:`tritonspconv.has_rows.HasRows`."""
-        return self._features, self.indices
+        return self.features, self.indices
 
     def _grid_of_rows(self) -> str:
         """Return the grid, which is the same at every call of a captured function."""
@@ -265,7 +265,7 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
 
     def _rows_in_cells(self) -> tuple[Tensor, ActiveSites]:
         """Return features and sites."""
-        return self._features, self._sites
+        return self.features, self._sites
 
     # Indices count cells.
     _with_rows_in_cells = _with_row_tensors
@@ -297,21 +297,22 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
 
         The result starts with an empty ``indice_dict``: recorded maps belong to the full rows.
         """
-        out = self._derive(self._features[valid_indices], IndiceDict())
+        out = self._derive(self.features[valid_indices], IndiceDict())
         out.indices = self.indices[valid_indices]
         return out
 
     def minus(self) -> SparseConvTensor:
         """Return the tensor with negated features."""
-        return self.replace_feature(-self._features)
+        return self.replace_feature(-self.features)
 
     def shadow_copy(self) -> SparseConvTensor:
         """Return another object around the same features, indices and ``indice_dict``."""
-        return self._derive(self._features)
+        return self._derive(self.features)
 
     def dequantize(self) -> SparseConvTensor:
         """Return the tensor with real-valued features."""
-        return self._derive(self._features.dequantize() if self.is_quantized else self._features)
+        feats = self.features
+        return self.replace_feature(feats.dequantize() if self.is_quantized else feats)
 
     def q_scale(self) -> float:
         """Return the scale of quantised features.
@@ -320,8 +321,8 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
             SpconvError: The features are not quantised.
         """
         if not self.is_quantized:
-            raise SpconvError(f"q_scale needs quantised features; got {self._features.dtype}.")
-        return self._features.q_scale()
+            raise SpconvError(f"q_scale needs quantised features; got {self.features.dtype}.")
+        return self.features.q_scale()
 
     def find_indice_pair(self, key: Any) -> IndiceData | ImplicitGemmIndiceData | None:
         """Return the entry that a layer recorded under ``key``, or None."""
@@ -347,20 +348,23 @@ class SparseConvTensor(metaclass=SpConvTensorMeta):
             IndexError: On a CPU: a row lies outside the grid or the batch. A GPU leaves such rows
                 out, since a search for them would wait for the device.
         """
-        if self._features.device.type == "cpu" and reads_values(self._features):
+        feats = self.features
+        if feats.shape[0] != self.indices.shape[0]:
+            raise rows_differ("dense()", feats.shape[0], self.indices.shape[0])
+        if feats.device.type == "cpu" and reads_values(feats):
             _check_dense_rows(self._sites)
-        return ops.to_dense(self._features, self._sites, channels_first=channels_first)
+        return ops.to_dense(feats, self._sites, channels_first=channels_first)
 
     def __add__(self, other: SparseConvTensor | Tensor) -> SparseConvTensor:
         """Add features row by row; the coordinates are not compared."""
         if isinstance(other, SparseConvTensor):
-            other = other._features
+            other = other.features
         elif not isinstance(other, Tensor):
             raise SpconvError(
                 f"SparseConvTensor + {type(other).__name__}: expected a SparseConvTensor or a "
                 "Tensor. Use x.replace_feature(x.features + value)."
             )
-        return self.replace_feature(self._features + other)
+        return self.replace_feature(self.features + other)
 
     __radd__ = __add__
     __iadd__ = __add__

@@ -187,8 +187,16 @@ class SparseSequential(SparseModule):
         return len(self._modules)
 
     def add(self, module: nn.Module, name: str | None = None) -> None:
-        """Append ``module`` as ``name``, by default its position."""
-        self.add_module(str(len(self._modules)) if name is None else name, module)
+        """Append ``module`` as ``name``, by default its position.
+
+        Raises:
+            KeyError: The position is the name of another module.
+        """
+        if name is None:
+            name = str(len(self._modules))
+            if name in self._modules:
+                raise KeyError(f"SparseSequential.add: the name {name!r} is taken; pass another.")
+        self.add_module(name, module)
 
     def forward(self, input: SparseConvTensor | Tensor | Any) -> Any:
         """Run the chain."""

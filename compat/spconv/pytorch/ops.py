@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compat.spconv._names import module_getattr
 from compat.spconv.core import AlgoHint, ConvAlgo
+from compat.spconv.pytorch._errors import grid_vanished
 from compat.spconv.pytorch._pair_ops import (
     implicit_gemm,
     implicit_gemm_backward,
@@ -22,7 +23,7 @@ from compat.spconv.pytorch._pair_ops import (
     indice_maxpool_implicit_gemm_backward,
 )
 from compat.spconv.pytorch._pairs import pair_tables, remember_pairs, remember_table
-from compat.spconv.pytorch._paths import map_of_window
+from compat.spconv.pytorch._paths import map_of_window, out_shape_of
 from compat.spconv.pytorch._records import pair_lists
 from compat.spconv.pytorch._sites import LocatedSites
 from compat.spconv.pytorch._windows import get_conv_output_size, get_deconv_output_size, window
@@ -216,5 +217,9 @@ def _found_map(
         ksize, stride, padding, dilation, out_padding, subm=subm, transposed=transpose
     )
     located = LocatedSites.of(indices, spatial_shape, batch_size)
+    if not subm:
+        out_shape = out_shape_of(located.spatial_shape, geometry)
+        if min(out_shape) < 1:
+            raise grid_vanished("the convolution", located.spatial_shape, out_shape)
     found = map_of_window(located.sites, geometry)
     return (indices if subm else found.out_sites.as_rows(found.out_sites.coords)), found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compat.spconv._names import module_getattr
 from compat.spconv.core import ConvAlgo
+from compat.spconv.pytorch._errors import rows_differ
 from compat.spconv.pytorch._maps import map_for
 from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch._numbers import per_axis
@@ -82,8 +83,11 @@ class _SparsePool(CountsVoxels):
 
     def forward(self, input: SparseConvTensor) -> SparseConvTensor:
         """Pool ``input``."""
-        found = map_for(self, input)
-        feats = self._reduce(input.features, found.kernel_map)
+        found, features = map_for(self, input), input.features
+        if features.shape[0] != input.indices.shape[0]:
+            name = type(self).__name__
+            raise rows_differ(name, features.shape[0], input.indices.shape[0])
+        feats = self._reduce(features, found.kernel_map)
         if self.record_voxel_count and not self.subm:
             count_voxels(self, feats.shape[0])
         return input._successor(feats, found.indice_dict, found.located)
@@ -206,6 +210,9 @@ class SparseGlobalMaxOrAvgPool(SparseModule):
         """Return ``[batch_size, C]``; zeros for a sample without active sites."""
         mode = "avg" if self.is_mean else "max"
         samples = input.indices[:, 0]
+        if input.features.shape[0] != samples.shape[0]:
+            name = type(self).__name__
+            raise rows_differ(name, input.features.shape[0], samples.shape[0])
         return _ops.global_pool(input.features, samples, int(input.batch_size), mode=mode)
 
 

@@ -346,3 +346,42 @@ def test_layers_with_their_functions_are_copied_and_saved(name):
     file.seek(0)
     for other in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
         assert type(getattr(other, ATTRIBUTES[name])) is type(getattr(layer, ATTRIBUTES[name]))
+
+
+READERS = {
+    **{
+        name: lambda ME, x, name=name: LAYERS[name][1](ME).double()(x).F
+        for name in ("conv", "avg-pool", "max-pool", "global-pool")
+    },
+    "1x1": lambda ME, x: ME.MinkowskiConvolution(2, 3, kernel_size=1, dimension=2).double()(x).F,
+    "dense": lambda ME, x: x.dense()[0],
+    "cat": lambda ME, x: ME.cat(x, x).F,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_features_of_a_subclass(ME, reader):
+    """Layers read the property ``F``, so a subclass may compute its features."""
+
+    class Doubled(ME.SparseTensor):
+        @property
+        def F(self):
+            return self._F * 2
+
+    results = []
+    for kind, feats in ((Doubled, FEATS), (ME.SparseTensor, FEATS * 2)):
+        torch.manual_seed(0)
+        results.append(READERS[reader](ME, kind(feats.clone(), COORDS.clone())))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("name", ["__add__", "__mul__"])
+def test_operators_read_the_features_of_a_subclass_on_the_right(ME, name):
+    class Doubled(ME.SparseTensor):
+        @property
+        def F(self):
+            return self._F * 2
+
+    x = Doubled(FEATS.clone(), COORDS.clone())
+    out = getattr(x, name)(x)
+    assert torch.equal(out._F, getattr(FEATS, name)(2 * FEATS))

@@ -254,9 +254,16 @@ def test_fused_scale_can_be_written_into_the_weight(make, device):
     torch.testing.assert_close(layer(x).features, expected)
 
 
-@pytest.mark.parametrize(("order", "source"), [((1, 2, 3, 4, 0), "1.x"), ((1, 2, 3, 0, 4), "2.1")])
-def test_weights_of_older_layouts_name_what_converts_them(order, source):
-    net = spconv.SparseSequential(spconv.SubMConv3d(4, 6, 3))
+@pytest.mark.parametrize(
+    ("order", "channels", "source"),
+    [
+        ((1, 2, 3, 4, 0), 6, r"layout of spconv 1\.x and mmcv, .*out\]\. Load"),
+        ((1, 2, 3, 0, 4), 6, r"layout of spconv 2\.0 and 2\.1, .*in\]\. Load"),
+        ((1, 2, 3, 0, 4), 4, r"layout of spconv 1\.x and mmcv, .*, or of spconv 2\.0 and 2\.1"),
+    ],
+)
+def test_weights_of_older_layouts_name_what_converts_them(order, channels, source):
+    net = spconv.SparseSequential(spconv.SubMConv3d(4, channels, 3))
     state = net.state_dict()
     state["0.weight"] = state["0.weight"].permute(*order)
     message = rf"size mismatch for 0\.weight.*{source}.*tritonspconv convert"

@@ -356,9 +356,14 @@ def test_code_of_users_runs(make, device, fused, monkeypatch):
         check(net, x)
         del child.forward
     assert fused == [(True, False)]
-    monkeypatch.setattr(nn.BatchNorm1d, "forward", lambda self, x: x + 1)
-    check(net, x)
-    assert len(fused) == 1
+    for name in ("forward", "__call__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.BatchNorm1d, name, lambda self, x: x + 1)
+            check(net, x)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.ReLU, name, lambda self, x: x + 1)
+            check(net, x)
+    assert fused == [(True, False)] * 3
 
 
 @torch.no_grad()

@@ -112,6 +112,33 @@ def test_weight_gradients_beyond_half_precision_are_finite(device, kind):
     assert layer.bias.grad.tolist() == [39_200.0] * 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float16, 4e-4), (torch.bfloat16, 3e-3)], ids=["float16", "bfloat16"]
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_errors_of_weight_gradients_under_autocast(make, device, shared, dtype, limit):
+    """Operands fit the dtype; the sums of rows that share a voxel are rounded once."""
+    indices = make(n=1000, shape=(12, 12, 12)).indices
+    if shared:
+        indices = torch.cat([indices, indices])
+    torch.manual_seed(0)
+    feats, grad = (torch.randn(len(indices), 8).to(device, dtype) for _ in range(2))
+    found = []
+    for exact in (False, True):
+        layer = spconv.SubMConv3d(8, 8, 3).to(device)
+        layer.load_state_dict(
+            {name: torch.full_like(p, 0.5) for name, p in layer.state_dict().items()}
+        )
+        wide = torch.float64 if exact else torch.float32
+        x = spconv.SparseConvTensor(feats.to(wide), indices, [12, 12, 12], 2)
+        with torch.autocast(device.type, dtype=dtype, enabled=not exact):
+            y = layer.to(wide)(x).features
+        y.backward(grad.to(y.dtype))
+        found.append(layer.weight.grad.double())
+    error = float((found[0] - found[1]).norm() / found[1].norm())
+    assert error < (limit if shared else 2e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["subm", "strided", "inverse"])
 def test_weight_gradients_over_shared_voxels_are_not_rounded(make, device, kind, dtype):

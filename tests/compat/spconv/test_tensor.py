@@ -78,8 +78,12 @@ def test_layers_name_the_rows_that_do_not_fit(make, device):
     """``replace_feature`` takes any number of rows; ``indices`` are assigned afterwards."""
     x = make()
     y = x.replace_feature(x.features[:3])
-    for layer in (spconv.SubMConv3d(4, 4, 3), spconv.SparseConv3d(4, 4, 3, 2)):
-        with pytest.raises(ValueError, match=r"3 rows of features and 40 of indices.*assign"):
+    layers = [
+        spconv.SubMConv3d(4, 4, 3), spconv.SparseConv3d(4, 4, 3, 2), spconv.SparseMaxPool3d(2),
+        spconv.SparseAvgPool3d(2), spconv.SparseGlobalMaxPool(), spconv.ToDense(),
+    ]  # fmt: skip
+    for layer in layers:
+        with pytest.raises(AssertionError, match=r"3 rows of features and 40 of indices.*assign"):
             layer.to(device)(y)
 
 
@@ -98,8 +102,13 @@ def test_fields_of_a_copy_are_those_of_the_constructor(make):
 
 
 def test_a_grid_of_too_many_cells_names_the_limit(make):
-    """Spconv's submanifold layers give wrong sums there."""
     x = make()
+    x.spatial_shape, x.batch_size = [2**20] * 3, 4
+    grown = spconv.SparseConvTranspose3d(4, 4, 3, 2, 1)
+    padded = spconv.SparseConv3d(4, 4, 3, 1, 2**20)
+    for layer in (grown, padded):
+        with pytest.raises(AssertionError, match=r"at most 2\*\*62 cells"):
+            layer.to(x.features.device)(x)
     x.spatial_shape, x.batch_size = [2**21] * 3, 8
     with pytest.raises(ValueError, match=r"at most 2\*\*62 cells.*larger voxels or crop"):
         spconv.SubMConv3d(4, 4, 3).to(x.features.device)(x)
