@@ -51,6 +51,7 @@ from compat.spconv.checkpoint import (
     state_dict_key,
 )
 from tritonspconv.cli.errors import CommandError
+from tritonspconv.guide import longer, more
 
 LONGEST_KERNEL_AXIS = 9
 
@@ -181,13 +182,14 @@ def convert_by_shape(
         try:
             layout = decide(candidates)
         except ValueError as error:
-            raise ValueError(f"{error} Or pass --layout, or --model.") from error
+            raise ValueError(longer(str(error), "Or pass --layout, or --model.")) from error
     for name, found in candidates.items():
         if layout not in found:
             raise ValueError(
                 f"--layout must explain every weight; got {layout}, and {name} of shape "
                 f"{list(state_dict[name].shape)} can be {' or '.join(found) or 'none'}. "
                 "Pass --model, which tells sparse convolutions from others."
+                + more("checkpoint-layout")
             )
         weight = state_dict[name]
         kernel_size = weight.shape[1:-1] if layout == "KRSC" else weight.shape[:-2]

@@ -18,6 +18,7 @@ from compat.spconv.pytorch._pair_ops import activate
 from compat.spconv.pytorch._voxel_count import count_voxels
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops
+from tritonspconv.guide import more
 from tritonspconv.nn.chain import convolve, normalise
 from tritonspconv.nn.fusable import Norm
 
@@ -246,6 +247,7 @@ class SparseConvolutionBase:
             raise TypeError(
                 f"{type(self).__name__} takes a SparseConvTensor; got {type(input).__name__}. "
                 "Inside nn.Sequential, follow sparse layers by sparse modules only."
+                + more("sparse-input")
             )
         features = input._features
         if features.shape[-1] != self.in_channels:

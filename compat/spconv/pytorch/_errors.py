@@ -1,5 +1,7 @@
 """The exception of spconv's checks, and errors that several modules raise."""
 
+from tritonspconv.guide import more
+
 
 class SpconvError(AssertionError, ValueError, RuntimeError):
     """A check of spconv's failed.
@@ -13,5 +15,5 @@ def points_vanished(n_in: int, where: str) -> SpconvError:
     """Return the error of a layer that leaves none of its input sites."""
     return SpconvError(
         f'no output site is left of {n_in} input sites ("points vanished"): {where}. Check that '
-        "indices lie in spatial_shape and batch_size, or add padding."
+        "indices lie in spatial_shape and batch_size, or add padding." + more("points-vanish")
     )

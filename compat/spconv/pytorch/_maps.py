@@ -13,6 +13,7 @@ from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.pytorch._windows import window
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap, kernel_map
 
 
@@ -95,7 +96,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
     if input.find_indice_pair(key) is not None:
         raise SpconvError(
             f"indice_key {key!r} is in use: only submanifold layers may share a key. Give this "
-            f"{type(layer).__name__} a key of its own."
+            f"{type(layer).__name__} a key of its own." + more("indice-key")
         )
     located, geometry = input._locate(), _geometry(layer)
     out_shape = out_shape_of(located.spatial_shape, geometry)
@@ -103,7 +104,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
         raise SpconvError(
             f"{layer} would turn spatial shape {input.spatial_shape} into {list(out_shape)}: every "
             "extent must be at least 1. Use a larger spatial_shape, more padding or a smaller "
-            "kernel."
+            "kernel." + more("small-grid")
         )
     found = strided_map(located.sites, geometry)
     if found.n_out == 0 and found.n_in > 0:
@@ -124,11 +125,12 @@ def _inverse_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
         raise SpconvError(
             f"no layer recorded indice_key {key!r}: an inverse convolution needs the key of a "
             f"SparseConv, SparseConvTranspose or pool above it. Recorded: {list(input.indice_dict)}"
+            + more("indice-key")
         )
     if record.is_subm:
         raise SpconvError(
             f"indice_key {key!r} belongs to a submanifold layer: an inverse convolution undoes a "
-            "SparseConv, SparseConvTranspose or pool only."
+            "SparseConv, SparseConvTranspose or pool only." + more("indice-key")
         )
     _check_algo(layer, input, record)
     layer._check_inverse_reuse_valid(input, input.spatial_shape, record)
@@ -147,7 +149,7 @@ def check_submanifold_reuse(layer: WindowLayer, input: SparseConvTensor, record:
     if not record.is_subm:
         raise SpconvError(
             f"indice_key {key!r} belongs to a layer that is not submanifold: only submanifold "
-            "layers may share a key. Give this layer a key of its own."
+            "layers may share a key. Give this layer a key of its own." + more("indice-key")
         )
     rows = record.indices.shape[0], input.indices.shape[0]
     _compare(what, key, "kernel_size", list(record.ksize), list(layer.kernel_size))
@@ -212,5 +214,5 @@ def _compare(what: str, key: Any, name: str, expected: Any, got: Any) -> None:
 def _disagree(what: str, key: Any, name: str, expected: Any, got: Any) -> NoReturn:
     raise SpconvError(
         f"this {what} shares indice_key {key!r} with a layer of another {name}: expected "
-        f"{expected}, got {got}. Make them equal, or use another key."
+        f"{expected}, got {got}. Make them equal, or use another key." + more("indice-key")
     )
