@@ -135,8 +135,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--to-minkowski", action="store_true", help="DST is for MinkowskiEngine")
 
 
-def build_model(name: str) -> nn.Module:
+def build_model(name: str, argument: str = "--model") -> nn.Module:
     """Return the result of the function ``name``, given as ``module:builder``.
+
+    Args:
+        name: The function.
+        argument: Where the caller named it, for messages.
 
     Raises:
         ValueError: ``name`` has no colon, or there is no such function.
@@ -148,15 +152,17 @@ def build_model(name: str) -> nn.Module:
         build = getattr(importlib.import_module(module_name), builder) if colon else None
     except (AttributeError, ModuleNotFoundError) as error:
         raise ValueError(
-            f"--model must name a function that can be imported; got {name!r}: {error}. "
+            f"{argument} must name a function that can be imported; got {name!r}: {error}. "
             "Run from the folder of the module."
         ) from error
     if build is None:
-        raise ValueError(f"--model must be module:builder; got {name!r}. Add the function's name.")
+        raise ValueError(
+            f"{argument} must be module:builder; got {name!r}. Add the function's name."
+        )
     model = build()
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"--model must return a torch.nn.Module; {name} returned {type(model).__name__}. "
+            f"{argument} must return a torch.nn.Module; {name} returned {type(model).__name__}. "
             "Name a function that builds the network."
         )
     return model

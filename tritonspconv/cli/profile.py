@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
         return _report(args, profile, f"{Path(args.network).name}, forward pass {args.call}")
     device = choose_device(args.device)
+    network, library = _network(args.network)
     scans = read_scans(args, args.batch_size)
     grid = voxel_range(scans[0])
     feats, indices = voxelize(scans, grid, device)
-    network, library = _network(args.network)
     network = network.to(device).train(not args.eval)
     make_input = _maker(library, args.network, feats, indices, grid, args.batch_size)
     profile = profile_network(
@@ -149,8 +149,13 @@ def _network(name: str) -> tuple[nn.Module, str]:
         return sparse_unet(spconv), "compat.spconv"
     if name == "minkunet":
         return mink_unet(ME, depth=14), "compat.minkowski"
+    if ":" not in name:
+        raise CommandError(
+            f"network must be second, unet, minkunet, module:factory or a script that ends in .py; "
+            f"got {name!r}"
+        )
     try:
-        network = build_model(name)
+        network = build_model(name, "network")
     except TypeError as error:
         raise CommandError(str(error)) from error
     names = [type(module).__module__ for module in network.modules()]
