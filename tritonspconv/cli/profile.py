@@ -100,9 +100,11 @@ def _report(
     ]
     print_columns(tuple(HEAD), [tuple(row) for row in shown], left=2)
     sentences = verdicts(profile)
+    # A script's own backward pass, and that of evaluation mode, are not measured.
+    backward = f", backward {profile.backward_ms:,.1f} ms" if profile.backward_ms else ""
     print(
-        f"\nfree-running: forward {profile.forward_ms:,.1f} ms, backward "
-        f"{profile.backward_ms:,.1f} ms; layers one by one: {profile.total('ms'):,.1f} ms forward"
+        f"\nfree-running: forward {profile.forward_ms:,.1f} ms{backward}; layers one by one: "
+        f"{profile.total('ms'):,.1f} ms forward"
     )
     print(*(f"- {sentence}" for sentence in sentences), sep="\n")
     if args.html is not None:
