@@ -165,7 +165,9 @@ def mark_opaque(function: Any) -> None:
     """Mark a function for ``torch.compile``, as :func:`make_opaque` does."""
     # For calls that torch.compile meets in a function that it traces,
     function._torchdynamo_disable = True
-    function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"
+    # Functions are marked at import, which must not read metadata as `more` does.
+    told = f"a sparse operation. {_ADVICE} More: tritonspconv explain cannot-record"
+    function._torchdynamo_disable_msg = told
     # and for frames that it meets while Python runs, with all that they call.
     _skip_frames(function.__code__)
     refuse_script(function)
