@@ -219,12 +219,15 @@ def _refuse_imported(library: str, aliases: Mapping[str, str]) -> None:
         found = _loaded(alias)
         if found:
             name = min(found)
+            # The engine imports torch, which the start of a process does not need.
+            from tritonspconv.guide import more
+
             origin = getattr(sys.modules[name], "__file__", None) or "no file"
             raise RuntimeError(
                 f"compat.install: {alias!r} must not be imported yet; got {name!r} from "
                 f"{origin}, imported earlier in this process. Call compat.install({library!r}) "
                 f"before anything imports {alias}, or start the program by "
-                f"python -m compat --as {library} -- SCRIPT."
+                f"python -m compat --as {library} -- SCRIPT." + more("late-install")
             )
 
 

@@ -19,6 +19,7 @@ from tritonspconv.training import (
     Detection,
     TrainingSettings,
     average_precision,
+    detection,
     fit,
     kitti_boxes,
     overlaps,
@@ -32,6 +33,7 @@ from tritonspconv.training.loop import follow_quickly
 
 CPU = torch.device("cpu")
 GRID = VoxelGrid((0.0, -6.4, -3.0, 12.8, 6.4, 1.0), (0.2, 0.2, 0.1))
+FINE = VoxelGrid((0.0, -6.4, -3.0, 12.8, 6.4, 1.0), (0.1, 0.1, 0.1))
 
 
 def random_boxes(n: int, seed: int = 0) -> torch.Tensor:
@@ -142,20 +144,41 @@ def test_boxes_come_back_from_their_maps():
     boxes = random_boxes(40, seed=3)
     boxes = boxes[distinct(boxes, torch.ones(len(boxes)), 0.0)]
     boxes = torch.cat([boxes, torch.tensor([box_at(-1)])])  # outside: in no map
-    heat, cells, values = maps_of(boxes, GRID)
-    assert heat.shape == (8, 8)
-    assert len(cells) == len(boxes) - 1
-    assert int((heat == 1).sum()) == len(cells)
-    assert heat.flatten()[cells].eq(1).all()
-    maps = torch.zeros(9, 8, 8)
+    none = torch.zeros(len(boxes), dtype=torch.bool)
+    heat, cells, values, weights = maps_of(boxes, none, FINE)
+    assert heat.shape == (16, 16)
+    assert int((heat == 1).sum()) == int((weights == 1).sum()) == len(boxes) - 1
+    assert torch.equal(heat.flatten()[cells], weights)
+    assert torch.equal(cells, (heat.flatten() > 0.5).nonzero()[:, 0])
+    assert len(cells) > 3 * len(boxes)
+    maps = torch.zeros(9, 16, 16)
     maps[0] = torch.where(heat == 1, 4.0, -9.0)
     maps[1:].flatten(1)[:, cells] = values.t()
-    found, scores = boxes_of(maps, GRID)
+    found, scores = boxes_of(maps, FINE)
     assert scores.tolist() == pytest.approx([1 / (1 + math.exp(-4))] * len(found))
     overlap = overlaps(found, boxes[:-1])
     assert (overlap.amax(dim=0) > 0.999).sum() == len(found)
-    assert len(found) >= len(cells) - 2  # neighbours of one height may hide each other
-    assert maps_of(boxes[:0], GRID)[0].eq(0).all()
+    assert len(found) >= len(boxes) - 3  # neighbours of one height may hide each other
+    # Every cell near a car knows the car's box, wherever the score is highest.
+    for cell in cells.tolist():
+        maps[0] = -9.0
+        maps[0].flatten()[cell] = 4.0
+        found, _ = boxes_of(maps, FINE)
+        assert overlaps(found, boxes).max() > 0.999
+    assert maps_of(boxes[:0], none[:0], FINE).centres.eq(0).all()
+
+
+def test_an_ignored_car_is_neither_right_nor_wrong():
+    boxes = torch.tensor([box_at(3.0), box_at(9.0)])
+    both = maps_of(boxes, torch.tensor([False, False]), FINE)
+    one = maps_of(boxes, torch.tensor([False, True]), FINE)
+    near, far = (both.centres == 1).flatten().nonzero()[:, 0].tolist()
+    assert one.centres.flatten()[[near, far]].tolist() == [1, -1]
+    assert ((one.centres == both.centres) | (one.centres == -1) | (both.centres < 0.2)).all()
+    assert len(one.cells) == len(both.cells) // 2
+    loss = detection._focal_loss(torch.zeros(16, 16), one.centres)
+    wrong = torch.where(one.centres == -1, 9.0, 0.0)
+    assert detection._focal_loss(wrong, one.centres) == loss
 
 
 def test_boxes_of_the_simulator_hold_their_cars():

@@ -50,6 +50,12 @@ def test_every_command_has_help_and_json(name, capsys):
         (["bench", "--device", "cuda:77"], ""),
         (["convert", "none.pth", "--dry-run"], "No such file"),
         (["tune", "x.json", "--channels", "a:b"], "argument --channels"),
+        (
+            ["tune", "x.json", "--channels", "3:5", "--device", "cpu"],
+            "tiles are for the Triton kernels of a GPU",
+        ),
+        (["profile", "nothing", "none.bin"], "network must be second, unet, minkunet, module:fact"),
+        (["profile", "os:getcwd"], "network must return a torch.nn.Module; os:getcwd returned str"),
     ],
 )
 def test_errors_are_one_line_and_status_two(arguments, message, tmp_path, monkeypatch, capsys):

@@ -60,16 +60,6 @@ def test_the_table_of_support_is_that_of_the_code():
     assert found == text, "out of date: run python -m scripts.tools.support_table"
 
 
-def test_troubleshooting_quotes_messages_of_the_code():
-    text = (DOCS / "troubleshooting.md").read_text()
-    quotes = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
-    assert len(quotes) >= 10
-    files = [*ROOT.glob("tritonspconv/**/*.py"), *ROOT.glob("compat/**/*.py")]
-    # A message may be split over lines of the source.
-    source = "\n".join(re.sub(r'"\n\s*f?"', "", path.read_text()) for path in files)
-    assert [quote for quote in quotes if quote not in source] == []
-
-
 def test_drawings_are_those_of_the_code(tmp_path, monkeypatch):
     monkeypatch.setattr(draw_concepts, "IMAGES", tmp_path)
     draw_concepts.main()

@@ -135,6 +135,7 @@ def test_a_script_is_run_until_its_network_is_measured(tmp_path, capsys):
     assert "step 0" in printed
     assert "step 1" not in printed
     assert "SubMConv3d" in printed
+    assert ", backward" not in printed  # it is not measured
     assert "train.py, forward pass 2" in page.read_text()
     assert main([*arguments, "--args", "--steps 1"]) == 2
     assert "it ended after 1" in capsys.readouterr().err

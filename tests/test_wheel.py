@@ -69,6 +69,7 @@ def test_wheel_works_away_from_the_repository(tmp_path: Path):
 
     names = zipfile.ZipFile(wheel).namelist()
     assert {"tritonspconv/py.typed", "compat/py.typed"} <= set(names)
+    assert "tritonspconv/troubleshooting.md" in names
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"tritonspconv", "compat"}
 

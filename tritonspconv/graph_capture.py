@@ -26,18 +26,15 @@ from torch import nn
 from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 
+from tritonspconv.guide import more
 from tritonspconv.opaque_types import AVAILABLE
 
 _ADVICE = (
     "Kernel maps depend on the values of coordinates: a recorded graph would hold those of one "
     "input and give wrong numbers for the next. Use torch.compile, which runs sparse operations as "
-    "they are, or export the network by tritonspconv.export_program or export_onnx; see "
-    "docs/compile-export.md."
+    "they are, or export the network by tritonspconv.export_program or export_onnx."
 )
-_TRANSFORMS_ADVICE = (
-    "Use tensors with requires_grad, and torch.autograd.grad or backward(); see "
-    "docs/compile-export.md."
-)
+_TRANSFORMS_ADVICE = "Use tensors with requires_grad, and torch.autograd.grad or backward()."
 
 # These functions are bound here, because a chain of attributes takes longer than the checks.
 _is_tracing = torch._C._is_tracing
@@ -83,23 +80,24 @@ def _refuse(name: str) -> None:
     if _is_tracing():
         raise GraphCaptureError(
             f"{name}: torch.jit.trace and torch.onnx.export cannot record sparse operations. "
-            f"{_ADVICE}"
+            f"{_ADVICE}" + more("cannot-record")
         )
     if _is_transforming():
         raise GraphCaptureError(
             f"{name}: the transforms of torch.func (grad, vjp, jvp, vmap) do not apply to sparse "
-            f"operations. {_TRANSFORMS_ADVICE}"
+            f"operations. {_TRANSFORMS_ADVICE}" + more("cannot-record")
         )
     keys = torch._C._TorchDispatchModeKey
     modes = (torch._C._get_dispatch_mode(key) for key in (keys.PROXY, keys.FAKE))
     if _exporting._is_exporting_flag or any(mode is not None for mode in modes):
         raise GraphCaptureError(
             f"{name}: torch.export, make_fx and FakeTensorMode cannot record sparse operations. "
-            f"{_ADVICE}"
+            f"{_ADVICE}" + more("cannot-record")
         )
     if forward_ad._current_level >= 0:
         raise GraphCaptureError(
             f"{name}: sparse operations have no forward-mode derivative. {_TRANSFORMS_ADVICE}"
+            + more("cannot-record")
         )
 
 
@@ -172,8 +170,10 @@ def mark_opaque(function: Any) -> None:
     """Mark a function for ``torch.compile``, as :func:`make_opaque` does."""
     # torch.compile reads these attributes where a function that it traces calls this one.
     function._torchdynamo_disable = True
-    function._torchdynamo_disable_msg = f"a sparse operation. {_ADVICE}"
-    # It asks for this strategy where Python calls the function.
+    # Functions are marked at import, which must not read metadata as `more` does.
+    told = f"a sparse operation. {_ADVICE} More: tritonspconv explain cannot-record"
+    function._torchdynamo_disable_msg = told
+    # torch.compile asks for this strategy where Python calls the function.
     _skip_frames(function.__code__)
     refuse_script(function)
 
@@ -205,4 +205,7 @@ def _slow_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _refuse_script(target: Any) -> NoReturn:
     """Raise; ``torch.jit.script`` calls this before it compiles a module or a function."""
     name = type(target).__name__ if isinstance(target, nn.Module) else target.__qualname__
-    raise GraphCaptureError(f"{name}: torch.jit.script cannot compile sparse operations. {_ADVICE}")
+    raise GraphCaptureError(
+        f"{name}: torch.jit.script cannot compile sparse operations. {_ADVICE}"
+        + more("cannot-record")
+    )

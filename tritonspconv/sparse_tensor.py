@@ -14,6 +14,7 @@ from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import RowwiseError, bounds_of, reads_values
 from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import is_traced, run_untraced
+from tritonspconv.guide import more
 from tritonspconv.ops.dense import from_dense, to_dense
 
 CheckLevel = Literal["off", "full"]
@@ -253,7 +254,7 @@ class SparseTensor:
             raise ValueError(
                 f"SparseTensor: + needs both operands at the same sites, made by layers from one "
                 f"tensor; got {self} and {other}. For rows known to match, use "
-                f"x.replace(x.feats + y.feats)."
+                f"x.replace(x.feats + y.feats)." + more("same-sites")
             )
         return self.replace(self.feats + other.feats)
 
@@ -299,7 +300,7 @@ def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
             raise ValueError(
                 "cat: all tensors must be at the same sites, made by layers from one tensor; got "
                 f"{first} and, as number {number}, {other}. For rows known to match, use "
-                "x.replace(torch.cat([x.feats, y.feats], dim=1))."
+                "x.replace(torch.cat([x.feats, y.feats], dim=1))." + more("same-sites")
             )
     return first.replace(torch.cat([tensor.feats for tensor in tensors], dim=1))
 
@@ -329,7 +330,7 @@ def _sites(
     if coords.dtype != torch.int32:
         raise TypeError(
             f"SparseTensor: coords must be int32; got {coords.dtype}. Convert with .int(), after "
-            "rounding down if they are not whole."
+            "rounding down if they are not whole." + more("int32-coords")
         )
     if coords.ndim != 2 or coords.shape[1] < 2:
         raise ValueError(

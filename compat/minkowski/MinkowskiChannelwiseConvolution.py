@@ -15,6 +15,7 @@ from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase, StrideType, re
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator, check_taps
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from tritonspconv import ops
+from tritonspconv.guide import more
 
 
 @renamed_arguments(has_bias="bias")
@@ -71,6 +72,7 @@ class MinkowskiChannelwiseConvolution(MinkowskiModuleBase):
         if not isinstance(input, SparseTensor):
             raise MinkowskiError(
                 f"{type(self).__name__} takes a SparseTensor; got {type(input).__name__}."
+                + more("sparse-input")
             )
         if self.dimension != input.D or input.shape[1] != self.in_channels:
             raise MinkowskiError(

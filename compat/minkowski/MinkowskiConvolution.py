@@ -26,6 +26,7 @@ from compat.minkowski.MinkowskiSparseTensor import (
     _get_coordinate_map_key,
 )
 from tritonspconv import ops
+from tritonspconv.guide import more
 from tritonspconv.nn.chain import convolve, normalise
 from tritonspconv.nn.fusable import LayerFamily, Norm
 
@@ -193,7 +194,9 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
     def _check(self, input: SparseTensor) -> None:
         name = type(self).__name__
         if not isinstance(input, SparseTensor):
-            raise MinkowskiError(f"{name} takes a SparseTensor; got {type(input).__name__}.")
+            raise MinkowskiError(
+                f"{name} takes a SparseTensor; got {type(input).__name__}." + more("sparse-input")
+            )
         if self.dimension != input._D:
             raise MinkowskiError(
                 f"{name} has dimension={self.dimension}; got a tensor with D={input._D}. "

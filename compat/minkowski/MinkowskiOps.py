@@ -15,6 +15,7 @@ from compat.minkowski._names import module_getattr
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
+from tritonspconv.guide import more
 
 
 class MinkowskiLinear(nn.Module):
@@ -116,12 +117,13 @@ def _combine(
         if tensor.coordinate_manager is not first.coordinate_manager:
             raise MinkowskiError(
                 f"{name}: inputs must share a coordinate manager. Build the second tensor with "
-                "coordinate_manager=first.coordinate_manager."
+                "coordinate_manager=first.coordinate_manager." + more("same-sites")
             )
         if not first._has_rows_of(tensor):
             raise MinkowskiError(
                 f"{name}: inputs must share their coordinates; got keys {key} and "
                 f"{getattr(tensor, key_name)}. Use + or MinkowskiUnion for different coordinates."
+                + more("same-sites")
             )
     features = operator([tensor.F for tensor in tensors])
     return kind(features, **{key_name: key, "coordinate_manager": first.coordinate_manager})

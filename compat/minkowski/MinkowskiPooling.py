@@ -27,6 +27,7 @@ from compat.minkowski.MinkowskiSparseTensor import (
     _get_coordinate_map_key,
 )
 from tritonspconv import ops
+from tritonspconv.guide import more
 from tritonspconv.ops.pool import PoolMode
 
 __all__ = [
@@ -88,7 +89,7 @@ class MinkowskiPoolingBase(MinkowskiModuleBase):
             MinkowskiError: The input is no sparse tensor of this layer's dimension.
         """
         if not isinstance(input, SparseTensor) or self.dimension != input._D:
-            got = f"{type(input).__name__}."
+            got = f"{type(input).__name__}." + more("sparse-input")
             if isinstance(input, SparseTensor):
                 got = f"D={input.D}. {BATCH_INDEX_FIRST}"
             raise MinkowskiError(

@@ -15,6 +15,7 @@ from compat.minkowski.MinkowskiCommon import (
 )
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager, given_manager
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
+from tritonspconv.guide import more
 
 
 @renamed_arguments(dimension=KNOWN_DIMENSION, D=KNOWN_DIMENSION)
@@ -40,6 +41,7 @@ class MinkowskiPruning(MinkowskiModuleBase):
         if not isinstance(input, SparseTensor):
             raise MinkowskiError(
                 f"MinkowskiPruning takes a SparseTensor; got {type(input).__name__}."
+                + more("sparse-input")
             )
         manager, key = input.coordinate_manager, CoordinateMapKey(1 + input.D)
         features = self.pruning.apply(input.F, mask, input.coordinate_map_key, key, manager)

@@ -23,6 +23,7 @@ from compat.minkowski.enums import SparseTensorOperationMode, SparseTensorQuanti
 from compat.minkowski.MinkowskiCommon import renamed_attribute
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from tritonspconv.graph_capture import refuse_capture
+from tritonspconv.guide import more
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -287,7 +288,7 @@ class Tensor:
             raise MinkowskiError(
                 f"{COORDINATE_KEY_DIFFERENT_ERROR}; got {self.coordinate_key} and "
                 f"{other.coordinate_key}. Operators that make a new tensor, such as +, take the "
-                "union of different coordinates."
+                "union of different coordinates." + more("same-sites")
             )
 
     def _has_rows_of(self, other: Tensor) -> bool:
@@ -296,7 +297,7 @@ class Tensor:
 
     def _check_manager(self, other: Tensor) -> None:
         if self._manager is not other._manager:
-            raise MinkowskiError(COORDINATE_MANAGER_DIFFERENT_ERROR)
+            raise MinkowskiError(COORDINATE_MANAGER_DIFFERENT_ERROR + more("same-sites"))
 
     def _binary_functor(self, other: Any, binary_fn: Callable[[Any, Any], TorchTensor]) -> Any:
         """Return a tensor of ``binary_fn`` of both features, on the union where keys differ.
@@ -327,7 +328,7 @@ class Tensor:
     def _on_union(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:
         raise MinkowskiError(
             f"{COORDINATE_KEY_DIFFERENT_ERROR}; got {self.coordinate_key} and "
-            f"{other.coordinate_key}."
+            f"{other.coordinate_key}." + more("same-sites")
         )
 
     def _in_place(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:

@@ -13,6 +13,7 @@ from compat.minkowski._samples import check_samples
 from tritonspconv.coords import ActiveSites, Grid, select_sites, unique_sites
 from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain, refusal
 from tritonspconv.coords.site_plan import Report
+from tritonspconv.guide import longer, more
 
 IntTuple = tuple[int, ...]
 
@@ -84,7 +85,7 @@ class CoordinateMap:
         try:
             grid = Grid.around(cells)
         except ValueError as error:
-            raise MinkowskiError(f"{error} {BATCH_INDEX_FIRST}") from error
+            raise MinkowskiError(longer(str(error), BATCH_INDEX_FIRST)) from error
         sites, rows, position = unique_sites(cells, grid)
         return cls(sites, tensor_stride, unit), rows, position
 
@@ -108,7 +109,7 @@ class CoordinateMap:
             raise MinkowskiError(
                 "capture: the example's coordinates repeat, and the number of sites would depend "
                 "on the call. Merge such rows before the captured function, as by "
-                "utils.sparse_quantize or voxelize."
+                "utils.sparse_quantize or voxelize." + more("repeated-coords")
             )
         everything = as_rows(torch.arange(sites.num_rows, device=coordinates.device), bounds)
         return cls(sites, tensor_stride, unit), everything, everything.clone()
@@ -265,6 +266,6 @@ def as_coordinates(coordinates: Tensor, ndim: int) -> Tensor:
     if coordinates.is_floating_point():
         raise MinkowskiError(
             f"coordinates must be integers; got {coordinates.dtype}. Round them down first, "
-            "coordinates.floor().int(), or make a TensorField."
+            "coordinates.floor().int(), or make a TensorField." + more("int32-coords")
         )
     return to_int32(coordinates)

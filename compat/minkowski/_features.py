@@ -9,6 +9,7 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
+from tritonspconv.guide import more
 
 AnyTensor = TypeVar("AnyTensor", SparseTensor, TensorField)
 
@@ -24,6 +25,7 @@ def features_of(input: Any) -> Tensor:
         raise MinkowskiError(
             f"a layer of MinkowskiEngine takes a SparseTensor or TensorField; got "
             f"{type(input).__name__}. Plain tensors go through torch's layer of that name."
+            + more("sparse-input")
         )
     return features
 

@@ -21,6 +21,7 @@ from compat.minkowski.MinkowskiSparseTensor import (
 )
 from compat.minkowski.MinkowskiTensorField import TensorField
 from tritonspconv import ops
+from tritonspconv.guide import more
 from tritonspconv.ops.pool import PoolMode
 
 
@@ -90,7 +91,7 @@ class MinkowskiGlobalPooling(MinkowskiModuleBase):
         if not isinstance(input, (SparseTensor, TensorField)):
             raise MinkowskiError(
                 f"{type(self).__name__} takes a SparseTensor or TensorField; got "
-                f"{type(input).__name__}."
+                f"{type(input).__name__}." + more("sparse-input")
             )
         manager = input.coordinate_manager
         is_field = isinstance(input, TensorField)

@@ -8,6 +8,7 @@ from torch import Tensor
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski.enums import SparseTensorQuantizationMode as Mode
 from tritonspconv import ops
+from tritonspconv.guide import more
 from tritonspconv.ops.pool import PoolMode
 
 REDUCTIONS: dict[Mode, PoolMode] = {
@@ -43,6 +44,7 @@ def reduce_rows(features: Tensor, rows: Tensor, position: Tensor, mode: Mode) ->
         raise MinkowskiError(
             f"NO_QUANTIZATION needs distinct coordinates; got {position.shape[0]} rows at "
             f"{rows.shape[0]} sites. Choose UNWEIGHTED_AVERAGE or another mode."
+            + more("repeated-coords")
         )
     if is_distinct:
         return features.clone(memory_format=torch.contiguous_format)

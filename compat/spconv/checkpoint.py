@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from compat.spconv import constants
 from compat.spconv.pytorch._convolution import SparseConvolution
+from tritonspconv.guide import more
 
 __all__ = [
     "LAYOUTS",
@@ -200,7 +201,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
         raise ValueError(
             f"read_checkpoint: {os.fspath(path)} must hold tensors and plain containers only; got "
             "other objects, whose loading may run any code. If you trust the file, pass "
-            "weights_only=False (tritonspconv convert: --trust-pickle)."
+            "weights_only=False (tritonspconv convert: --trust-pickle)." + more("trust-pickle")
         ) from error
     except OSError:
         raise
@@ -275,14 +276,14 @@ def decide(candidates: Mapping[str, Collection[Layout]]) -> Layout:
         raise ValueError(
             f"the shapes of all {len(candidates)} sparse convolution weights must allow one layout "
             f"only; got {' and '.join(joint)}, for example {next(iter(candidates))}. "
-            f"Say which it is: {_ways_to_say(joint)}."
+            f"Say which it is: {_ways_to_say(joint)}." + more("checkpoint-layout")
         )
     by_layout = {name: [w for w, found in candidates.items() if name in found] for name in LAYOUTS}
     fits = "; ".join(f"{name} fits {_listed(names)}" for name, names in by_layout.items())
     raise ValueError(
         f"one layout must explain all {len(candidates)} sparse convolution weights; got {fits}. "
         "If the checkpoint mixes layouts, as spconv 2.0 and 2.1 do, pass layout={name: layout, ...}"
-        " for every weight."
+        " for every weight." + more("checkpoint-layout")
     )
 
 

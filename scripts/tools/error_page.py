@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from tests import _hostile  # noqa: E402
+from tritonspconv import guide  # noqa: E402
 
 PAGE = ROOT / "docs" / "errors.md"
 HEAD = """\
@@ -31,7 +32,9 @@ because programs catch these errors of the originals. After every error the next
 `scripts/tools/fuzz.py` makes thousands of mistakes and checks a valid call after each one.
 
 This page lists the errors of the mistakes in `tests/_hostile.py`. Each kind of error has one line,
-with the first value that causes it. `scripts/tools/error_page.py` writes this page.
+with the first value that causes it. A message that names an entry of
+[troubleshooting](troubleshooting.md) ends with a link to that entry.
+`scripts/tools/error_page.py` writes this page.
 """
 
 
@@ -70,9 +73,12 @@ def _is_ours(error: BaseException) -> bool:
     return ours and is_raised and " at 0x" not in str(error)
 
 
-def _cell(text: str) -> str:
-    text = " ".join(text.split()).replace("|", "\\|")
-    return text if len(text) <= 300 else f"{text[:297]}..."
+def _cell(message: str) -> str:
+    """Return a message in a line; the link to its entry, if it has one, leads into the page."""
+    text = " ".join(guide.without_more(message).split()).replace("|", "\\|")
+    text = text if len(text) <= 300 else f"{text[:297]}..."
+    entry = guide.entry_of(message)
+    return f"{text} [More](troubleshooting.md#{entry})" if entry else text
 
 
 if __name__ == "__main__":

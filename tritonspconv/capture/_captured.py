@@ -30,6 +30,7 @@ from tritonspconv.capture._tree import leaves
 from tritonspconv.coords import Grid
 from tritonspconv.coords.row_tensor import RowBounds, plain
 from tritonspconv.coords.site_plan import SitePlan
+from tritonspconv.guide import more
 from tritonspconv.kernels.compile_ahead import maps_only
 
 Rows = Literal["cut", "padded"]
@@ -245,11 +246,13 @@ class Captured:
         """Answer a call that does not fit; one of few reasons is counted, and details are told."""
         text = f"captured function: {details}"
         if self._on_overflow == "raise":
-            raise CaptureOverflow(f"{text}. Capture it with larger capacities or headroom.")
+            raise CaptureOverflow(
+                f"{text}. Capture it with larger capacities or headroom." + more("over-capacity")
+            )
         if not self.eager_calls:
             warnings.warn(
                 f"{text}; the call runs eagerly. Capture the function with larger capacities or "
-                "headroom if this happens often; `eager_calls` counts it.",
+                "headroom if this happens often; `eager_calls` counts it." + more("over-capacity"),
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -267,6 +270,7 @@ class Captured:
                 "captured function: gradients, autocast and train / eval mode must be as at the "
                 f"capture, {dict(zip(names, self._modes, strict=True))}; got "
                 f"{dict(zip(names, now, strict=True))}. Capture the function again in this mode."
+                + more("capture-again")
             )
 
     def _check_addresses(self) -> None:
@@ -274,7 +278,7 @@ class Captured:
             raise RuntimeError(
                 "captured function: a parameter or buffer has moved to other memory since the "
                 "capture, as .half(), .to() and load_state_dict(assign=True) do. The graph would "
-                "go on with the old one. Capture the function again."
+                "go on with the old one. Capture the function again." + more("capture-again")
             )
 
 

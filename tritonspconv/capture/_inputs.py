@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tritonspconv.capture._tree import Unread, is_guarded, leaves, map_tree
 from tritonspconv.coords.row_tensor import RowBounds, as_rows, plain
+from tritonspconv.guide import more
 
 Kind = Literal["coords", "rows", "fixed", "equal", "unread"]
 
@@ -82,6 +83,7 @@ class Signature(NamedTuple):
             raise ValueError(
                 f"captured function: the arguments must have the structure of the example; these "
                 f"are there only once: {differing}. Capture the function again for them."
+                + more("capture-again")
             )
         n = found[self.coords].shape[0]
         for name, kind in self.kinds.items():
@@ -110,7 +112,7 @@ def _description(value: Tensor, kind: Kind) -> tuple[Any, ...]:
 def _changed(name: str, expected: Any, got: Any) -> ValueError:
     return ValueError(
         f"captured function: argument {name} must be as in the example; expected {expected}, got "
-        f"{got}. Capture the function again for other values."
+        f"{got}. Capture the function again for other values." + more("capture-again")
     )
 
 

@@ -51,6 +51,7 @@ from compat.spconv.checkpoint import (
     state_dict_key,
 )
 from tritonspconv.cli.errors import CommandError
+from tritonspconv.guide import longer, more
 
 LONGEST_KERNEL_AXIS = 9
 
@@ -134,8 +135,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--to-minkowski", action="store_true", help="DST is for MinkowskiEngine")
 
 
-def build_model(name: str) -> nn.Module:
+def build_model(name: str, argument: str = "--model") -> nn.Module:
     """Return the result of the function ``name``, given as ``module:builder``.
+
+    Args:
+        name: The function.
+        argument: Where the caller named it, for messages.
 
     Raises:
         ValueError: ``name`` has no colon, or there is no such function.
@@ -147,15 +152,17 @@ def build_model(name: str) -> nn.Module:
         build = getattr(importlib.import_module(module_name), builder) if colon else None
     except (AttributeError, ModuleNotFoundError) as error:
         raise ValueError(
-            f"--model must name a function that can be imported; got {name!r}: {error}. "
+            f"{argument} must name a function that can be imported; got {name!r}: {error}. "
             "Run from the folder of the module."
         ) from error
     if build is None:
-        raise ValueError(f"--model must be module:builder; got {name!r}. Add the function's name.")
+        raise ValueError(
+            f"{argument} must be module:builder; got {name!r}. Add the function's name."
+        )
     model = build()
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"--model must return a torch.nn.Module; {name} returned {type(model).__name__}. "
+            f"{argument} must return a torch.nn.Module; {name} returned {type(model).__name__}. "
             "Name a function that builds the network."
         )
     return model
@@ -181,13 +188,14 @@ def convert_by_shape(
         try:
             layout = decide(candidates)
         except ValueError as error:
-            raise ValueError(f"{error} Or pass --layout, or --model.") from error
+            raise ValueError(longer(str(error), "Or pass --layout, or --model.")) from error
     for name, found in candidates.items():
         if layout not in found:
             raise ValueError(
                 f"--layout must explain every weight; got {layout}, and {name} of shape "
                 f"{list(state_dict[name].shape)} can be {' or '.join(found) or 'none'}. "
                 "Pass --model, which tells sparse convolutions from others."
+                + more("checkpoint-layout")
             )
         weight = state_dict[name]
         kernel_size = weight.shape[1:-1] if layout == "KRSC" else weight.shape[:-2]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tritonspconv.cli.errors import CommandError
+from tritonspconv.guide import more, without_more
 
 # Name -> the module, and the line of the overview.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "parity": ("tritonspconv.cli.parity", "compare an adapter with its original, case by case"),
     "convert": ("tritonspconv.cli.convert", "convert a checkpoint to the weight layout of today"),
     "tune": ("tritonspconv.cli.tune", "search faster tiles for your channels on this GPU"),
+    "explain": ("tritonspconv.cli.explain", "tell more about an error that has a name"),
     "run": ("tritonspconv.cli.run", "run a program with spconv or MinkowskiEngine replaced"),
 }
 USAGE = 2
@@ -102,7 +104,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         if args.traceback or not _is_out_of_memory(error):
             raise
-        return _fail(name, f"the device is out of memory. Use fewer points. {error}")
+        told = f"the device is out of memory. Use fewer points. {error}"
+        return _fail(name, told + more("out-of-memory"))
     _write_report(report, args.json)
     return status
 
@@ -150,4 +153,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and where to find help; exit with status 2."""
-        self.exit(USAGE, f"{self.prog}: {message}. See {self.prog} --help.\n")
+        told = without_more(message)
+        line = f"{self.prog}: {told}. See {self.prog} --help.{message[len(told) :]}"
+        self.exit(USAGE, f"{' '.join(line.split())}\n")

@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
         return _report(args, profile, f"{Path(args.network).name}, forward pass {args.call}")
     device = choose_device(args.device)
+    network, library = _network(args.network)
     scans = read_scans(args, args.batch_size)
     grid = voxel_range(scans[0])
     feats, indices = voxelize(scans, grid, device)
-    network, library = _network(args.network)
     network = network.to(device).train(not args.eval)
     make_input = _maker(library, args.network, feats, indices, grid, args.batch_size)
     profile = profile_network(
@@ -100,9 +100,11 @@ def _report(
     ]
     print_columns(tuple(HEAD), [tuple(row) for row in shown], left=2)
     sentences = verdicts(profile)
+    # A script's own backward pass, and that of evaluation mode, are not measured.
+    backward = f", backward {profile.backward_ms:,.1f} ms" if profile.backward_ms else ""
     print(
-        f"\nfree-running: forward {profile.forward_ms:,.1f} ms, backward "
-        f"{profile.backward_ms:,.1f} ms; layers one by one: {profile.total('ms'):,.1f} ms forward"
+        f"\nfree-running: forward {profile.forward_ms:,.1f} ms{backward}; layers one by one: "
+        f"{profile.total('ms'):,.1f} ms forward"
     )
     print(*(f"- {sentence}" for sentence in sentences), sep="\n")
     if args.html is not None:
@@ -149,8 +151,13 @@ def _network(name: str) -> tuple[nn.Module, str]:
         return sparse_unet(spconv), "compat.spconv"
     if name == "minkunet":
         return mink_unet(ME, depth=14), "compat.minkowski"
+    if ":" not in name:
+        raise CommandError(
+            f"network must be second, unet, minkunet, module:factory or a script that ends in .py; "
+            f"got {name!r}"
+        )
     try:
-        network = build_model(name)
+        network = build_model(name, "network")
     except TypeError as error:
         raise CommandError(str(error)) from error
     names = [type(module).__module__ for module in network.modules()]

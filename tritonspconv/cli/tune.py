@@ -17,6 +17,7 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +32,7 @@ from tritonspconv.bench.scenes import Scene, SceneStore, normal
 from tritonspconv.bench.timing import Meter
 from tritonspconv.cli.errors import CommandError
 from tritonspconv.demo.scenes import choose_device
+from tritonspconv.kernels import has_triton
 from tritonspconv.kernels.tuning import (
     GemmConfig,
     MatrixOp,
@@ -57,6 +59,10 @@ DTYPES = ("float16", "bfloat16", "float32", "tf32")
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Tune the requested kernels; return the exit status and the content of the file."""
     device = choose_device(args.device)
+    if not has_triton(device) and os.environ.get("TRITON_INTERPRET") != "1":
+        raise CommandError(
+            f"tiles are for the Triton kernels of a GPU (sm_80 or newer, or AMD); got {device}"
+        )
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)

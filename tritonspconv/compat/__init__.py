@@ -21,6 +21,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from tritonspconv._compat_name import ADAPTERS, foreign_module
+from tritonspconv.guide import more
 
 
 def _claim_name() -> ModuleType:
@@ -35,13 +36,13 @@ def _claim_name() -> ModuleType:
             raise ImportError(
                 f"tritonspconv.compat: the name 'compat' must mean the adapters; got {foreign}, "
                 "imported earlier in this process. Rename that module, or import the adapters "
-                "before it."
+                "before it." + more("hidden-compat")
             )
         return sys.modules["compat"]
     if foreign is not None:
         warnings.warn(
             f"tritonspconv.compat: {foreign} is hidden by the adapters, which have the same name. "
-            "If your program imports it, rename it.",
+            "If your program imports it, rename it." + more("hidden-compat"),
             RuntimeWarning,
             stacklevel=2,
         )

@@ -12,6 +12,7 @@ from tritonspconv.coords.grid import Grid
 from tritonspconv.coords.row_tensor import RowBounds, as_rows, bounds_of, plain
 from tritonspconv.coords.site_plan import Report
 from tritonspconv.graph_capture import refuse_capture
+from tritonspconv.guide import more
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.sites import build_index, find_rows, sorted_index
 from tritonspconv.opaque_types import OpaqueMeta, register_opaque
@@ -68,7 +69,10 @@ class ActiveSites(metaclass=OpaqueMeta):
         refuse_capture("ActiveSites")
         check_tensor("ActiveSites: coords", coords)
         if coords.dtype != torch.int32:
-            raise TypeError(f"coords must be int32; got {coords.dtype}. Convert with .int().")
+            raise TypeError(
+                f"coords must be int32; got {coords.dtype}. Convert with .int()."
+                + more("int32-coords")
+            )
         if coords.ndim != 2 or coords.shape[1] != 1 + grid.ndim:
             raise ValueError(
                 f"coords must have shape [N, {1 + grid.ndim}] (batch index, then "
@@ -213,7 +217,7 @@ class ActiveSites(metaclass=OpaqueMeta):
                 f"(batch size {self.grid.batch_size}, lower {self.grid.lower}, shape "
                 f"{self.grid.shape}); the first is row {row}: "
                 f"{wait_for_values(self.coords[row])}. "
-                "Is the axis order that of spatial_shape?"
+                "Is the axis order that of spatial_shape?" + more("outside-grid")
             )
         return keys
 
@@ -233,7 +237,7 @@ class ActiveSites(metaclass=OpaqueMeta):
             raise ValueError(
                 f"{repeated.numel()} of {self.num_rows} coordinates repeat an earlier row; rows "
                 f"{first} and {second} are both {wait_for_values(self.coords[first])}. Merge them "
-                "first, e.g. with voxelize()."
+                "first, e.g. with voxelize()." + more("repeated-coords")
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tritonspconv.arguments import whole_number, whole_numbers
 from tritonspconv.coords.row_tensor import RowBounds, bounds_of, plain
 from tritonspconv.coords.site_plan import Report
+from tritonspconv.guide import more
 from tritonspconv.kernels.keys import coord_keys, key_coords
 from tritonspconv.waits import wait_for_values
 
@@ -70,6 +71,7 @@ class Grid:
             raise ValueError(
                 f"a grid may have at most 2**62 cells; got shape {self.shape} x batch "
                 f"{self.batch_size} = {self.num_cells}. Use larger voxels or crop the range."
+                + more("too-many-cells")
             )
 
     @classmethod

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.coords.site_plan import SitePlan
+from tritonspconv.guide import more, without_more
 
 _OUR_PACKAGES = ("torch", "tritonspconv", "compat")
 
@@ -43,6 +44,9 @@ class RowBounds(NamedTuple):
 
 class RowwiseError(RuntimeError):
     """Code would count padding rows, or needs a shape that is not fixed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_more(message) + more("padded-rows"))
 
 
 class RowTensor(Tensor):

@@ -19,10 +19,14 @@ from tritonspconv.coords.row_tensor import RowBounds, RowwiseError
 from tritonspconv.export._outputs import Mismatch, as_plain, check_equal
 from tritonspconv.export._plan import RecordedPlan
 from tritonspconv.export._recorder import HostReads, Recorder, RecordError
+from tritonspconv.guide import more, without_more
 
 
 class ExportError(RuntimeError):
     """A network cannot be exported, or its program would not give the network's results."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_more(message) + more("export-program"))
 
 
 class Network(NamedTuple):
@@ -140,7 +144,7 @@ class Network(NamedTuple):
             yield
         except (RecordError, RowwiseError, Mismatch, NotImplementedError) as error:
             name = _module_of(error.__traceback__, self.model)
-            reason = str(error).rstrip(".")
+            reason = without_more(str(error)).rstrip(".")
             raise ExportError(f"export_program: {name} cannot be exported: {reason}.") from error
 
 

@@ -11,6 +11,7 @@ from tritonspconv.coords import ActiveSites, Grid
 from tritonspconv.coords.row_tensor import RowBounds
 from tritonspconv.coords.site_plan import MapBuilder
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.guide import more
 from tritonspconv.kernel_map.kernel_map import KernelMap, Relation
 from tritonspconv.kernels.index import SiteIndex
 from tritonspconv.kernels.neighbor_table import lookup_table, reach_table, reads_every_index
@@ -248,7 +249,7 @@ def output_grid(grid: Grid, geometry: ConvGeometry) -> Grid:
     if min(shape) < 1:
         raise ValueError(
             f"the output would have spatial shape {shape}: input shape {grid.shape} is too small "
-            f"for {geometry}."
+            f"for {geometry}." + more("small-grid")
         )
     if max(shape) > 2**31:
         raise ValueError(

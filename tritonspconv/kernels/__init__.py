@@ -14,6 +14,8 @@ import warnings
 
 import torch
 
+from tritonspconv.guide import more
+
 _MAX_TRITON_NDIM = 4
 _MIN_CUDA_CAPABILITY = (8, 0)
 # "0" switches the numba kernels off.
@@ -36,7 +38,7 @@ def has_triton(device: torch.device) -> bool:
     # The warning comes once for each device, because the answer is kept.
     warnings.warn(
         f"{device} is sm_{major}{minor}; the Triton kernels need sm_80 or newer. Sparse operations "
-        "run there in vectorised torch: right, and several times slower.",
+        "run there in vectorised torch: right, and several times slower." + more("old-gpu"),
         stacklevel=2,
     )
     return False
@@ -76,7 +78,8 @@ def _warn_of_numba(error: ImportError) -> None:
     """Warn that numba is installed but does not work; once, because the caller keeps the answer."""
     warnings.warn(
         f"numba is installed and cannot be imported ({error}). Sparse operations on the CPU run in "
-        f"vectorised torch: right, and slower. Mend numba, or set {NUMBA_VARIABLE}=0.",
+        f"vectorised torch: right, and slower. Mend numba, or set {NUMBA_VARIABLE}=0."
+        + more("broken-numba"),
         stacklevel=3,
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonspconv.arguments import whole_number
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.nn._family import LAYER_FAMILY
 from tritonspconv.nn._module import SparseModule
@@ -89,7 +90,7 @@ class Conv(SparseModule):
             if not isinstance(value, SparseTensor):
                 raise TypeError(
                     f"{name} takes a SparseTensor; got {type(value).__name__}. Make one with "
-                    "tritonspconv.SparseTensor(feats, coords)."
+                    "tritonspconv.SparseTensor(feats, coords)." + more("sparse-input")
                 )
         assert isinstance(x, SparseTensor)
         if x.channels != self.in_channels:

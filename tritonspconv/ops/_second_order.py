@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.channel_norm import TrainingNorm
@@ -90,7 +91,7 @@ def check_not_converted(name: str, feats: Tensor, given: torch.dtype, needs_grad
         raise RuntimeError(
             f"{name}: a gradient of the gradient needs contiguous features of {feats.dtype}, in "
             "which the layer computes. Convert them before the layer, where autograd sees it: "
-            f"x.replace(x.feats.to({feats.dtype}).contiguous())."
+            f"x.replace(x.feats.to({feats.dtype}).contiguous())." + more("second-order")
         )
 
 

@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from tritonspconv.arguments import check_tensor
 from tritonspconv.graph_capture import is_traced, refuse_capture, run_untraced
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.kernels.batch_norm import batch_norm, batch_norm_grad
@@ -323,7 +324,7 @@ def _second_order(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             f"sparse_conv: a gradient of the gradient needs contiguous features of {dtype}, in "
             "which the layer computes. Convert them before the layer, where autograd sees it: "
-            f"x.replace(x.feats.to({dtype}).contiguous())."
+            f"x.replace(x.feats.to({dtype}).contiguous())." + more("second-order")
         )
     grad = cast(grad, dtype)
     bias, weight = ctx.bias, ctx.weight

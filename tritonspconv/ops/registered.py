@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tritonspconv.coords import ActiveSites
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap, inverse_maps, kernel_map
 from tritonspconv.kernels import acc_dtype
 from tritonspconv.opaque_types import AVAILABLE, new_size, schema_name
@@ -213,7 +214,7 @@ def _refuse_second_order() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "torch.compile makes no gradients of gradients of sparse operations. Call the network "
-            "without torch.compile where you pass create_graph=True; see docs/compile-export.md."
+            "without torch.compile where you pass create_graph=True." + more("cannot-record")
         )
 
 

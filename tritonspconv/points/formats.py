@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tritonspconv.guide import more
 from tritonspconv.points.raw_layout import HOW, assume_layout, names_of
 from tritonspconv.points.table import Table, named_in_order, wanted_names
 
@@ -50,7 +51,7 @@ def _read_bin(path: Path, columns: Columns) -> Table:
     if len(values) % len(columns):
         raise ValueError(
             f"read_scan: {path.name} must hold whole points of {len(columns)} values "
-            f"({','.join(columns)}); got {len(values)} float32 values. {HOW}"
+            f"({','.join(columns)}); got {len(values)} float32 values. {HOW}" + more("scan-layout")
         )
     return named_in_order(path.name, values.reshape(-1, len(columns)).double(), columns)
 

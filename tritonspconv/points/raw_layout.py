@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tritonspconv.guide import more
 from tritonspconv.points.table import Table
 
 # Values per point of the usual formats: xyz; KITTI; nuScenes and Waymo; coloured rooms; coloured
@@ -59,7 +60,7 @@ def width_of(file: str, values: Tensor, usual: int | None = None) -> int:
         expected = f"{usual} values a point" if usual else "3 to 7 values a point"
         raise ValueError(
             f"read_scan: {file} must hold {expected}; got {count} float32 values that look like "
-            f"{least} a point. {HOW}"
+            f"{least} a point. {HOW}" + more("scan-layout")
         )
     return least
 
@@ -121,7 +122,7 @@ def _only_width(file: str, count: int, fitting: Sequence[int], usual: int | None
         problem = f"must hold points of one width; {count} values may be points of {widths} values"
     else:
         problem = f"must hold 3 to 7 float32 values a point; got {count} values"
-    raise ValueError(f"read_scan: {file} {problem}. {HOW}")
+    raise ValueError(f"read_scan: {file} {problem}. {HOW}" + more("scan-layout"))
 
 
 def _check_numbers(file: str, values: Tensor) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tritonspconv.guide import more
+
 INTENSITY_NAMES = ("intensity", "reflectance", "reflectivity", "scalar_intensity", "i")
 SKIPPED = "_"
 
@@ -47,6 +49,7 @@ def parse_columns(text: str) -> tuple[str, ...]:
         raise ValueError(
             f"--columns must name x, y and z and no column twice; got {text!r}. Give one name for "
             "each value of a point, and _ for a value to skip: --columns x,y,z,intensity,_"
+            + more("scan-layout")
         )
     return names
 
@@ -70,7 +73,7 @@ def wanted_names(file: str, held: Sequence[str], asked: Sequence[str] | None) ->
     if lacking:
         raise ValueError(
             f"read_scan: {file} must have the columns {', '.join(asked)}; got {', '.join(held)}. "
-            "Name columns that the file has: --columns x,y,z,..."
+            "Name columns that the file has: --columns x,y,z,..." + more("scan-layout")
         )
     return asked
 
@@ -85,6 +88,7 @@ def named_in_order(file: str, values: Tensor, columns: Sequence[str]) -> Table:
         raise ValueError(
             f"read_scan: --columns must name all {values.shape[1]} columns of {file}; got "
             f"{len(columns)}: {','.join(columns)}. Use _ for a column to skip."
+            + more("scan-layout")
         )
     others = [name for name in columns if name not in ("x", "y", "z", SKIPPED)]
     names = ("x", "y", "z", *others)

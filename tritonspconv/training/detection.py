@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tritonspconv.models.detector import BOX_CHANNELS, STRIDE
 from tritonspconv.ops import voxelize
@@ -24,6 +25,11 @@ SCORES = (
 )
 _MOST_BOXES = 60
 _LEAST_SCORE = 0.05
+# Cells whose bell is above this learn the box of their car: the highest score is not always in the
+# cell of the centre. With cells of 0.8 m a car has five such cells.
+_NEAR = 0.5
+# Cells whose bell of an ignored car is above this learn nothing.
+_UNKNOWN = 0.1
 # The weight of the boxes' values relative to the centres, and the weight of each value.
 _BOX_SHARE = 1.0
 # The weights belong to x, y, z, the sizes and the angle. With 2 for the angle a short training
@@ -37,9 +43,10 @@ class BoxBatch(NamedTuple):
     Attributes:
         feats: float32 ``[N, 4]``.
         coords: int32 ``[N, 4]``: batch, z, y, x.
-        centres: float32 ``[B, Y, X]``: 1 at a centre, falling around it.
-        cells: int64 ``[M]``: flat numbers of the cells that hold a centre, in ``[B, Y, X]``.
+        centres: float32 ``[B, Y, X]``: see `BoxMaps`.
+        cells: int64 ``[M]``: flat numbers of the cells near a centre, in ``[B, Y, X]``.
         values: float32 ``[M, 8]``: the right values of the map at these cells.
+        weights: float32 ``[M]``: how much each of these cells counts.
     """
 
     feats: Tensor
@@ -47,6 +54,24 @@ class BoxBatch(NamedTuple):
     centres: Tensor
     cells: Tensor
     values: Tensor
+    weights: Tensor
+
+
+class BoxMaps(NamedTuple):
+    """The maps of one scene that a network should give.
+
+    Attributes:
+        centres: float32 ``[Y, X]``: 1 at a centre, falling around it, and -1 where an ignored car
+            leaves open what is right.
+        cells: int64 ``[M]``: flat numbers of the cells near a centre, in ``[Y, X]``.
+        values: float32 ``[M, 8]``: the box of the nearest car, as each of these cells sees it.
+        weights: float32 ``[M]``: 1 for the cell that holds a centre, falling around it.
+    """
+
+    centres: Tensor
+    cells: Tensor
+    values: Tensor
+    weights: Tensor
 
 
 # Runs a detector on features, coordinates and `batch_size`.
@@ -94,11 +119,12 @@ class Detection:
         """Return the focal loss of the centres and the error of the boxes' values."""
         size = batch.centres.shape[0]
         maps = self.forward(network, batch.feats, batch.coords, batch_size=size).float()
-        count = max(1, len(batch.cells))
+        count = (batch.centres == 1).sum().clamp(min=1)
         centre_loss = _focal_loss(maps[:, 0], batch.centres) / count
         at_cells = maps[:, 1:].permute(0, 2, 3, 1).reshape(-1, BOX_CHANNELS)[batch.cells]
         weights = at_cells.new_tensor(_VALUE_WEIGHTS)
-        return centre_loss + _BOX_SHARE * ((at_cells - batch.values).abs() * weights).sum() / count
+        errors = ((at_cells - batch.values).abs() * weights).sum(dim=1) * batch.weights
+        return centre_loss + _BOX_SHARE * errors.sum() / batch.weights.sum().clamp(min=1)
 
     def judge(self, network: nn.Module, number: int, device: torch.device) -> Judged:
         """Return the found boxes and the true boxes of a validation scene."""
@@ -140,44 +166,50 @@ def scene_voxels(scene: BoxScene, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
 
 def box_batch(scenes: Sequence[BoxScene], grid: VoxelGrid) -> BoxBatch:
     """Return voxels and maps; a box whose centre lies outside the grid is in no map."""
-    feats, coords, centres, cells, values = [], [], [], [], []
+    feats, coords, maps = [], [], []
     for number, scene in enumerate(scenes):
         scene_feats, scene_coords = scene_voxels(scene, grid)
         feats.append(scene_feats)
         coords.append(torch.cat([scene_coords[:, :1] + number, scene_coords[:, 1:]], dim=1))
-        heat, flat, targets = maps_of(scene.boxes[~scene.ignored], grid)
-        centres.append(heat)
-        cells.append(flat + number * heat.numel())
-        values.append(targets)
+        maps.append(maps_of(scene.boxes, scene.ignored, grid))
+    centres = torch.stack([each.centres for each in maps])
+    cells = [each.cells + number * centres[0].numel() for number, each in enumerate(maps)]
+    values, weights = ([getattr(each, name) for each in maps] for name in ("values", "weights"))
     return BoxBatch(
-        torch.cat(feats), torch.cat(coords), torch.stack(centres), torch.cat(cells),
-        torch.cat(values),
+        torch.cat(feats), torch.cat(coords), centres, torch.cat(cells), torch.cat(values),
+        torch.cat(weights),
     )  # fmt: skip
 
 
-def maps_of(boxes: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the map of centres, the cells that hold one, and the values there.
+def maps_of(boxes: Tensor, ignored: Tensor, grid: VoxelGrid) -> BoxMaps:
+    """Return the maps of a scene.
 
     Args:
         boxes: float32 ``[M, 7]``.
+        ignored: bool ``[M]``: boxes that may be found or missed.
         grid: Grid of the voxels; a cell of the maps is ``STRIDE`` voxels wide.
     """
-    lower = boxes.new_tensor(grid.point_range[:2])
     side = STRIDE * boxes.new_tensor(grid.voxel_size[:2])
     rows, columns = (extent // STRIDE for extent in grid.spatial_shape[1:])
-    place = (boxes[:, :2] - lower) / side
-    cell = place.floor().long()
-    inside = (cell >= 0).all(dim=1) & (cell[:, 0] < columns) & (cell[:, 1] < rows)
-    boxes, place, cell = boxes[inside], place[inside], cell[inside]
+    place = (boxes[:, :2] - boxes.new_tensor(grid.point_range[:2])) / side
+    inside = (place >= 0).all(dim=1) & (place[:, 0] < columns) & (place[:, 1] < rows)
+    boxes, place, ignored = boxes[inside], place[inside], ignored[inside]
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    distance = (x[None] - cell[:, 0, None, None]) ** 2 + (y[None] - cell[:, 1, None, None]) ** 2
+    cells = torch.stack([x.flatten(), y.flatten()], dim=1)
+    distance = (cells - place.floor()[:, None]).square().sum(dim=2)
     # The bell is as wide as the car: cells near the centre are half right.
-    width = (boxes[:, 4] / side[0] / 2).clamp(min=0.6)[:, None, None]
-    bells = torch.exp(-distance / (2 * width.square()))
-    heat = bells.amax(dim=0) if len(boxes) else torch.zeros(rows, columns)
+    width = (boxes[:, 4] / side[0] / 2).clamp(min=0.6)[:, None]
+    # A car of height 0 everywhere, so that every cell has a highest bell.
+    bells = F.pad(torch.exp(-distance / (2 * width.square())), (0, 0, 0, 1))
+    unknown = bells[:-1][ignored].sum(dim=0)
+    height, owner = bells[F.pad(~ignored, (0, 1), value=True)].max(dim=0)
+    centres = torch.where((unknown > _UNKNOWN) & (unknown > height), -1.0, height)
+    near = (height > _NEAR).nonzero()[:, 0]
+    owner = owner[near]
+    boxes, offset = boxes[~ignored][owner], place[~ignored][owner] - cells[near]
     angle = 2 * boxes[:, 6:]
-    values = [place - cell, boxes[:, 2:3], boxes[:, 3:6].log(), angle.sin(), angle.cos()]
-    return heat, cell[:, 1] * columns + cell[:, 0], torch.cat(values, dim=1)
+    values = [offset, boxes[:, 2:3], boxes[:, 3:6].log(), angle.sin(), angle.cos()]
+    return BoxMaps(centres.view(rows, columns), near, torch.cat(values, dim=1), height[near])
 
 
 def boxes_of(maps: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
@@ -188,7 +220,7 @@ def boxes_of(maps: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
         grid: Grid of the voxels.
     """
     chance = maps[0].sigmoid()
-    peak = nn.functional.max_pool2d(chance[None, None], 3, stride=1, padding=1)[0, 0]
+    peak = F.max_pool2d(chance[None, None], 3, stride=1, padding=1)[0, 0]
     chance = torch.where(chance == peak, chance, 0.0).flatten()
     scores, cells = chance.topk(min(_MOST_BOXES, chance.numel()))
     cells, scores = cells[scores > _LEAST_SCORE], scores[scores > _LEAST_SCORE]
@@ -205,11 +237,11 @@ def boxes_of(maps: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
 
 
 def _focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the sum over cells (Law and Deng, ECCV 2018).
+    """Return the sum over cells with a target of at least 0 (Law and Deng, ECCV 2018).
 
     Easy cells and cells near a centre weigh less.
     """
     chance = logits.sigmoid()
-    hit = nn.functional.logsigmoid(logits) * (1 - chance).square()
-    miss = nn.functional.logsigmoid(-logits) * chance.square() * (1 - target) ** 4
-    return -torch.where(target == 1, hit, miss).sum()
+    hit = F.logsigmoid(logits) * (1 - chance).square()
+    miss = F.logsigmoid(-logits) * chance.square() * (1 - target) ** 4
+    return -torch.where(target == 1, hit, torch.where(target >= 0, miss, 0.0)).sum()

@@ -18,6 +18,7 @@ from compat.minkowski._int32 import check_int32, to_int32
 from compat.minkowski._names import module_getattr
 from compat.minkowski._unique import unique_coordinates
 from compat.minkowski.MinkowskiCommon import renamed_arguments
+from tritonspconv.guide import more
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,9 @@ def quantize(coords: Array) -> tuple[Array, Array]:
     import numpy as np
 
     if coords.dtype != np.int32:
-        raise MinkowskiError(f"quantize: a numpy array must be int32; got {coords.dtype}.")
+        raise MinkowskiError(
+            f"quantize: a numpy array must be int32; got {coords.dtype}." + more("int32-coords")
+        )
     rows, inverse = unique_coordinates(torch.from_numpy(np.ascontiguousarray(coords)))
     return rows.int().numpy(), inverse.int().numpy()
 
@@ -151,7 +154,7 @@ def unique_coordinate_map(
     if coordinates.dtype != torch.int32:
         raise MinkowskiError(
             f"unique_coordinate_map: coordinates must be int32; got {coordinates.dtype}. "
-            "Convert with .int()."
+            "Convert with .int()." + more("int32-coords")
         )
     return unique_coordinates(coordinates)
 

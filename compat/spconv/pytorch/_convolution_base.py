@@ -19,6 +19,7 @@ from compat.spconv.pytorch._reuse import check_inverse_reuse, check_submanifold_
 from compat.spconv.pytorch._voxel_count import count_voxels
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv import ops
+from tritonspconv.guide import more
 from tritonspconv.nn.chain import convolve, normalise
 from tritonspconv.nn.fusable import Norm
 
@@ -243,6 +244,7 @@ class SparseConvolutionBase:
             raise TypeError(
                 f"{type(self).__name__} takes a SparseConvTensor; got {type(input).__name__}. "
                 "Inside nn.Sequential, follow sparse layers by sparse modules only."
+                + more("sparse-input")
             )
         features = input.features
         if features.shape[-1] != self.in_channels:

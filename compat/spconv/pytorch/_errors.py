@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tritonspconv.guide import more
+
 
 class SpconvError(AssertionError, ValueError, RuntimeError):
     """A check of spconv's failed.
@@ -18,6 +20,7 @@ def grid_vanished(what: object, shape: Sequence[int], out_shape: Sequence[int]) 
     return SpconvError(
         f"{what} would turn spatial shape {list(shape)} into {list(out_shape)}: every extent must "
         "be at least 1. Use a larger spatial_shape, more padding or a smaller kernel."
+        + more("small-grid")
     )
 
 
@@ -33,5 +36,5 @@ def points_vanished(n_in: int, where: str) -> SpconvError:
     """Return the error of a layer that leaves none of its input sites."""
     return SpconvError(
         f'no output site is left of {n_in} input sites ("points vanished"): {where}. Check that '
-        "indices lie in spatial_shape and batch_size, or add padding."
+        "indices lie in spatial_shape and batch_size, or add padding." + more("points-vanish")
     )

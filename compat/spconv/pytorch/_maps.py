@@ -13,6 +13,7 @@ from compat.spconv.pytorch._sites import IndiceDict, LocatedSites
 from compat.spconv.pytorch._windows import window
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap, kernel_map
 
 
@@ -92,7 +93,7 @@ def _strided_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
     if input.find_indice_pair(key) is not None:
         raise SpconvError(
             f"indice_key {key!r} is in use: only submanifold layers may share a key. Give this "
-            f"{type(layer).__name__} a key of its own."
+            f"{type(layer).__name__} a key of its own." + more("indice-key")
         )
     located, geometry = input._locate(), _geometry(layer)
     out_shape = out_shape_of(located.spatial_shape, geometry)
@@ -117,11 +118,12 @@ def _inverse_map(layer: WindowLayer, input: SparseConvTensor) -> LayerMap:
         raise SpconvError(
             f"no layer recorded indice_key {key!r}: an inverse convolution needs the key of a "
             f"SparseConv, SparseConvTranspose or pool above it. Recorded: {list(input.indice_dict)}"
+            + more("indice-key")
         )
     if record.is_subm:
         raise SpconvError(
             f"indice_key {key!r} belongs to a submanifold layer: an inverse convolution undoes a "
-            "SparseConv, SparseConvTranspose or pool only."
+            "SparseConv, SparseConvTranspose or pool only." + more("indice-key")
         )
     if record.algo is not algo_of(layer, input):
         refuse_algo(layer, input, record)

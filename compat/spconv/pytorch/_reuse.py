@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from compat.spconv.core import ConvAlgo
 from compat.spconv.pytorch._errors import SpconvError
+from tritonspconv.guide import more
 
 if TYPE_CHECKING:
     from compat.spconv.pytorch.core import SparseConvTensor
@@ -97,6 +98,7 @@ def check_submanifold_reuse(layer: KeyedLayer, input: SparseConvTensor, record: 
         raise SpconvError(
             f"indice_key {layer.indice_key!r} belongs to a layer that is not submanifold: only "
             "submanifold layers may share a key. Give this layer a key of its own."
+            + more("indice-key")
         )
     difference = submanifold_difference(layer, input, record)
     if difference is not None:
@@ -119,5 +121,5 @@ def _refuse(what: str, layer: KeyedLayer, difference: Difference) -> NoReturn:
     name, expected, got = difference
     raise SpconvError(
         f"this {what} shares indice_key {layer.indice_key!r} with a layer of another {name}: "
-        f"expected {expected}, got {got}. Make them equal, or use another key."
+        f"expected {expected}, got {got}. Make them equal, or use another key." + more("indice-key")
     )

@@ -27,6 +27,7 @@ from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.coords import ActiveSites
 from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import GraphCaptureError
+from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
@@ -259,6 +260,7 @@ def _submanifold_map(
             raise RuntimeError(
                 "SubMConv: indices that were edited in place now repeat a site, which a compiled "
                 "network cannot handle. Edit indices before the compiled function."
+                + more("edited-indices")
             )
     return map_at(sites, own)
 
@@ -270,7 +272,7 @@ def _refuse_edits(indices: Tensor | None, *_: Any) -> None:
     if indices._version:
         raise GraphCaptureError(
             "torch.compile cannot trace a sparse layer behind code that edits indices in place. "
-            "Edit indices before the compiled function; see docs/compile-export.md."
+            "Edit indices before the compiled function." + more("edited-indices")
         )
 
 
@@ -291,6 +293,7 @@ def _made_sites(
         raise RuntimeError(
             "a compiled strided layer met indices that were edited in place after another layer "
             "had used them. Edit indices before the first layer, or assign a new tensor."
+            + more("edited-indices")
         )
     found = map_at(sites, own)
     if found.n_out == 0 and found.n_in > 0:

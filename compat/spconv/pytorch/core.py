@@ -21,6 +21,7 @@ from tritonspconv.coords import ActiveSites
 from tritonspconv.coords.row_tensor import reads_values
 from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import is_traced, refuse_capture
+from tritonspconv.guide import more
 
 __all__ = [
     "ConvAlgo",
@@ -409,6 +410,7 @@ def _check_parts(features: Tensor, indices: Tensor, spatial_shape: Any, batch_si
     if indices.dtype != torch.int32:
         raise SpconvError(
             f"SparseConvTensor: indices must be int32; got {indices.dtype}. Pass indices.int()."
+            + more("int32-coords")
         )
     ndim = indices.shape[1] - 1
     if not hasattr(spatial_shape, "__len__") or len(spatial_shape) != ndim:

@@ -13,6 +13,7 @@ from compat.spconv.pytorch._errors import SpconvError
 from compat.spconv.pytorch.core import SparseConvTensor
 from compat.spconv.pytorch.functional import sparse_add
 from compat.spconv.pytorch.modules import SparseModule
+from tritonspconv.guide import more
 
 __getattr__ = module_getattr(__name__, modules={"F": "compat.spconv.pytorch.functional"})
 
@@ -94,5 +95,5 @@ def _check_rows(
             raise SpconvError(
                 f"{type(table).__name__} needs tensors over the same rows: expected (spatial "
                 f"shape, batch size, features, indices) {first}, got {describe(item)}. Use "
-                "AddTableMisaligned for tensors over different sites."
+                "AddTableMisaligned for tensors over different sites." + more("same-sites")
             )

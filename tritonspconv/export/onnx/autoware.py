@@ -53,8 +53,7 @@ def rename(graph: Graph) -> None:
 def _unreadable(what: str) -> OnnxExportError:
     return OnnxExportError(
         f"export_onnx: Autoware's plug-ins do not read {what}. They read submanifold and strided "
-        'convolutions of three axes in bounded grids. Write dialect="tritonspconv"; see '
-        "docs/onnx.md."
+        'convolutions of three axes in bounded grids. Write dialect="tritonspconv".'
     )
 
 

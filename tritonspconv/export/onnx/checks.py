@@ -92,5 +92,5 @@ def _differ(what: str) -> OnnxExportError:
     return OnnxExportError(
         f"export_onnx: {what} when another scan runs through the file. The code of the network "
         "computes something of each scan that a file cannot hold: a number of rows, a branch, "
-        "random numbers. No file was written. See docs/onnx.md."
+        "random numbers. No file was written."
     )

@@ -30,6 +30,7 @@ from tritonspconv.export.onnx.sparse import SiteSet, sparse_rules
 from tritonspconv.export.onnx.trace import Recorder
 from tritonspconv.export.onnx.values import Dense, RowCount, Rows, as_plain
 from tritonspconv.export.onnx.write import checked, model_of
+from tritonspconv.guide import without_more
 from tritonspconv.has_rows import has_rows
 
 Dialect = Literal["tritonspconv", "libspconv", "autoware"]
@@ -175,8 +176,9 @@ def record(model: nn.Module, given: tuple[Any, ...]) -> Graph:
     except Exception as error:
         where = recorder.failed_in or "the network"
         raise OnnxExportError(
-            f"export_onnx: {where} raised {type(error).__name__} while it was recorded: {error}. "
-            "Values and the number of rows are not known to the recorder. See docs/onnx.md."
+            f"export_onnx: {where} raised {type(error).__name__} while it was recorded: "
+            f"{without_more(str(error))}. "
+            "Values and the number of rows are not known to the recorder."
         ) from error
     _add_outputs(recorder, results)
     graph = recorder.graph
@@ -213,7 +215,9 @@ class _Inputs:
         try:
             sites.validate()
         except ValueError as error:
-            raise OnnxExportError(f"export_onnx: input {name!r}: {error}") from error
+            raise OnnxExportError(
+                f"export_onnx: input {name!r}: {without_more(str(error))}"
+            ) from error
         if feats.shape[0] < 2:
             raise OnnxExportError(
                 f"export_onnx: input {name!r} has {feats.shape[0]} rows; an example needs at least "
@@ -295,7 +299,7 @@ class _Outputs:
         except ValueError as error:
             raise OnnxExportError(
                 f"export_onnx: output {path!r} is a sparse tensor without cells, such as the "
-                f"result of a global pool. Return other outputs. {error}"
+                f"result of a global pool. Return other outputs. {without_more(str(error))}"
             ) from error
         bounds, grid = sites.bounds, sites.grid
         shape = list(grid.shape) if grid.bounded else None

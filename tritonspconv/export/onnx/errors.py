@@ -8,11 +8,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from tritonspconv.guide import more, without_more
+
 _LIBRARIES = ("torch", "tritonspconv", "compat")
 
 
 class OnnxExportError(RuntimeError):
     """A network cannot be written as ONNX; the message names the module and the reason."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_more(message) + more("onnx"))
 
 
 def is_library(frame: FrameType) -> bool:

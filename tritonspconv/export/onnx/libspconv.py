@@ -52,7 +52,7 @@ def _unreadable(what: str) -> OnnxExportError:
     return OnnxExportError(
         f"export_onnx: libspconv does not read {what}. It reads submanifold, strided and inverse "
         "convolutions of three axes in bounded grids, additions, ReLUs, and a dense tensor with "
-        'reshapes and transpositions behind it. Write dialect="tritonspconv"; see docs/onnx.md.'
+        'reshapes and transpositions behind it. Write dialect="tritonspconv".'
     )
 
 

@@ -17,6 +17,7 @@ from tritonspconv.export.onnx.graph import DOMAIN
 from tritonspconv.export.onnx.standard import OPERATORS, run_in_numpy
 from tritonspconv.export.onnx.write import SIGNATURE
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.guide import more
 from tritonspconv.has_rows import has_rows
 from tritonspconv.kernel_map import KernelMap, kernel_map
 from tritonspconv.sparse_tensor import SparseTensor
@@ -158,7 +159,7 @@ class Run:
         if sites.has_repeats():
             raise ValueError(
                 f"OnnxNetwork: rows of input {name!r} repeat a site. Merge them first, e.g. with "
-                "voxelize()."
+                "voxelize()." + more("repeated-coords")
             )
         self._device = feats.device
         self.values[described["features"]] = feats

@@ -139,9 +139,7 @@ class Recorder:
         Raises:
             OnnxExportError: Always; it names the module that runs and the line of the user.
         """
-        raise OnnxExportError(
-            f"export_onnx: {self.where} {reason}{library_call()}.{user_line()} See docs/onnx.md."
-        )
+        raise OnnxExportError(f"export_onnx: {self.where} {reason}{library_call()}.{user_line()}")
 
     def fresh(self, hint: str) -> str:
         """Return a name that no value and no node has yet."""

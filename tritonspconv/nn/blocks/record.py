@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from tritonspconv.guide import without_more
 from tritonspconv.nn.blocks.guards import Guards
 from tritonspconv.nn.blocks.recorded import Recorded, RecordedAttribute, holds_recorded
 from tritonspconv.nn.blocks.watch import no_random_numbers, quiet_torch_fx, replaced
@@ -328,7 +329,7 @@ def record(root: nn.Module, family: LayerFamily, inline: frozenset[str] = frozen
             graph = recorder.trace(root)
     except Exception as error:
         # Code of users raises anything at all when it meets a recorded value.
-        reason = recorder.reason or f"{type(error).__name__}: {error}"
+        reason = recorder.reason or f"{type(error).__name__}: {without_more(str(error))}"
         raise Untraceable(reason) from error
     if recorder.reason is not None:
         raise Untraceable(recorder.reason)
