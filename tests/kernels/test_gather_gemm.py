@@ -125,7 +125,7 @@ def test_entries_in_one_row(triton_device, volume, n_out, ordered, mirrored, dty
     full = torch.where(torch.arange(volume)[:, None] == tap, rows, -1)
     order = torch.randperm(n_out).int().to(triton_device) if ordered else None
     table = NeighborTable(full.to(triton_device), mask_words(full).to(triton_device), order)
-    of_one_row = table._replace(rows=rows[None].to(triton_device))
+    of_one_row = table._replace(kept_rows=rows[None].to(triton_device))
     feats, weight, bias = operands(volume, 20, 10, 9, dtype, triton_device)
     check(feats, weight, bias, table, mirrored, config=FIXED)
     expected = launch(kernels, feats, weight, bias, table, mirrored, config=FIXED)

@@ -77,7 +77,7 @@ def test_what_is_not_finite_stays_so_and_stays_there(triton_device):
     x[1, 3], x[2, 0] = float("inf"), float("nan")
     table = random_table(1, 4, 4, triton_device)
     table = table._replace(
-        rows=torch.arange(4, dtype=torch.int32, device=triton_device)[None],
+        kept_rows=torch.arange(4, dtype=torch.int32, device=triton_device)[None],
         mask=torch.ones(1, 4, dtype=torch.int32, device=triton_device),
     )
     weight = torch.rand(1, 16, 8).to(triton_device) + 0.5

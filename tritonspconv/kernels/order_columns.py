@@ -45,7 +45,7 @@ def order_columns(table: NeighborTable, offsets: tuple[IntTuple, ...]) -> Neighb
     rows, mask, order = _back_end(table.rows.device).order_columns(
         table.rows, table.mask, offsets, table.real_columns
     )
-    return table._replace(rows=rows, mask=mask, order=order)
+    return table._replace(kept_rows=rows, mask=mask, order=order)
 
 
 @functools.lru_cache(maxsize=1024)
