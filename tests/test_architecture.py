@@ -163,7 +163,7 @@ def callers() -> list[tuple[str, str]]:
     found, frame = [], sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests"):
+        if any(path.is_relative_to(ROOT / name) for name in ("tritonspconv", "compat")):
             found.append((frame.f_code.co_name, str(path.relative_to(ROOT))))
         frame = frame.f_back
     return found
