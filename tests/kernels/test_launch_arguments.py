@@ -106,7 +106,7 @@ def test_a_jitted_function_keeps_its_bound_kernels(monkeypatch):
     ]
     assert len({id(one) for one in (bound, *apart)}) == 4
     assert bound in kernel.bound_kernels.values()
-    # Those of the package are counted.
+    # `compiled_kernels` lists the kernels of the package alone.
     before = _launch.compiled_kernels()
     bound = _launch.bind(count_pairs_kernel, BLOCK_N=64)
     monkeypatch.setattr(bound, "compiled", [*bound.compiled, "a kernel"])

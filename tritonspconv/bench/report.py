@@ -152,7 +152,7 @@ class Report:
                 print(f"    {peer}: {cell.message}", flush=True)
 
     def adopt(self, content: dict[str, Any]) -> None:
-        """Keep the rows of another process's report. That process has printed them already.
+        """Add the rows of another process's report, and do not print them: that process did.
 
         Args:
             content: The result of :meth:`content` there.

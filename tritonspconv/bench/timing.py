@@ -125,8 +125,8 @@ class Meter:
     def peak(self) -> Metric:
         """The memory that a run adds at its peak.
 
-        On a GPU torch has allocated this memory, on a CPU anybody in this process: see
-        :func:`tritonspconv.bench.allocated.peak_of`.
+        On a GPU this metric counts the memory that torch allocates. On a CPU it counts all memory
+        that the process allocates; see :func:`tritonspconv.bench.allocated.peak_of`.
         """
         return Metric(self._peak, "MiB")
 

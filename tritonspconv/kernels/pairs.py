@@ -47,9 +47,11 @@ def list_inputs(
     Returns:
         The pairs; and the table of the inputs, of rows [1, n_in], whose last columns are inputs
         without an output. Rows and order lie in the pairs' memory. The host does not wait for the
-        device. On the torch back end the table is None, because the torch kernels do not read it.
+        device. None on a CPU, whose kernels read panels of the table itself.
     """
-    rows, mask, order, count = table.rows, table.mask, table.order, table.real_columns
+    rows, mask, order, count = table.kept_rows, table.mask, table.order, table.real_columns
+    if rows is None:  # do not write the rows again for nothing
+        return None
     found = _back_end(rows.device).list_inputs(rows, mask, order, n_in, count)
     if found is None:
         return None

@@ -144,7 +144,7 @@ def _corners(offsets: tuple[IntTuple, ...]) -> tuple[IntTuple, IntTuple]:
 def sites_in(roomy: RoomyGrid, index: SiteIndex, grid: CellGrid, stride: IntTuple) -> Sites:
     """Return the sites of a sorted index, numbered as the cells ``stride * site``.
 
-    Rows outside the grid are left out. Of rows that repeat, the lowest is the site.
+    Rows outside the grid are left out. If several rows share a cell, the lowest row is the site.
     """
     assert index.rows is not None, "a sorted index has rows"
     n = index.table.shape[0]
