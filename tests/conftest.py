@@ -74,15 +74,17 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In CI, fail the run where tests are skipped for a reason that is not allowed."""
+    """Print skips whose reason is not allowed in CI; in CI, fail the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if not os.environ.get("CI") or reporter is None or hasattr(session.config, "workerinput"):
+    if reporter is None or hasattr(session.config, "workerinput"):
         return
+    in_ci = bool(os.environ.get("CI"))
     reasons = [_skips.reason_of(report) for report in reporter.stats.get("skipped", [])]
     if over := _skips.over_budget(reasons):
-        reporter.section("skips beyond the budget of tests/_skips.py", red=True)
+        reporter.section("CI allows fewer skips: see tests/_skips.py", red=in_ci, yellow=not in_ci)
         reporter.write("\n".join([*over, ""]))
-        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        if in_ci:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

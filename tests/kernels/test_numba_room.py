@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -99,6 +100,21 @@ def test_an_error_of_a_range_is_raised(way, fails):
         in_ranges(fail, 10, 1)
 
 
+def test_an_error_is_raised_after_all_ranges_have_ended(way):
+    torch.set_num_threads(2)
+    ended = []
+
+    def fail_first(start, end):
+        if start == 0:
+            raise ValueError("a range failed")
+        time.sleep(0.05)
+        ended.append(start)
+
+    with pytest.raises(ValueError, match="a range failed"):
+        in_ranges(fail_first, 10, 1)
+    assert ended == [5]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems use the pool")
 def test_ranges_run_on_the_threads_of_torch():
     """A second set of threads would compete with torch's, which spin while they are idle."""
@@ -119,10 +135,9 @@ def test_ranges_run_on_the_threads_of_torch():
     assert not any("tritonspconv" in thread.name for thread in {*threading.enumerate()} - before)
 
 
-def test_a_region_within_a_region_has_one_thread(way):
-    if way == "pool":
-        pytest.skip("the pool would wait for its own threads; no kernel calls another in a range")
-    torch.set_num_threads(2)
+@pytest.mark.parametrize("threads", [2, 4])
+def test_a_range_may_have_ranges_of_its_own(way, threads):
+    torch.set_num_threads(threads)
     seen = []
 
     def outer(start, end):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -86,13 +87,29 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 def _in_pool(work: _Work, ends: list[int]) -> None:
-    """Run the ranges on threads of Python."""
+    """Run the ranges on threads of Python.
+
+    The caller runs each range that no thread has begun. So a range may have ranges of its own:
+    no thread waits for a range that waits for a thread.
+    """
     threads = len(ends) - 1
     pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(work, *ends[number : number + 2]) for number in range(1, threads)]
-    work(0, ends[1])
-    for other in others:
-        other.result()
+    ranges = list(itertools.pairwise(ends))
+    others = [pool.submit(work, *each) for each in ranges[1:]]
+    error = _error_of(work, *ranges[0])
+    for other, each in zip(others, ranges[1:], strict=True):
+        raised = _error_of(work, *each) if other.cancel() else other.exception()
+        error = error or raised
+    if error is not None:
+        raise error
+
+
+def _error_of(work: _Work, start: int, end: int) -> BaseException | None:
+    try:
+        work(start, end)
+    except BaseException as error:  # the caller raises it when all ranges have ended
+        return error
+    return None
 
 
 @functools.lru_cache(maxsize=1)
