@@ -1,6 +1,7 @@
 """Fixtures and collection rules for the whole suite."""
 
 import importlib
+import importlib.util
 import math
 import os
 import zlib
@@ -24,6 +25,9 @@ NO_GPU = "no GPU: torch.cuda.is_available() is False"
 _device_constructors()
 torch.overrides.get_overridable_functions()
 torch.overrides.get_ignored_functions()
+
+if INTERPRETED and importlib.util.find_spec("triton") is not None:
+    importlib.import_module("tests._interpreter").list_builtins_once()
 
 # Dense references on a GPU do not round to TF32.
 torch.backends.cudnn.allow_tf32 = False

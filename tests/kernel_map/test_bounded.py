@@ -30,28 +30,18 @@ GEOMETRIES = {
     "up-3": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), transposed=True),
     "cells": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), sites="cells"),
 }
-_FACES = (
-    "batch_norm", "conv_grads", "gather_gemm", "invert_table", "neighbor_table",
-    "order_columns", "pairs", "pool", "scatter_table", "sites",
-)  # fmt: skip
 
 
 @pytest.fixture
 def triton_back_end(triton_device, monkeypatch) -> torch.device:
     """Have every face choose Triton, also in the interpreter; tables are put in order early."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    for name in _FACES:
-        face = importlib.import_module(f"tritonspconv.kernels.{name}")
-        back_end = importlib.import_module(f"tritonspconv.kernels.triton.{name}")
-        monkeypatch.setattr(face, "_back_end", lambda *_args, back_end=back_end: back_end)
+    if triton_device.type == "cpu":
+        importlib.import_module("tests._back_end").send_cpu_to_triton(monkeypatch)
     column_order = importlib.import_module("tritonspconv.kernels.triton._column_order")
     monkeypatch.setattr(column_order, "MIN_ROWS_TO_ORDER", 40)
     order_columns = importlib.import_module("tritonspconv.kernels.order_columns")
     monkeypatch.setattr(order_columns, "_MIN_WORK", 2000)
-    scatter = importlib.import_module("tritonspconv.kernels.scatter_table")
-    monkeypatch.setattr(scatter, "scatters", lambda _device: True)
-    build = importlib.import_module("tritonspconv.kernel_map.build")
-    monkeypatch.setattr(build, "scatters", lambda _device: True)
     return triton_device
 
 
@@ -173,17 +163,19 @@ def test_torch(geometry: ConvGeometry, n: int, spare: int) -> None:
 @pytest.mark.parametrize(
     ("name", "n", "spare"),
     [
-        *((name, 30, 35) for name in ("subm", "subm-even", "down-3", "down-2", "up-3")),
+        *((name, 30, 35) for name in ("subm", "subm-even", "down-3", "down-2")),
+        # Both tables are put in order: the interpreter's products differ in bits by order.
+        ("up-3", 12, 10),
         ("subm-2d", 0, 3),
         ("down-2", 1, 0),
     ],
 )
 def test_triton(triton_back_end, name: str, n: int, spare: int) -> None:
     geometry = GEOMETRIES[name]
+    extent = 3 if geometry.transposed else 5 if geometry.ndim > 2 else 9
     sites = random_sites(
-        n, geometry.ndim, extent=5 if geometry.ndim > 2 else 9, repeats=n // 10, outside=n // 12,
-        device=triton_back_end,
-    )  # fmt: skip
+        n, geometry.ndim, extent=extent, repeats=n // 10, outside=n // 12, device=triton_back_end
+    )
     check_all(geometry, sites, spare, exact=True, norms=(name == "subm",))
 
 

@@ -1,8 +1,12 @@
 """Batch norm of training against torch's in float64, and against the eager twin."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
+
+from tests.conftest import INTERPRETED
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -11,8 +15,12 @@ from tritonspconv.kernels.eager import batch_norm as eager
 from tritonspconv.kernels.triton import batch_norm as triton
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-# Rows below, at and beyond a tile, a part of several tiles, and more parts than one tile each.
-SHAPES = [(2, 1), (3, 5), (127, 33), (256, 16), (257, 3), (700, 64), (1100, 70), (70_001, 1)]
+# Rows below, at and beyond a tile, and several tiles.
+SHAPES = [(2, 1), (3, 5), (127, 33), (256, 16), (257, 3), (700, 64), (1100, 70)]
+HOW = [
+    pytest.param(dtype, relu, added, id=f"{dtype}{'-relu' * relu}{'-residual' * added}")
+    for dtype, relu, added in itertools.product(TOLERANCE, (False, True), (False, True))
+]
 
 
 def assert_near(got, expected, tolerance, size=0.0):
@@ -45,11 +53,19 @@ def exact(feats, vectors, running, grad, relu, residual=None, momentum=0.3, eps=
     return out.detach(), mean, var, [*grads, grad]
 
 
-@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("dtype", "relu", "added"), HOW)
 @pytest.mark.parametrize(("n", "c"), SHAPES)
 def test_it_is_torch_in_float64(triton_device, n, c, dtype, relu, added):
+    check_against_torch(triton_device, n, c, dtype, relu, added)
+
+
+# The interpreter needs ten seconds for each.
+@pytest.mark.parametrize(("dtype", "relu", "added"), HOW[3:5] if INTERPRETED else HOW)
+def test_strips_of_several_tiles(triton_device, dtype, relu, added):
+    check_against_torch(triton_device, 70_001, 1, dtype, relu, added)
+
+
+def check_against_torch(triton_device, n, c, dtype, relu, added):
     feats, vectors, running = given(n, c, dtype, triton_device)
     grad = torch.randn(n, c).to(dtype).to(triton_device)
     residual = torch.randn(n, c).to(dtype).to(triton_device) if added else None
