@@ -285,50 +285,6 @@ def test_a_program_runs_without_this_package(exported, tmp_path: Path) -> None:
         check_equal(outputs, expected)
 
 
-@pytest.mark.slow
-def test_a_package_runs_without_this_package_and_in_cpp(tmp_path: Path) -> None:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    net = NETS["compat.spconv"]().eval()
-    example = dict(zip(("feats", "coords"), scan(200), strict=True))
-    program = export_program(net, (), example, capacity=CAPACITY, coords="coords")
-    package = torch._inductor.aoti_compile_and_package(
-        program, package_path=str(tmp_path / "net.pt2")
-    )
-    scans = [scan(rows, rows) for rows in (0, 1, 240)]
-    expected = [net(*each) for each in scans]
-    found = run_elsewhere(Path(package), "aoti", [buffers(*each) for each in scans], tmp_path)
-    for (outputs, faults), dense in zip(found, expected, strict=True):
-        assert not faults.any()
-        check_equal(outputs, dense.detach())
-    (source,) = re.findall(r"```cpp\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    source = source.replace("kCapacity = 60000", f"kCapacity = {CAPACITY}")
-    write(tmp_path, "runner.cpp", source)
-    build(compiler, tmp_path)
-    for (feats, coords), dense in zip(scans, expected, strict=True):
-        feats.numpy().tofile(tmp_path / "features.bin")
-        coords.numpy().tofile(tmp_path / "coords.bin")
-        names = [package, "features.bin", "coords.bin", "out.bin"]
-        subprocess.run([tmp_path / "runner", *names], cwd=tmp_path, check=True, timeout=120)
-        out = torch.from_file(str(tmp_path / "out.bin"), size=dense.numel())
-        check_equal(out.reshape(dense.shape), dense.detach())
-
-
-def build(compiler: str, folder: Path) -> None:
-    """Compile the runner of the page."""
-    home = Path(torch.__file__).parent
-    include, lib = home / "include", home / "lib"
-    subprocess.run(
-        [
-            compiler, "-std=c++20", "-O1", "runner.cpp", "-o", "runner", f"-I{include}",
-            f"-I{include}/torch/csrc/api/include", f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10",
-            f"-Wl,-rpath,{lib}",
-        ],
-        cwd=folder, check=True, timeout=600,
-    )  # fmt: skip
-
-
 class Refused(nn.Module):
     """A network with one step between two layers."""
 
@@ -435,11 +391,54 @@ def test_layers_of_minkowski_are_exported(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package of its network runs without this package, in Python and in C++."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
     monkeypatch.chdir(tmp_path)
-    section = PAGE.read_text().partition("## Export and deploy")[2]
-    made, used = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
-    exec(compile(made, "made", "exec"), {})
+    text = PAGE.read_text()
+    made, used = re.findall(
+        r"```python\n(.*?)```", text.partition("## Export and deploy")[2], re.DOTALL
+    )[:2]
+    names: dict[str, Any] = {}
+    exec(compile(made, "made", "exec"), names)
     run("-I", write(tmp_path, "used.py", used), cwd=tmp_path, PYTHONPATH="")
+
+    capacity, package = 3000, tmp_path / "backbone_aoti.pt2"
+    scans = [scan(rows, rows) for rows in (0, 1, 900)]
+    inputs = [buffers(*each, capacity) for each in scans]
+    expected = [names["program"].module()(*each)[0].detach() for each in inputs]
+    for (outputs, faults), dense in zip(
+        run_elsewhere(package, "aoti", inputs, tmp_path), expected, strict=True
+    ):
+        assert not faults.any()
+        check_equal(outputs, dense)
+
+    (source,) = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
+    assert "kCapacity = 60000" in source
+    write(tmp_path, "runner.cpp", source.replace("kCapacity = 60000", f"kCapacity = {capacity}"))
+    build(compiler, tmp_path)
+    for (feats, coords), dense in zip(scans, expected, strict=True):
+        feats.numpy().tofile(tmp_path / "features.bin")
+        coords.numpy().tofile(tmp_path / "coords.bin")
+        files = [package, "features.bin", "coords.bin", "out.bin"]
+        subprocess.run([tmp_path / "runner", *files], cwd=tmp_path, check=True, timeout=120)
+        out = torch.from_file(str(tmp_path / "out.bin"), size=dense.numel())
+        check_equal(out.reshape(dense.shape), dense)
+
+
+def build(compiler: str, folder: Path) -> None:
+    """Compile the runner of the page."""
+    home = Path(torch.__file__).parent
+    include, lib = home / "include", home / "lib"
+    subprocess.run(
+        [
+            compiler, "-std=c++20", "-O1", "runner.cpp", "-o", "runner", f"-I{include}",
+            f"-I{include}/torch/csrc/api/include", f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10",
+            f"-Wl,-rpath,{lib}",
+        ],
+        cwd=folder, check=True, timeout=600,
+    )  # fmt: skip
 
 
 def test_a_step_may_write_in_place() -> None:
