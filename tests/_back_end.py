@@ -36,14 +36,8 @@ interpreted_only = pytest.mark.parametrize(
 
 
 def send_cpu_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all of the package take the back end of a GPU for tensors on any device.
-
-    Weight gradients are cut into few shares, because the interpreter runs one program at a time.
-    """
+    """Have all of the package take the back end of a GPU for tensors on any device."""
     _answer(monkeypatch, {kernels.has_triton: True, scatters: True})
-    weight_grad = importlib.import_module("tritonspconv.kernels.triton.weight_grad")
-    monkeypatch.setattr(weight_grad, "_WAVE", 3)
-    monkeypatch.setattr(weight_grad, "_MIN_SLICES", 5)
 
 
 def send_cpu_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,25 @@
-"""Make Triton's interpreter quicker. Half of its time on small kernels goes into one search.
+"""Make tests in Triton's interpreter quicker.
 
-Whenever a kernel starts or calls another function, the interpreter lists all members of
-``triton.language`` and replaces the built-in ones. Which members are built in never changes, so
-one list is enough.
+The interpreter runs the programs of a launch one after another, so weight gradients, which fill a
+GPU with programs, take few here. And half of its time on small kernels goes into a search: whenever
+a kernel starts or calls another function, the interpreter lists all members of ``triton.language``
+and replaces the built-in ones. Which members are built in never changes, so one list is enough.
 """
 
 import functools
 import inspect
 
+import pytest
 from triton.language import core
 from triton.runtime import interpreter
+
+from tritonspconv.kernels.triton import weight_grad
+
+
+def cut_into_few_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a weight gradient take few programs; their number changes only speed."""
+    monkeypatch.setattr(weight_grad, "_WAVE", 12)
+    monkeypatch.setattr(weight_grad, "_MIN_SLICES", 5)
 
 
 def list_builtins_once() -> None:

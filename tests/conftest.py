@@ -26,8 +26,10 @@ _device_constructors()
 torch.overrides.get_overridable_functions()
 torch.overrides.get_ignored_functions()
 
+_INTERPRETER = None
 if INTERPRETED and importlib.util.find_spec("triton") is not None:
-    importlib.import_module("tests._interpreter").list_builtins_once()
+    _INTERPRETER = importlib.import_module("tests._interpreter")
+    _INTERPRETER.list_builtins_once()
 
 # Dense references on a GPU do not round to TF32.
 torch.backends.cudnn.allow_tf32 = False
@@ -135,6 +137,13 @@ def _back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         importlib.import_module("tests._back_end").send_cpu_to_triton(monkeypatch)
     if device == TORCH_DEVICE:
         importlib.import_module("tests._back_end").send_cpu_to_torch(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _few_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut weight gradients into few shares in the interpreter."""
+    if _INTERPRETER is not None:
+        _INTERPRETER.cut_into_few_shares(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -149,8 +149,8 @@ def test_equal_rows_and_nan(triton_device):
 
 
 def test_the_same_bits_twice(triton_device):
-    feats, vectors, running = given(3000, 40, torch.float16, triton_device)
-    grad = torch.randn(3000, 40).half().to(triton_device)
+    feats, vectors, running = given(1000, 40, torch.float16, triton_device)
+    grad = torch.randn(1000, 40).half().to(triton_device)
     first, second = (
         (out, stats, *triton.batch_norm_grad(grad, feats, stats, *vectors, True))
         for out, stats in (

@@ -25,14 +25,6 @@ DTYPES = [torch.float32, torch.float16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-@pytest.fixture(autouse=True)
-def _few_programs(triton_device, monkeypatch):
-    """Use few programs: the interpreter runs them in turn, and their number changes only speed."""
-    if triton_device.type == "cpu":
-        monkeypatch.setattr(kernels, "_WAVE", 12)
-        monkeypatch.setattr(kernels, "_MIN_SLICES", 5)
-
-
 def random_pairs(counts: list[int], n_in: int, n_out: int, device, spare: int = 0):
     """Return pairs of every tap, and spare places at the end that hold no rows."""
     total = sum(counts)
