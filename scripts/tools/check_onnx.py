@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import compat.minkowski as ME
-import compat.spconv.pytorch as spconv
-import tritonspconv as ts
-from tritonspconv.models import lidar
-from tritonspconv.models.minkowski import mink_unet
-from tritonspconv.points import SURROUND, read_scan
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+import compat.minkowski as ME  # noqa: E402
+import compat.spconv.pytorch as spconv  # noqa: E402
+import tritonspconv as ts  # noqa: E402
+from tests.export._scans import trained  # noqa: E402
+from tritonspconv.models import lidar  # noqa: E402
+from tritonspconv.models.minkowski import mink_unet  # noqa: E402
+from tritonspconv.points import SURROUND, read_scan  # noqa: E402
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
         ]
         scans = [_voxels(cloud, args.voxels) for cloud in clouds]
         for name, (net, tensor) in _networks(args.width).items():
-            _check(path.name, name, _trained(net), [tensor(*scan) for scan in scans])
+            _check(path.name, name, trained(net), [tensor(*scan) for scan in scans])
 
 
 def _check(scan: str, name: str, net: nn.Module, tensors: list[Any]) -> None:
@@ -87,19 +90,6 @@ def _networks(width: int) -> dict[str, tuple[nn.Module, Callable[..., Any]]]:
         "SpUNet-34": (lidar.sparse_unet(spconv, channel_divisor=width), bounded),
         "MinkUNet-34": (mink_unet(ME, channel_divisor=width), ME.SparseTensor),
     }
-
-
-def _trained(net: nn.Module) -> nn.Module:
-    """Return a network whose norms have other statistics than at the start."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    return net.eval()
 
 
 def _turned(points: Tensor, angle: float) -> Tensor:

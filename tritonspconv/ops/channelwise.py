@@ -90,7 +90,7 @@ class _ChannelwiseConv(torch.autograd.Function):
             table = ctx.kernel_map.out_table
             by_column = _acc(grad if table.order is None else grad[table.order.long()])
             grad_weight = torch.zeros_like(weight, dtype=by_column.dtype)
-            for tap, row in _taps(table, weight.shape[0]):
+            for tap, row in _by_tap(table.entries(weight.shape[0]), table):
                 grad_weight[tap] = (_rows(feats, row) * by_column).sum(0)
             grad_weight = grad_weight.to(weight.dtype)
         return grad_feats, grad_weight, None
@@ -100,18 +100,19 @@ def _gather(feats: Tensor, weight: Tensor, table: NeighborTable) -> Tensor:
     """Return ``out[order[c]] = sum over taps of feats[rows[v, c]] * weight[v]``."""
     feats, weight = _acc(feats), _acc(weight)
     dtype = torch.promote_types(feats.dtype, weight.dtype)
-    out = torch.zeros(table.rows.shape[1], feats.shape[1], dtype=dtype, device=feats.device)
-    for tap, row in _taps(table, weight.shape[0]):
+    entries = table.entries(weight.shape[0])
+    out = torch.zeros(entries.shape[1], feats.shape[1], dtype=dtype, device=feats.device)
+    for tap, row in _by_tap(entries, table):
         out += _rows(feats, row) * weight[tap]
     if table.order is None:
         return out
     return torch.empty_like(out).index_copy_(0, table.order.long(), out)
 
 
-def _taps(table: NeighborTable, volume: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the weight's tap and the table's rows of it."""
-    for v, row in enumerate(table.entries(volume)):
-        yield volume - 1 - v if table.mirrored else v, row
+def _by_tap(entries: Tensor, table: NeighborTable) -> Iterator[tuple[int, Tensor]]:
+    """Yield the weight's tap and its row of the entries of ``table``, int32 [V, n]."""
+    for v, row in enumerate(entries):
+        yield len(entries) - 1 - v if table.mirrored else v, row
 
 
 def _rows(feats: Tensor, row: Tensor) -> Tensor:
