@@ -299,21 +299,35 @@ def pack(first_tap, last_tap, weight, lanes, packed):
     [c_in, vectors of the block * lanes], filled up with zeros.
     """
     _, c_in, c_out = weight.shape
-    vectors = (c_out + lanes - 1) // lanes
+    lines = np.arange(c_in, dtype=np.int32)
+    whole_vectors = c_out % lanes == 0 and weight.strides[2] == weight.itemsize
     for tap in range(first_tap, last_tap):
-        first = 0
-        while first < vectors:
-            block = _block(vectors - first)
-            width, start = block * lanes, first * lanes
-            held = min(width, c_out - start)
-            matrix = packed[tap, start * c_in : (start + width) * c_in].reshape(c_in, width)
-            for k in range(c_in):
-                line, target = weight[tap, k, start : start + held], matrix[k]
-                for column in range(held):
-                    target[column] = line[column]
-                for column in range(held, width):
-                    target[column] = 0
-            first += block
+        matrix = weight[tap]
+        if whole_vectors:
+            x, x_bytes = matrix.ctypes.data, matrix.strides[0]
+            _gather(matrix, lines.ctypes.data, x, x_bytes, lanes, c_in, packed[tap], 0)
+        else:
+            _pack_elements(matrix, lanes, packed[tap])
+
+
+@compiled
+def _pack_elements(matrix, lanes, packed):
+    """Copy [c_in, c_out] of any strides into blocks of columns, see :func:`pack`."""
+    c_in, c_out = matrix.shape
+    vectors = (c_out + lanes - 1) // lanes
+    first = 0
+    while first < vectors:
+        block = _block(vectors - first)
+        width, start = block * lanes, first * lanes
+        held = min(width, c_out - start)
+        out = packed[start * c_in : (start + width) * c_in].reshape(c_in, width)
+        for k in range(c_in):
+            line, target = matrix[k, start : start + held], out[k]
+            for column in range(held):
+                target[column] = line[column]
+            for column in range(held, width):
+                target[column] = 0
+        first += block
 
 
 @compiled
