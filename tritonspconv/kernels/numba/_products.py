@@ -332,8 +332,8 @@ def _pack_elements(matrix, lanes, packed):
 
 @compiled
 def multiply_panels(
-    first, last, width, starts, columns, rows, feats, packed, lanes, step, bias, norm, residual,
-    relu, out,
+    first, last, width, starts, counts, columns, rows, feats, packed, lanes, step, bias, norm,
+    residual, relu, out,
 ):  # fmt: skip
     """Write the outputs of the panels from ``first`` to ``last``.
 
@@ -342,6 +342,7 @@ def multiply_panels(
         last: The panel behind the last one.
         width: Columns of a panel.
         starts: See ``PanelPairs``.
+        counts: See ``PanelPairs``.
         columns: See ``PanelPairs``.
         rows: See ``PanelPairs``.
         feats: [N, c_in].
@@ -360,8 +361,10 @@ def multiply_panels(
     for panel in range(first, last):
         sums[:] = 0
         for tap in range(volume):
-            start, end = starts[panel * volume + tap], starts[panel * volume + tap + 1]
-            _multiply_list(start, end, columns, rows, feats, packed[tap], lanes, step, sums)
+            start, count = starts[panel * volume + tap], counts[panel * volume + tap]
+            _multiply_list(
+                start, start + count, columns, rows, feats, packed[tap], lanes, step, sums
+            )
         top = panel * width
         for column in range(min(width, n - top)):
             _finish(sums[column], bias, norm, residual, relu, top + column, out)
@@ -378,7 +381,10 @@ def _fetch_rows(x, x_bytes, rows, first, last):
 
 @compiled
 def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
-    """Add to ``sums`` the products of the pairs from ``start`` to ``end``, all of one tap."""
+    """Add to ``sums`` the products of the pairs from ``start`` to ``end``, all of one tap.
+
+    The last tile ends behind ``end``, where the pairs are that fill the list up.
+    """
     depth, vectors, size = feats.shape[1], sums.shape[1] // lanes, sums.itemsize
     x, x_bytes, sums_bytes = feats.ctypes.data, depth * size, sums.shape[1] * size
     for place in range(start, end, step):

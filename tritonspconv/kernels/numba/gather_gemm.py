@@ -102,7 +102,7 @@ def _multiply(
         volume,
         -(-_products.LEAST_COPIES // max(packed.shape[1], 1)),
     )
-    starts, _, columns, rows, _, width = pairs
+    starts, counts, columns, rows, _, width = pairs
     panel_starts = starts[::volume]
 
     def work(first_pair: int, last_pair: int) -> None:
@@ -110,8 +110,8 @@ def _multiply(
         if last_pair == len(columns):
             last = pairs.panels
         _products.multiply_panels(
-            first, last, width, starts, columns, rows, x, packed, lanes, _products.tile_rows(),
-            *epilogue, out,
+            first, last, width, starts, counts, columns, rows, x, packed, lanes,
+            _products.tile_rows(), *epilogue, out,
         )  # fmt: skip
 
     in_ranges(work, len(columns), _products.LEAST_WORK // max(c_in * c_out, 1))
