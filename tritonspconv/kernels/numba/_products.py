@@ -365,9 +365,8 @@ def multiply_panels(
             _multiply_list(
                 start, start + count, columns, rows, feats, packed[tap], lanes, step, sums
             )
-        top = panel * width
-        for column in range(min(width, n - top)):
-            _finish(sums[column], bias, norm, residual, relu, top + column, out)
+        top, end = panel * width, min(panel * width + width, n)
+        _finish(sums, bias, norm, residual, relu, top, end, out)
 
 
 @compiled
@@ -405,25 +404,30 @@ def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
 
 
 @compiled
-def _finish(sums, bias, norm, residual, relu, row, out):
-    """Finish the sums of one column (bias, norm, residual, ReLU) and write them to row ``row``."""
+def _finish(sums, bias, norm, residual, relu, top, end, out):
+    """Finish sums (bias, norm, residual, ReLU) and write them to the rows from ``top`` to ``end``.
+
+    One call serves a panel, because the arguments of a call cost as much as 200 channels.
+    """
     channels = out.shape[1]
-    if bias.shape[0]:
-        for c in range(channels):
-            sums[c] += bias[c]
-    if norm.shape[0]:
-        for c in range(channels):
-            sums[c] = _multiply_add(sums[c], norm[0, c], norm[1, c])
-    if residual.shape[0]:
-        for c in range(channels):
-            sums[c] += residual[row, c]
-    if relu:
-        for c in range(channels):
-            # The comparison keeps NaN, like torch's ReLU.
-            out[row, c] = 0 if sums[c] <= 0 else sums[c]
-    else:
-        for c in range(channels):
-            out[row, c] = sums[c]
+    for row in range(top, end):
+        line, written = sums[row - top], out[row]
+        if bias.shape[0]:
+            for c in range(channels):
+                line[c] += bias[c]
+        if norm.shape[0]:
+            for c in range(channels):
+                line[c] = _multiply_add(line[c], norm[0, c], norm[1, c])
+        if residual.shape[0]:
+            for c in range(channels):
+                line[c] += residual[row, c]
+        if relu:
+            for c in range(channels):
+                # The comparison keeps NaN, like torch's ReLU.
+                written[c] = 0 if line[c] <= 0 else line[c]
+        else:
+            for c in range(channels):
+                written[c] = line[c]
 
 
 @compiled
