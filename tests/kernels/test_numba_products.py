@@ -95,7 +95,9 @@ def _moved(x):
 
 @pytest.mark.parametrize("mirrored", [False, True], ids=["plain", "mirrored"])
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize(("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (125, 30)])
+@pytest.mark.parametrize(
+    ("volume", "n"), [(27, 0), (27, 1), (1, 63), (27, 200), (125, 30), (2, 700)]
+)
 @pytest.mark.usefixtures("_panel_size")
 def test_pairs(volume, n, share, mirrored):
     check(Problem(volume, n, 40, 5, 7, share=share), mirrored)

@@ -23,6 +23,9 @@ from tritonspconv.kernels.numba._compile import compiled
 LEAST_WORK = 5_000_000
 # Elements to copy that are worth a thread.
 LEAST_COPIES = 200_000
+# Bytes of the rows of a gradient that the tiles of a weight gradient read from the first cache.
+_BLOCK_BYTES = 18 * 1024
+_LINE_BYTES = 64
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: _I32}
@@ -84,6 +87,11 @@ class _Tile:
         pointer = self.pointer(address, number * vector_bytes(), kind)
         return self.builder.load(pointer, align=self.bytes)
 
+    def store(self, address: ir.Value, number: int, value: ir.Value) -> None:
+        """Store operands as vector ``number`` of a row of any alignment."""
+        pointer = self.pointer(address, number * vector_bytes(), self.operand)
+        self.builder.store(value, pointer, align=self.bytes)
+
     def add_to_memory(self, address: ir.Value, number: int, value: ir.Value) -> None:
         """Add ``value`` to vector ``number`` of a row."""
         pointer = self.pointer(address, number * vector_bytes(), self.sums)
@@ -98,11 +106,14 @@ class _Tile:
         lanes = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(alone, undefined, lanes)
 
+    def row(self, base: ir.Value, number: ir.Value, row_bytes: ir.Value) -> ir.Value:
+        """Return the address of row ``number``."""
+        return self.builder.add(base, self.builder.mul(number, row_bytes))
+
     def address(self, index: ir.Value, base: ir.Value, row_bytes: ir.Value) -> ir.Value:
         """Return the address of the row that the int32 at ``index`` names."""
-        row = self.builder.load(self.builder.inttoptr(index, _I32.as_pointer()))
-        offset = self.builder.mul(self.builder.sext(row, _I64), row_bytes)
-        return self.builder.add(base, offset)
+        number = self.builder.load(self.builder.inttoptr(index, _I32.as_pointer()))
+        return self.row(base, self.builder.sext(number, _I64), row_bytes)
 
     def addresses(self, indices: ir.Value, base: ir.Value, row_bytes: ir.Value) -> list[ir.Value]:
         """Return the addresses of the rows of a tile."""
@@ -180,22 +191,23 @@ def _outer_tile(vectors: int) -> Any:
     """Return the tile of ``vectors`` vectors of output channels and `tile_rows` of input ones."""
 
     @intrinsic
-    def tile(typing, feats, x, x_bytes, rows, g, g_bytes, columns, count, total):
-        """Add the sum over pairs of ``x[row][m] * g[column]`` to row m of ``total``.
+    def tile(typing, feats, x, x_bytes, g, count, total, total_bytes):
+        """Add the sum over pairs p of ``x[p][m] * g[p]`` to row m of ``total``.
 
-        Arguments as in :func:`_product_tile`; ``total`` is [tile rows, vectors] of vectors.
+        ``feats`` only gives the type of the operands. All other arguments are addresses or numbers:
+        ``count`` rows ``x`` of ``x_bytes`` bytes, ``g`` [count, vectors] of vectors, rows ``total``
+        of ``total_bytes`` bytes.
         """
-        signature = types.void(feats, *(types.int64,) * 8)
+        signature = types.void(feats, *(types.int64,) * 6)
 
         def emit(context, builder, signature, args):
-            _, x, x_bytes, rows, g, g_bytes, columns, count, total = args
+            _, x, x_bytes, g, count, total, total_bytes = args
             tile = _Tile(builder, feats.dtype)
             places = [(m, n) for m in range(tile_rows()) for n in range(vectors)]
             held = {place: cgutils.alloca_once_value(builder, tile.zero) for place in places}
             with cgutils.for_range(builder, count) as loop:
-                offset = builder.mul(loop.index, _I64(4))
-                source = tile.address(builder.add(rows, offset), x, x_bytes)
-                target = tile.address(builder.add(columns, offset), g, g_bytes)
+                source = tile.row(x, loop.index, x_bytes)
+                target = tile.row(g, loop.index, _I64(vectors * vector_bytes()))
                 factors = [tile.load(target, n, tile.operand) for n in range(vectors)]
                 for m in range(tile_rows()):
                     element = tile.broadcast(source, m)
@@ -203,7 +215,34 @@ def _outer_tile(vectors: int) -> Any:
                         sum_ = builder.load(held[m, n])
                         builder.store(tile.multiply_add(element, factor, sum_), held[m, n])
             for m, n in places:
-                tile.add_to_memory(total, m * vectors + n, builder.load(held[m, n]))
+                line = tile.row(total, _I64(m), total_bytes)
+                tile.add_to_memory(line, n, builder.load(held[m, n]))
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    return tile
+
+
+def _gather_tile(vectors: int) -> Any:
+    """Return the copy of ``vectors`` vectors of each of some rows."""
+
+    @intrinsic
+    def tile(typing, feats, rows, x, x_bytes, count, out, out_bytes):
+        """Copy the beginning of ``x[rows[p]]`` to row p of ``out``, for ``count`` numbers p.
+
+        Arguments as in :func:`_product_tile`.
+        """
+        signature = types.void(feats, *(types.int64,) * 6)
+
+        def emit(context, builder, signature, args):
+            _, rows, x, x_bytes, count, out, out_bytes = args
+            tile = _Tile(builder, feats.dtype)
+            with cgutils.for_range(builder, count) as loop:
+                source = tile.address(tile.row(rows, loop.index, _I64(4)), x, x_bytes)
+                target = tile.row(out, loop.index, out_bytes)
+                for n in range(vectors):
+                    tile.store(target, n, tile.load(source, n, tile.operand))
             return context.get_dummy_value()
 
         return signature, emit
@@ -241,6 +280,7 @@ _prefetch: Any = intrinsic(_prefetch_line)
 _multiply_add: Any = intrinsic(_rounded_once)
 _product_1, _product_2, _product_3 = (_product_tile(vectors) for vectors in (1, 2, 3))
 _outer_1, _outer_2, _outer_3 = (_outer_tile(vectors) for vectors in (1, 2, 3))
+_gather_1, _gather_2, _gather_3 = (_gather_tile(vectors) for vectors in (1, 2, 3))
 
 
 @compiled
@@ -259,27 +299,41 @@ def pack(first_tap, last_tap, weight, lanes, packed):
     [c_in, vectors of the block * lanes], filled up with zeros.
     """
     _, c_in, c_out = weight.shape
-    vectors = (c_out + lanes - 1) // lanes
+    lines = np.arange(c_in, dtype=np.int32)
+    whole_vectors = c_out % lanes == 0 and weight.strides[2] == weight.itemsize
     for tap in range(first_tap, last_tap):
-        first = 0
-        while first < vectors:
-            block = _block(vectors - first)
-            width, start = block * lanes, first * lanes
-            held = min(width, c_out - start)
-            matrix = packed[tap, start * c_in : (start + width) * c_in].reshape(c_in, width)
-            for k in range(c_in):
-                line, target = weight[tap, k, start : start + held], matrix[k]
-                for column in range(held):
-                    target[column] = line[column]
-                for column in range(held, width):
-                    target[column] = 0
-            first += block
+        matrix = weight[tap]
+        if whole_vectors:
+            x, x_bytes = matrix.ctypes.data, matrix.strides[0]
+            _gather(matrix, lines.ctypes.data, x, x_bytes, lanes, c_in, packed[tap], 0)
+        else:
+            _pack_elements(matrix, lanes, packed[tap])
+
+
+@compiled
+def _pack_elements(matrix, lanes, packed):
+    """Copy [c_in, c_out] of any strides into blocks of columns, see :func:`pack`."""
+    c_in, c_out = matrix.shape
+    vectors = (c_out + lanes - 1) // lanes
+    first = 0
+    while first < vectors:
+        block = _block(vectors - first)
+        width, start = block * lanes, first * lanes
+        held = min(width, c_out - start)
+        out = packed[start * c_in : (start + width) * c_in].reshape(c_in, width)
+        for k in range(c_in):
+            line, target = matrix[k, start : start + held], out[k]
+            for column in range(held):
+                target[column] = line[column]
+            for column in range(held, width):
+                target[column] = 0
+        first += block
 
 
 @compiled
 def multiply_panels(
-    first, last, width, starts, columns, rows, feats, packed, lanes, step, bias, norm, residual,
-    relu, out,
+    first, last, width, starts, counts, columns, rows, feats, packed, lanes, step, bias, norm,
+    residual, relu, out,
 ):  # fmt: skip
     """Write the outputs of the panels from ``first`` to ``last``.
 
@@ -288,6 +342,7 @@ def multiply_panels(
         last: The panel behind the last one.
         width: Columns of a panel.
         starts: See ``PanelPairs``.
+        counts: See ``PanelPairs``.
         columns: See ``PanelPairs``.
         rows: See ``PanelPairs``.
         feats: [N, c_in].
@@ -306,11 +361,12 @@ def multiply_panels(
     for panel in range(first, last):
         sums[:] = 0
         for tap in range(volume):
-            start, end = starts[panel * volume + tap], starts[panel * volume + tap + 1]
-            _multiply_list(start, end, columns, rows, feats, packed[tap], lanes, step, sums)
-        top = panel * width
-        for column in range(min(width, n - top)):
-            _finish(sums[column], bias, norm, residual, relu, top + column, out)
+            start, count = starts[panel * volume + tap], counts[panel * volume + tap]
+            _multiply_list(
+                start, start + count, columns, rows, feats, packed[tap], lanes, step, sums
+            )
+        top, end = panel * width, min(panel * width + width, n)
+        _finish(sums, bias, norm, residual, relu, top, end, out)
 
 
 @compiled
@@ -324,7 +380,10 @@ def _fetch_rows(x, x_bytes, rows, first, last):
 
 @compiled
 def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
-    """Add to ``sums`` the products of the pairs from ``start`` to ``end``, all of one tap."""
+    """Add to ``sums`` the products of the pairs from ``start`` to ``end``, all of one tap.
+
+    The last tile ends behind ``end``, where the pairs are that fill the list up.
+    """
     depth, vectors, size = feats.shape[1], sums.shape[1] // lanes, sums.itemsize
     x, x_bytes, sums_bytes = feats.ctypes.data, depth * size, sums.shape[1] * size
     for place in range(start, end, step):
@@ -345,98 +404,125 @@ def _multiply_list(start, end, columns, rows, feats, matrix, lanes, step, sums):
 
 
 @compiled
-def _finish(sums, bias, norm, residual, relu, row, out):
-    """Finish the sums of one column (bias, norm, residual, ReLU) and write them to row ``row``."""
+def _finish(sums, bias, norm, residual, relu, top, end, out):
+    """Finish sums (bias, norm, residual, ReLU) and write them to the rows from ``top`` to ``end``.
+
+    One call serves a panel, because the arguments of a call cost as much as 200 channels.
+    """
     channels = out.shape[1]
-    if bias.shape[0]:
-        for c in range(channels):
-            sums[c] += bias[c]
-    if norm.shape[0]:
-        for c in range(channels):
-            sums[c] = _multiply_add(sums[c], norm[0, c], norm[1, c])
-    if residual.shape[0]:
-        for c in range(channels):
-            sums[c] += residual[row, c]
-    if relu:
-        for c in range(channels):
-            # The comparison keeps NaN, like torch's ReLU.
-            out[row, c] = 0 if sums[c] <= 0 else sums[c]
-    else:
-        for c in range(channels):
-            out[row, c] = sums[c]
+    for row in range(top, end):
+        line, written = sums[row - top], out[row]
+        if bias.shape[0]:
+            for c in range(channels):
+                line[c] += bias[c]
+        if norm.shape[0]:
+            for c in range(channels):
+                line[c] = _multiply_add(line[c], norm[0, c], norm[1, c])
+        if residual.shape[0]:
+            for c in range(channels):
+                line[c] += residual[row, c]
+        if relu:
+            for c in range(channels):
+                # The comparison keeps NaN, like torch's ReLU.
+                written[c] = 0 if line[c] <= 0 else line[c]
+        else:
+            for c in range(channels):
+                written[c] = line[c]
 
 
 @compiled
 def add_outer_products(
-    first, last, width, starts, counts, columns, rows, feats, grad, lanes, step, totals
+    first, last, width, starts, counts, columns, rows, feats, grad, lanes, step, reverse, totals
 ):
-    """Fill some rows of tiles of ``totals`` with sums over all pairs of ``feats[i]^T grad[o]``.
+    """Add to rows of tiles of ``totals`` the sums over all pairs of ``feats[i]^T grad[o]``.
+
+    The pairs of a list are first copied side by side, some at a time: then each tile reads
+    consecutive rows, those of ``grad`` from the first cache.
 
     Args:
         first: The first row of tiles: ``step`` input channels of a tap. Row of tiles t is of tap
-            ``t % V``.
+            ``t // (c_in / step)`` of the lists.
         last: The row of tiles behind the last one.
         width: Columns of a panel.
         starts: See ``PanelPairs``.
         counts: See ``PanelPairs``.
         columns: See ``PanelPairs``.
         rows: See ``PanelPairs``.
-        feats: [N, c_in], c_in a multiple of ``step``.
+        feats: [N, at least c_in], its width a multiple of ``lanes``.
         grad: [n, c_out], c_out a multiple of ``lanes``.
         lanes: Elements of a vector.
         step: Input channels of a tile.
-        totals: [V, c_in / step, step * c_out], tile by tile; a tile is [step, its channels].
+        reverse: Tap v of the lists is tap V-1-v of ``totals``.
+        totals: [V, c_in, c_out], c_in a multiple of ``step``.
     """
-    volume, size = totals.shape[0], feats.itemsize
-    x_bytes = feats.shape[1] * size
-    for tiles in range(first, last):
-        totals[tiles % volume, tiles // volume] = 0
+    volume, parts, size = totals.shape[0], totals.shape[1] // step, feats.itemsize
+    x_bytes, g_bytes = feats.shape[1] * size, grad.shape[1] * size
+    held = _BLOCK_BYTES // (3 * lanes * size)
+    # Without the line between them, rows of some widths would compete for few sets of the cache.
+    pitch = x_bytes + _LINE_BYTES
+    x, g = np.empty(held * pitch // size, feats.dtype), np.empty(held * grad.shape[1], feats.dtype)
     for number in range(counts.shape[0]):
         panel, tap = number // volume, number % volume
-        parts = range((first - tap + volume - 1) // volume, (last - tap + volume - 1) // volume)
-        if len(parts) > 0:
-            _fetch_rows(feats.ctypes.data, x_bytes, rows, starts[number], starts[number + 1])
-        row = rows.ctypes.data + 4 * starts[number]
-        column = columns.ctypes.data + 4 * starts[number]
-        target = grad.ctypes.data + panel * width * grad.shape[1] * size
-        for part in parts:
-            source = feats.ctypes.data + part * step * size
-            _add_tiles(
-                feats, source, row, grad, target, column, counts[number], lanes, step,
-                totals[tap, part],
-            )  # fmt: skip
+        first_part, last_part = max(first - tap * parts, 0), min(last - tap * parts, parts)
+        if first_part >= last_part:
+            continue
+        top = grad.ctypes.data + panel * width * g_bytes
+        total = totals[volume - 1 - tap if reverse else tap, first_part * step : last_part * step]
+        end = starts[number] + counts[number]
+        for start in range(starts[number], end, held):
+            count = min(held, end - start)
+            row, column = rows.ctypes.data + 4 * start, columns.ctypes.data + 4 * start
+            _gather(feats, row, feats.ctypes.data, x_bytes, lanes, count, x, pitch)
+            _gather(grad, column, top, g_bytes, lanes, count, g, 0)
+            source = x.ctypes.data + first_part * step * size
+            _add_tiles(feats, source, pitch, g, count, lanes, step, total)
 
 
 @compiled
-def _add_tiles(feats, x, row, grad, g, column, count, lanes, step, total):
-    """Add the outer products of ``count`` pairs to one row of tiles."""
-    size, vectors = feats.itemsize, grad.shape[1] // lanes
-    x_bytes, g_bytes = feats.shape[1] * size, grad.shape[1] * size
+def _gather(matrix, rows, x, x_bytes, lanes, count, out, pitch):
+    """Copy the rows of ``x`` that ``count`` int32 at ``rows`` name.
+
+    Args:
+        matrix: [N, c], gives the type and the width of the rows; c is a multiple of ``lanes``.
+        rows: Address.
+        x: Address.
+        x_bytes: Bytes of a row of ``x``.
+        lanes: Elements of a vector.
+        count: Number of rows.
+        out: Receives the rows.
+        pitch: Bytes of a row of ``out``. 0: ``out`` holds blocks of columns one after the other,
+            each [count, vectors of the block * lanes].
+    """
+    unit, vectors = lanes * matrix.itemsize, matrix.shape[1] // lanes
     vector = 0
     while vector < vectors:
         block = _block(vectors - vector)
-        target = g + vector * lanes * size
-        into = total.ctypes.data + vector * lanes * step * size
+        source, out_bytes = x + vector * unit, pitch or block * unit
+        target = out.ctypes.data + vector * unit * (1 if pitch else count)
         if block == 3:
-            _outer_3(feats, x, x_bytes, row, target, g_bytes, column, count, into)
+            _gather_3(matrix, rows, source, x_bytes, count, target, out_bytes)
         elif block == 2:
-            _outer_2(feats, x, x_bytes, row, target, g_bytes, column, count, into)
+            _gather_2(matrix, rows, source, x_bytes, count, target, out_bytes)
         else:
-            _outer_1(feats, x, x_bytes, row, target, g_bytes, column, count, into)
+            _gather_1(matrix, rows, source, x_bytes, count, target, out_bytes)
         vector += block
 
 
 @compiled
-def unpack(first_tap, last_tap, totals, lanes, step, out):
-    """Copy tiles of taps, see :func:`add_outer_products`, to ``out`` [V, c_in, c_out]."""
-    _, c_in, c_out = out.shape
-    vectors = totals.shape[2] // (lanes * step)
-    for tap in range(first_tap, last_tap):
-        for k in range(c_in):
-            tiles, first = totals[tap, k // step], 0
-            while first < vectors:
-                block = _block(vectors - first)
-                at = (first * step + k % step * block) * lanes
-                for column in range(min(block * lanes, c_out - first * lanes)):
-                    out[tap, k, first * lanes + column] = tiles[at + column]
-                first += block
+def _add_tiles(feats, x, x_bytes, g, count, lanes, step, total):
+    """Add the outer products of ``count`` pairs to ``total`` [input channels, c_out]."""
+    unit, total_bytes = lanes * feats.itemsize, total.shape[1] * feats.itemsize
+    vector, vectors = 0, total.shape[1] // lanes
+    while vector < vectors:
+        block = _block(vectors - vector)
+        target = g.ctypes.data + vector * unit * count
+        for k in range(0, total.shape[0], step):
+            source = x + k * feats.itemsize
+            into = total.ctypes.data + k * total_bytes + vector * unit
+            if block == 3:
+                _outer_3(feats, source, x_bytes, target, count, into, total_bytes)
+            elif block == 2:
+                _outer_2(feats, source, x_bytes, target, count, into, total_bytes)
+            else:
+                _outer_1(feats, source, x_bytes, target, count, into, total_bytes)
+        vector += block

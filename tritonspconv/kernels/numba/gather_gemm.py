@@ -39,21 +39,24 @@ def gather_gemm(
     if residual is not None and order is not None:
         residual = residual.index_select(0, order)
     vectors = None if norm is None else torch.stack(norm.scale_and_shift(dtype))
+    written = out.numpy()
     epilogue = (
-        _array(feats.new_empty(0) if bias is None else bias, dtype),
-        _array(feats.new_empty(0, 0) if vectors is None else vectors, dtype),
-        _array(feats.new_empty(0, 0) if residual is None else residual, dtype),
+        np.empty(0, written.dtype) if bias is None else _array(bias, dtype),
+        np.empty((0, 0), written.dtype) if vectors is None else _array(vectors, dtype),
+        np.empty((0, 0), written.dtype) if residual is None else _array(residual, dtype),
         relu,
     )
-    real = n if count is None else int(count)
-    out[real:] = 0
+    if count is not None:
+        real = int(count)
+        written[real:] = 0
+        written = written[:real]
     x, matrices = _operands(feats.detach(), weight.detach())
     if mirrored:
         matrices = matrices[::-1]
-    _multiply(x, matrices, pairs, epilogue, out[:real].numpy())
+    _multiply(x, matrices, pairs, epilogue, written)
     if order is not None:
         out = torch.empty_like(out).index_copy_(0, order.long(), out)
-    return out.to(weight.dtype)
+    return _of(out, weight.dtype)
 
 
 def panel_pairs(panels: object, rows: Tensor | None, count: Tensor | None) -> TapPanels:
@@ -74,7 +77,7 @@ def _operands(feats: Tensor, weight: Tensor) -> tuple[NDArray, NDArray]:
     dtype = acc_dtype(feats.dtype)
     is_brain = feats.dtype == weight.dtype == torch.bfloat16
     if not (is_brain and feats.shape[1] % 2 == 0 and _products.has_bfloat16()):
-        return _array(feats, dtype), weight.to(dtype).numpy()
+        return _array(feats, dtype), _of(weight, dtype).numpy()
     return _words(feats).numpy(), _words(weight.transpose(1, 2)).transpose(1, 2).numpy()
 
 
@@ -102,7 +105,7 @@ def _multiply(
         volume,
         -(-_products.LEAST_COPIES // max(packed.shape[1], 1)),
     )
-    starts, _, columns, rows, _, width = pairs
+    starts, counts, columns, rows, _, width = pairs
     panel_starts = starts[::volume]
 
     def work(first_pair: int, last_pair: int) -> None:
@@ -110,8 +113,8 @@ def _multiply(
         if last_pair == len(columns):
             last = pairs.panels
         _products.multiply_panels(
-            first, last, width, starts, columns, rows, x, packed, lanes, _products.tile_rows(),
-            *epilogue, out,
+            first, last, width, starts, counts, columns, rows, x, packed, lanes,
+            _products.tile_rows(), *epilogue, out,
         )  # fmt: skip
 
     in_ranges(work, len(columns), _products.LEAST_WORK // max(c_in * c_out, 1))
@@ -119,4 +122,9 @@ def _multiply(
 
 def _array(rows: Tensor, dtype: torch.dtype) -> NDArray:
     """Return rows as a contiguous array of ``dtype``."""
-    return rows.detach().to(dtype).contiguous().numpy()
+    return _of(rows.detach(), dtype).contiguous().numpy()
+
+
+def _of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` in ``dtype``; a call of torch that changes nothing takes two microseconds."""
+    return x if x.dtype == dtype else x.to(dtype)

@@ -19,8 +19,8 @@ def sum_outer_products(
 ) -> None:
     """Fill ``out[v] = sum over pairs (i, c) of tap v of feats[i]^T grad[c]``.
 
-    A thread owns some input channels of some taps, and adds in the order of columns; so the bits
-    are the same for any number of threads.
+    A thread owns all or some input channels of some taps, and adds in the order of columns; so the
+    bits are the same for any number of threads.
 
     Args:
         feats: [n_in, c_in].
@@ -31,29 +31,26 @@ def sum_outer_products(
     """
     dtype = acc_dtype(feats.dtype)
     step, lanes = _products.tile_rows(), _products.vector_bytes() // dtype.itemsize
-    x, g = _whole(feats, dtype, step), _whole(grad, dtype, lanes)
-    parts = x.shape[1] // step
-    totals = np.empty((pairs.volume, parts, step * g.shape[1]), x.dtype)
+    x, g = _whole(feats, dtype, max(step, lanes)), _whole(grad, dtype, lanes)
+    volume, c_in, c_out = out.shape
+    parts = -(-c_in // step)
+    shape = (volume, parts * step, g.shape[1])
+    fits = out.is_contiguous() and out.dtype == dtype and out.shape == shape
+    totals = out.detach().zero_() if fits else out.new_zeros(shape, dtype=dtype)
+    # Number of pairs before each row of tiles, by which threads get equal work.
+    work = np.repeat(pairs.counts.reshape(-1, volume).sum(0), parts)
+    before = np.cumsum(work) - work
 
-    def work(first: int, last: int) -> None:
+    def add(first_pair: int, last_pair: int) -> None:
+        first, last = np.searchsorted(before, (first_pair, last_pair))
         _products.add_outer_products(
             first, last, pairs.width, pairs.starts, pairs.counts, pairs.columns, pairs.rows, x, g,
-            lanes, step, totals,
+            lanes, step, reverse, totals.numpy(),
         )  # fmt: skip
 
-    # Multiplications for a row of tiles, on average.
-    each = max(len(pairs.columns) // pairs.volume * step * g.shape[1], 1)
-    in_ranges(work, pairs.volume * parts, -(-_products.LEAST_WORK // each))
-    filled = out if out.dtype == dtype else out.new_empty(out.shape, dtype=dtype)
-    target = filled.detach().numpy()
-    by_tap = target[::-1] if reverse else target
-    in_ranges(
-        lambda first, last: _products.unpack(first, last, totals, lanes, step, by_tap),
-        pairs.volume,
-        -(-_products.LEAST_COPIES // max(parts * totals.shape[2], 1)),
-    )
-    if filled is not out:
-        out.copy_(filled)
+    in_ranges(add, int(work.sum()), -(-_products.LEAST_WORK // (step * g.shape[1])))
+    if not fits:
+        out.copy_(totals[:, :c_in, :c_out])
 
 
 def _whole(rows: Tensor, dtype: torch.dtype, multiple: int) -> NDArray:
