@@ -530,6 +530,14 @@ def test_a_strided_map_on_a_large_scene_makes_one_index(
     assert len(built) == (0 if geometry is HALVE else 2 if repeats else 1)
 
 
+@pytest.mark.parametrize("repeats", [0, 3])
+def test_a_cpu_takes_the_index_that_came_with_the_outputs(repeats, monkeypatch):
+    numba_table = pytest.importorskip("tritonspconv.kernels.numba.neighbor_table")
+    built = count_calls(monkeypatch, numba_table, "build_index")
+    check_forms(kernel_map(random_sites(60, extent=12, repeats=repeats), DOWN2))
+    assert not built
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2, UP2], ids=["subm", "strided", "transposed"])
 def test_devices_agree_on_rows(geometry):
