@@ -65,6 +65,10 @@ TESTS = {
     "tritonspconv/kernels": f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
     f"{_BACK_ENDS} tests/kernels/test_{{stem}}.py tests/kernels/test_faces.py",
     "tritonspconv/kernels/__init__.py": "interpreter tests/kernels/test_back_end.py",
+    "tritonspconv/kernels/gather_gemm.py": "tests/nn/test_chain.py tests/ops/test_conv.py",
+    "tritonspconv/kernels/keys.py": f"tests/coords {_MAPS}",
+    "tritonspconv/kernels/order_columns.py": "interpreter tests/kernels/test_order_columns.py "
+    "tests/kernel_map/test_ordered_tables.py tests/test_back_ends.py",
     "tritonspconv/kernels/compile_ahead.py": "interpreter tests/kernels/test_compile_pool.py",
     "tritonspconv/kernels/tuning.py": "tests/test_cli.py interpreter "
     "tests/kernels/test_tuned_tiles.py",
