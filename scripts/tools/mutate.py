@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -24,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,51 +35,179 @@ ROOT = Path(__file__).parents[2]
 EXPLANATIONS = Path(__file__).with_name("survivors.toml")
 
 # Folder or file -> tests that would notice a change, quick ones first. Tests after "interpreter"
-# run with TRITON_INTERPRET=1. A module uses the longest name that fits its path; "{stem}" stands
-# for the name of the module.
+# run with TRITON_INTERPRET=1, tests after "plain" without it. A module uses the longest name that
+# fits its path; "{stem}" stands for the name of the module, and is left out where there is no such
+# test.
 _MAPS = "tests/kernel_map/test_kernel_map.py"
 _BACK_ENDS = "interpreter tests/test_back_ends.py"
 _LAUNCH = "tests/kernels/test_launch_arguments.py"
+_NUMBA = "tests/kernels/test_numba"
+_ONNX = "tests/export/test_onnx_relation.py tests/export/test_onnx_dialects.py "
+_ONNX += "tests/export/test_onnx_refusals.py tests/export/test_onnx_networks.py"
+_TRAINING = "tests/test_training.py tests/test_boxes.py"
 TESTS = {
+    "tritonspconv/_compat_name.py": "tests/test_cli.py tests/test_imports.py",
+    "tritonspconv/_self_check.py": "tests/test_doctor.py",
+    "tritonspconv/arguments.py": f"tests/test_arguments.py tests/nn/test_conv.py {_MAPS}",
+    "tritonspconv/compat": "tests/test_imports.py tests/test_cli.py",
+    "tritonspconv/debug.py": "tests/test_debug.py",
     "tritonspconv/geometry.py": f"tests/test_geometry.py {_MAPS}",
-    "tritonspconv/coords": f"tests/coords {_MAPS} interpreter tests/coords",
+    "tritonspconv/graph_capture.py": "tests/test_graph_capture.py "
+    "tests/test_registered_operators.py",
+    "tritonspconv/guide.py": "tests/test_troubleshooting.py",
+    "tritonspconv/opaque_types.py": "tests/test_registered_operators.py tests/test_pickle.py",
+    "tritonspconv/reference.py": "tests/test_reference.py tests/test_geometry.py",
+    "tritonspconv/sparse_tensor.py": "tests/test_sparse_tensor.py tests/nn",
+    "tritonspconv/waits.py": _MAPS,
+    "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
     "tests/kernel_map/test_ordered_tables.py",
-    "tritonspconv/kernels": f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
-    f"{_BACK_ENDS}",
-    "tritonspconv/kernels/eager": f"tests/ops/test_conv.py {_MAPS} tests/ops/test_{{stem}}.py "
-    "tests/coords interpreter "
-    "tests/kernels/test_{stem}.py tests/kernels/test_pair_panels.py",
-    "tritonspconv/kernels/eager/gather_gemm.py": "tests/ops/test_conv.py",
-    "tritonspconv/kernels/eager/weight_grad.py": "tests/ops/test_conv.py interpreter "
-    "tests/kernels/test_weight_grad.py",
+    "tritonspconv/kernels": "interpreter tests/kernels/test_launchers.py plain "
+    f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
+    f"{_BACK_ENDS} tests/kernels/test_{{stem}}.py tests/kernels/test_faces.py",
+    "tritonspconv/kernels/__init__.py": "interpreter tests/kernels/test_back_end.py",
+    "tritonspconv/kernels/gather_gemm.py": "interpreter tests/kernels/test_launchers.py plain "
+    "tests/nn/test_chain.py tests/ops/test_conv.py",
+    "tritonspconv/kernels/keys.py": f"tests/coords {_MAPS}",
+    "tritonspconv/kernels/order_columns.py": "interpreter tests/kernels/test_order_columns.py "
+    "tests/kernel_map/test_ordered_tables.py tests/test_back_ends.py",
+    "tritonspconv/kernels/compile_ahead.py": "tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/tuning.py": "tests/test_cli.py interpreter "
+    "tests/kernels/test_tuned_tiles.py",
+    "tritonspconv/kernels/window.py": f"{_MAPS} interpreter tests/kernels/test_window_taps.py "
+    f"{_NUMBA}_maps.py tests/kernels/test_sites.py",
+    "tritonspconv/kernels/eager": "interpreter tests/kernels/test_{stem}.py "
+    f"tests/kernels/test_pair_panels.py plain {_MAPS} tests/ops/test_{{stem}}.py "
+    "tests/ops/test_conv.py",
+    "tritonspconv/kernels/eager/conv_grads.py": "interpreter tests/kernels/test_both_grads.py "
+    "tests/kernels/test_conv_grads.py tests/kernels/test_pair_panels.py plain "
+    "tests/ops/test_conv.py",
+    "tritonspconv/kernels/eager/first_rows.py": f"tests/coords {_MAPS}",
     "tritonspconv/kernels/eager/segment_reduce.py": "tests/ops/test_global_pool.py "
     "tests/ops/test_voxelize.py interpreter tests/kernels/test_segment_reduce.py",
+    "tritonspconv/kernels/eager/sites.py": f"interpreter tests/kernels/test_sites.py "
+    f"plain tests/coords {_MAPS}",
+    "tritonspconv/kernels/eager/_row_search.py": f"tests/coords {_MAPS} interpreter "
+    "tests/kernels/test_neighbor_table.py",
+    "tritonspconv/kernels/numba": f"interpreter {_NUMBA}_products.py {_NUMBA}_maps.py "
+    f"{_NUMBA}_room.py",
+    "tritonspconv/kernels/numba/_reach.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/_row_search.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/_sorted_keys.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/_threads.py": f"interpreter {_NUMBA}_room.py {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/first_rows.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/invert_table.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/neighbor_table.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/pool.py": f"interpreter {_NUMBA}_pool.py",
+    "tritonspconv/kernels/numba/scatter_table.py": f"interpreter {_NUMBA}_maps.py",
+    "tritonspconv/kernels/numba/sites.py": f"interpreter {_NUMBA}_maps.py",
     "tritonspconv/kernels/triton": "interpreter tests/kernels/test_{stem}.py "
     "tests/test_back_ends.py",
-    "tritonspconv/kernels/triton/_launch.py": _LAUNCH,
     "tritonspconv/kernels/triton/_arguments.py": _LAUNCH,
-    "tritonspconv/kernels/triton/_torch_launcher.py": _LAUNCH,
-    "tritonspconv/kernels/triton/_versions.py": _LAUNCH,
+    "tritonspconv/kernels/triton/_bits.py": "interpreter tests/kernels/test_sites.py "
+    "tests/kernels/test_neighbor_table.py tests/kernels/test_pairs.py",
+    "tritonspconv/kernels/triton/_blocks.py": "interpreter tests/kernels/test_gather_gemm.py "
+    "tests/test_back_ends.py",
     "tritonspconv/kernels/triton/_column_order.py": "interpreter "
     "tests/kernels/test_column_order.py tests/kernel_map/test_ordered_tables.py",
-    "tritonspconv/kernels/triton/_index.py": "interpreter tests/kernels/test_sites.py "
-    "tests/kernels/test_neighbor_table.py",
+    "tritonspconv/kernels/triton/_dot_precision.py": "tests/kernels/test_compile_targets.py "
+    "interpreter tests/kernels/test_gather_gemm.py",
     "tritonspconv/kernels/triton/_grid.py": "interpreter tests/kernels/test_sites.py "
     "tests/kernels/test_neighbor_table.py tests/kernels/test_window_taps.py",
+    "tritonspconv/kernels/triton/_index.py": "interpreter tests/kernels/test_sites.py "
+    "tests/kernels/test_neighbor_table.py",
+    "tritonspconv/kernels/triton/_launch.py": f"{_LAUNCH} interpreter tests/kernels/test_launch.py",
+    "tritonspconv/kernels/triton/_lookup.py": "interpreter tests/kernels/test_neighbor_table.py "
+    "tests/kernels/test_window_taps.py tests/kernel_map/test_ordered_tables.py",
     "tritonspconv/kernels/triton/_scratch_table.py": "interpreter "
     "tests/kernels/test_scatter_table.py tests/test_back_ends.py",
+    "tritonspconv/kernels/triton/_torch_launcher.py": _LAUNCH,
+    "tritonspconv/kernels/triton/_versions.py": _LAUNCH,
+    "tritonspconv/kernels/triton/compile_ahead.py": "tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/triton/_compile_pool.py": "tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/triton/conv_grads.py": "interpreter tests/kernels/test_half_parts.py "
+    "tests/kernels/test_conv_grads.py tests/test_back_ends.py",
     "tritonspconv/kernels/triton/configs.py": "tests/kernels/test_compile_targets.py interpreter "
     "tests/kernels/test_tuned_tiles.py tests/kernels/test_gather_gemm.py",
-    "tritonspconv/ops": f"tests/ops/test_{{stem}}.py tests/nn {_BACK_ENDS}",
+    "tritonspconv/ops": f"tests/ops/test_{{stem}}.py tests/nn/test_conv.py "
+    f"tests/nn/test_modules.py {_BACK_ENDS}",
+    "tritonspconv/ops/_conv_checks.py": "tests/ops/test_conv.py tests/ops/test_second_order.py",
+    "tritonspconv/ops/_conv_parts.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
+    "tritonspconv/ops/bounded_norm.py": "tests/ops/test_batch_norm.py "
+    "tests/kernel_map/test_bounded.py tests/capture",
     "tritonspconv/ops/conv.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
+    "tritonspconv/ops/registered.py": "tests/test_registered_operators.py",
+    "tritonspconv/ops/rowwise.py": "tests/coords/test_row_tensor.py tests/capture",
+    "tritonspconv/ops/traced.py": "tests/test_registered_operators.py",
     "tritonspconv/nn": "tests/nn tests/compat/spconv/test_fused_layers.py",
-    "tritonspconv/sparse_tensor.py": "tests/test_sparse_tensor.py tests/nn",
-    "tritonspconv/reference.py": "tests/test_reference.py tests/test_geometry.py",
+    "tritonspconv/nn/blocks": "tests/nn/blocks",
+    "tritonspconv/nn/memory": "tests/nn/test_save_memory.py",
+    "tritonspconv/capture": "tests/capture",
+    "tritonspconv/export": "tests/export/test_recorded_maps.py tests/export/test_export_program.py",
+    "tritonspconv/export/onnx": _ONNX,
+    "tritonspconv/export/onnx/fold.py": f"tests/export/test_onnx_fold.py {_ONNX}",
+    "tritonspconv/export/onnx/functions.py": f"tests/export/test_onnx_functions.py {_ONNX}",
+    "tritonspconv/models": "tests/export/test_onnx_networks.py tests/capture/test_minkowski.py "
+    "tests/nn/test_save_memory.py tests/test_boxes.py tests/parity/test_cases.py",
+    "tritonspconv/points": "tests/points tests/test_bad_files.py",
+    "tritonspconv/profile": "tests/test_profile.py",
     "tritonspconv/testing": "tests/test_testing.py tests/test_rooms.py",
+    "tritonspconv/training": _TRAINING,
+    "tritonspconv/cli": "tests/test_cli.py tests/test_bad_files.py",
+    "tritonspconv/cli/convert.py": "tests/compat/spconv/test_checkpoint_layouts.py "
+    "tests/compat/minkowski/test_checkpoint.py tests/test_cli.py",
+    "tritonspconv/cli/doctor.py": "tests/test_doctor.py",
+    "tritonspconv/cli/explain.py": "tests/test_troubleshooting.py",
+    "tritonspconv/cli/profile.py": "tests/test_profile.py",
+    "tritonspconv/cli/train.py": f"{_TRAINING} tests/test_cli.py",
+    "tritonspconv/cli/train_tasks.py": f"{_TRAINING} tests/test_cli.py",
+    "tritonspconv/cli/tune.py": "tests/test_cli.py interpreter tests/kernels/test_tuned_tiles.py",
+    "compat/__main__.py": "tests/compat/test_install.py",
     "compat/_install.py": "tests/compat/test_install.py tests/compat/test_install_minkowski.py",
+    "compat/_site": "tests/compat/test_install.py",
+    "compat/cumm": "tests/compat/test_install.py tests/parity/test_spconv_own_code.py "
+    "tests/parity/test_spconv_names.py",
     "compat/spconv": "tests/compat/spconv tests/parity/test_spconv_surface.py",
+    "compat/spconv/pytorch/_traced.py": "tests/test_registered_operators.py",
     "compat/minkowski": "tests/compat/minkowski tests/nn/test_fuse.py",
+}
+
+# The tests of adapters that run before those of their whole package.
+_FIRST = {
+    "compat/spconv/pytorch": {
+        "_convolution": "conv", "_convolution_base": "conv", "_pair_ops": "functional",
+        "_pairs": "functional", "_records": "functional", "_repeats": "repeats",
+        "conv": "conv", "core": "tensor", "functional": "functional", "hash": "hash",
+        "modules": "modules", "ops": "functional", "pool": "pool",
+    },
+    "compat/spconv/utils": {"__init__": "voxels"},
+    "compat/minkowski": {
+        "MinkowskiBroadcast": "broadcast", "MinkowskiConvolution": "conv",
+        "MinkowskiCoordinateManager": "manager", "MinkowskiInterpolation": "interpolation",
+        "MinkowskiKernelGenerator": "kernel_generator", "MinkowskiNonlinearity": "nonlinearity",
+        "MinkowskiNormalization": "normalization", "MinkowskiOps": "ops",
+        "MinkowskiPooling": "pool", "MinkowskiPruning": "pruning",
+        "MinkowskiSparseTensor": "tensor", "MinkowskiTensor": "tensor",
+        "MinkowskiTensorField": "field", "MinkowskiUnion": "union", "_coordinate_map": "manager",
+        "_coordinate_maps": "manager", "_dense": "functions", "_field_maps": "field",
+        "_fields": "field", "_samples": "samples", "checkpoint": "checkpoint", "enums": "enums",
+    },
+    "compat/minkowski/utils": {
+        "collation": "utils", "coords": "utils", "quantization": "utils", "summary": "utils",
+    },
+}  # fmt: skip
+for _folder, _firsts in _FIRST.items():
+    _package = "/".join(_folder.split("/")[:2])
+    for _module, _first in _firsts.items():
+        _tests = f"tests/{_package}/test_{_first}.py plain {TESTS[_package]}"
+        TESTS[f"{_folder}/{_module}.py"] = _tests
+
+# Folder or file -> why the draw leaves it out.
+LEFT_OUT = {
+    "tritonspconv/__main__.py": "it only calls the command",
+    "tritonspconv/bench": "it measures",
+    "tritonspconv/demo": "it draws pictures and prints tables for people",
+    "tritonspconv/verify": "it checks an installation on a GPU",
 }
 
 _COMPARE = {
@@ -191,52 +321,99 @@ def tests_of(path: str) -> list[tuple[bool, list[str]]]:
     fitting = [name for name in TESTS if path == name or path.startswith(f"{name}/")]
     if not fitting:
         return []
-    plain, _, interpreted = TESTS[max(fitting, key=len)].partition("interpreter")
     stem = Path(path).stem.lstrip("_")
-    runs = []
-    for is_interpreted, names in ((False, plain), (True, interpreted)):
-        found = [name.format(stem=stem) for name in names.split()]
-        found = [name for name in found if (ROOT / name).exists()]
-        if found:
-            runs.append((is_interpreted, found))
-    return runs
+    runs: list[tuple[bool, list[str]]] = [(False, [])]
+    for word in TESTS[max(fitting, key=len)].split():
+        name = word.format(stem=stem)
+        if word in ("plain", "interpreter"):
+            runs.append((word == "interpreter", []))
+        elif (ROOT / name).exists() and name not in runs[-1][1]:
+            runs[-1][1].append(name)
+    return [run for run in runs if run[1]]
 
 
 def chosen(count: int, seed: int, pattern: str) -> list[Mutant]:
-    """Draw mutants of every module that has tests.
+    """Draw mutants of the modules that have tests.
 
-    A module gets a share in proportion to the square root of the number of its mutants.
+    A module gets a share in proportion to the square root of the number of its mutants. A longer
+    draw continues a shorter one.
     """
-    by_module = {}
+    placed = []
     for path in sorted(ROOT.glob(pattern)):
         name = str(path.relative_to(ROOT))
-        if tests_of(name) and (found := mutants_of(name, path.read_text())):
-            by_module[name] = found
-    total = sum(len(found) ** 0.5 for found in by_module.values())
-    drawn = []
-    for name, found in by_module.items():
-        share = count * len(found) ** 0.5 / total
-        wanted = min(max(round(share), 1), len(found))
-        drawn += random.Random(f"{seed} {name}").sample(found, wanted)
-    random.Random(seed).shuffle(drawn)
-    return drawn[:count]
+        if not tests_of(name):
+            continue
+        generator = random.Random(f"{seed} {name}")
+        found = mutants_of(name, path.read_text())
+        begin, step = generator.random(), max(len(found), 1) ** -0.5
+        for number, mutant in enumerate(generator.sample(found, len(found))):
+            placed.append(((begin + number) * step, mutant))
+    return [mutant for _, mutant in sorted(placed)[:count]]
 
 
-def run_tests(checkout: Path, runs: list[tuple[bool, list[str]]], timeout: float) -> str:
-    """Run the tests of a module in a copy of the checkout; return the fate of its mutant."""
+class Verdict(NamedTuple):
+    """What the tests of a module say.
+
+    Attributes:
+        fate: "killed", "timeout", "survived" or "not tested".
+        test: The test that failed or took too long.
+        is_interpreted: Whether kernels are interpreted in this test.
+    """
+
+    fate: str
+    test: str = ""
+    is_interpreted: bool = False
+
+
+def run_tests(
+    checkout: Path, runs: list[tuple[bool, list[str]]], limit: float, patience: float = math.inf
+) -> Verdict:
+    """Run tests, as `tests_of` returns them, in a copy of the checkout, up to the first failure.
+
+    One test, and the collection of all tests, may take ``limit`` seconds. After ``patience``
+    seconds no further test is waited for: the mutant has survived.
+    """
+    found_tests, end = False, time.monotonic() + patience
     for is_interpreted, names in runs:
+        last = checkout / ".last_test"
+        last.write_text("")
         process = os.fork()
         if process == 0:
-            _run_pytest(checkout, is_interpreted, names)
-        status = _wait(process, timeout)
-        if status != 0:
-            return {1: "killed", 5: "survived", None: "timeout"}.get(status, "killed")
-    return "survived"
+            try:
+                _run_pytest(checkout, is_interpreted, names, last)
+            finally:
+                os._exit(1)  # an error here must not go on in the caller's code
+        # The child does the same: whichever is first.
+        with contextlib.suppress(PermissionError):
+            os.setpgid(process, process)
+        status = _wait(process, last, limit, end)
+        if status not in (0, _NO_TESTS):
+            fate = "timeout" if status is None else "killed"
+            return Verdict(fate, last.read_text(), is_interpreted)
+        found_tests |= status == 0
+    return Verdict("survived" if found_tests else "not tested")
 
 
-def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str]) -> None:
-    """Run pytest in this process, which is a child, and end the process."""
-    os.setsid()
+_NO_TESTS = 5
+
+
+class _LastTest:
+    """A plugin of pytest that writes the name of each test to a file when the test begins."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.file.write_text(nodeid)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.file.write_text(report.nodeid)
+
+
+def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str], last: Path) -> None:
+    """Run pytest in this process, which is a child of its own group, and end the process."""
+    os.setpgid(0, 0)
     os.chdir(checkout)
     sys.path[:0] = [str(checkout)]
     sys.dont_write_bytecode = True
@@ -248,53 +425,88 @@ def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str]) -> None:
     import pytest
 
     marks = "interpreter" if is_interpreted else "not interpreter and not gpu"
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--hypothesis-seed=1"]
-    # Slow tests check large sizes, and no small change concerns these sizes.
-    options += ["-k", "not many_rows and not large_windows"]
-    os._exit(int(pytest.main([*options, *names])))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=1"]
+    # Slow tests check large sizes and whole programs: no small change concerns these alone.
+    options += ["-m", f"({marks}) and not slow", "-k", "not many_rows and not large_windows"]
+    os._exit(int(pytest.main([*options, *names], plugins=[_LastTest(last)])))
 
 
-def _wait(process: int, timeout: float) -> int | None:
-    """Return a child's exit status; None where it takes longer, after its group has ended."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
+def _wait(process: int, last: Path, limit: float, end: float) -> int | None:
+    """Return a child's exit status; None where a test takes too long.
+
+    A child that runs at the time ``end`` is stopped, and counts as one whose tests pass.
+    """
+    is_late = is_slow = False
+    while not (is_late or is_slow):
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.1)
+        is_late = time.monotonic() >= end
+        is_slow = time.time() - last.stat().st_mtime >= limit
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    return None
+    return None if is_slow else 0
 
 
-def run(mutants: list[Mutant], results: Path, timeout: float, interprets: bool) -> None:
-    """Judge mutants that ``results`` does not hold, and add a line for each."""
+@contextlib.contextmanager
+def _applied(mutant: Mutant, checkout: Path) -> Iterator[None]:
+    """Change the file; then put back its text, its time and what numba compiled of its folder.
+
+    numba compiles a file again if its time has changed, which takes longer than most tests.
+    """
+    path = checkout / mutant.path
+    data, times = path.read_bytes(), path.stat()
+    compiled, kept = path.parent / "__pycache__", checkout / ".kept"
+    if compiled.exists():
+        shutil.copytree(compiled, kept)
+    path.write_bytes(data[: mutant.start] + mutant.text.encode() + data[mutant.stop :])
+    yield
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if kept.exists():
+        shutil.rmtree(compiled)
+        kept.rename(compiled)
+
+
+def run(
+    mutants: list[Mutant], results: Path, limit: float, patience: float, interprets: bool
+) -> None:
+    """Judge mutants that ``results`` does not hold, and add a line for each.
+
+    A mutant counts as killed only if the test that killed it passes without the change.
+    """
     known = {entry["key"] for entry in _read(results)}
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
-        ignored = shutil.ignore_patterns(".git", "__pycache__", ".venv*", ".hypothesis")
+        ignored = shutil.ignore_patterns(".git", "*.pyc", ".venv*", ".hypothesis")
         shutil.copytree(ROOT, checkout, ignore=ignored)
-        sound: dict[str, bool] = {}
+        sound: dict[Verdict, bool] = {}
         for number, mutant in enumerate(mutants):
             if mutant.key in known:
                 continue
             runs = [run for run in tests_of(mutant.path) if interprets or not run[0]]
-            name = json.dumps(runs)
-            if name not in sound:
-                sound[name] = run_tests(checkout, runs, 3 * timeout) == "survived"
-            if not sound[name]:
-                print(f"{mutant.path}: its tests fail, or find nothing, without a change")
+            begin = time.monotonic()
+            with _applied(mutant, checkout):
+                verdict = run_tests(checkout, runs, limit, patience)
+            seconds = round(time.monotonic() - begin, 1)
+            if verdict.fate == "not tested":
+                print(f"{mutant.path}: it has no tests that run here")
                 continue
-            path, begin = checkout / mutant.path, time.monotonic()
-            data = path.read_bytes()
-            path.write_bytes(data[: mutant.start] + mutant.text.encode() + data[mutant.stop :])
-            fate = run_tests(checkout, runs, timeout)
-            path.write_bytes(data)
-            entry = {"key": mutant.key, "fate": fate, "line": mutant.line}
-            entry["seconds"] = round(time.monotonic() - begin, 1)
+            if not verdict.test and verdict.fate != "survived":
+                print(f"{mutant.path}: pytest ended before its first test")
+                continue
+            if verdict.test and verdict not in sound:
+                alone = [(verdict.is_interpreted, [verdict.test])]
+                sound[verdict] = run_tests(checkout, alone, limit).fate == "survived"
+            if not sound.get(verdict, True):
+                print(f"{mutant.path}: {verdict.test} fails without a change")
+                continue
+            entry = {"key": mutant.key, "fate": verdict.fate, "line": mutant.line}
+            entry |= {"test": verdict.test, "seconds": seconds}
             with results.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-            print(f"{number + 1}/{len(mutants)} {fate} in {entry['seconds']} s: {mutant.key}")
+            print(f"{number + 1}/{len(mutants)} {verdict.fate} in {seconds} s: {mutant.key}")
 
 
 def _read(results: Path) -> list[dict]:
@@ -311,20 +523,24 @@ def table(results: Path) -> str:
         explained = tomllib.loads(EXPLANATIONS.read_text())  # pyright: ignore
     fates = Counter(entry["fate"] for entry in entries)
     killed = fates["killed"] + fates["timeout"]
+    modules = {entry["key"].partition(": ")[0] for entry in entries}
+    left_out = "; ".join(f"`{name}`: {why}" for name, why in LEFT_OUT.items())
     lines = [
         "# Mutants", "",
         "`scripts/tools/mutate.py` changes one operator, constant or condition of a module and "
-        "runs the module's tests. This is its last run; modules without a row were not in it.",
-        "",
-        f"{len(entries)} mutants: {killed} killed ({100 * killed / max(len(entries), 1):.0f} %), "
-        f"{fates['timeout']} of them by the time limit; {fates['survived']} survived.", "",
-        "## By module", "", "| module | killed | survived |", "| --- | --- | --- |",
+        "runs the module's tests. It draws changes by a seed, from every module: more of a module "
+        "with more code. This is its last run.", "",
+        f"{len(entries)} mutants of {len(modules)} modules: {killed} killed "
+        f"({100 * killed / max(len(entries), 1):.0f} %), {fates['timeout']} of them by the time "
+        f"limit; {fates['survived']} survived.", "",
+        f"Left out are {left_out}.", "",
+        "## By folder", "", "| folder | killed | survived |", "| --- | --- | --- |",
     ]  # fmt: skip
-    by_module: dict[str, Counter[bool]] = {}
+    by_folder: dict[str, Counter[bool]] = {}
     for entry in entries:
-        path = entry["key"].partition(": ")[0]
-        by_module.setdefault(path, Counter())[entry["fate"] == "survived"] += 1
-    lines += [f"| `{path}` | {n[False]} | {n[True]} |" for path, n in sorted(by_module.items())]
+        folder = entry["key"].partition(": ")[0].rpartition("/")[0]
+        by_folder.setdefault(folder, Counter())[entry["fate"] == "survived"] += 1
+    lines += [f"| `{folder}` | {n[False]} | {n[True]} |" for folder, n in sorted(by_folder.items())]
     lines += ["", "## Survivors", "", "| change | why no test fails |", "| --- | --- |"]
     for entry in sorted(entries, key=lambda entry: entry["key"]):
         if entry["fate"] == "survived":
@@ -341,7 +557,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=150, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--modules", default="**/*.py", help="pattern of files, from the root")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one run of pytest")
+    parser.add_argument("--limit", type=float, default=200, help="seconds for one test")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=300,
+        help="seconds for all tests; a mutant that they have not killed by then has survived",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="without the tests that interpret kernels"
     )
@@ -351,10 +573,12 @@ def main() -> None:
     if options.table:
         options.table.write_text(table(options.results))
         return
-    import torch  # noqa: F401 - each child would import it anew
+    # Each child would import these anew. Triton is not among them: it asks for TRITON_INTERPRET.
+    for name in ("torch", "numba", "pytest"):
+        importlib.import_module(name)
 
     drawn = chosen(options.count, options.seed, options.modules)
-    run(drawn, options.results, options.timeout, not options.quick)
+    run(drawn, options.results, options.limit, options.patience, not options.quick)
 
 
 if __name__ == "__main__":

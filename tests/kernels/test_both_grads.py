@@ -68,6 +68,16 @@ def test_a_tap_through_which_all_meet_themselves():
     check(rows, 50, 6, 9, panels=PairPanels(rows, TapPairs.joined(taps, identity=4)))
 
 
+@pytest.mark.parametrize(("c_in", "c_out"), [(96, 4), (4, 96)])
+def test_one_list_of_panels_serves_both_gradients(c_in, c_out):
+    rows = random_rows(8, 60, 50, 0.4)
+    panels = PairPanels(rows)
+    panels.listed(96)
+    listed_bytes = panels.num_bytes
+    check(rows, 50, c_in, c_out, panels=panels)
+    assert panels.num_bytes == listed_bytes
+
+
 def test_gradient_of_another_dtype_and_layout():
     """Half operands fill a float32 gradient, which is never rounded to half precision."""
     rows = random_rows(8, 60, 50, 0.4)
