@@ -47,6 +47,8 @@ def run_chain(
     modules: Sequence[nn.Module],
     value: Any,
     apply: Callable[[nn.Module, Any], Any],
+    *,
+    traced: bool = False,
 ) -> Any:
     """Run modules in order, each convolution together with the norm and the ReLU behind it.
 
@@ -60,26 +62,29 @@ def run_chain(
         modules: The container's children.
         value: The input of the first module.
         apply: The function by which the container runs a single module.
+        traced: True while ``torch.compile`` traces the call: convolutions become operators.
     """
     place, end = 0, len(modules)
+    name = family.feature_name  # torch.compile does not trace the attrgetter of the family.
     while place < end:
         module = modules[place]
         place += 1
-        if isinstance(value, family.tensor) and fuses_on((feats := family.features(value)).device):
+        if isinstance(value, family.tensor) and fuses_on((feats := getattr(value, name)).device):
             conv = family.conv(module) if place < end else None
             if conv is not None:
                 follower = family.batch_norm(modules[place])
                 norm = None if follower is None else norm_numbers(follower, conv.out_channels)
-                if isinstance(norm, TrainingNorm) and not trains_on(feats.device):
+                if isinstance(norm, TrainingNorm) and (traced or not trains_on(feats.device)):
                     norm = None
                 behind = place + (norm is not None)
                 relu = behind < end and family.is_relu(modules[behind])
                 # While gradients are on, fusing a ReLU without a norm saves nothing.
                 if norm is not None or (relu and not torch.is_grad_enabled()):
-                    value = conv.forward_fused(value, norm, relu)
+                    run = conv.trace_fused if traced else conv.forward_fused
+                    value = run(value, norm, relu)
                     place = behind + relu
                     continue
-            elif (norm := _training_norm(family, module, feats)) is not None:
+            elif not traced and (norm := _training_norm(family, module, feats)) is not None:
                 relu = place < end and family.is_relu(modules[place])
                 value = family.with_features(value, train_norm(feats, norm, relu=relu))
                 place += relu
@@ -139,7 +144,7 @@ def convolve(
             relu=relu,
         )  # fmt: skip
     dtype = compute_dtype(feats, weight)
-    norm_apart = norm is not None and not _takes(norm, kernel_map, dtype)
+    norm_apart = norm is not None and not takes_norm(norm, kernel_map, dtype)
     add_apart = residual is not None and (
         norm_apart
         or residual.dtype != dtype
@@ -182,10 +187,16 @@ def normalise(
     return feats.relu() if relu else feats
 
 
-def _takes(norm: Norm, kernel_map: KernelMap, dtype: torch.dtype) -> bool:
-    """Return whether torch's batch norm takes the output of ``dtype``, on every device."""
+def takes_norm(norm: Norm, kernel_map: KernelMap | None, dtype: torch.dtype) -> bool:
+    """Return whether torch's batch norm takes the output of a convolution, on every device.
+
+    Args:
+        norm: The batch norm.
+        kernel_map: The map of the convolution; a :class:`ChannelNorm` needs none.
+        dtype: The dtype of the output.
+    """
     if isinstance(norm, TrainingNorm):
-        return kernel_map.n_out > 1 and dtype != torch.float64
+        return kernel_map is not None and kernel_map.n_out > 1 and dtype != torch.float64
     mean, variance, weight, bias, _ = norm
     held = mean.dtype
     return (
