@@ -212,6 +212,28 @@ def test_a_container_in_a_graph_makes_the_launches_of_eager(name: str) -> None:
             assert all(name.endswith("_fused") for name in called)
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_a_norm_in_training_is_one_operator_with_the_bits_of_eager(name: str) -> None:
+    make, inputs = STAGES[name]
+    net = make()
+    _draw_norms(net)
+    twin = copy.deepcopy(net)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    for rows in (60, 90):
+        x = inputs(rows, rows)
+        for found, expected in zip(_run(compiled, x), _run(twin, x), strict=True):
+            assert torch.equal(found, expected)
+    assert counter.frame_count <= 2
+    called = _operators(counter)
+    norms = sum(isinstance(module, nn.BatchNorm1d) for module in net.modules())
+    assert called.count("batch_norm") == norms * counter.frame_count
+    assert sum("relu" in name for name in called) <= counter.frame_count
+    # One row has no variance.
+    with pytest.raises(ValueError, match="more than one"):
+        compiled(inputs(1))
+
+
 @pytest.mark.parametrize("name", ["engine", "spconv"])
 def test_a_container_with_a_layer_that_breaks_the_graph_runs_whole(name: str) -> None:
     if name == "engine":
@@ -350,6 +372,14 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     back = (y.sites, x.sites, [3, 3, 3], x.num_rows, *setting)
     cases["conv_inverse_forward"] = (grad, torch.randn(27, 6, 4), None, *back)
     cases["conv_inverse_grads"] = (x.feats, grad, torch.randn(27, 6, 4), *back, True, True)
+    for dtype in (torch.float32, torch.float64):
+        feats, ones = x.feats.to(dtype), torch.ones(4, dtype=dtype)
+        running = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
+        cases[f"batch_norm_forward, {dtype}"] = (feats, ones, ones, *running, 0.1, 1e-5, True)
+        stats = torch.stack([feats.mean(0), feats.var(0, correction=0).add(1e-5).rsqrt()])
+        cases[f"batch_norm_grads, {dtype}"] = (feats, feats, ones, stats, feats.relu(), 1e-5)
+    plain = x.feats.bfloat16(), None, None, None, None, 0.1, 1e-5, False
+    cases["batch_norm_forward, plain"] = plain
     shape = [1, 4, EXTENT, EXTENT, EXTENT]
     cases["to_dense_forward"] = (x.feats, x.sites, shape, True)
     cases["to_dense_grad"] = (torch.randn(shape), x.sites, x.num_rows, True)
@@ -363,6 +393,18 @@ def test_operators_pass_the_checks_of_torch(case: str) -> None:
     sizes = "dynamic" if case == "spconv_sites" else "static"
     checks = "test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"
     torch.library.opcheck(operator, _operands()[case], test_utils=checks)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["norm", "norm and ReLU"])
+def test_the_gradients_of_a_norm_in_training_are_those_of_differences(relu: bool) -> None:
+    feats = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def norm(*operands: Tensor) -> Tensor:
+        running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        return torch.ops.tritonspconv.batch_norm(*operands, *running, 0.1, 1e-5, relu)
+
+    assert torch.autograd.gradcheck(norm, (feats, weight, bias))
 
 
 def test_sums_of_other_sites_are_refused_as_in_eager() -> None:

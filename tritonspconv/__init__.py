@@ -71,6 +71,7 @@ make_opaque(
         "convolve_between",
         "convolve_inverse",
         "run_operator",
+        "trace_training_norm",
         "call_fused",
         "normalise",
         "_normalise",

@@ -84,7 +84,15 @@ def run_chain(
                     value = run(value, norm, relu)
                     place = behind + relu
                     continue
-            elif not traced and (norm := _training_norm(family, module, feats)) is not None:
+            elif traced:
+                found = family.batch_norm(module)
+                relu = place < end and family.is_relu(modules[place])
+                out = None if found is None else trace_training_norm(found, feats, relu)
+                if out is not None:
+                    value = family.with_features(value, out)
+                    place += relu
+                    continue
+            elif (norm := _training_norm(family, module, feats)) is not None:
                 relu = place < end and family.is_relu(modules[place])
                 value = family.with_features(value, train_norm(feats, norm, relu=relu))
                 place += relu
@@ -106,6 +114,35 @@ def _training_norm(family: LayerFamily, module: nn.Module, feats: Tensor) -> Tra
     # Torch's batch norm keeps the dtype of the features, also under autocast.
     norm = norm_numbers(found, feats.shape[1])
     return norm if isinstance(norm, TrainingNorm) else None
+
+
+def trace_training_norm(
+    norm: nn.BatchNorm1d | nn.SyncBatchNorm, feats: Tensor, relu: bool = False
+) -> Tensor | None:
+    """Return what a batch norm in training, and a ReLU, make of ``feats`` [N, C], by one operator.
+
+    Call this function only where ``torch.compile`` traces. The result is None where a graph is
+    better off with the modules themselves: on a GPU, in evaluation, and where torch needs Python,
+    as for a cumulative average or for several processes.
+    """
+    if (
+        not norm.training
+        or norm.momentum is None
+        or isinstance(norm, nn.SyncBatchNorm)
+        or type(feats) is not Tensor
+        or feats.device.type != "cpu"
+        or feats.ndim != 2
+        or feats.shape[1] != norm.num_features
+    ):
+        return None
+    mean = variance = None
+    if norm.track_running_stats:
+        mean, variance = norm.running_mean, norm.running_var
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    return torch.ops.tritonspconv.batch_norm(
+        feats, norm.weight, norm.bias, mean, variance, norm.momentum, norm.eps, relu
+    )
 
 
 def convolve(

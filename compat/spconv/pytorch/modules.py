@@ -18,7 +18,7 @@ from compat.spconv.pytorch._traced import is_new
 from compat.spconv.pytorch.conv import SubMConv3d
 from compat.spconv.pytorch.core import SparseConvTensor
 from tritonspconv.graph_capture import breaks_graph, is_traced, run_untraced
-from tritonspconv.nn.chain import run_chain, trains_on
+from tritonspconv.nn.chain import run_chain, trace_training_norm, trains_on
 from tritonspconv.nn.fusable import fuses_now
 
 __getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch"})
@@ -29,9 +29,13 @@ class SparseBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Any) -> Any:
         """Normalise the features."""
-        if isinstance(input, SparseConvTensor):
-            return input.replace_feature(super().forward(input.features))
-        return super().forward(input)
+        if not isinstance(input, SparseConvTensor):
+            return super().forward(input)
+        if self.training and is_traced():
+            out = trace_training_norm(self, input.features)
+            if out is not None:
+                return input.replace_feature(out)
+        return input.replace_feature(super().forward(input.features))
 
 
 class SparseSyncBatchNorm(nn.SyncBatchNorm):
