@@ -32,6 +32,7 @@ COMPILES = ("`torch.compile`", "`torch.compile(dynamic=True)`")
 TRACEABLE = {
     "tritonspconv.nn._module.FeatureModule.forward",
     "tritonspconv.nn.norm.BatchNorm.forward",
+    "tritonspconv.nn.container.Sequential.forward",
     "tritonspconv.nn.container.ToDense.forward",
     "tritonspconv.nn.conv.SparseInverseConvNd.forward",
     "tritonspconv.nn.conv.SubMConvNd.forward",

@@ -92,10 +92,44 @@ def _with_feats(x: Any, feats: Tensor) -> Any:
     return x.replace_feature(feats) if isinstance(x, spconv.SparseConvTensor) else x.replace(feats)
 
 
+class Stage(nn.Module):
+    """Containers of the engine, one inside the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [ts.nn.SubMConv3d(4, 4, 3, bias=False) for _ in range(3)]
+        inner = ts.nn.Sequential(convs[1], ts.nn.BatchNorm(4), ts.nn.ReLU())
+        self.stage = ts.nn.Sequential(
+            convs[0], nn.BatchNorm1d(4), nn.ReLU(), inner, convs[2], nn.BatchNorm1d(4, affine=False)
+        )
+
+    def forward(self, x: ts.SparseTensor) -> ts.SparseTensor:
+        return self.stage(x)
+
+
+class SpconvStage(spconv.SparseModule):
+    """Containers of ``compat.spconv``, one inside the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = spconv.SparseSequential(spconv.SubMConv3d(4, 4, 3, indice_key="key"), nn.ReLU())
+        self.stage = spconv.SparseSequential(
+            spconv.SubMConv3d(4, 4, 3, indice_key="key"), nn.BatchNorm1d(4), nn.ReLU(), inner,
+            spconv.SubMConv3d(4, 4, 1), spconv.SparseBatchNorm(4), spconv.SparseReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
+        return self.stage(x)
+
+
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any]]] = {
     "engine": (Block, _engine_input),
     "spconv": (SpconvBlock, _spconv_input),
     "spconv, no key": (lambda: SpconvBlock(key=None), _spconv_input),
+}
+STAGES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any]]] = {
+    "engine": (Stage, _engine_input),
+    "spconv": (SpconvStage, _spconv_input),
 }
 
 
@@ -139,6 +173,105 @@ def test_200_numbers_of_voxels_compile_twice_at_most(name: str, training: bool) 
         for rows in sizes:
             compiled(inputs(rows, rows))
     assert counter.frame_count <= 2
+
+
+def _draw_norms(net: nn.Module) -> None:
+    """Give every batch norm other numbers than those of a new one."""
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            if norm.affine:
+                nn.init.normal_(norm.weight)
+                nn.init.normal_(norm.bias)
+
+
+def _operators(counter: CompileCounterWithBackend) -> list[str]:
+    """Return the names of the calls of all graphs, without the module's name."""
+    nodes = [node for graph in counter.graphs for node in graph.graph.nodes]
+    return [getattr(node.target, "__name__", node.target) for node in nodes
+            if node.op in ("call_function", "call_method")]  # fmt: skip
+
+
+@pytest.mark.skipif(not chain.fuses_on(torch.device("cpu")), reason="eager mode fuses with numba")
+@pytest.mark.parametrize("name", STAGES)
+def test_a_container_in_a_graph_makes_the_launches_of_eager(name: str) -> None:
+    make, inputs = STAGES[name]
+    net = make().eval()
+    _draw_norms(net)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for rows in (60, 90, 40, 200):
+            x = inputs(rows, rows)
+            assert torch.equal(_feats(compiled(x)), _feats(net(x)))
+        assert counter.frame_count <= 2
+        called = _operators(counter)
+        assert sum(name.endswith("_fused") for name in called) >= 2 * 2
+        if name.startswith("engine"):
+            assert all(name.endswith("_fused") for name in called)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_norm_in_training_is_one_operator_with_the_bits_of_eager(name: str) -> None:
+    make, inputs = STAGES[name]
+    net = make()
+    _draw_norms(net)
+    twin = copy.deepcopy(net)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    for rows in (60, 90):
+        x = inputs(rows, rows)
+        for found, expected in zip(_run(compiled, x), _run(twin, x), strict=True):
+            assert torch.equal(found, expected)
+    assert counter.frame_count <= 2
+    called = _operators(counter)
+    norms = sum(isinstance(module, nn.BatchNorm1d) for module in net.modules())
+    assert called.count("batch_norm") == norms * counter.frame_count
+    assert sum("relu" in name for name in called) <= counter.frame_count
+    # One row has no variance.
+    with pytest.raises(ValueError, match="more than one"):
+        compiled(inputs(1))
+
+
+@pytest.mark.parametrize("name", ["engine", "spconv"])
+def test_a_container_with_a_layer_that_breaks_the_graph_runs_whole(name: str) -> None:
+    if name == "engine":
+        layers = ts.nn.SubMConv3d(4, 4, 3), nn.ReLU(), ts.nn.MaxPool3d(2), ts.nn.SubMConv3d(4, 4, 3)
+        net, inputs = ts.nn.Sequential(*layers), _engine_input
+    else:
+        layers = spconv.SubMConv3d(4, 4, 3), nn.ReLU(), spconv.SparseMaxPool3d(2)
+        net, inputs = spconv.SparseSequential(*layers), _spconv_input
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter)
+    for rows in (60, 90, 40):
+        x = inputs(rows, rows)
+        assert torch.equal(_feats(compiled(x)), _feats(net(x)))
+    assert not _operators(counter)
+
+
+def test_a_container_whose_layers_are_watched_fuses_nothing() -> None:
+    net, seen = Stage().eval(), []
+    net.stage[1].register_forward_hook(lambda *_: seen.append(1))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, backend=counter)
+    with torch.no_grad():
+        x = _engine_input(60)
+        torch.testing.assert_close(compiled(x).feats, net(x).feats)
+    assert len(seen) == 2
+    assert "conv_between" in _operators(counter)
+
+
+def test_switching_a_container_to_evaluation_makes_another_graph() -> None:
+    net = Stage()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    x = _engine_input(60)
+    for training in (True, False, True):
+        net.train(training)
+        twin = copy.deepcopy(net)
+        with torch.set_grad_enabled(training):
+            assert torch.equal(compiled(x).feats, twin(x).feats)
+        assert all(map(torch.equal, net.buffers(), twin.buffers()))
 
 
 def _level(
@@ -225,6 +358,13 @@ def _operands() -> dict[str, tuple[Any, ...]]:
         grads = torch.randn(rows, 6), x.feats, weight, *way, rows, *setting
         for needs in ((True, True), (True, False), (False, True)):
             cases[f"{name}_grads, {needs}"] = (*grads, *needs)
+        norm = torch.randn(6), torch.rand(6), torch.randn(6), None, 1e-5
+        cases[f"{name}_fused, norm"] = (
+            *cases[f"{name}_forward"], *norm, torch.randn(rows, 6), True,
+        )  # fmt: skip
+        cases[f"{name}_fused, relu"] = (
+            *cases[f"{name}_forward"], None, None, None, None, 0.0, None, True,
+        )  # fmt: skip
     back_along = (x.sites, HALF, x.num_rows, *setting)
     cases["spconv_inverse_forward"] = (grad, torch.randn(27, 6, 4), None, *back_along)
     cases["spconv_inverse_grads"] = (x.feats, grad, torch.randn(27, 6, 4), *back_along, True, True)
@@ -232,6 +372,14 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     back = (y.sites, x.sites, [3, 3, 3], x.num_rows, *setting)
     cases["conv_inverse_forward"] = (grad, torch.randn(27, 6, 4), None, *back)
     cases["conv_inverse_grads"] = (x.feats, grad, torch.randn(27, 6, 4), *back, True, True)
+    for dtype in (torch.float32, torch.float64):
+        feats, ones = x.feats.to(dtype), torch.ones(4, dtype=dtype)
+        running = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
+        cases[f"batch_norm_forward, {dtype}"] = (feats, ones, ones, *running, 0.1, 1e-5, True)
+        stats = torch.stack([feats.mean(0), feats.var(0, correction=0).add(1e-5).rsqrt()])
+        cases[f"batch_norm_grads, {dtype}"] = (feats, feats, ones, stats, feats.relu(), 1e-5)
+    plain = x.feats.bfloat16(), None, None, None, None, 0.1, 1e-5, False
+    cases["batch_norm_forward, plain"] = plain
     shape = [1, 4, EXTENT, EXTENT, EXTENT]
     cases["to_dense_forward"] = (x.feats, x.sites, shape, True)
     cases["to_dense_grad"] = (torch.randn(shape), x.sites, x.num_rows, True)
@@ -245,6 +393,18 @@ def test_operators_pass_the_checks_of_torch(case: str) -> None:
     sizes = "dynamic" if case == "spconv_sites" else "static"
     checks = "test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"
     torch.library.opcheck(operator, _operands()[case], test_utils=checks)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["norm", "norm and ReLU"])
+def test_the_gradients_of_a_norm_in_training_are_those_of_differences(relu: bool) -> None:
+    feats = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def norm(*operands: Tensor) -> Tensor:
+        running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        return torch.ops.tritonspconv.batch_norm(*operands, *running, 0.1, 1e-5, relu)
+
+    assert torch.autograd.gradcheck(norm, (feats, weight, bias))
 
 
 def test_sums_of_other_sites_are_refused_as_in_eager() -> None:

@@ -115,6 +115,11 @@ def run_untraced(function: Callable[..., Any], *args: Any, **options: Any) -> An
     return function(*args, **options)
 
 
+def breaks_graph(kind: type[nn.Module]) -> bool:
+    """Return whether ``torch.compile`` runs modules of a class in Python, a graph break each."""
+    return getattr(kind.forward, "_torchdynamo_disable", False)
+
+
 def make_opaque(package: str, traceable: Sequence[str] = (), constant: Sequence[str] = ()) -> None:
     """Mark the functions, methods and module ``forward`` that ``package`` defines.
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class ChannelNorm(NamedTuple):
@@ -52,10 +51,17 @@ class ChannelNorm(NamedTuple):
         if dtype is None:
             held = (vector.dtype for vector in self[:4] if vector is not None)
             dtype = functools.reduce(torch.promote_types, held, torch.float32)
-        mean, variance, weight, bias, eps = self.each(lambda x: x.to(dtype).contiguous())
-        zeros = torch.zeros_like(mean)
-        scale = F.batch_norm(zeros[None] + 1, zeros, variance, weight, eps=eps)
-        shift = F.batch_norm(zeros[None], mean, variance, weight, bias, eps=eps)
+        is_ready = all(
+            vector is None or (vector.dtype is dtype and vector.is_contiguous())
+            for vector in self[:4]
+        )
+        norm = self if is_ready else self.each(lambda x: x.to(dtype).contiguous())
+        mean, variance, weight, bias, eps = norm
+        zeros = mean.new_zeros(1, len(mean))
+        ones = torch.ones_like(zeros)
+        # F.batch_norm calls torch.batch_norm after checks that take as long as the call.
+        scale = torch.batch_norm(ones, weight, None, zeros[0], variance, False, 0, eps, False)
+        shift = torch.batch_norm(zeros, weight, bias, mean, variance, False, 0, eps, False)
         return scale[0], shift[0]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonspconv.arguments import whole_number
+from tritonspconv.graph_capture import run_untraced
 from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.nn._family import LAYER_FAMILY
@@ -112,6 +113,10 @@ class Conv(SparseModule):
     ) -> SparseTensor:
         """Convolve, normalise, add ``residual`` [n_out, c_out] and clamp, in that order."""
         return self._convolve(input, None, norm, relu, residual)
+
+    def trace_fused(self, input: SparseTensor, norm: Norm | None, relu: bool) -> SparseTensor:
+        """Convolve, normalise and clamp, where ``torch.compile`` traces: the graph breaks."""
+        return run_untraced(self._convolve, input, None, norm, relu)
 
     def _takes(self, x: object) -> bool:
         """Return whether a registered operator takes ``x``: features of one row for each site."""

@@ -47,6 +47,8 @@ def run_chain(
     modules: Sequence[nn.Module],
     value: Any,
     apply: Callable[[nn.Module, Any], Any],
+    *,
+    traced: bool = False,
 ) -> Any:
     """Run modules in order, each convolution together with the norm and the ReLU behind it.
 
@@ -60,24 +62,35 @@ def run_chain(
         modules: The container's children.
         value: The input of the first module.
         apply: The function by which the container runs a single module.
+        traced: True while ``torch.compile`` traces the call: convolutions become operators.
     """
     place, end = 0, len(modules)
+    name = family.feature_name  # torch.compile does not trace the attrgetter of the family.
     while place < end:
         module = modules[place]
         place += 1
-        if isinstance(value, family.tensor) and fuses_on((feats := family.features(value)).device):
+        if isinstance(value, family.tensor) and fuses_on((feats := getattr(value, name)).device):
             conv = family.conv(module) if place < end else None
             if conv is not None:
                 follower = family.batch_norm(modules[place])
                 norm = None if follower is None else norm_numbers(follower, conv.out_channels)
-                if isinstance(norm, TrainingNorm) and not trains_on(feats.device):
+                if isinstance(norm, TrainingNorm) and (traced or not trains_on(feats.device)):
                     norm = None
                 behind = place + (norm is not None)
                 relu = behind < end and family.is_relu(modules[behind])
                 # While gradients are on, fusing a ReLU without a norm saves nothing.
                 if norm is not None or (relu and not torch.is_grad_enabled()):
-                    value = conv.forward_fused(value, norm, relu)
+                    run = conv.trace_fused if traced else conv.forward_fused
+                    value = run(value, norm, relu)
                     place = behind + relu
+                    continue
+            elif traced:
+                found = family.batch_norm(module)
+                relu = place < end and family.is_relu(modules[place])
+                out = None if found is None else trace_training_norm(found, feats, relu)
+                if out is not None:
+                    value = family.with_features(value, out)
+                    place += relu
                     continue
             elif (norm := _training_norm(family, module, feats)) is not None:
                 relu = place < end and family.is_relu(modules[place])
@@ -101,6 +114,35 @@ def _training_norm(family: LayerFamily, module: nn.Module, feats: Tensor) -> Tra
     # Torch's batch norm keeps the dtype of the features, also under autocast.
     norm = norm_numbers(found, feats.shape[1])
     return norm if isinstance(norm, TrainingNorm) else None
+
+
+def trace_training_norm(
+    norm: nn.BatchNorm1d | nn.SyncBatchNorm, feats: Tensor, relu: bool = False
+) -> Tensor | None:
+    """Return what a batch norm in training, and a ReLU, make of ``feats`` [N, C], by one operator.
+
+    Call this function only where ``torch.compile`` traces. The result is None where a graph is
+    better off with the modules themselves: on a GPU, in evaluation, and where torch needs Python,
+    as for a cumulative average or for several processes.
+    """
+    if (
+        not norm.training
+        or norm.momentum is None
+        or isinstance(norm, nn.SyncBatchNorm)
+        or type(feats) is not Tensor
+        or feats.device.type != "cpu"
+        or feats.ndim != 2
+        or feats.shape[1] != norm.num_features
+    ):
+        return None
+    mean = variance = None
+    if norm.track_running_stats:
+        mean, variance = norm.running_mean, norm.running_var
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    return torch.ops.tritonspconv.batch_norm(
+        feats, norm.weight, norm.bias, mean, variance, norm.momentum, norm.eps, relu
+    )
 
 
 def convolve(
@@ -139,7 +181,7 @@ def convolve(
             relu=relu,
         )  # fmt: skip
     dtype = compute_dtype(feats, weight)
-    norm_apart = norm is not None and not _takes(norm, kernel_map, dtype)
+    norm_apart = norm is not None and not takes_norm(norm, kernel_map, dtype)
     add_apart = residual is not None and (
         norm_apart
         or residual.dtype != dtype
@@ -182,10 +224,16 @@ def normalise(
     return feats.relu() if relu else feats
 
 
-def _takes(norm: Norm, kernel_map: KernelMap, dtype: torch.dtype) -> bool:
-    """Return whether torch's batch norm takes the output of ``dtype``, on every device."""
+def takes_norm(norm: Norm, kernel_map: KernelMap | None, dtype: torch.dtype) -> bool:
+    """Return whether torch's batch norm takes the output of a convolution, on every device.
+
+    Args:
+        norm: The batch norm.
+        kernel_map: The map of the convolution; a :class:`ChannelNorm` needs none.
+        dtype: The dtype of the output.
+    """
     if isinstance(norm, TrainingNorm):
-        return kernel_map.n_out > 1 and dtype != torch.float64
+        return kernel_map is not None and kernel_map.n_out > 1 and dtype != torch.float64
     mean, variance, weight, bias, _ = norm
     held = mean.dtype
     return (

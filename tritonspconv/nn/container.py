@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from tritonspconv.graph_capture import breaks_graph, is_traced, run_untraced
 from tritonspconv.nn._family import LAYER_FAMILY
 from tritonspconv.nn._module import SparseModule
 from tritonspconv.nn.chain import run_chain
@@ -49,6 +50,12 @@ class Sequential(SparseModule, nn.Sequential):
         """Apply the modules in turn."""
         if self.fuse_layers and fuses_now():
             return run_chain(LAYER_FAMILY, tuple(self), input, _apply)
+        if is_traced():
+            # Python runs a container faster than the parts that graph breaks leave of it.
+            if any(breaks_graph(type(module)) for module in self.modules()):
+                return run_untraced(self.forward, input)
+            if self.fuse_layers and fuses_now(traced=True):
+                return run_chain(LAYER_FAMILY, tuple(self), input, _apply, traced=True)
         for module in self:
             input = _apply(module, input)
         return input

@@ -10,8 +10,9 @@ from torch import Tensor
 from tritonspconv.geometry import ConvGeometry, SiteRule, to_ntuple
 from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.kernel_map import KernelMap, inverse_maps, kernel_map
+from tritonspconv.nn import traced
 from tritonspconv.nn._conv import Conv
-from tritonspconv.ops import traced
+from tritonspconv.nn.fusable import Norm
 from tritonspconv.ops.conv import Precision
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -50,14 +51,17 @@ class SubMConvNd(Conv):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve ``x``; the output has the sites of ``x``."""
-        if not is_traced():
-            return self._convolve(x)
-        if not self._takes(x):
-            return run_untraced(self._convolve, x)
+        return self.trace_fused(x, None, False) if is_traced() else self._convolve(x)
+
+    def trace_fused(self, input: SparseTensor, norm: Norm | None, relu: bool) -> SparseTensor:
+        """Convolve, normalise and clamp, in operations that ``torch.compile`` traces."""
+        if not self._takes(input):
+            return run_untraced(self._convolve, input, None, norm, relu)
         feats = traced.convolve_between(
-            x.feats, self.weight, self.bias, x.sites, x.sites, self.geometry, self.precision
-        )
-        return x.replace(feats.relu() if self.relu else feats)
+            input.feats, self.weight, self.bias, input.sites, input.sites, self.geometry,
+            self.precision, norm, relu or self.relu,
+        )  # fmt: skip
+        return input.replace(feats)
 
     def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
         return kernel_map(x.sites, self.geometry)
@@ -227,9 +231,10 @@ class SparseInverseConvNd(Conv):
         if not self._takes(x) or not isinstance(like, SparseTensor) or like.sites.bounds:
             return run_untraced(self._convolve, x, like)
         feats = traced.convolve_inverse(
-            x.feats, self.weight, self.bias, x.sites, like.sites, self.kernel_size, self.precision
-        )
-        return like.replace(feats.relu() if self.relu else feats)
+            x.feats, self.weight, self.bias, x.sites, like.sites, self.kernel_size, self.precision,
+            self.relu,
+        )  # fmt: skip
+        return like.replace(feats)
 
     def _map(self, x: SparseTensor, like: SparseTensor | None = None) -> KernelMap:
         assert like is not None

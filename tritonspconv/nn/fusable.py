@@ -57,6 +57,13 @@ class FusableConv(Protocol):
         """
         ...
 
+    def trace_fused(self, input: Any, norm: Norm | None, relu: bool) -> Any:
+        """Do as :meth:`forward_fused`, in operations that ``torch.compile`` traces.
+
+        Only containers call this method, so only layers whose containers are traced need it.
+        """
+        ...
+
     def residual_of(self, input: Any, other: Any) -> Tensor | None:
         """Return the features of ``other`` if ``forward(input) + other`` adds them row by row.
 
@@ -99,6 +106,7 @@ class LayerFamily:
     ) -> None:
         self.tensor = tensor
         self.features: Callable[[Any], Tensor] = operator.attrgetter(features)
+        self.feature_name = features
         self.feature_names = frozenset(feature_names)
         self.replace = replace
 
@@ -224,10 +232,14 @@ def family_of(module: nn.Module) -> LayerFamily | None:
     return None if find is None else find(module)
 
 
-def fuses_now() -> bool:
-    """Return whether nothing watches or replaces the calls of all modules."""
+def fuses_now(*, traced: bool = False) -> bool:
+    """Return whether nothing watches or replaces the calls of all modules.
+
+    Args:
+        traced: True: the caller knows that ``torch.compile`` traces it.
+    """
     return not (
-        torch.compiler.is_compiling()
+        (torch.compiler.is_compiling() and not traced)
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         # torch.fx replaces the method while it traces.
         or nn.Module.__call__ is not _MODULE_CALL

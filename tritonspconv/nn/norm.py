@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tritonspconv.graph_capture import is_traced
 from tritonspconv.nn._module import FeatureModule, SparseModule
+from tritonspconv.nn.chain import trace_training_norm
 from tritonspconv.ops.global_pool import global_broadcast, global_pool
 from tritonspconv.sparse_tensor import SparseTensor
 
@@ -27,8 +29,12 @@ class BatchNorm(FeatureModule, nn.BatchNorm1d):
 
     def forward(self, input: Any) -> Any:
         """Normalise the features of a sparse tensor, or a plain tensor."""
+        if not self.training:
+            return super().forward(input)
         feats = input.feats if isinstance(input, SparseTensor) else input
-        if not self.training or feats.shape[0]:
+        if feats.shape[0]:
+            if is_traced() and (out := trace_training_norm(self, feats)) is not None:
+                return input.replace(out) if isinstance(input, SparseTensor) else out
             return super().forward(input)
         # Weight and bias take part in the graph, so that their gradients are zero, not None.
         empty = feats * self.weight + self.bias if self.affine else feats

@@ -2,6 +2,7 @@
 
 from tritonspconv.kernels.channel_norm import ChannelNorm, TrainingNorm
 from tritonspconv.ops import registered as _registered  # noqa: F401 - registers operators
+from tritonspconv.ops import registered_norm as _registered_norm  # noqa: F401 - the same
 from tritonspconv.ops import rowwise as _rowwise  # noqa: F401 - fills the rules of row tensors
 from tritonspconv.ops.channelwise import sparse_channelwise_conv
 from tritonspconv.ops.conv import sparse_conv

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.kernels.conv_grads import conv_grads
-from tritonspconv.ops._conv_checks import check_operands
+from tritonspconv.ops._conv_checks import check_norm, check_operands, check_residual
 from tritonspconv.ops.conv import (
     Precision,
     WeightLayout,
@@ -26,12 +27,23 @@ def forward_only(
     layout: WeightLayout,
     dtype: torch.dtype,
     precision: Precision,
+    norm: ChannelNorm | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Return the convolution [n_out, c_out] in ``dtype``, without autograd."""
+    """Return the convolution [n_out, c_out] in ``dtype``, without autograd.
+
+    The arguments are those of :func:`tritonspconv.ops.sparse_conv`.
+    """
     matrices = weight if layout == "VIO" else as_matrices(weight, layout)
     check_operands(feats, matrices, kernel_map, bias, precision)
+    if residual is not None:
+        check_residual(residual, matrices, kernel_map)
+        residual = residual.contiguous()
+    if norm is not None:
+        check_norm(norm, matrices)
     feats, matrices = cast(feats, dtype).contiguous(), cast(matrices, dtype)
-    return run_convolution(feats, matrices, bias, kernel_map, precision)
+    return run_convolution(feats, matrices, bias, kernel_map, precision, norm, residual, relu)
 
 
 def gradients_only(

@@ -132,18 +132,43 @@ def _trace(
     relu: bool,
 ) -> Tensor:
     """Return the result of :func:`sparse_conv`, in operations that ``torch.compile`` traces."""
-    if norm is not None or not takes_operator(feats, weight, layout):
+    if isinstance(norm, TrainingNorm) or not takes_operator(feats, weight, layout):
         return run_untraced(
             sparse_conv, feats, weight, kernel_map, bias, weight_layout=layout,
             precision=precision, norm=norm, residual=residual, relu=relu,
         )  # fmt: skip
     dtype = compute_dtype(feats, weight)
-    out = torch.ops.tritonspconv.conv_along_map(
+    operands = (
         feats, weight, bias, kernel_map, kernel_map.out_sites.coords.shape[0], layout, dtype,
         precision,
     )  # fmt: skip
+    if not torch.is_grad_enabled() and (norm is not None or residual is not None or relu):
+        return call_fused("conv_along_map", operands, norm, residual, relu)
+    out = torch.ops.tritonspconv.conv_along_map(*operands)
+    out = out if norm is None else _normalise(out, norm)
     out = out if residual is None else out + residual.to(dtype)
     return out.relu() if relu else out
+
+
+def call_fused(
+    name: str,
+    operands: tuple[Any, ...],
+    norm: ChannelNorm | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """Call the operator ``tritonspconv::<name>_fused``, which has no gradient.
+
+    Args:
+        name: Name of a registered convolution.
+        operands: Its arguments.
+        norm: See :func:`sparse_conv`, like ``residual`` and ``relu``.
+        residual: [n_out, c_out], or None.
+        relu: Clamp last.
+    """
+    operator = getattr(torch.ops.tritonspconv, f"{name}_fused")
+    numbers = (None, None, None, None, 0.0) if norm is None else norm
+    return operator(*operands, *numbers, residual, relu)
 
 
 def takes_operator(feats: Tensor, weight: Tensor, layout: WeightLayout = "VIO") -> bool:

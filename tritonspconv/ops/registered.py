@@ -4,6 +4,9 @@ Each convolution exists for the ways in which a layer knows its kernel map: as a
 geometry between two sets of sites, or as the map of an earlier layer read backwards. The operator
 finds the map when it runs, so a graph serves every input. Only traced code calls the operators,
 because their dispatch takes a microsecond. Eager calls do not pay this time.
+
+Each convolution exists a second time, as ``<name>_fused``, which has no gradient: it normalises
+channels, adds a residual and clamps, in the launch that eager mode makes for the same layers.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from tritonspconv.geometry import ConvGeometry
 from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap, inverse_maps, kernel_map
 from tritonspconv.kernels import acc_dtype
+from tritonspconv.kernels.channel_norm import ChannelNorm
 from tritonspconv.opaque_types import AVAILABLE, new_size, schema_name
 from tritonspconv.ops import dense as _dense
 from tritonspconv.ops._conv_parts import forward_only, gradients_only
@@ -26,7 +30,13 @@ from tritonspconv.ops._conv_parts import forward_only, gradients_only
 _SITES, _MAP = schema_name(ActiveSites), schema_name(KernelMap)
 _GEOMETRY = schema_name(ConvGeometry)
 
-_LIBRARY = torch.library.Library("tritonspconv", "DEF")
+# What a fused convolution does to its sums: a ChannelNorm, if there is a mean; an addition; a ReLU.
+_EPILOGUE = (
+    "Tensor? mean, Tensor? variance, Tensor? scale, Tensor? shift, float eps, Tensor? residual, "
+    "bool relu"
+)
+
+LIBRARY = torch.library.Library("tritonspconv", "DEF")
 
 
 def _map_between(
@@ -70,7 +80,7 @@ def register_conv(
     find_map: Callable[..., KernelMap],
     check: Callable[..., None] | None = None,
 ) -> None:
-    """Register a convolution ``tritonspconv::name`` and its gradients.
+    """Register a convolution ``tritonspconv::name``, its gradients, and ``name_fused``.
 
     Args:
         name: Name of the operator.
@@ -94,6 +104,17 @@ def register_conv(
             check(*lookup)
         return feats.new_empty(n_out, weight.shape[0 if layout == "OVI" else 2], dtype=dtype)
 
+    def fused(feats: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        *call, mean, variance, scale, shift, eps, residual, relu = rest
+        *lookup, _, layout, dtype, precision = call
+        norm = None if mean is None else ChannelNorm(mean, variance, scale, shift, eps)
+        return forward_only(
+            feats, weight, bias, find_map(*lookup), layout, dtype, precision, norm, residual, relu
+        )
+
+    def fake_fused(feats: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        return fake_forward(feats, weight, bias, *rest[:-7])
+
     def grads(grad: Tensor, feats: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         *lookup, _, layout, dtype, precision, needs_feats, needs_weight = rest
         return gradients_only(
@@ -110,25 +131,28 @@ def register_conv(
             weight.new_empty(weight.shape if needs_weight else 0),
         )
 
-    run = _register(f"{name}_forward", f"({operands}) -> Tensor", forward, fake_forward)
-    run_grads = _register(
+    run = register_operator(f"{name}_forward", f"({operands}) -> Tensor", forward, fake_forward)
+    register_operator(f"{name}_fused", f"({operands}, {_EPILOGUE}) -> Tensor", fused, fake_fused)
+    run_grads = register_operator(
         f"{name}_grads",
         f"(Tensor grad, Tensor feats, Tensor weight, {map_args}, {setting}, bool needs_feats, "
         "bool needs_weight) -> (Tensor, Tensor)",
         grads,
         fake_grads,
     )
-    _LIBRARY.define(f"{name}({operands}) -> Tensor")
-    _LIBRARY.impl(
+    LIBRARY.define(f"{name}({operands}) -> Tensor")
+    LIBRARY.impl(
         name, lambda *args: _Convolution.apply(run, run_grads, *args), "CompositeImplicitAutograd"
     )
 
 
-def _register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def register_operator(
+    name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
     """Register an operator without gradient, for real tensors and for fake ones; return it."""
-    _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tritonspconv::{name}", fake, lib=_LIBRARY)
+    LIBRARY.define(name + schema)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tritonspconv::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.tritonspconv, name).default
 
 
@@ -151,7 +175,7 @@ def register_sizes(
         check(coords, *rest)
         return coords.new_empty(new_size(rest[-1]), coords.shape[1])
 
-    _register(name, f"({operands}) -> Tensor", run, fake)
+    register_operator(name, f"({operands}) -> Tensor", run, fake)
 
 
 class _Convolution(torch.autograd.Function):
@@ -174,7 +198,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_order()
+        refuse_second_order()
         _, _, needs_feats, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_feats = grad_weight = grad_bias = None
         if needs_feats or needs_weight:
@@ -205,11 +229,11 @@ class _ToDense(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_order()
+        refuse_second_order()
         return torch.ops.tritonspconv.to_dense_grad(grad, *ctx.rest), None, None, None
 
 
-def _refuse_second_order() -> None:
+def refuse_second_order() -> None:
     """Raise if the caller asks for a gradient of the gradient."""
     if torch.is_grad_enabled():
         raise RuntimeError(
@@ -221,20 +245,20 @@ def _refuse_second_order() -> None:
 def _register_to_dense() -> None:
     """Register the conversion to a dense tensor and its gradient."""
     operands = f"Tensor feats, {_SITES} sites, SymInt[] shape, bool channels_first"
-    _register(
+    register_operator(
         "to_dense_forward",
         f"({operands}) -> Tensor",
         lambda feats, sites, _, first: _dense.to_dense(feats, sites, channels_first=first),
         lambda feats, sites, shape, first: feats.new_empty(shape),
     )
-    _register(
+    register_operator(
         "to_dense_grad",
         f"(Tensor grad, {_SITES} sites, SymInt rows, bool channels_first) -> Tensor",
         lambda grad, sites, _, first: _dense.rows_of_dense(grad, sites, first),
         lambda grad, sites, rows, first: grad.new_empty(rows, grad.shape[1 if first else -1]),
     )
-    _LIBRARY.define(f"to_dense({operands}) -> Tensor")
-    _LIBRARY.impl("to_dense", lambda *args: _ToDense.apply(*args), "CompositeImplicitAutograd")
+    LIBRARY.define(f"to_dense({operands}) -> Tensor")
+    LIBRARY.impl("to_dense", lambda *args: _ToDense.apply(*args), "CompositeImplicitAutograd")
 
 
 for _lookup in _LOOKUPS:

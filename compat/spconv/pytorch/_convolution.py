@@ -174,6 +174,13 @@ class SparseConvolution(SparseConvolutionBase, CountsVoxels):
             input, self.weight, self.bias, residual, self.act_type, self.act_alpha, norm, relu
         )
 
+    def trace_fused(
+        self, input: SparseConvTensor, norm: Norm | None, relu: bool
+    ) -> SparseConvTensor:
+        """Convolve, normalise and clamp, in operations that ``torch.compile`` traces."""
+        out = trace_convolution(self, input, None, norm, relu)
+        return run_untraced(self.forward_fused, input, norm, relu) if out is None else out
+
     def residual_of(self, input: SparseConvTensor, other: Any) -> Tensor | None:
         """Return the features of ``other``: spconv's addition does not compare coordinates."""
         return other.features if isinstance(other, SparseConvTensor) else None

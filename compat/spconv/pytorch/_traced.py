@@ -9,7 +9,7 @@ number of voxels.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from tritonspconv.debug import checks_coords
 from tritonspconv.graph_capture import GraphCaptureError
 from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.nn.chain import normalise
+from tritonspconv.nn.fusable import Norm
+from tritonspconv.nn.traced import run_operator
 from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
 from tritonspconv.ops.registered import register_conv, register_sizes
@@ -54,12 +57,40 @@ class TracedLayer(WindowLayer, Protocol):
         ...
 
 
+class _Followers(NamedTuple):
+    """What follows a convolution: the norm and the ReLU of its container, or its own addition.
+
+    Attributes:
+        norm: The batch norm; None: there is none.
+        relu: True: a ReLU comes last.
+        addend: Features that are added before the ReLU; None: nothing is added.
+    """
+
+    norm: Norm | None
+    relu: bool
+    addend: Tensor | None
+
+
 def trace_convolution(
-    layer: TracedLayer, input: SparseConvTensor, add_input: SparseConvTensor | None
+    layer: TracedLayer,
+    input: SparseConvTensor,
+    add_input: SparseConvTensor | None,
+    norm: Norm | None = None,
+    relu: bool = False,
 ) -> SparseConvTensor | None:
-    """Return the output of a layer; None where Python has to run the layer."""
+    """Return the output of a layer; None where Python has to run the layer.
+
+    Args:
+        layer: The convolution.
+        input: Its input.
+        add_input: Added to the output row by row; only of a layer without ``norm``.
+        norm: The batch norm behind the layer, or None.
+        relu: True: a ReLU comes last.
+    """
     if not _is_plain(layer, input, add_input):
         return None
+    addend = None if add_input is None else add_input._features
+    behind = _Followers(norm, relu or layer.act_type is Activation.ReLU, addend)
     weight, feats = layer.weight, input._features
     if feats.dtype != weight.dtype and not torch.is_autocast_enabled(feats.device.type):
         feats = feats.to(weight.dtype)
@@ -67,16 +98,17 @@ def trace_convolution(
     if layer.conv1x1 and compute_dtype(feats, weight) == weight.dtype:
         matrix, bias = weight.reshape(layer.in_channels, -1), layer.bias
         out = feats.mm(matrix) if bias is None else torch.addmm(bias, feats, matrix)
-        return _output(layer, input, add_input, out, input.indice_dict, None)
+        out = normalise(out, norm, behind.relu, addend)
+        return input._derive(out, input.indice_dict)
     if layer.subm:
-        return _trace_submanifold(layer, input, add_input, feats)
+        return _trace_submanifold(layer, input, feats, behind)
     if layer.inverse:
-        return _trace_inverse(layer, input, add_input, feats)
-    return _trace_strided(layer, input, add_input, feats)
+        return _trace_inverse(layer, input, feats, behind)
+    return _trace_strided(layer, input, feats, behind)
 
 
 def _trace_submanifold(
-    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, feats: Tensor, behind: _Followers
 ) -> SparseConvTensor | None:
     record = input.find_indice_pair(layer.indice_key)
     if record is None:
@@ -98,15 +130,13 @@ def _trace_submanifold(
     route = located.path + step_of(layer)
     if record is None and layer.indice_key is not None:
         indice_dict[layer.indice_key] = _entry(layer, input, located, located, route)
-    out = torch.ops.tritonspconv.spconv_submanifold(
-        *_operands(layer, feats), indices, located.root, located.version, route,
-        feats.shape[0], *_setting(layer, feats),
-    )  # fmt: skip
-    return _output(layer, input, add_input, out, indice_dict, None)
+    place = indices, located.root, located.version, route
+    out = _call_operator("spconv_submanifold", layer, feats, place, feats.shape[0], behind)
+    return input._derive(out, indice_dict)
 
 
 def _trace_strided(
-    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, feats: Tensor, behind: _Followers
 ) -> SparseConvTensor | None:
     located = _own_sites(input)
     if (
@@ -132,14 +162,13 @@ def _trace_strided(
     indice_dict = IndiceDict(input.indice_dict)
     if layer.indice_key is not None:
         indice_dict[layer.indice_key] = _entry(layer, input, located, made, route)
-    out = torch.ops.tritonspconv.spconv_strided(
-        *_operands(layer, feats), located.root, route, indices.shape[0], *_setting(layer, feats)
-    )
-    return _output(layer, input, add_input, out, indice_dict, made)
+    place = located.root, route
+    out = _call_operator("spconv_strided", layer, feats, place, indices.shape[0], behind)
+    return input._derive(out, indice_dict, made)
 
 
 def _trace_inverse(
-    layer: TracedLayer, input: SparseConvTensor, add_input: Any, feats: Tensor
+    layer: TracedLayer, input: SparseConvTensor, feats: Tensor, behind: _Followers
 ) -> SparseConvTensor | None:
     record = input.find_indice_pair(layer.indice_key)
     if (
@@ -154,39 +183,36 @@ def _trace_inverse(
     ):
         return None
     located = record.located
-    out = torch.ops.tritonspconv.spconv_inverse(
-        *_operands(layer, feats), located.root, record.route, record.indices.shape[0],
-        *_setting(layer, feats),
-    )  # fmt: skip
-    return _output(layer, input, add_input, out, IndiceDict(input.indice_dict), located)
+    place = located.root, record.route
+    out = _call_operator("spconv_inverse", layer, feats, place, record.indices.shape[0], behind)
+    return input._derive(out, IndiceDict(input.indice_dict), located)
 
 
-def _operands(layer: TracedLayer, feats: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    weight = layer.weight
-    if layer.conv1x1:
-        weight = weight.reshape(1, layer.in_channels, -1)
-    return feats, weight, layer.bias
-
-
-def _setting(layer: TracedLayer, feats: Tensor) -> tuple[str, torch.dtype, str]:
-    layout = "VIO" if layer.conv1x1 else "OVI"
-    precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
-    return layout, compute_dtype(feats, layer.weight), precision
-
-
-def _output(
+def _call_operator(
+    name: str,
     layer: TracedLayer,
-    input: SparseConvTensor,
-    add_input: SparseConvTensor | None,
     feats: Tensor,
-    indice_dict: dict[Any, Any],
-    located: LocatedSites | None,
-) -> SparseConvTensor:
-    """Return the output of a layer, with the addition and the activation that belong to it."""
-    if add_input is not None:
-        feats = feats + add_input._features
-    feats = feats.relu() if layer.act_type is Activation.ReLU else feats
-    return input._derive(feats, indice_dict, located)
+    place: tuple[Any, ...],
+    n_out: Any,
+    behind: _Followers,
+) -> Tensor:
+    """Call a registered convolution, and what follows it.
+
+    Args:
+        name: Name of the operator.
+        layer: The convolution.
+        feats: Input rows [n_in, c_in].
+        place: The arguments of the operator that describe the kernel map.
+        n_out: Number of output rows.
+        behind: What follows the convolution.
+    """
+    weight, layout = layer.weight, "OVI"
+    if layer.conv1x1:
+        weight, layout = weight.reshape(1, layer.in_channels, -1), "VIO"
+    precision = "tf32" if constants.SPCONV_ALLOW_TF32 else "ieee"
+    dtype = compute_dtype(feats, layer.weight)
+    operands = feats, weight, layer.bias, *place, n_out, layout, dtype, precision
+    return run_operator(name, operands, behind.norm, behind.relu, behind.addend)
 
 
 def _is_plain(layer: TracedLayer, input: Any, add_input: Any) -> bool:

@@ -17,8 +17,8 @@ from compat.spconv.pytorch._module import SparseModule
 from compat.spconv.pytorch._traced import is_new
 from compat.spconv.pytorch.conv import SubMConv3d
 from compat.spconv.pytorch.core import SparseConvTensor
-from tritonspconv.graph_capture import is_traced, run_untraced
-from tritonspconv.nn.chain import run_chain, trains_on
+from tritonspconv.graph_capture import breaks_graph, is_traced, run_untraced
+from tritonspconv.nn.chain import run_chain, trace_training_norm, trains_on
 from tritonspconv.nn.fusable import fuses_now
 
 __getattr__ = module_getattr(__name__, modules={"spconv": "compat.spconv.pytorch"})
@@ -29,9 +29,13 @@ class SparseBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Any) -> Any:
         """Normalise the features."""
-        if isinstance(input, SparseConvTensor):
-            return input.replace_feature(super().forward(input.features))
-        return super().forward(input)
+        if not isinstance(input, SparseConvTensor):
+            return super().forward(input)
+        if self.training and is_traced():
+            out = trace_training_norm(self, input.features)
+            if out is not None:
+                return input.replace_feature(out)
+        return input.replace_feature(super().forward(input.features))
 
 
 class SparseSyncBatchNorm(nn.SyncBatchNorm):
@@ -209,18 +213,23 @@ class SparseSequential(SparseModule):
             is_whole = is_new(input) or (self.fuse_layers and _is_faster_whole(self, input))
             if is_whole:
                 return run_untraced(self.forward, input)
+            if self.fuse_layers and fuses_now(traced=True):
+                return run_chain(LAYER_FAMILY, tuple(modules), input, _apply, traced=True)
         for module in modules:
             input = _apply(module, input)
         return input
 
 
 def _is_faster_whole(container: SparseSequential, input: SparseConvTensor) -> bool:
-    """Return whether Python runs a container faster than a graph does.
+    """Return whether Python runs a container faster than graphs do.
 
-    On a GPU with Triton, eager mode runs a convolution with its norm and its ReLU as one launch,
-    and a graph does not. So stages of several such layers, with nothing else between them, stay
-    whole.
+    That is so if a module breaks the graph. On a GPU with Triton it is also so in training, where
+    eager mode runs a norm and its ReLU with their convolution and a graph does not. So stages of
+    several such layers, with nothing else between them, stay whole there. In inference a graph
+    makes the launches of eager mode; nobody has measured yet if it is as fast.
     """
+    if any(breaks_graph(type(module)) for module in container.modules()):
+        return True
     if not trains_on(input.features.device):
         return False
     convolutions = 0
