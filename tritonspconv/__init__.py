@@ -78,6 +78,7 @@ make_opaque(
         "takes_norm",
         # Containers decide while torch.compile traces.
         "Sequential.forward",
+        "_is_faster_whole",
         "_apply",
         "run_chain",
         "norm_numbers",
