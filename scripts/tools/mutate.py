@@ -42,8 +42,8 @@ _MAPS = "tests/kernel_map/test_kernel_map.py"
 _BACK_ENDS = "interpreter tests/test_back_ends.py"
 _LAUNCH = "tests/kernels/test_launch_arguments.py"
 _NUMBA = "tests/kernels/test_numba"
-_ONNX = "tests/export/test_onnx_relation.py tests/export/test_onnx_networks.py "
-_ONNX += "tests/export/test_onnx_dialects.py tests/export/test_onnx_refusals.py"
+_ONNX = "tests/export/test_onnx_relation.py tests/export/test_onnx_dialects.py "
+_ONNX += "tests/export/test_onnx_refusals.py tests/export/test_onnx_networks.py"
 _TRAINING = "tests/test_training.py tests/test_boxes.py"
 TESTS = {
     "tritonspconv/_compat_name.py": "tests/test_cli.py tests/test_imports.py",
@@ -123,6 +123,8 @@ TESTS = {
     "tritonspconv/kernels/triton/_versions.py": _LAUNCH,
     "tritonspconv/kernels/triton/compile_ahead.py": "interpreter "
     "tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/triton/conv_grads.py": "interpreter tests/kernels/test_half_parts.py "
+    "tests/kernels/test_conv_grads.py tests/test_back_ends.py",
     "tritonspconv/kernels/triton/configs.py": "tests/kernels/test_compile_targets.py interpreter "
     "tests/kernels/test_tuned_tiles.py tests/kernels/test_gather_gemm.py",
     "tritonspconv/ops": f"tests/ops/test_{{stem}}.py tests/nn/test_conv.py "
@@ -165,6 +167,36 @@ TESTS = {
     "compat/spconv": "tests/compat/spconv tests/parity/test_spconv_surface.py",
     "compat/minkowski": "tests/compat/minkowski tests/nn/test_fuse.py",
 }
+
+# The tests of adapters that come before those of their whole package.
+_FIRST = {
+    "compat/spconv/pytorch": {
+        "_convolution": "conv", "_convolution_base": "conv", "_pair_ops": "functional",
+        "_pairs": "functional", "_records": "functional", "_repeats": "repeats",
+        "conv": "conv", "core": "tensor", "functional": "functional", "hash": "hash",
+        "modules": "modules", "ops": "functional", "pool": "pool",
+    },
+    "compat/spconv/utils": {"__init__": "voxels"},
+    "compat/minkowski": {
+        "MinkowskiBroadcast": "broadcast", "MinkowskiConvolution": "conv",
+        "MinkowskiCoordinateManager": "manager", "MinkowskiInterpolation": "interpolation",
+        "MinkowskiKernelGenerator": "kernel_generator", "MinkowskiNonlinearity": "nonlinearity",
+        "MinkowskiNormalization": "normalization", "MinkowskiOps": "ops",
+        "MinkowskiPooling": "pool", "MinkowskiPruning": "pruning",
+        "MinkowskiSparseTensor": "tensor", "MinkowskiTensor": "tensor",
+        "MinkowskiTensorField": "field", "MinkowskiUnion": "union", "_coordinate_map": "manager",
+        "_coordinate_maps": "manager", "_dense": "functions", "_field_maps": "field",
+        "_fields": "field", "_samples": "samples", "checkpoint": "checkpoint", "enums": "enums",
+    },
+    "compat/minkowski/utils": {
+        "collation": "utils", "coords": "utils", "quantization": "utils", "summary": "utils",
+    },
+}  # fmt: skip
+for _folder, _firsts in _FIRST.items():
+    _package = "/".join(_folder.split("/")[:2])
+    for _module, _first in _firsts.items():
+        _tests = f"tests/{_package}/test_{_first}.py {TESTS[_package]}"
+        TESTS[f"{_folder}/{_module}.py"] = _tests
 
 # Folder or file -> why the draw leaves it out.
 LEFT_OUT = {

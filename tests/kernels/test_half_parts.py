@@ -9,10 +9,13 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from tests.kernels.test_gather_gemm import FIXED, operands, random_table
 from tests.kernels.test_weight_grad import FIXED as FIXED_PAIRS
 from tests.kernels.test_weight_grad import random_pairs
+from tritonspconv.geometry import ConvGeometry
+from tritonspconv.kernel_map import kernel_map
 from tritonspconv.kernels.eager import gather_gemm as eager_gemm
 from tritonspconv.kernels.eager import weight_grad as eager_grad
-from tritonspconv.kernels.triton import gather_gemm, weight_grad
+from tritonspconv.kernels.triton import conv_grads, gather_gemm, half_parts, weight_grad
 from tritonspconv.kernels.triton.half_parts import HalfParts, split_half
+from tritonspconv.testing import random_sites
 
 
 def value(parts: HalfParts) -> Tensor:
@@ -133,3 +136,21 @@ def test_weight_gradient_has_the_accuracy_of_float32(
 
     parts = [split_half(x, with_low=True) for x in (feats, grad)]
     assert_grade_of_float32(launch(weight_grad, *parts, config=FIXED_PAIRS), compute)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["map", "inverse"])
+@pytest.mark.parametrize("more", [0, 1], ids=["enough work", "too little work"])
+def test_all_operands_of_a_backward_pass_are_split_or_none(inverse, more, monkeypatch):
+    """The work is that of the forward pass: rows of the larger side, times both channels."""
+    geometry = ConvGeometry((3, 3), (2, 2), (1, 1), (1, 1))
+    kmap = kernel_map(random_sites(30, 2, extent=9), geometry)
+    kmap = kmap.inverse() if inverse else kmap
+    feats, grad = torch.randn(kmap.n_in, 3), torch.randn(kmap.n_out, 2)
+    weight = torch.randn(9, 3, 2)
+    monkeypatch.setattr(half_parts, "_MIN_WORK", max(kmap.n_in, kmap.n_out) * 3 * 2 + more)
+    monkeypatch.setattr(half_parts, "split_half", lambda x, **how: HalfParts(x, None, x))
+    seen = []
+    for name in ("weight_grad", "gather_gemm"):
+        monkeypatch.setattr(conv_grads, name, lambda *operands, **how: seen.extend(operands[:2]))
+    conv_grads.conv_grads(feats, grad, weight, kmap, True, torch.empty_like(weight), "ieee")
+    assert [isinstance(operand, HalfParts) for operand in seen] == [not more] * 4
