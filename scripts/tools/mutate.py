@@ -143,6 +143,7 @@ TESTS = {
     "tritonspconv/capture": "tests/capture",
     "tritonspconv/export": "tests/export/test_recorded_maps.py tests/export/test_export_program.py",
     "tritonspconv/export/onnx": _ONNX,
+    "tritonspconv/export/onnx/fold.py": f"tests/export/test_onnx_fold.py {_ONNX}",
     "tritonspconv/export/onnx/functions.py": f"tests/export/test_onnx_functions.py {_ONNX}",
     "tritonspconv/models": "tests/export/test_onnx_networks.py tests/capture/test_minkowski.py "
     "tests/nn/test_save_memory.py tests/test_boxes.py tests/parity/test_cases.py",
