@@ -11,6 +11,7 @@ from tritonspconv.testing import (
     surface_sites,
     tolerance,
 )
+from tritonspconv.testing.lidar import simulate_sweep
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3, 5])
@@ -68,6 +69,20 @@ def test_block_sites():
     sites = block_sites((2, 3), 2)
     sites.validate()
     assert sites.num_rows == sites.grid.num_cells == 12
+
+
+def test_the_noise_of_a_sweep_is_along_the_rays_and_has_the_given_spread():
+    exact, noisy = (
+        simulate_sweep(3, beams=32, azimuths=64, range_noise=noise).points[:, :3].double()
+        for noise in (0.0, 0.05)
+    )
+    rays = exact / exact.norm(dim=1, keepdim=True)
+    along = ((noisy - exact) * rays).sum(1)
+    torch.testing.assert_close(noisy, exact + along[:, None] * rays, rtol=0, atol=1e-4)
+    # Six standard errors of the mean and of the deviation.
+    error = 6 * 0.05 / len(along) ** 0.5
+    assert abs(along.mean()) < error
+    assert abs(along.std() - 0.05) < error
 
 
 def test_tolerance_is_twice_rounding_and_eager_error():
