@@ -19,6 +19,7 @@ from tests._capture_cases import EXTENT, NETS, scan
 from tests._process import ROOT, run, write
 from tritonspconv import ExportError, export_program
 from tritonspconv.export._outputs import as_plain, check_equal
+from tritonspconv.export._program import _grid
 
 PAGE = ROOT / "docs" / "compile-export.md"
 CAPACITY = 260
@@ -501,3 +502,11 @@ def test_an_example_that_repeats_rows_is_refused() -> None:
     net = NETS["tritonspconv"]().eval()
     with pytest.raises(ExportError, match="repeated"):
         export_program(net, (), {"feats": feats, "coords": coords}, coords="coords")
+
+
+@pytest.mark.parametrize(("farthest", "reach"), [(0, 1), (1, 4), (-5, 16), (7, 16), (-8, 32)])
+def test_without_a_box_the_grid_is_a_cube_that_reaches_twice_as_far(farthest, reach) -> None:
+    grid = _grid(torch.tensor([[0, 0, farthest, 0], [2, 0, 0, 0]], dtype=torch.int32), None)
+    assert grid.lower == (-reach,) * 3
+    assert grid.shape == (2 * reach,) * 3
+    assert grid.batch_size == 3
