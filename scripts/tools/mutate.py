@@ -554,7 +554,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=150, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--modules", default="**/*.py", help="pattern of files, from the root")
-    parser.add_argument("--limit", type=float, default=60, help="seconds for one test")
+    parser.add_argument("--limit", type=float, default=200, help="seconds for one test")
     parser.add_argument(
         "--patience",
         type=float,

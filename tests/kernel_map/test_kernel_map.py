@@ -538,6 +538,28 @@ def test_a_cpu_takes_the_index_that_came_with_the_outputs(repeats, monkeypatch):
     assert not built
 
 
+@pytest.mark.parametrize(
+    ("geometry", "most_pairs"),
+    [
+        pytest.param(SUBM3, lambda n_in, n_out: 14 * n_in, id="half of the taps of a mirrored map"),
+        pytest.param(DOWN2, lambda n_in, n_out: 8 * n_in, id="eight outputs an input"),
+        pytest.param(HALVE, lambda n_in, n_out: n_in, id="one output an input"),
+        pytest.param(UP2, lambda n_in, n_out: n_out, id="one input an output"),
+    ],
+)
+def test_the_list_of_pairs_has_no_more_room_than_there_can_be_pairs(
+    geometry, most_pairs, monkeypatch
+):
+    module = importlib.import_module("tritonspconv.kernel_map.kernel_map")
+    rooms, pair_lists = [], module.pair_lists
+    monkeypatch.setattr(
+        module, "pair_lists", lambda *call: rooms.append(call[2]) or pair_lists(*call)
+    )
+    kmap = kernel_map(random_sites(60, extent=12), geometry)
+    check_forms(kmap)
+    assert rooms == [most_pairs(kmap.n_in, kmap.n_out)]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("geometry", [SUBM3, DOWN2, UP2], ids=["subm", "strided", "transposed"])
 def test_devices_agree_on_rows(geometry):

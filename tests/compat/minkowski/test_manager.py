@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import compat.minkowski as ME
+from compat.minkowski._coordinate_map import CoordinateMap
 from tests.compat.minkowski import _oracle as oracle
 
 
@@ -304,3 +305,13 @@ def test_coordinates_that_are_no_multiples_of_their_stride_stay_apart():
     x = ME.SparseTensor(torch.arange(3.0)[:, None], coordinates=coords, tensor_stride=2)
     assert sorted(x.C.tolist()) == coords.tolist()
     assert x.tensor_stride == [2, 2]
+
+
+@pytest.mark.parametrize(("shift", "unit"), [(0, (4, 2)), (1, (1, 1)), (2, (1, 1))])
+def test_cells_are_strides_where_strides_divide_every_coordinate(shift, unit):
+    coordinates = torch.tensor([[0, 4, -8], [1, 12, 0], [1, -4, 6]], dtype=torch.int32)
+    coordinates[0, 1] += shift
+    found, _, _ = CoordinateMap.around(coordinates, (4, 2))
+    assert found.unit == unit
+    cells = found.sites.coords * torch.tensor([1, *unit])
+    assert torch.equal(cells, coordinates.to(cells.dtype))
