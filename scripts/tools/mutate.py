@@ -169,7 +169,7 @@ TESTS = {
     "compat/minkowski": "tests/compat/minkowski tests/nn/test_fuse.py",
 }
 
-# The tests of adapters that come before those of their whole package.
+# The tests of adapters that run before those of their whole package.
 _FIRST = {
     "compat/spconv/pytorch": {
         "_convolution": "conv", "_convolution_base": "conv", "_pair_ops": "functional",
@@ -196,7 +196,7 @@ _FIRST = {
 for _folder, _firsts in _FIRST.items():
     _package = "/".join(_folder.split("/")[:2])
     for _module, _first in _firsts.items():
-        _tests = f"tests/{_package}/test_{_first}.py {TESTS[_package]}"
+        _tests = f"tests/{_package}/test_{_first}.py plain {TESTS[_package]}"
         TESTS[f"{_folder}/{_module}.py"] = _tests
 
 # Folder or file -> why the draw leaves it out.
