@@ -59,7 +59,7 @@ TESTS = {
     "tritonspconv/reference.py": "tests/test_reference.py tests/test_geometry.py",
     "tritonspconv/sparse_tensor.py": "tests/test_sparse_tensor.py tests/nn",
     "tritonspconv/waits.py": _MAPS,
-    "tritonspconv/coords": f"tests/coords {_MAPS} interpreter tests/coords",
+    "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
     "tests/kernel_map/test_ordered_tables.py",
     "tritonspconv/kernels": f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "

@@ -30,6 +30,7 @@ def test_unique_rows_are_the_first_of_each_key_in_order(device, keys):
     assert position.tolist() == [firsts.index(keys.index(key)) for key in keys]
 
 
+@every_back_end
 @pytest.mark.parametrize("repeats", [0, 1, 20])
 @pytest.mark.parametrize("n", [0, 1, 40])
 def test_unique_sites_are_the_first_of_each_coordinate(device, n, repeats):
