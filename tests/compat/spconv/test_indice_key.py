@@ -400,10 +400,11 @@ def test_a_tensor_is_trained_after_it_was_evaluated_in_inference_mode(make, repe
         assert torch.equal(net(y).features, net(x).features)
 
 
-def test_the_debug_mode_compares_values_on_every_device(make, monkeypatch):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_debug_mode_compares_values_on_every_device(make, mode, monkeypatch):
     monkeypatch.setattr(_sites, "_may_compare", lambda coords: checks_coords())
     layer = spconv.SubMConv3d(4, 4, 3)
-    with torch.no_grad():
+    with mode():
         for enabled in (False, True):
             x = make()
             layer.to(x.features.device)
