@@ -69,7 +69,7 @@ TESTS = {
     "tritonspconv/kernels/keys.py": f"tests/coords {_MAPS}",
     "tritonspconv/kernels/order_columns.py": "interpreter tests/kernels/test_order_columns.py "
     "tests/kernel_map/test_ordered_tables.py tests/test_back_ends.py",
-    "tritonspconv/kernels/compile_ahead.py": "interpreter tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/compile_ahead.py": "tests/kernels/test_compile_pool.py",
     "tritonspconv/kernels/tuning.py": "tests/test_cli.py interpreter "
     "tests/kernels/test_tuned_tiles.py",
     "tritonspconv/kernels/window.py": f"{_MAPS} interpreter tests/kernels/test_window_taps.py "
@@ -101,15 +101,15 @@ TESTS = {
     "tritonspconv/kernels/numba/sites.py": f"interpreter {_NUMBA}_maps.py",
     "tritonspconv/kernels/triton": "interpreter tests/kernels/test_{stem}.py "
     "tests/test_back_ends.py",
-    "tritonspconv/kernels/triton/_arguments.py": f"interpreter {_LAUNCH}",
+    "tritonspconv/kernels/triton/_arguments.py": _LAUNCH,
     "tritonspconv/kernels/triton/_bits.py": "interpreter tests/kernels/test_sites.py "
     "tests/kernels/test_neighbor_table.py tests/kernels/test_pairs.py",
     "tritonspconv/kernels/triton/_blocks.py": "interpreter tests/kernels/test_gather_gemm.py "
     "tests/test_back_ends.py",
     "tritonspconv/kernels/triton/_column_order.py": "interpreter "
     "tests/kernels/test_column_order.py tests/kernel_map/test_ordered_tables.py",
-    "tritonspconv/kernels/triton/_dot_precision.py": "interpreter "
-    "tests/kernels/test_gather_gemm.py tests/kernels/test_compile_targets.py",
+    "tritonspconv/kernels/triton/_dot_precision.py": "tests/kernels/test_compile_targets.py "
+    "interpreter tests/kernels/test_gather_gemm.py",
     "tritonspconv/kernels/triton/_grid.py": "interpreter tests/kernels/test_sites.py "
     "tests/kernels/test_neighbor_table.py tests/kernels/test_window_taps.py",
     "tritonspconv/kernels/triton/_index.py": "interpreter tests/kernels/test_sites.py "
@@ -121,8 +121,8 @@ TESTS = {
     "tests/kernels/test_scatter_table.py tests/test_back_ends.py",
     "tritonspconv/kernels/triton/_torch_launcher.py": _LAUNCH,
     "tritonspconv/kernels/triton/_versions.py": _LAUNCH,
-    "tritonspconv/kernels/triton/compile_ahead.py": "interpreter "
-    "tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/triton/compile_ahead.py": "tests/kernels/test_compile_pool.py",
+    "tritonspconv/kernels/triton/_compile_pool.py": "tests/kernels/test_compile_pool.py",
     "tritonspconv/kernels/triton/conv_grads.py": "interpreter tests/kernels/test_half_parts.py "
     "tests/kernels/test_conv_grads.py tests/test_back_ends.py",
     "tritonspconv/kernels/triton/configs.py": "tests/kernels/test_compile_targets.py interpreter "
@@ -166,6 +166,7 @@ TESTS = {
     "compat/cumm": "tests/compat/test_install.py tests/parity/test_spconv_own_code.py "
     "tests/parity/test_spconv_names.py",
     "compat/spconv": "tests/compat/spconv tests/parity/test_spconv_surface.py",
+    "compat/spconv/pytorch/_traced.py": "tests/test_registered_operators.py",
     "compat/minkowski": "tests/compat/minkowski tests/nn/test_fuse.py",
 }
 

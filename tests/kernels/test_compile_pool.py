@@ -95,6 +95,16 @@ def test_the_pool_fills_the_cache_that_launches_read():
     assert pool.compile_all(jobs, TARGET, 2) == []
 
 
+@pytest.mark.parametrize("is_aligned", [True, False], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.float16, torch.int32, torch.float32, torch.int64], ids=str
+)
+def test_kernels_are_compiled_for_the_alignment_of_the_launch(dtype, is_aligned):
+    made = pool._memory(pool.TensorKind(dtype, is_aligned))
+    assert made.dtype == dtype
+    assert (made.data_ptr() % 16 == 0) == is_aligned
+
+
 def test_other_row_counts_compile_nothing_new():
     few = {pool._kind(job, TARGET) for job in jobs_of(1000)}
     assert {pool._kind(job, TARGET) for rows in (17, 1600, 4999) for job in jobs_of(rows)} == few

@@ -301,3 +301,36 @@ def test_a_watcher_sees_the_launches_of_its_own_thread(monkeypatch):
     assert torch._C._is_multithreading_enabled()
     assert (inner, outer) == (["left out"], ["seen"])
     assert ran == ["other thread", "seen", "behind"]
+
+
+class CudaLauncher:
+    """Triton's launcher of the name, without a GPU: it keeps the grids of its launches."""
+
+    global_scratch_size = profile_scratch_size = 0
+    launch_cooperative_grid = launch_pdl = False
+    arg_annotations = ()
+
+    def __init__(self, **attributes):
+        self.grids = []
+        vars(self).update(attributes)
+
+    def launch(self, x, y, z, *_):
+        self.grids.append((x, y, z))
+
+    __call__ = launch
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(CudaLauncher(global_scratch_size=8), id="by the launcher"),
+        pytest.param(CudaLauncher(kernel_signature=b""), id="signed"),
+        pytest.param(CudaLauncher(), id="directly"),
+    ],
+)
+def test_a_grid_has_one_program_along_each_axis_that_is_not_given(launcher):
+    compiled = SimpleNamespace(run=launcher, function=0, packed_metadata=b"")
+    run = _versions.runner(compiled, ())
+    for grid in ((5,), (5, 3), (5, 3, 2)):
+        run(grid, 0, ())
+    assert launcher.grids == [(5, 1, 1), (5, 3, 1), (5, 3, 2)]
