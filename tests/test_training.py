@@ -188,6 +188,23 @@ def test_iou_counts_voxels():
         assert iou[number] == pytest.approx(float(both / either))
 
 
+@pytest.mark.parametrize("count", [2, 20, 30])
+def test_class_weights_come_from_the_first_twenty_scans(count):
+    asked = []
+
+    def load(number):
+        asked.append(number)
+        labels = torch.tensor([0, 0, 0, 1])
+        return torch.arange(12.0).view(4, 3), torch.zeros(4, 4), labels
+
+    scans = ScanSet(("often", "seldom"), 0.1, count, load)
+    weights = Segmentation(forward, scans, scans)._class_weights
+    assert asked == list(range(min(count, 20)))
+    share = torch.tensor([0.75, 0.25])
+    torch.testing.assert_close(weights[1] / weights[0], (share[0] / share[1]).sqrt())
+    torch.testing.assert_close((weights * share).sum(), torch.tensor(1.0))
+
+
 def test_voxels_have_the_most_frequent_class_and_mean_features():
     points = torch.tensor([[0.05, 0, 0], [0.06, 0, 0], [0.07, 0, 0], [0.15, 0, 0], [0.16, 0, 0]])
     labels = torch.tensor([2, 1, 1, -1, -1])
