@@ -62,10 +62,11 @@ TESTS = {
     "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
     "tests/kernel_map/test_ordered_tables.py",
-    "tritonspconv/kernels": f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
+    "tritonspconv/kernels": f"interpreter tests/kernels/test_launchers.py plain {_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
     f"{_BACK_ENDS} tests/kernels/test_{{stem}}.py tests/kernels/test_faces.py",
     "tritonspconv/kernels/__init__.py": "interpreter tests/kernels/test_back_end.py",
-    "tritonspconv/kernels/gather_gemm.py": "tests/nn/test_chain.py tests/ops/test_conv.py",
+    "tritonspconv/kernels/gather_gemm.py": "interpreter tests/kernels/test_launchers.py plain "
+    "tests/nn/test_chain.py tests/ops/test_conv.py",
     "tritonspconv/kernels/keys.py": f"tests/coords {_MAPS}",
     "tritonspconv/kernels/order_columns.py": "interpreter tests/kernels/test_order_columns.py "
     "tests/kernel_map/test_ordered_tables.py tests/test_back_ends.py",

@@ -56,3 +56,16 @@ def test_back_ends_have_the_same_launchers():
             assert found == expected, f"{module.__name__}.{launcher}"
     assert rooms == {"eager", "numba", "triton"}
     assert len(arguments) > 15
+
+
+def test_arguments_have_the_defaults_of_the_face():
+    compared = 0
+    for name, module, launchers in back_ends():
+        face = importlib.import_module(f"{kernels.__name__}.{name}")
+        for launcher in launchers:
+            of_face = inspect.signature(getattr(face, launcher)).parameters
+            for argument, own in inspect.signature(getattr(module, launcher)).parameters.items():
+                if own.default is not own.empty and argument in of_face:
+                    assert own.default == of_face[argument].default, f"{launcher}: {argument}"
+                    compared += 1
+    assert compared > 20
