@@ -62,7 +62,8 @@ TESTS = {
     "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
     "tests/kernel_map/test_ordered_tables.py",
-    "tritonspconv/kernels": f"interpreter tests/kernels/test_launchers.py plain {_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
+    "tritonspconv/kernels": "interpreter tests/kernels/test_launchers.py plain "
+    f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
     f"{_BACK_ENDS} tests/kernels/test_{{stem}}.py tests/kernels/test_faces.py",
     "tritonspconv/kernels/__init__.py": "interpreter tests/kernels/test_back_end.py",
     "tritonspconv/kernels/gather_gemm.py": "interpreter tests/kernels/test_launchers.py plain "
