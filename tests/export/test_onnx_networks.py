@@ -17,6 +17,7 @@ from tests.export._scans import SHAPE, engine, minkowski, spconv_tensor, sweep, 
 from tests.nn.blocks.published import DetectorBlock, SegmentorBlock
 from tritonspconv import nn as tsnn
 from tritonspconv.export import OnnxExportError, OnnxNetwork, export_onnx
+from tritonspconv.export.onnx.schema import _schemas
 from tritonspconv.models import lidar
 from tritonspconv.models.minkowski import mink_unet, mink_unet_of_spconv
 
@@ -232,6 +233,20 @@ def test_the_checker_rejects_a_node_that_does_not_fit_its_schema(tmp_path: Path)
             node.attribute.remove(attribute)
     with pytest.raises(onnx.checker.ValidationError, match="stride"):
         onnx.checker.check_model(model)
+
+
+def test_readers_may_rely_on_all_attributes_but_these() -> None:
+    optional = {
+        schema.name: {name for name, a in schema.attributes.items() if not a.required}
+        for schema in _schemas(onnx.defs.OpSchema)
+    }
+    relation = {"input_spatial_shape", "output_spatial_shape", "taps"}
+    assert optional == {
+        "SparseConvolution": relation | {"act_type"},
+        "SparsePool": relation | {"floor"},
+        "SparseToDense": set(),
+        "SparseGlobalPool": set(),
+    }
 
 
 def test_the_example_and_the_network_stay_as_they_were(tmp_path: Path) -> None:
