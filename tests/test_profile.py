@@ -12,7 +12,9 @@ import tritonspconv as ts
 from tests._process import write
 from tritonspconv import ops
 from tritonspconv.cli import main
+from tritonspconv.cli import profile as profile_command
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.points import VoxelGrid
 from tritonspconv.profile import LayerProfile, NetworkProfile, profile_network
 from tritonspconv.profile.words import verdicts
 from tritonspconv.testing import random_sites
@@ -98,6 +100,16 @@ def test_the_command_writes_all_its_files(tmp_path, monkeypatch, capsys):
     assert report["verdicts"]
     assert main(["profile", "torch.nn:ReLU", "scan.csv", "--device", "cpu"]) == 2
     assert "must hold layers of a sparse library" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["compat.spconv", "tritonspconv.nn"])
+@pytest.mark.parametrize(("network", "shape"), [("second", [41, 20, 18]), ("unet", [48, 32, 32])])
+def test_a_network_gets_the_extents_that_it_expects(library, network, shape):
+    grid = VoxelGrid((0, 0, 0, 1.8, 2, 4), (0.1, 0.1, 0.1))
+    assert grid.spatial_shape == [40, 20, 18]
+    coords = torch.zeros(1, 4, dtype=torch.int32)
+    made = profile_command._maker(library, network, torch.ones(1, 4), coords, grid, 1)()
+    assert list(made.spatial_shape) == shape
 
 
 SCRIPT = """

@@ -65,6 +65,13 @@ def test_surface_sites():
     assert sites.grid.shape == (40, 40, 40)
 
 
+@pytest.mark.parametrize("n", [0, 1, 27])
+def test_random_sites_may_be_none_or_fill_their_grid(n):
+    sites = random_sites(n, extent=3, batch_size=1)
+    sites.validate()
+    assert len(sites.coords.unique(dim=0)) == n
+
+
 def test_block_sites():
     sites = block_sites((2, 3), 2)
     sites.validate()

@@ -95,3 +95,9 @@ def test_errors():
         Grid((0, 0), (2**31, 2**31), 2)
     with pytest.raises(ValueError, match=r"batch indices must not be negative; got -1"):
         Grid.around(torch.tensor([[0, 3], [-1, 2]], dtype=torch.int32))
+
+
+def test_the_key_of_a_row_outside_the_grid_is_minus_one():
+    grid = Grid((-1, 2), (3, 4), 2)
+    beside = [[-1, 0, 3], [2, 0, 3], [0, -2, 3], [0, 2, 3], [0, 0, 1], [0, 0, 6]]
+    assert grid.keys(torch.tensor(beside, dtype=torch.int32)).tolist() == [-1] * 6

@@ -15,6 +15,16 @@ def ints(values, device, dtype=torch.int32):
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+@pytest.mark.parametrize(("most", "expected"), [(-1, 3), (0, 0), (2, 2), (9, 3)])
+def test_items_are_at_most_as_many_as_asked_for(most, expected, device):
+    table = HashTable(device, torch.int32, torch.int32, max_size=10)
+    table.insert(ints([7, 5, 6], device), ints([1, 2, 3], device))
+    keys, values, count = table.items(most)
+    assert keys.tolist() == [5, 6, 7][:expected]
+    assert values.tolist() == [2, 3, 1][:expected]
+    assert count.tolist() == [expected]
+
+
 @pytest.mark.parametrize("key_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("value_dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
 def test_hash_table_is_a_dictionary(key_dtype, value_dtype, device):
