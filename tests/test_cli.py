@@ -74,6 +74,22 @@ def test_errors_are_one_line_and_status_two(arguments, message, tmp_path, monkey
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("original", "golden", "message"),
+    [
+        ("spconv", ["--golden"], "--golden needs --device cuda: spconv was recorded there"),
+        ("spconv", [], "no case for cpu has 'nothing' in its name"),
+        ("MinkowskiEngine", ["--golden"], "no case for cpu has 'nothing' in its name"),
+    ],
+)
+def test_recorded_results_are_compared_on_the_device_of_the_record(
+    original, golden, message, capsys
+):
+    arguments = ["--original", original, "--device", "cpu", "--only", "nothing"]
+    assert main(["parity", *arguments, *golden]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_view_writes_a_page_with_the_points(tmp_path, capsys):
     points = np.random.default_rng(0).uniform(size=(500, 3)).astype(np.float32) * [40, 30, 3]
     np.save(tmp_path / "scan.npy", points)
