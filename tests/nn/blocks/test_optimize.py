@@ -650,6 +650,21 @@ def test_features_that_go_into_another_tensor_are_no_chain():
 
 
 @torch.no_grad()
+def test_a_relu_of_anything_but_the_features_is_no_stage():
+    class OfIndices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = spconv.SubMConv3d(4, 4, 3), nn.ReLU()
+
+        def forward(self, x):
+            out = self.conv(x)
+            return out.replace_feature(self.relu(out.indices))
+
+    module, x = OfIndices(), spconv_input()
+    with torch.no_grad():
+        assert torch.equal(ts.optimize(module)(x).features, x.indices)
+
+
 def test_a_torch_sequential_is_fused(taken):
     net = nn.Sequential(
         ME.MinkowskiConvolution(4, 6, 3, dimension=3), ME.MinkowskiBatchNorm(6), ME.MinkowskiReLU()
