@@ -529,8 +529,8 @@ def table(results: Path) -> str:
     lines = [
         "# Mutants", "",
         "`scripts/tools/mutate.py` changes one operator, constant or condition of a module and "
-        "runs the module's tests. It draws changes by a seed, from every module: more of a module "
-        "with more code. This is its last run.", "",
+        "runs the module's tests. It draws changes by a seed among all modules; the more code a "
+        "module has, the likelier it is drawn. This is its last run.", "",
         f"{len(entries)} mutants of {len(modules)} modules: {killed} killed "
         f"({100 * killed / max(len(entries), 1):.0f} %), {fates['timeout']} of them by the time "
         f"limit; {fates['survived']} survived.", "",
