@@ -61,7 +61,7 @@ TESTS = {
     "tritonspconv/waits.py": _MAPS,
     "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
-    "tests/kernel_map/test_ordered_tables.py",
+    f"{_MAPS} tests/kernel_map/test_ordered_tables.py",
     "tritonspconv/kernels": "interpreter tests/kernels/test_launchers.py plain "
     f"{_MAPS} tests/ops/test_conv.py tests/ops/test_{{stem}}.py "
     f"{_BACK_ENDS} tests/kernels/test_{{stem}}.py tests/kernels/test_faces.py",
@@ -165,7 +165,8 @@ TESTS = {
     "compat/__main__.py": "tests/compat/test_install.py",
     "compat/_install.py": "tests/compat/test_install.py tests/compat/test_install_minkowski.py",
     "compat/_site": "tests/compat/test_install.py",
-    "compat/cumm": "tests/compat/test_install.py tests/parity/test_spconv_own_code.py "
+    "compat/cumm": "tests/compat/spconv/test_functional.py tests/parity/test_spconv_own_code.py "
+    "tests/compat/test_install.py "
     "tests/parity/test_spconv_names.py",
     "compat/spconv": "tests/compat/spconv tests/parity/test_spconv_surface.py",
     "compat/spconv/pytorch/_traced.py": "tests/test_registered_operators.py",
@@ -528,8 +529,8 @@ def table(results: Path) -> str:
     lines = [
         "# Mutants", "",
         "`scripts/tools/mutate.py` changes one operator, constant or condition of a module and "
-        "runs the module's tests. It draws changes by a seed, from every module: more of a module "
-        "with more code. This is its last run.", "",
+        "runs the module's tests. It draws changes by a seed among all modules; the more code a "
+        "module has, the likelier it is drawn. This is its last run.", "",
         f"{len(entries)} mutants of {len(modules)} modules: {killed} killed "
         f"({100 * killed / max(len(entries), 1):.0f} %), {fates['timeout']} of them by the time "
         f"limit; {fates['survived']} survived.", "",

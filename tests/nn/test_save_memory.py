@@ -17,6 +17,7 @@ from tritonspconv.models.lidar import second_encoder, sparse_unet
 from tritonspconv.models.minkowski import mink_unet
 from tritonspconv.nn.memory.choose import choose_segments
 from tritonspconv.nn.memory.measure import Call, Measured
+from tritonspconv.nn.memory.segment import Segment
 from tritonspconv.testing import surface_sites
 
 SITES = surface_sites(12)
@@ -377,3 +378,10 @@ def test_ddp(tmp_path):
             assert_same_bits(step(parallel, case), step(plain, case))
     finally:
         distributed.destroy_process_group()
+
+
+def test_a_module_without_parameters_may_be_a_segment():
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    module = nn.ReLU()
+    (grad,) = torch.autograd.grad(Segment(module, frozenset())(x).sum(), x)
+    assert grad.tolist() == [0, 1]
