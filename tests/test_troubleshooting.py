@@ -224,7 +224,7 @@ CASES = {
         lambda: torch.jit.script(subm()),
         lambda: torch.func.vmap(lambda feats: ops.sparse_conv(feats, feats, None))(FEATS),
         forward_mode,
-        registered._refuse_second_order,
+        registered.refuse_second_order,
     ],
     "edited-indices": [edited],
     "second-order": [converted],
