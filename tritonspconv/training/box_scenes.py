@@ -24,6 +24,10 @@ KITTI_GRID = VoxelGrid((0.0, -40.0, -3.0, 70.4, 40.0, 1.0), (0.1, 0.1, 0.1))
 LEAST_POINTS = 10
 # A quarter of the sensor's usual number, so that a CPU can follow.
 _AZIMUTHS = 512
+# How far a training scene is turned, in radians. Cars stand along streets and across them. A
+# network that has to know every direction needs a longer training: with 45 degrees, 280 steps left
+# the angles of cars 7 to 10 degrees wrong.
+_MOST_TURN = math.radians(10)
 # Limits of KITTI's moderate cases: the image size in pixels, the least height in pixels, the
 # highest level of occlusion and the largest share cut off.
 _IMAGE = (1242, 375)
@@ -116,9 +120,9 @@ def kitti_boxes(folder: str | Path, split: Split, grid: VoxelGrid = KITTI_GRID) 
 
 
 def changed_scene(scene: BoxScene, seed: int) -> BoxScene:
-    """Return the scene mirrored, turned by up to 45 degrees and scaled by up to 5 %."""
+    """Return the scene mirrored, turned by up to 10 degrees and scaled by up to 5 %."""
     draw = torch.rand(3, generator=torch.Generator().manual_seed(seed))
-    angle = (float(draw[0]) - 0.5) * math.pi / 2
+    angle = (2 * float(draw[0]) - 1) * _MOST_TURN
     mirror = 1.0 if draw[1] < 0.5 else -1.0
     scale = 0.95 + 0.1 * float(draw[2])
     cos, sin = math.cos(angle), math.sin(angle)
