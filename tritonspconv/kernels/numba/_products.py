@@ -98,9 +98,9 @@ class _Tile:
         held = self.builder.load(pointer, align=self.bytes)
         self.builder.store(self.builder.fadd(held, value), pointer, align=self.bytes)
 
-    def broadcast(self, address: ir.Value, number: int = 0) -> ir.Value:
-        """Load element ``number`` of a row into all lanes."""
-        value = self.builder.load(self.pointer(address, number * self.bytes, self.element))
+    def broadcast(self, address: ir.Value) -> ir.Value:
+        """Load an element into all lanes."""
+        value = self.builder.load(self.pointer(address, 0, self.element))
         undefined = ir.Constant(self.operand, ir.Undefined)
         alone = self.builder.insert_element(undefined, value, _I32(0))
         lanes = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
@@ -148,6 +148,38 @@ class _TwoBfloat16(ir.VectorType):
         return f"<{self.count} x bfloat>"
 
 
+class _HeldSums:
+    """Writes the code of sums that stay in registers: some vectors for each row of a tile.
+
+    Args:
+        tile: The tile.
+        vectors: Vectors of a row.
+    """
+
+    def __init__(self, tile: _Tile, vectors: int) -> None:
+        self.tile = tile
+        self.rows = [
+            [cgutils.alloca_once_value(tile.builder, tile.zero) for _ in range(vectors)]
+            for _ in range(tile_rows())
+        ]
+
+    def add_products(self, elements: list[ir.Value], line: ir.Value) -> None:
+        """Add to each row its element times the vectors at ``line``; all are addresses."""
+        tile, builder = self.tile, self.tile.builder
+        factors = [tile.load(line, n, tile.operand) for n in range(len(self.rows[0]))]
+        for row, address in zip(self.rows, elements, strict=True):
+            element = tile.broadcast(address)
+            for held, factor in zip(row, factors, strict=True):
+                total = tile.multiply_add(element, factor, builder.load(held))
+                builder.store(total, held)
+
+    def add_to_memory(self, targets: list[ir.Value]) -> None:
+        """Add each row of sums to the row of memory at its address."""
+        for row, target in zip(self.rows, targets, strict=True):
+            for n, held in enumerate(row):
+                self.tile.add_to_memory(target, n, self.tile.builder.load(held))
+
+
 def _product_tile(vectors: int) -> Any:
     """Return the tile of ``vectors`` vectors of output channels."""
 
@@ -165,21 +197,12 @@ def _product_tile(vectors: int) -> Any:
             _, x, x_bytes, rows, matrix, depth, columns, sums, sums_bytes = args
             tile = _Tile(builder, feats.dtype)
             sources = tile.addresses(rows, x, x_bytes)
-            places = [(m, n) for m in range(tile_rows()) for n in range(vectors)]
-            held = {place: cgutils.alloca_once_value(builder, tile.zero) for place in places}
+            held = _HeldSums(tile, vectors)
             with cgutils.for_range(builder, depth) as loop:
-                line = builder.mul(loop.index, _I64(vectors * vector_bytes()))
-                line = builder.add(matrix, line)
-                factors = [tile.load(line, n, tile.operand) for n in range(vectors)]
-                offset = builder.mul(loop.index, _I64(tile.bytes))
-                for m, source in enumerate(sources):
-                    element = tile.broadcast(builder.add(source, offset))
-                    for n, factor in enumerate(factors):
-                        total = builder.load(held[m, n])
-                        builder.store(tile.multiply_add(element, factor, total), held[m, n])
-            targets = tile.addresses(columns, sums, sums_bytes)
-            for m, n in places:
-                tile.add_to_memory(targets[m], n, builder.load(held[m, n]))
+                line = tile.row(matrix, loop.index, _I64(vectors * vector_bytes()))
+                elements = [tile.row(source, loop.index, _I64(tile.bytes)) for source in sources]
+                held.add_products(elements, line)
+            held.add_to_memory(tile.addresses(columns, sums, sums_bytes))
             return context.get_dummy_value()
 
         return signature, emit
@@ -203,20 +226,14 @@ def _outer_tile(vectors: int) -> Any:
         def emit(context, builder, signature, args):
             _, x, x_bytes, g, count, total, total_bytes = args
             tile = _Tile(builder, feats.dtype)
-            places = [(m, n) for m in range(tile_rows()) for n in range(vectors)]
-            held = {place: cgutils.alloca_once_value(builder, tile.zero) for place in places}
+            numbers = [_I64(m) for m in range(tile_rows())]
+            held = _HeldSums(tile, vectors)
             with cgutils.for_range(builder, count) as loop:
                 source = tile.row(x, loop.index, x_bytes)
-                target = tile.row(g, loop.index, _I64(vectors * vector_bytes()))
-                factors = [tile.load(target, n, tile.operand) for n in range(vectors)]
-                for m in range(tile_rows()):
-                    element = tile.broadcast(source, m)
-                    for n, factor in enumerate(factors):
-                        sum_ = builder.load(held[m, n])
-                        builder.store(tile.multiply_add(element, factor, sum_), held[m, n])
-            for m, n in places:
-                line = tile.row(total, _I64(m), total_bytes)
-                tile.add_to_memory(line, n, builder.load(held[m, n]))
+                line = tile.row(g, loop.index, _I64(vectors * vector_bytes()))
+                elements = [tile.row(source, number, _I64(tile.bytes)) for number in numbers]
+                held.add_products(elements, line)
+            held.add_to_memory([tile.row(total, number, total_bytes) for number in numbers])
             return context.get_dummy_value()
 
         return signature, emit
