@@ -51,12 +51,9 @@ class ChannelNorm(NamedTuple):
         if dtype is None:
             held = (vector.dtype for vector in self[:4] if vector is not None)
             dtype = functools.reduce(torch.promote_types, held, torch.float32)
-        is_ready = all(
-            vector is None or (vector.dtype is dtype and vector.is_contiguous())
-            for vector in self[:4]
+        mean, variance, weight, bias, eps = self.each(
+            lambda x: x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
         )
-        norm = self if is_ready else self.each(lambda x: x.to(dtype).contiguous())
-        mean, variance, weight, bias, eps = norm
         zeros = mean.new_zeros(1, len(mean))
         ones = torch.ones_like(zeros)
         # F.batch_norm calls torch.batch_norm after checks that take as long as the call.

@@ -30,7 +30,8 @@ from tritonspconv.ops._conv_parts import forward_only, gradients_only
 _SITES, _MAP = schema_name(ActiveSites), schema_name(KernelMap)
 _GEOMETRY = schema_name(ConvGeometry)
 
-# What a fused convolution does to its sums: a ChannelNorm, if there is a mean; an addition; a ReLU.
+# A fused convolution normalises its sums if there is a mean. Then it adds the residual if there is
+# one, and last it clamps if ``relu`` is true.
 _EPILOGUE = (
     "Tensor? mean, Tensor? variance, Tensor? scale, Tensor? shift, float eps, Tensor? residual, "
     "bool relu"

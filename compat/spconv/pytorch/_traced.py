@@ -58,7 +58,7 @@ class TracedLayer(WindowLayer, Protocol):
 
 
 class _Followers(NamedTuple):
-    """What follows a convolution: the norm and the ReLU of its container, or its own addition.
+    """A convolution is followed by these operations, of its container or of its own.
 
     Attributes:
         norm: The batch norm; None: there is none.
