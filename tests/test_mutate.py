@@ -1,10 +1,10 @@
-"""scripts/tools/mutate.py: its list of tests fits the tree, and it tells fates apart."""
+"""scripts/tools: the list of tests fits the tree, and mutate.py tells fates apart."""
 
 import os
 
 import pytest
 
-from scripts.tools import mutate
+from scripts.tools import module_tests, mutate
 
 MODULES = [
     path.relative_to(mutate.ROOT).as_posix()
@@ -13,34 +13,36 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", mutate.TESTS)
+@pytest.mark.parametrize("name", module_tests.TESTS)
 def test_listed_modules_and_their_tests_exist(name):
-    paths = [path for path in mutate.TESTS[name].split() if path not in ("interpreter", "plain")]
+    paths = [
+        path for path in module_tests.TESTS[name].split() if path not in ("interpreter", "plain")
+    ]
     for path in [name, *(path for path in paths if "{stem}" not in path)]:
         assert (mutate.ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("name", mutate.LEFT_OUT)
+@pytest.mark.parametrize("name", module_tests.LEFT_OUT)
 def test_modules_that_are_left_out_exist_and_have_no_tests(name):
     assert (mutate.ROOT / name).exists()
-    assert not mutate.tests_of(name)
+    assert not module_tests.tests_of(name)
 
 
 def test_every_other_module_with_code_to_change_has_tests():
     for path in MODULES:
-        if not mutate.tests_of(path) and not path.startswith(tuple(mutate.LEFT_OUT)):
+        if not module_tests.tests_of(path) and not path.startswith(tuple(module_tests.LEFT_OUT)):
             assert not mutate.mutants_of(path, (mutate.ROOT / path).read_text()), path
 
 
 def test_tests_run_in_the_listed_order(monkeypatch):
     listed = "interpreter tests/kernels/test_{stem}.py tests/kernels/no_{stem}.py plain tests/nn"
-    monkeypatch.setattr(mutate, "TESTS", {"a": "tests/ops", "a/b": listed})
-    assert mutate.tests_of("a/b/_pool.py") == [
+    monkeypatch.setattr(module_tests, "TESTS", {"a": "tests/ops", "a/b": listed})
+    assert module_tests.tests_of("a/b/_pool.py") == [
         (True, ["tests/kernels/test_pool.py"]),
         (False, ["tests/nn"]),
     ]
-    assert mutate.tests_of("a/bc.py") == [(False, ["tests/ops"])]
-    assert mutate.tests_of("ab.py") == []
+    assert module_tests.tests_of("a/bc.py") == [(False, ["tests/ops"])]
+    assert module_tests.tests_of("ab.py") == []
 
 
 def test_a_longer_draw_continues_a_shorter_one():
