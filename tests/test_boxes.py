@@ -27,7 +27,7 @@ from tritonspconv.training import (
 )
 from tritonspconv.training.box_scenes import changed_scene
 from tritonspconv.training.boxes import Judged, corners, distinct, points_inside
-from tritonspconv.training.captured import CapturedTraining
+from tritonspconv.training.captured import CapturedNetwork
 from tritonspconv.training.detection import box_batch, boxes_of, maps_of, run_detector
 from tritonspconv.training.loop import follow_quickly
 
@@ -320,7 +320,7 @@ def test_a_captured_detector_computes_the_same():
     batch = box_batch([easy_set(2).load(n) for n in range(2)], GRID)
     larger = box_batch([easy_set(4).load(n) for n in (2, 3)], GRID)
     losses = []
-    for forward in (run_detector, CapturedTraining(run_detector)):
+    for forward in (run_detector, CapturedNetwork(run_detector)):
         net = make_net().train()
         task = Detection(easy_set(2), easy_set(1), forward)
         rows = []

@@ -22,7 +22,7 @@ from tritonspconv.training import (
     scannet_set,
     simulated_set,
 )
-from tritonspconv.training.captured import CapturedTraining
+from tritonspconv.training.captured import CapturedNetwork
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
 from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
@@ -101,7 +101,7 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
 @pytest.mark.filterwarnings("ignore:captured function. .* rows are more than:RuntimeWarning")
 def test_captured_training_computes_the_same():
     """A first batch, a smaller batch and a batch that does not fit give eager results."""
-    captured = CapturedTraining(run_net)
+    captured = CapturedNetwork(run_net)
     scans = layered_set(6)
     batches = []
     for numbers in ([0, 1], [2], [3, 4, 5, 0, 1, 2]):
@@ -117,14 +117,20 @@ def test_captured_training_computes_the_same():
             found.append([out.detach(), *(p.grad for p in net.parameters())])
         for eager, other in zip(*found, strict=True):
             torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-6)
-    assert captured._fast is not None
-    assert (captured._fast.replays, sum(captured._fast.eager_calls.values())) == (2, 1)
+    fast = captured._of_mode[True].fast
+    assert (fast.replays, sum(fast.eager_calls.values())) == (2, 1)
     with torch.no_grad():
-        eager = run_net(nets[0].eval(), *batches[0])
-        torch.testing.assert_close(
-            captured(nets[1].eval(), *batches[0]), eager, rtol=1e-4, atol=1e-6
-        )
-    assert captured._fast.replays == 2
+        for net in nets:
+            net.eval()
+        for factor in (1, 3):  # steps change the weights between two validations
+            for net in nets:
+                net[0].weight.mul_(factor)
+            eager = run_net(nets[0], *batches[0])
+            torch.testing.assert_close(captured(nets[1], *batches[0]), eager, rtol=1e-4, atol=1e-6)
+    assert (fast.replays, captured._of_mode[False].fast.replays) == (2, 2)
+    with torch.enable_grad():  # neither training nor validation
+        torch.testing.assert_close(captured(nets[1], *batches[0]), eager, rtol=1e-4, atol=1e-6)
+    assert (fast.replays, captured._of_mode[False].fast.replays) == (2, 2)
 
 
 @pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])
@@ -219,6 +225,20 @@ def test_voxels_have_the_most_frequent_class_and_mean_features():
     assert batch.coords[:, 0].tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("extent", [40, 2**23])  # keys have 63 bits, and these cells need 69
+def test_voxels_ascend_and_each_is_there_once(extent):
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randint(0, 3, (400, 3), generator=generator)
+    cells[:, 2] *= 5
+    cells = torch.cat([cells, cells.new_tensor([[extent - 1] * 3])])
+    feats = torch.rand(401, 2, generator=generator)
+    found = voxels_of(cells.flip(1).float(), feats, torch.zeros(401).long(), 1.0, 1)
+    expected = sorted({tuple(cell) for cell in cells.tolist()})
+    assert [tuple(coord) for coord in found.coords[:, 1:].tolist()] == expected
+    for coord, mean in zip(found.coords[:, 1:], found.feats, strict=True):
+        torch.testing.assert_close(mean, feats[(cells == coord).all(dim=1)].mean(dim=0))
+
+
 @pytest.mark.parametrize("kind", ["rooms", "streets"])
 def test_simulated_splits_share_no_scan(kind):
     first, second = simulated_set(kind, "train", 1), simulated_set(kind, "val", 1)
@@ -303,13 +323,13 @@ import torch.distributed as dist
 
 from tests.test_training import forward, layered_set, make_net, run_net
 from tritonspconv.training import Segmentation, TrainingSettings, fit
-from tritonspconv.training.captured import CapturedTraining
+from tritonspconv.training.captured import CapturedNetwork
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
 if sys.argv[3] == "captured":
-    captured = CapturedTraining(run_net)
+    captured = CapturedNetwork(run_net)
 
     def forward(net, batch):
         return captured(net, batch.feats, batch.coords)

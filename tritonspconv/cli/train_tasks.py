@@ -20,7 +20,7 @@ from tritonspconv.models.lidar import sparse_unet
 from tritonspconv.models.minkowski import mink_unet
 from tritonspconv.points import VoxelGrid
 from tritonspconv.training.box_scenes import KITTI_GRID, STREET_GRID, kitti_boxes, simulated_boxes
-from tritonspconv.training.captured import CapturedTraining
+from tritonspconv.training.captured import CapturedNetwork
 from tritonspconv.training.data import CHANNELS, Sample, ScanSet, Split, simulated_set
 from tritonspconv.training.detection import Detection, run_detector
 from tritonspconv.training.folders import kitti_set, scannet_set
@@ -116,7 +116,7 @@ def _in_graphs(
     args: argparse.Namespace, library: ModuleType, run: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
     """Return a function that runs a network, by CUDA graphs where the arguments ask for them."""
-    return CapturedTraining(run) if args.capture and library.__name__.startswith("compat") else run
+    return CapturedNetwork(run) if args.capture and library.__name__.startswith("compat") else run
 
 
 def _scan_set(args: argparse.Namespace, split: Split, count: int) -> ScanSet:

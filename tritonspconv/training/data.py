@@ -101,13 +101,31 @@ def voxels_of(
     """
     cells = (points / voxel_size).floor().int().flip(1)
     cells = cells - cells.amin(dim=0)
-    coords, group, counts = cells.unique(dim=0, return_inverse=True, return_counts=True)
+    coords, group, counts = _distinct(cells)
     means = torch.zeros(len(coords), feats.shape[1]).index_add(0, group, feats) / counts[:, None]
     votes = torch.zeros(len(coords), num_classes + 1)
     votes = votes.index_put((group, labels + 1), torch.ones(()), accumulate=True)
     # A voxel with a labelled point has a class.
     votes[:, 0] *= 1e-3
     return Sample(torch.nn.functional.pad(coords, (1, 0)), means, votes.argmax(dim=1) - 1)
+
+
+def _distinct(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distinct rows in ascending order, the place of each row among them, and counts.
+
+    ``torch.unique(dim=0)`` gives the same result, and takes ten times as long for a scan.
+
+    Args:
+        cells: int32 ``[N, 3]``, none below zero.
+    """
+    sizes = (cells.amax(dim=0) + 1).tolist()
+    if math.prod(sizes) >= 2**63:
+        return cells.unique(dim=0, return_inverse=True, return_counts=True)
+    strides = torch.tensor([sizes[1] * sizes[2], sizes[2], 1])
+    keys = (cells * strides).sum(dim=1)
+    keys, group, counts = keys.unique(return_inverse=True, return_counts=True)
+    coords = torch.stack([keys // strides[0], keys // sizes[2] % sizes[1], keys % sizes[2]], dim=1)
+    return coords.int(), group, counts
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
