@@ -133,12 +133,13 @@ def test_reports_name_the_command_without_its_folder(arguments, shown, monkeypat
     assert command_line() == shown
 
 
-def test_saving_networks_compute_again_in_training_alone() -> None:
+@pytest.mark.parametrize("captured", [False, True])
+def test_saving_networks_compute_again_in_training_alone(captured) -> None:
     device = torch.device("cpu")
     scenes = SceneStore(device, None, None, 16, 4000)
     peer = load_peer(OURS, device)
-    name, plain = next(iter(SAVING.items()))
-    names = [case.labels[0] for case in saving_cases(scenes, [peer])]
+    name, plain = list(SAVING.items())[captured]
+    names = [case.labels[0] for case in saving_cases(scenes, [peer], captured=captured)]
     assert names == [plain, name, plain, name]
     scene = scenes["waymo_unet"]
 

@@ -413,6 +413,51 @@ class TestStep:
             for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(a, b)
 
+    def test_activations_are_computed_again(self) -> None:
+        """`save_memory` changes no bit, and its kernels are part of the graph."""
+        torch.manual_seed(2)
+        net, head = Backbone().train(), nn.Linear(16, 3)
+        saving, saving_head = copy.deepcopy(net), copy.deepcopy(head)
+        plan = ts.save_memory(saving, batch(90), share=0)
+        assert {"stem", "block"} <= set(plan.segments)
+        results = []
+        for modules in ([net, head], [saving, saving_head]):
+            step = ts.capture_step(
+                self.loss_of(*modules),
+                torch.optim.SGD([p for m in modules for p in m.parameters()], lr=0.1),
+                *self.labelled(90, 0), coords="voxel_coords", modules=modules, capacities=[200],
+            )  # fmt: skip
+            losses = [step(*self.labelled(n, seed)) for seed, n in enumerate([90, 150, 0])]
+            assert step.replays == 3
+            state = [t.clone() for m in modules for t in m.state_dict().values()]
+            results.append([*losses, *state])
+        for once, again in zip(*results, strict=True):
+            assert torch.equal(once.nan_to_num(), again.nan_to_num())
+
+    def test_a_graph_cannot_draw_the_same_numbers_again(self, device: torch.device) -> None:
+        """On a CPU there is no graph, so dropout draws the same numbers in the backward pass."""
+        net = nn.Sequential(
+            spconv.SparseSequential(spconv.SubMConv3d(4, 8, 3, padding=1), nn.Dropout(0.5)),
+            spconv.SubMConv3d(8, 3, 3, padding=1),
+        ).train()
+
+        def loss_of(x: spconv.SparseConvTensor):
+            feats = net(x).features
+            return F.mse_loss(feats, torch.zeros_like(feats))
+
+        def capture_step():
+            return ts.capture_step(
+                loss_of, torch.optim.SGD(net.parameters(), lr=0.1), tensor, modules=[net]
+            )
+
+        tensor = spconv.SparseConvTensor(*scene(40), list(SHAPE), 2)
+        assert ts.save_memory(net, tensor, share=0).segments == ("0",)
+        if device.type == "cuda":
+            with pytest.raises(RuntimeError, match=r"SparseSequential draws random numbers inside"):
+                capture_step()
+        else:
+            assert capture_step()(tensor).isfinite()
+
     def test_an_optimiser_that_counts_on_the_host_is_refused(self) -> None:
         net, head = Backbone().train(), nn.Linear(16, 3)
         optimizer = torch.optim.Adam(net.parameters())

@@ -176,10 +176,15 @@ def _run_section(
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
         if not on_gpu:
             return
-        cases = saving_cases(scenes, peers)
+        cases = saving_cases(scenes, peers, captured=False)
         title = "peak memory that a training step adds, MiB; as it is and under save_memory"
         measure(section, title, NETWORK_HEADER, cases, metric=meter.peak, checked=False)
         title = "the same training steps, wall time, ms"
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.wall, checked=False)
+        cases = saving_cases(scenes, peers, captured=True)
+        title = "memory that a captured training step needs, MiB; as it is and under save_memory"
+        measure(section, title, NETWORK_HEADER, cases, metric=meter.footprint, checked=False)
+        title = "the same captured steps, wall time, ms"
         measure(section, title, NETWORK_HEADER, cases, metric=meter.wall, checked=False)
         title = "memory that a network needs, MiB; what graphs keep included, room for 1.5 x voxels"
         cases = footprint_cases(scenes, peers)

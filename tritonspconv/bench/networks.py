@@ -27,12 +27,16 @@ OPTIMISED = {
     "SpUNet-34, ours optimised": "SpUNet-34",
 }
 # Training only: ours under tritonspconv.save_memory; other libraries unchanged.
-SAVING = {"SpUNet-34, ours saving memory": "SpUNet-34"}
+SAVING = {
+    "SpUNet-34, ours saving memory": "SpUNet-34",
+    "SpUNet-34, ours captured, saving memory": "SpUNet-34, ours captured",
+}
 # Ours as CUDA graphs, with new coordinates and new maps at every call; other libraries unchanged.
 CAPTURED = {
     "SECOND encoder, ours captured": "SECOND encoder",
     "residual encoder, ours captured": "residual encoder",
     "SpUNet-34, ours captured": "SpUNet-34",
+    "SpUNet-34, ours captured, saving memory": "SpUNet-34",
 }
 BUILDERS = {
     "SECOND encoder": second_encoder,
@@ -87,12 +91,19 @@ def footprint_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
     ]
 
 
-def saving_cases(scenes: SceneStore, peers: Sequence[Peer]) -> list[Case]:
-    """Return training steps of networks as they are and under ``save_memory``; GPU only."""
+def saving_cases(scenes: SceneStore, peers: Sequence[Peer], *, captured: bool) -> list[Case]:
+    """Return training steps of networks as they are and under ``save_memory``; GPU only.
+
+    Args:
+        scenes: The scenes.
+        peers: The libraries.
+        captured: The steps are CUDA graphs, or they are eager.
+    """
     return [
         _case(_Subject(name, scenes["waymo_unet"], peers), dtype, True)
         for dtype in ("float16", "float32")
         for pair in SAVING.items()
+        if (pair[0] in CAPTURED) == captured
         for name in reversed(pair)
     ]
 
@@ -101,7 +112,7 @@ def _captured_subjects(scenes: SceneStore, peers: Sequence[Peer], on_gpu: bool) 
     """Return the cases of CUDA graphs; none on a CPU."""
     if not on_gpu:
         return []
-    second, encoder, unet = CAPTURED
+    second, encoder, unet, _ = CAPTURED
     places = (
         (second, "kitti"), (second, "kitti_b4"), (encoder, "kitti_b4"), (unet, "rooms_b4"),
         (unet, "waymo_unet"),

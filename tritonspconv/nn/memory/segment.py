@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Segment:
     def __init__(self, module: nn.Module, released: frozenset[ConvGeometry]) -> None:
         self._module = module
         self._released = released
+        # Whether the last run drew random numbers; until a run has shown it, it may.
+        self._draws = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``forward``."""
@@ -39,18 +41,24 @@ class Segment:
         # torch keeps the random state of the devices of the arguments, but does not look
         # into sparse tensors. So a parameter shows torch the device.
         somewhere = next(self._module.parameters(), None)
-        if somewhere is not None and somewhere.is_cuda and is_current_stream_capturing():
+        is_captured = somewhere is not None and somewhere.is_cuda and is_current_stream_capturing()
+        if is_captured and self._draws:
             raise RuntimeError(
-                f"save_memory: {type(self._module).__name__} trains inside of a CUDA graph, which "
-                "cannot keep the random state of a segment. Undo save_memory by plan.remove(), or "
-                "train without capture."
+                f"save_memory: {type(self._module).__name__} draws random numbers inside of a CUDA "
+                "graph, which cannot draw the same numbers again in the backward pass. Undo "
+                "save_memory by plan.remove(), train without capture, or take dropout out of "
+                f"{type(self._module).__name__}."
             )
+        before = None if is_captured else _RandomPlaces.now(somewhere)
         maps: list[KernelMap] = []
         seen = MapsSeen(maps.append) if self._released else contextlib.nullcontext()
         result = checkpoint(
             self._run, somewhere, args, kwargs, use_reentrant=False,
             context_fn=lambda: (seen, CopiesOfBuffers(self._module)),
+            preserve_rng_state=not is_captured,
         )  # fmt: skip
+        if before is not None:
+            self._draws = not before.are_those_of(_RandomPlaces.now(somewhere))
         for kernel_map in maps:
             if kernel_map.geometry in self._released:
                 kernel_map.release()
@@ -58,6 +66,32 @@ class Segment:
 
     def _run(self, _: Tensor | None, args: Any, kwargs: Any) -> Any:
         return type(self._module).forward(self._module, *args, **kwargs)
+
+
+class _RandomPlaces(NamedTuple):
+    """Where the random generators of the CPU and of a GPU stand.
+
+    Attributes:
+        cpu: The state of the CPU's generator.
+        gpu: The offset of the GPU's generator; 0 if there is no GPU.
+    """
+
+    cpu: Tensor
+    gpu: int
+
+    @classmethod
+    def now(cls, somewhere: Tensor | None) -> _RandomPlaces | None:
+        """Return the places now, for the GPU of a tensor; None where torch.compile traces."""
+        if torch.compiler.is_compiling():
+            return None
+        offset = 0
+        if somewhere is not None and somewhere.is_cuda:
+            offset = torch.cuda.default_generators[somewhere.get_device()].get_offset()
+        return cls(torch.get_rng_state(), offset)
+
+    def are_those_of(self, other: _RandomPlaces | None) -> bool:
+        """Return whether nothing was drawn between the two."""
+        return other is not None and self.gpu == other.gpu and torch.equal(self.cpu, other.cpu)
 
 
 class MapsSeen(TorchFunctionMode):
