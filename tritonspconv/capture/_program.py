@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from tritonspconv.graph_capture import GraphCaptureError
 from tritonspconv.kernels.compile_ahead import compile_ahead
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class Program(Generic[T]):
             with torch.cuda.graph(self._graph, pool=memory.pool, stream=memory.stream):
                 self.result = work()
         except Exception as error:
-            if "captur" not in str(error):
+            if isinstance(error, GraphCaptureError) or "captur" not in str(error):
                 raise
             raise RuntimeError(
                 "capture: the function does something that a CUDA graph cannot hold, such as "

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from tritonspconv.geometry import ConvGeometry
+from tritonspconv.graph_capture import GraphCaptureError
 from tritonspconv.kernel_map import KernelMap
 
 
@@ -43,7 +44,7 @@ class Segment:
         somewhere = next(self._module.parameters(), None)
         is_captured = somewhere is not None and somewhere.is_cuda and is_current_stream_capturing()
         if is_captured and self._draws:
-            raise RuntimeError(
+            raise GraphCaptureError(
                 f"save_memory: {type(self._module).__name__} draws random numbers inside of a CUDA "
                 "graph, which cannot draw the same numbers again in the backward pass. Undo "
                 "save_memory by plan.remove(), train without capture, or take dropout out of "
