@@ -16,9 +16,13 @@ from torch.nn import functional as F
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
 from compat.spconv.pytorch._errors import SpconvError
+from tests._back_end import interpreted_only
 from tests._capture_cases import EXTENT, scan
 from tritonspconv import graph_capture, opaque_types
+from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.nn import chain
+from tritonspconv.ops import registered_norm
+from tritonspconv.ops.batch_norm import train_norm
 
 pytestmark = [
     pytest.mark.skipif(not opaque_types.AVAILABLE, reason="torch moved the private interface"),
@@ -375,10 +379,14 @@ def _operands() -> dict[str, tuple[Any, ...]]:
     for dtype in (torch.float32, torch.float64):
         feats, ones = x.feats.to(dtype), torch.ones(4, dtype=dtype)
         running = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
-        cases[f"batch_norm_forward, {dtype}"] = (feats, ones, ones, *running, 0.1, 1e-5, True)
+        cases[f"batch_norm_forward, {dtype}"] = (
+            feats, ones, ones, *running, torch.tensor(3), 0.1, 1e-5, True,
+        )  # fmt: skip
         stats = torch.stack([feats.mean(0), feats.var(0, correction=0).add(1e-5).rsqrt()])
-        cases[f"batch_norm_grads, {dtype}"] = (feats, feats, ones, stats, feats.relu(), 1e-5)
-    plain = x.feats.bfloat16(), None, None, None, None, 0.1, 1e-5, False
+        cases[f"batch_norm_grads, {dtype}"] = (
+            feats, feats, ones, ones, stats, feats.relu(), 1e-5,
+        )  # fmt: skip
+    plain = x.feats.bfloat16(), None, None, None, None, None, 0.1, 1e-5, False
     cases["batch_norm_forward, plain"] = plain
     shape = [1, 4, EXTENT, EXTENT, EXTENT]
     cases["to_dense_forward"] = (x.feats, x.sites, shape, True)
@@ -402,9 +410,70 @@ def test_the_gradients_of_a_norm_in_training_are_those_of_differences(relu: bool
 
     def norm(*operands: Tensor) -> Tensor:
         running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-        return torch.ops.tritonspconv.batch_norm(*operands, *running, 0.1, 1e-5, relu)
+        return torch.ops.tritonspconv.batch_norm(*operands, *running, None, 0.1, 1e-5, relu)
 
     assert torch.autograd.gradcheck(norm, (feats, weight, bias))
+
+
+@interpreted_only
+@pytest.mark.parametrize("relu", [False, True], ids=["norm", "norm and ReLU"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_norm_in_training_runs_the_kernels_of_a_gpu(dtype, relu, device, monkeypatch) -> None:
+    calls = []
+    for name in ("batch_norm", "batch_norm_grad"):
+        kernel = getattr(registered_norm, name)
+
+        def run(*args: Any, name: str = name, kernel: Any = kernel) -> Any:
+            calls.append(name)
+            return kernel(*args)
+
+        monkeypatch.setattr(registered_norm, name, run)
+
+    def step(norm: Callable[..., Tensor]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        feats = torch.randn(9, 3, generator=generator).to(dtype).requires_grad_()
+        weight, bias = (torch.randn(3, generator=generator, requires_grad=True) for _ in range(2))
+        held = [torch.zeros(3), torch.ones(3), torch.tensor(4)]
+        out = norm(feats, weight, bias, *held)
+        out.backward(torch.linspace(-1, 1, 27).view(9, 3).to(dtype))
+        grads = [x.grad for x in (feats, weight, bias)]
+        assert all(grad is not None for grad in grads)
+        return [out.detach(), *held, *(grad for grad in grads if grad is not None)]
+
+    def eager(feats: Tensor, weight: Tensor, bias: Tensor, *held: Tensor) -> Tensor:
+        mean, variance, count = held
+        norm = TrainingNorm(mean, variance, weight, bias, count, 0.3, 1e-5)
+        return train_norm(feats, norm, relu=relu)
+
+    def traced(*operands: Tensor) -> Tensor:
+        return torch.ops.tritonspconv.batch_norm(*operands, 0.3, 1e-5, relu)
+
+    for found, expected in zip(step(traced), step(eager), strict=True):
+        assert torch.equal(found, expected)
+    assert calls == ["batch_norm", "batch_norm_grad"]
+
+
+def test_inductor_knows_a_likely_size_of_every_level() -> None:
+    """Without it, inductor on a GPU sums the rows of a level in one program."""
+    found = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        for node in graph.graph.nodes:
+            value = node.meta.get("example_value")
+            if isinstance(value, Tensor) and isinstance(size := value.shape[0], torch.SymInt):
+                found.extend(
+                    (str(symbol), size.node.shape_env.var_to_hint_override.get(symbol))
+                    for symbol in size.node.expr.free_symbols
+                )
+        return graph
+
+    net = torch.nn.Sequential(
+        spconv.SparseConv3d(4, 4, 3, 2, padding=1), spconv.SubMConv3d(4, 4, 3, padding=1)
+    ).eval()
+    x = spconv.SubMConv3d(4, 4, 3, padding=1)(_spconv_input(60))
+    torch.compile(net, backend=backend, dynamic=True, fullgraph=True)(x)
+    hints = {hint for symbol, hint in found if symbol.startswith("u")}
+    assert hints == {opaque_types._LIKELY_ROWS}
 
 
 def test_sums_of_other_sites_are_refused_as_in_eager() -> None:

@@ -24,6 +24,9 @@ except ImportError:  # In this release the interface has moved.
 
 AVAILABLE = opaque_object is not None
 
+# Rows of a level of a network, for inductor's choice of how to divide work.
+_LIKELY_ROWS = 2**15
+
 Kind = TypeVar("Kind")
 
 if TYPE_CHECKING:
@@ -57,11 +60,15 @@ def new_size(least: int) -> torch.SymInt:
         least: The smallest size that the graph has to serve.
     """
     ctx: Any = torch.library.get_ctx()
-    if (
-        allocate_size is None or ctx._shape_env is None
-    ):  # Raises: the caller wants graphs of fixed sizes.
+    env = ctx._shape_env
+    if allocate_size is None or env is None:  # Raises: the caller wants graphs of fixed sizes.
         return ctx.new_dynamic_size(min=least)
-    return allocate_size(ctx._shape_env, least)
+    size = allocate_size(env, least)
+    # Without a likely size, inductor sums over such an axis in one program for a few channels: the
+    # statistics of batch norms then take longer than the convolutions. One size for all networks
+    # gives one order of summation for all inputs.
+    env.var_to_hint_override[size.node.expr] = _LIKELY_ROWS
+    return size
 
 
 def is_lowered() -> bool:

@@ -121,27 +121,23 @@ def trace_training_norm(
 ) -> Tensor | None:
     """Return what a batch norm in training, and a ReLU, make of ``feats`` [N, C], by one operator.
 
-    Call this function only where ``torch.compile`` traces. The result is None where a graph is
-    better off with the modules themselves: on a GPU, in evaluation, and where torch needs Python,
-    as for a cumulative average or for several processes.
+    Call this function only where ``torch.compile`` traces. The result is None in evaluation, and
+    where torch needs Python, as for a cumulative average or for several processes.
     """
     if (
         not norm.training
         or norm.momentum is None
         or isinstance(norm, nn.SyncBatchNorm)
         or type(feats) is not Tensor
-        or feats.device.type != "cpu"
         or feats.ndim != 2
         or feats.shape[1] != norm.num_features
     ):
         return None
-    mean = variance = None
+    mean = variance = count = None
     if norm.track_running_stats:
-        mean, variance = norm.running_mean, norm.running_var
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+        mean, variance, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     return torch.ops.tritonspconv.batch_norm(
-        feats, norm.weight, norm.bias, mean, variance, norm.momentum, norm.eps, relu
+        feats, norm.weight, norm.bias, mean, variance, count, norm.momentum, norm.eps, relu
     )
 
 
