@@ -30,6 +30,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "compile-export.md"
 COMPILES = ("`torch.compile`", "`torch.compile(dynamic=True)`")
 # torch.compile traces functions of features alone, and calls of registered operators.
 TRACEABLE = {
+    "compat.minkowski.MinkowskiConvolution.MinkowskiConvolutionBase.forward",
+    "compat.minkowski.MinkowskiNonlinearity.MinkowskiNonlinearityBase.forward",
+    "compat.minkowski.MinkowskiNormalization.MinkowskiBatchNorm.forward",
+    "compat.minkowski.MinkowskiOps.MinkowskiLinear.forward",
     "tritonspconv.nn._module.FeatureModule.forward",
     "tritonspconv.nn.norm.BatchNorm.forward",
     "tritonspconv.nn.container.Sequential.forward",

@@ -12,6 +12,7 @@ from compat.minkowski._errors import BATCH_INDEX_FIRST, MinkowskiError
 from compat.minkowski._keys import CoordinateMapKey
 from compat.minkowski._layer_family import LAYER_FAMILY
 from compat.minkowski._names import module_getattr
+from compat.minkowski._traced import trace_convolution
 from compat.minkowski.enums import ConvolutionMode, RegionType
 from compat.minkowski.MinkowskiCommon import (
     MinkowskiModuleBase,
@@ -26,6 +27,7 @@ from compat.minkowski.MinkowskiSparseTensor import (
     _get_coordinate_map_key,
 )
 from tritonspconv import ops
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.guide import more
 from tritonspconv.nn.chain import convolve, normalise
 from tritonspconv.nn.fusable import LayerFamily, Norm
@@ -114,6 +116,11 @@ class MinkowskiConvolutionBase(MinkowskiModuleBase):
         Raises:
             MinkowskiError: The input is no sparse tensor of this layer's dimension and channels.
         """
+        if is_traced():
+            out = None
+            if coordinates is None:
+                out = trace_convolution(self, input, SparseTensor)
+            return run_untraced(self.forward, input, coordinates) if out is None else out
         return self._run(input, coordinates)
 
     def _run(

@@ -23,6 +23,7 @@ from compat.minkowski.enums import (
 from compat.minkowski.MinkowskiCommon import StrideType
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator, Window
 from tritonspconv.kernel_map import KernelMap
+from tritonspconv.opaque_types import register_opaque
 
 _allocator_type = GPUMemoryAllocatorType.PYTORCH
 _coordinate_map_type: CoordinateMapType | None = None
@@ -55,6 +56,7 @@ class CoordsManager:
         raise DeprecationWarning("CoordsManager is MinkowskiEngine 0.4; use CoordinateManager.")
 
 
+@register_opaque
 class CoordinateManager(FieldMaps):
     """Coordinate maps by key, and the maps between them; shared by the tensors made from one.
 

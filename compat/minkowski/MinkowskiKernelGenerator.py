@@ -152,6 +152,7 @@ class KernelGenerator:
 
     __slots__ = (
         "_stride",
+        "_text",
         "_window",
         "axis_types",
         "cache",
@@ -214,6 +215,9 @@ class KernelGenerator:
             region_type,
             tuple(tuple(offset) for offset in region_offsets.tolist()),
         )
+        # Window and stride for compiled graphs, which take text as a constant.
+        numbers = [*self.kernel_size, *self.kernel_stride, *self.kernel_dilation]
+        self._text = f"{region_type.name} {' '.join(map(str, numbers))}"
 
     def get_kernel(
         self, tensor_stride: Sequence[int], is_transpose: bool

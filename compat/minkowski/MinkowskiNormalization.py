@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._features import AnyTensor, features_of, with_features
 from compat.minkowski._names import module_getattr
+from compat.minkowski._traced import is_plain
 from compat.minkowski.enums import PoolingMode
 from compat.minkowski.MinkowskiBroadcast import (
     MinkowskiBroadcastAddition,
@@ -22,6 +23,8 @@ from compat.minkowski.MinkowskiCommon import (
 )
 from compat.minkowski.MinkowskiPooling import MinkowskiGlobalAvgPooling
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
+from tritonspconv.graph_capture import is_traced
+from tritonspconv.nn.chain import trace_training_norm
 
 
 class MinkowskiBatchNorm(nn.Module):
@@ -50,6 +53,9 @@ class MinkowskiBatchNorm(nn.Module):
 
     def forward(self, input: AnyTensor) -> AnyTensor:
         """Normalise the features of a sparse tensor or field."""
+        if is_traced() and is_plain(input, SparseTensor):
+            out = trace_training_norm(self.bn, input._F)
+            return with_features(input, self.bn(input._F) if out is None else out)
         return with_features(input, self.bn(features_of(input)))
 
     def __repr__(self) -> str:

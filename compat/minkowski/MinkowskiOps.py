@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from compat.minkowski._errors import MinkowskiError
 from compat.minkowski._features import AnyTensor, features_of, with_features
 from compat.minkowski._names import module_getattr
+from compat.minkowski._traced import derive, have_one_map
 from compat.minkowski.MinkowskiCommon import MinkowskiModuleBase
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.guide import more
 
 
@@ -94,6 +96,10 @@ def _combine(
 ) -> Any:
     """Apply ``operator`` to the features of tensors on the same coordinates."""
     tensors = _listed(name, arguments)
+    if is_traced():
+        if all(have_one_map(tensors[0], tensor, SparseTensor) for tensor in tensors):
+            return derive(tensors[0], operator([tensor._F for tensor in tensors]))
+        return run_untraced(_combine, name, arguments, operator)
     first = tensors[0]
     if isinstance(first, SparseTensor):
         kind, key_name = SparseTensor, "coordinate_map_key"

@@ -348,6 +348,8 @@ class SparseTensor(PointFeatures):
         )
 
 
+Tensor._sparse_class = SparseTensor
+
 # The sites at which a layer computes its outputs.
 Coordinates = TorchTensor | CoordinateMapKey | SparseTensor
 

@@ -19,15 +19,17 @@ from compat.minkowski._shared_manager import (
     set_sparse_tensor_operation_mode,
     sparse_tensor_operation_mode,
 )
+from compat.minkowski._traced import derive, have_one_map, is_plain
 from compat.minkowski.enums import SparseTensorOperationMode, SparseTensorQuantizationMode
 from compat.minkowski.MinkowskiCommon import renamed_attribute
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
-from tritonspconv.graph_capture import refuse_capture
+from tritonspconv.graph_capture import is_traced, refuse_capture, run_untraced
 from tritonspconv.guide import more
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from compat.minkowski.MinkowskiSparseTensor import SparseTensor
     from compat.minkowski.MinkowskiTensorField import TensorField
 
 __all__ = [
@@ -106,6 +108,10 @@ class Tensor:
     # The class of fields. Its module sets it, so that sparse tensors make fields without an import
     # of the module that imports theirs.
     _field_class: ClassVar[type[TensorField]]
+    # The class of sparse tensors; its module sets it.
+    _sparse_class: ClassVar[type[SparseTensor]]
+    # A tensor of a compiled graph: for each map that led to it, an empty tensor with its rows.
+    _rows_of_maps: dict[str, TorchTensor] | None = None
 
     quantization_mode: SparseTensorQuantizationMode
     _F: TorchTensor
@@ -314,6 +320,13 @@ class Tensor:
         return result
 
     def _binary(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:
+        if is_traced():
+            kind = self._sparse_class
+            if have_one_map(self, other, kind):
+                return derive(self, function(self._F, other._F))
+            if is_plain(self, kind) and isinstance(other, (int, float)):
+                return derive(self, function(self._F, other))
+            return run_untraced(self._binary, other, function)
         if isinstance(other, Tensor):
             if not isinstance(other, type(self)) and not isinstance(self, type(other)):
                 return NotImplemented
@@ -332,6 +345,11 @@ class Tensor:
         )
 
     def _in_place(self, other: Any, function: Callable[[Any, Any], TorchTensor]) -> Any:
+        if is_traced():
+            if not have_one_map(self, other, self._sparse_class):
+                return run_untraced(self._in_place, other, function)
+            self._F = function(self._F, other._F)
+            return self
         if isinstance(other, Tensor):
             self._is_same_key(other)
             other = other.F

@@ -318,4 +318,39 @@ def __getattr__(name: str) -> NoReturn:
 
 
 _name_layers(_sys.modules[__name__])
-make_opaque(__name__)
+make_opaque(
+    __name__,
+    traceable=(
+        "MinkowskiConvolutionBase.forward",
+        "MinkowskiBatchNorm.forward",
+        "MinkowskiNonlinearityBase.forward",
+        "MinkowskiLinear.forward",
+        "BasicBlock.forward",
+        "Bottleneck.forward",
+        "_Residual._gate",
+        "Tensor.__add__",
+        "Tensor.__sub__",
+        "Tensor.__mul__",
+        "Tensor.__radd__",
+        "Tensor.__rmul__",
+        "Tensor.__iadd__",
+        "Tensor._binary",
+        "Tensor._in_place",
+        "cat",
+        "_sum",
+        "mean",
+        "_combine",
+        "_listed",
+        "_total",
+        "_mean",
+        "features_of",
+        "with_features",
+        "is_plain",
+        "have_one_map",
+        "derive",
+        "trace_convolution",
+        "_is_traceable",
+        "_rows",
+    ),
+    constant=("_out_key", "_value"),
+)

@@ -25,9 +25,10 @@ from compat.minkowski._samples import Samples, check_samples, joined, occurring,
 from compat.minkowski.MinkowskiCommon import StrideType, convert_to_int_list
 from tritonspconv.coords import ActiveSites, Grid, union_sites
 from tritonspconv.coords.row_tensor import bounds_of, plain
+from tritonspconv.opaque_types import OpaqueMeta
 
 
-class CoordinateMaps:
+class CoordinateMaps(metaclass=OpaqueMeta):
     """Coordinate maps by key: inserted, strided, pruned, merged; and the rows they share.
 
     Args:

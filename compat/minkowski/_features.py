@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from compat.minkowski._errors import MinkowskiError
+from compat.minkowski._traced import derive, is_plain
 from compat.minkowski.MinkowskiSparseTensor import SparseTensor
 from compat.minkowski.MinkowskiTensorField import TensorField
+from tritonspconv.graph_capture import is_traced, run_untraced
 from tritonspconv.guide import more
 
 AnyTensor = TypeVar("AnyTensor", SparseTensor, TensorField)
@@ -37,6 +39,10 @@ def with_features(input: AnyTensor, features: Tensor) -> AnyTensor:
         input: A sparse tensor or a field; subclasses give their base, as in the original.
         features: Features with one row for each coordinate and any number of channels.
     """
+    if is_traced():
+        if is_plain(input, SparseTensor):
+            return derive(input, features)
+        return run_untraced(with_features, input, features)
     if isinstance(input, TensorField):
         return TensorField(
             features,

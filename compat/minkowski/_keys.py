@@ -17,10 +17,12 @@ class CoordinateMapKey:
         string_id: Tells apart maps of one tensor stride. A string id needs a tensor stride.
     """
 
-    __slots__ = ("_coordinate_size", "_value")
+    __slots__ = ("_coordinate_size", "_text", "_value")
 
     def __init__(self, coordinate_size: int | Sequence[int], string_id: str | None = None) -> None:
         self._value: KeyValue | None = None
+        # The value for compiled graphs, which take text as a constant, and numbers as variables.
+        self._text = ""
         if isinstance(coordinate_size, int):
             if string_id is not None:
                 raise MinkowskiError(
@@ -73,7 +75,8 @@ class CoordinateMapKey:
                 f"a key of coordinate size {self._coordinate_size} takes a tensor stride of "
                 f"{self._coordinate_size - 1} axes; got {list(tensor_stride)}."
             )
-        self._value = tuple(int(step) for step in tensor_stride), string_id
+        self._value = steps, _ = tuple(int(step) for step in tensor_stride), string_id
+        self._text = f"{' '.join(map(str, steps))}:{string_id}"
 
     def given_to(self, key: CoordinateMapKey | None) -> CoordinateMapKey:
         """Give another key, not set yet, the value of this one; return a key with the value."""
