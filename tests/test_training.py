@@ -26,6 +26,7 @@ from tritonspconv.training.captured import CapturedTraining
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
 from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
+from tritonspconv.training.pictures import Shown, draw_predictions
 
 CPU = torch.device("cpu")
 
@@ -369,6 +370,17 @@ def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path)
     task = Segmentation(forward, layered_set(), layered_set(3))
     with pytest.raises(ValueError, match=r"'processes': 2"):
         fit(make_net(), task, alone, CPU, checkpoint=tmp_path / "resume.pt", resume=True)
+
+
+def test_a_row_of_a_picture_has_the_same_height_in_every_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 5, 5]])
+    scan, heights = Shown(coords, torch.tensor([0, 1]), torch.tensor([0, 0])), []
+    for count in (1, 3):
+        path = tmp_path / f"{count}.png"
+        draw_predictions(path, [scan] * count, ("low", "high"))
+        heights.append(int.from_bytes(path.read_bytes()[20:24], "big"))
+    assert heights[1] == 3 * heights[0] > 0
 
 
 @pytest.mark.slow
