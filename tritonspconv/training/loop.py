@@ -33,7 +33,7 @@ class TrainingSettings:
             its own, so a resumed training draws the same numbers as an uninterrupted one.
     """
 
-    epochs: int = 10
+    epochs: int
     batch_size: int = 2
     learning_rate: float = 4e-3
     weight_decay: float = 1e-3
