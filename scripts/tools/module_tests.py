@@ -112,6 +112,9 @@ TESTS = {
     "tritonspconv/ops/rowwise.py": "tests/coords/test_row_tensor.py tests/capture",
     "tritonspconv/ops/registered_norm.py": "tests/test_registered_operators.py",
     "tritonspconv/nn": "tests/nn tests/compat/spconv/test_fused_layers.py",
+    "tritonspconv/nn/chain.py": "tests/nn/test_chain.py tests/compat/spconv/test_fused_layers.py "
+    "tests/test_registered_operators.py",
+    "tritonspconv/nn/norm.py": "tests/nn tests/test_registered_operators.py",
     "tritonspconv/nn/traced.py": "tests/test_registered_operators.py",
     "tritonspconv/nn/blocks": "tests/nn/blocks",
     "tritonspconv/nn/memory": "tests/nn/test_save_memory.py",
