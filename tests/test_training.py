@@ -218,6 +218,9 @@ def test_voxels_have_the_most_frequent_class_and_mean_features():
     assert voxels_of(points, feats, labels, 0.1, 3).labels.tolist() == [1, -1]
     batch = collate([found, found])
     assert batch.coords[:, 0].tolist() == [0, 0, 1, 1]
+    labels[2] = 3
+    with pytest.raises(IndexError):
+        voxels_of(points, feats, labels, 0.1, 3)
 
 
 @pytest.mark.parametrize("kind", ["rooms", "streets"])

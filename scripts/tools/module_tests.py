@@ -107,7 +107,8 @@ TESTS = {
     "tritonspconv/ops/_conv_parts.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
     "tritonspconv/ops/bounded_norm.py": "tests/ops/test_batch_norm.py "
     "tests/kernel_map/test_bounded.py tests/capture",
-    "tritonspconv/ops/conv.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
+    "tritonspconv/ops/conv.py": "tests/ops/test_conv.py tests/test_registered_operators.py "
+    f"{_BACK_ENDS}",
     "tritonspconv/ops/registered.py": "tests/test_registered_operators.py",
     "tritonspconv/ops/rowwise.py": "tests/coords/test_row_tensor.py tests/capture",
     "tritonspconv/ops/registered_norm.py": "tests/test_registered_operators.py",
@@ -123,7 +124,8 @@ TESTS = {
     "tritonspconv/export/onnx": _ONNX,
     "tritonspconv/export/onnx/fold.py": f"tests/export/test_onnx_fold.py {_ONNX}",
     "tritonspconv/export/onnx/functions.py": f"tests/export/test_onnx_functions.py {_ONNX}",
-    "tritonspconv/models": "tests/export/test_onnx_networks.py tests/capture/test_minkowski.py "
+    "tritonspconv/models": "tests/test_models.py tests/export/test_onnx_networks.py "
+    "tests/capture/test_minkowski.py "
     "tests/nn/test_save_memory.py tests/test_boxes.py tests/parity/test_cases.py",
     "tritonspconv/points": "tests/points tests/test_bad_files.py",
     "tritonspconv/profile": "tests/test_profile.py",
@@ -145,6 +147,7 @@ TESTS = {
     "tests/compat/test_install.py "
     "tests/parity/test_spconv_names.py",
     "compat/spconv": "tests/compat/spconv tests/parity/test_spconv_surface.py",
+    "compat/spconv/pytorch/_paths.py": "tests/test_registered_operators.py tests/compat/spconv",
     "compat/spconv/pytorch/_traced.py": "tests/test_registered_operators.py",
     "compat/minkowski": "tests/compat/minkowski tests/nn/test_fuse.py",
 }
