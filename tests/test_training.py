@@ -1,5 +1,7 @@
 """The training learns, resumes with the same bits, and reads the documented formats."""
 
+import collections
+import collections.abc
 import json
 import math
 
@@ -126,6 +128,16 @@ def test_captured_training_computes_the_same():
             captured(nets[1].eval(), *batches[0]), eager, rtol=1e-4, atol=1e-6
         )
     assert captured._fast.replays == 2
+
+
+def test_minkowskiengine_finds_the_names_that_python_moved(monkeypatch):
+    monkeypatch.setattr(collections, "Sequence", None, raising=False)
+    monkeypatch.setattr(
+        train_tasks.importlib, "import_module", lambda name: (name, collections.Sequence)
+    )
+    module, algo = train_tasks._library("minkunet", "original", torch.device("cuda"))
+    assert module == ("MinkowskiEngine", collections.abc.Sequence)
+    assert algo is None
 
 
 @pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])

@@ -32,6 +32,8 @@ TESTS = {
     "tritonspconv/sparse_tensor.py": "tests/test_sparse_tensor.py tests/nn",
     "tritonspconv/waits.py": _MAPS,
     "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
+    "tritonspconv/coords/grid.py": "tests/coords tests/export/test_export_program.py "
+    f"interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
     f"{_MAPS} tests/kernel_map/test_ordered_tables.py",
     "tritonspconv/kernels": "interpreter tests/kernels/test_launchers.py plain "
