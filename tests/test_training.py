@@ -1,5 +1,6 @@
 """The training learns, resumes with the same bits, and reads the documented formats."""
 
+import argparse
 import collections
 import collections.abc
 import json
@@ -12,7 +13,7 @@ from torch import nn
 
 import compat.spconv.pytorch as spconv
 from tests._process import run, write
-from tritonspconv.cli import main, train_tasks
+from tritonspconv.cli import main, train, train_tasks
 from tritonspconv.training import (
     Sample,
     ScanSet,
@@ -138,6 +139,16 @@ def test_minkowskiengine_finds_the_names_that_python_moved(monkeypatch):
     module, algo = train_tasks._library("minkunet", "original", torch.device("cuda"))
     assert module == ("MinkowskiEngine", collections.abc.Sequence)
     assert algo is None
+
+
+@pytest.mark.parametrize("world", [None, "1"])
+def test_a_single_process_joins_no_group(world, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with train._processes(argparse.Namespace(device="cpu")) as (device, is_first):
+        assert (device, is_first) == (CPU, True)
+        assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])
