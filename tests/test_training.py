@@ -14,6 +14,7 @@ from torch import nn
 import compat.spconv.pytorch as spconv
 from tests._process import run, write
 from tritonspconv.cli import main, train, train_tasks
+from tritonspconv.demo.scenes import DTYPES
 from tritonspconv.training import (
     Sample,
     ScanSet,
@@ -139,6 +140,16 @@ def test_minkowskiengine_finds_the_names_that_python_moved(monkeypatch):
     module, algo = train_tasks._library("minkunet", "original", torch.device("cuda"))
     assert module == ("MinkowskiEngine", collections.abc.Sequence)
     assert algo is None
+
+
+def test_settings_that_are_left_out_are_those_of_the_command():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    given, settings = parser.parse_args([]), TrainingSettings(epochs=1)
+    assert settings.batch_size == given.batch_size
+    assert settings.learning_rate == given.learning_rate
+    assert settings.dtype == DTYPES[given.dtype]
+    assert settings.seed == given.seed
 
 
 @pytest.mark.parametrize("world", [None, "1"])

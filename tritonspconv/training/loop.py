@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The settings of the training.
+    """The settings of the training; the defaults are those of ``tritonspconv train``.
 
     Attributes:
         epochs: Passes over the training scans.
