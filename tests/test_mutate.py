@@ -85,12 +85,12 @@ def test_the_page_counts_equivalent_survivors_apart():
     assert "| a/b.py: `x` → `9` | - | not explained yet |" in page
 
 
-def test_every_explained_survivor_is_a_change_of_the_code():
+def test_every_explained_survivor_changes_a_line_of_the_code():
     pytest.importorskip("tomllib")
     for key in mutate.explained():
         path = key.partition(": ")[0]
-        found = mutate.mutants_of(path, (mutate.ROOT / path).read_text())
-        assert key in {mutant.key for mutant in found}, key
+        lines = (mutate.ROOT / path).read_text().splitlines()
+        assert any(key.startswith(f"{path}: {line.strip()} -> ") for line in lines), key
 
 
 TEST = """
