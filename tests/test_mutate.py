@@ -63,6 +63,36 @@ def test_mutants_change_one_place():
     }
 
 
+def test_the_draw_leaves_out_assertions_of_equal_lengths(tmp_path, monkeypatch):
+    file = tmp_path / "m.py"
+    file.write_text("def f(x, y):\n    return zip(x, y, strict=True), zip(x, y, strict=False)\n")
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    monkeypatch.setattr(mutate, "tests_of", lambda name: [(False, ["test_m.py"])])
+    after = [mutant.after for mutant in mutate.chosen(9, 0, "*.py")]
+    assert after == ["return zip(x, y, strict=True), zip(x, y, strict=True)"]
+
+
+def test_the_page_counts_equivalent_survivors_apart():
+    fates = ["killed"] * 6 + ["timeout", "survived", "survived", "survived"]
+    entries = [{"key": f"a/b.py: x -> {n}", "fate": fate} for n, fate in enumerate(fates)]
+    kinds = {"a/b.py: x -> 7": ("equivalent", "It is."), "a/b.py: x -> 8": ("speed", "Slower.")}
+    page = mutate.table(entries, kinds)
+    assert "10 mutants of 1 modules: 7 killed (70 %), 1 of them by the time limit;" in page
+    assert "3 survived. 1 of the survivors are equivalent" in page
+    assert "Of the 9 others, 77.8 % are killed." in page
+    assert "| `a` | 7 | 3 |" in page
+    assert "| a/b.py: `x` → `8` | speed | Slower. |" in page
+    assert "| a/b.py: `x` → `9` | - | not explained yet |" in page
+
+
+def test_every_explained_survivor_changes_a_line_of_the_code():
+    pytest.importorskip("tomllib")
+    for key in mutate.explained():
+        path = key.partition(": ")[0]
+        lines = (mutate.ROOT / path).read_text().splitlines()
+        assert any(key.startswith(f"{path}: {line.strip()} -> ") for line in lines), key
+
+
 TEST = """
 from module import value
 

@@ -1,5 +1,6 @@
 """`tritonspconv profile` counts sites, pairs and maps rightly, and names a network's bound."""
 
+import itertools
 import json
 
 import pytest
@@ -15,7 +16,7 @@ from tritonspconv.cli import main
 from tritonspconv.cli import profile as profile_command
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.points import VoxelGrid
-from tritonspconv.profile import LayerProfile, NetworkProfile, profile_network
+from tritonspconv.profile import LayerProfile, NetworkProfile, profile_network, script
 from tritonspconv.profile.words import verdicts
 from tritonspconv.testing import random_sites
 
@@ -137,10 +138,10 @@ def make_input():
 
 
 def test_a_script_is_run_until_its_network_is_measured(tmp_path, capsys):
-    script = write(tmp_path, "train.py", SCRIPT)
+    path = write(tmp_path, "train.py", SCRIPT)
     page = tmp_path / "page.html"
     calls = ops.sparse_conv, KernelMap.__init__, nn.Module.__call__
-    arguments = ["profile", str(script), "--html", str(page), "--call", "2"]
+    arguments = ["profile", str(path), "--html", str(page), "--call", "2"]
     assert main([*arguments, "--args", "--steps 5"]) == 0
     assert calls == (ops.sparse_conv, KernelMap.__init__, nn.Module.__call__)
     printed = capsys.readouterr().out
@@ -152,6 +153,23 @@ def test_a_script_is_run_until_its_network_is_measured(tmp_path, capsys):
     assert main([*arguments, "--args", "--steps 1"]) == 2
     assert "it ended after 1" in capsys.readouterr().err
     assert main(["profile", str(tmp_path / "none.py")]) == 2
+
+
+WITH_LOSS = """
+import torch
+from tests.test_profile import make_input, make_net
+
+net, loss = make_net(), torch.nn.ReLU()
+for _ in range(2):
+    loss(net(make_input()).features)
+"""
+
+
+def test_the_time_of_a_network_ends_before_the_next_module(tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(script, "now", lambda device: next(ticks))
+    profile = script.profile_script(write(tmp_path, "loss.py", WITH_LOSS), call=2)
+    assert profile.forward_ms == 1
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of the originals

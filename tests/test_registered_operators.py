@@ -305,6 +305,28 @@ def test_a_level_with_given_maps_is_one_graph() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
 
 
+def _normed_level(
+    feats: Tensor, weight: Tensor, kernel_map: ts.KernelMap, mean: Tensor, variance: Tensor
+) -> Tensor:
+    norm = ts.ops.TrainingNorm(mean, variance, momentum=0.3)
+    return ts.ops.sparse_conv(feats, weight, kernel_map, norm=norm, relu=True)
+
+
+def test_a_norm_in_training_along_a_given_map_is_left_to_eager() -> None:
+    """So are operands that do not fit, and eager refuses these."""
+    x, weight = _engine_input(60), torch.randn(27, 4, 6)
+    across = ts.kernel_map(x.sites, ts.ConvGeometry.submanifold((3, 3, 3), (1, 1, 1)))
+    compiled = torch.compile(_normed_level, backend="aot_eager")
+    results = []
+    for run in (compiled, _normed_level):
+        statistics = torch.zeros(6), torch.ones(6)
+        results.append([run(x.feats, weight, across, *statistics), *statistics])
+        with pytest.raises(ValueError, match=r"^sparse_conv: "):
+            run(x.feats[:, :3], weight, across, *statistics)
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
 class _Upsample(nn.Module):
     def __init__(self) -> None:
         super().__init__()

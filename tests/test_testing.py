@@ -92,6 +92,13 @@ def test_the_noise_of_a_sweep_is_along_the_rays_and_has_the_given_spread():
     assert abs(along.std() - 0.05) < error
 
 
+def test_a_simulated_van_is_larger_than_every_car():
+    boxes = torch.cat([simulate_sweep(seed, beams=2, azimuths=4).boxes for seed in range(3)])
+    is_van = boxes[:, 3] > 4.85
+    assert is_van.any()
+    assert (boxes[is_van, 3:6].amin(0) > boxes[~is_van, 3:6].amax(0)).all()
+
+
 def test_tolerance_is_twice_rounding_and_eager_error():
     reference = torch.tensor([1.0, -4.0], dtype=torch.float64)
     eps = torch.finfo(torch.float16).eps

@@ -1,5 +1,8 @@
 """The training learns, resumes with the same bits, and reads the documented formats."""
 
+import argparse
+import collections
+import collections.abc
 import json
 import math
 
@@ -10,7 +13,8 @@ from torch import nn
 
 import compat.spconv.pytorch as spconv
 from tests._process import run, write
-from tritonspconv.cli import main, train_tasks
+from tritonspconv.cli import main, train, train_tasks
+from tritonspconv.demo.scenes import DTYPES
 from tritonspconv.training import (
     Sample,
     ScanSet,
@@ -26,6 +30,7 @@ from tritonspconv.training.captured import CapturedNetwork
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
 from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
+from tritonspconv.training.pictures import Shown, draw_predictions
 
 CPU = torch.device("cpu")
 
@@ -133,6 +138,36 @@ def test_captured_training_computes_the_same():
     assert (fast.replays, captured._of_mode[False].fast.replays) == (2, 2)
 
 
+def test_minkowskiengine_finds_the_names_that_python_moved(monkeypatch):
+    monkeypatch.setattr(collections, "Sequence", None, raising=False)
+    monkeypatch.setattr(
+        train_tasks.importlib, "import_module", lambda name: (name, collections.Sequence)
+    )
+    module, algo = train_tasks._library("minkunet", "original", torch.device("cuda"))
+    assert module == ("MinkowskiEngine", collections.abc.Sequence)
+    assert algo is None
+
+
+def test_settings_that_are_left_out_are_those_of_the_command():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    given, settings = parser.parse_args([]), TrainingSettings(epochs=1)
+    assert settings.batch_size == given.batch_size
+    assert settings.learning_rate == given.learning_rate
+    assert settings.dtype == DTYPES[given.dtype]
+    assert settings.seed == given.seed
+
+
+@pytest.mark.parametrize("world", [None, "1"])
+def test_a_single_process_joins_no_group(world, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with train._processes(argparse.Namespace(device="cpu")) as (device, is_first):
+        assert (device, is_first) == (CPU, True)
+        assert not torch.distributed.is_initialized()
+
+
 @pytest.mark.parametrize("change", ["a larger scene", "fewer scans"])
 def test_one_grid_serves_all_batches_that_it_holds(change):
     """A captured training makes no graph of a batch that does not fit, or that has fewer scans."""
@@ -223,6 +258,9 @@ def test_voxels_have_the_most_frequent_class_and_mean_features():
     assert voxels_of(points, feats, labels, 0.1, 3).labels.tolist() == [1, -1]
     batch = collate([found, found])
     assert batch.coords[:, 0].tolist() == [0, 0, 1, 1]
+    labels[2] = 3
+    with pytest.raises(IndexError):
+        voxels_of(points, feats, labels, 0.1, 3)
 
 
 @pytest.mark.parametrize("extent", [40, 2**23])  # keys have 63 bits, and these cells need 69
@@ -389,6 +427,17 @@ def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path)
     task = Segmentation(forward, layered_set(), layered_set(3))
     with pytest.raises(ValueError, match=r"'processes': 2"):
         fit(make_net(), task, alone, CPU, checkpoint=tmp_path / "resume.pt", resume=True)
+
+
+def test_a_row_of_a_picture_has_the_same_height_in_every_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 5, 5]])
+    scan, heights = Shown(coords, torch.tensor([0, 1]), torch.tensor([0, 0])), []
+    for count in (1, 3):
+        path = tmp_path / f"{count}.png"
+        draw_predictions(path, [scan] * count, ("low", "high"))
+        heights.append(int.from_bytes(path.read_bytes()[20:24], "big"))
+    assert heights[1] == 3 * heights[0] > 0
 
 
 @pytest.mark.slow

@@ -32,6 +32,8 @@ TESTS = {
     "tritonspconv/sparse_tensor.py": "tests/test_sparse_tensor.py tests/nn",
     "tritonspconv/waits.py": _MAPS,
     "tritonspconv/coords": f"tests/coords interpreter tests/coords plain {_MAPS}",
+    "tritonspconv/coords/grid.py": "tests/coords tests/export/test_export_program.py "
+    f"interpreter tests/coords plain {_MAPS}",
     "tritonspconv/kernel_map": f"tests/kernel_map/test_from_pairs.py {_MAPS} {_BACK_ENDS} "
     f"{_MAPS} tests/kernel_map/test_ordered_tables.py",
     "tritonspconv/kernels": "interpreter tests/kernels/test_launchers.py plain "
@@ -107,11 +109,15 @@ TESTS = {
     "tritonspconv/ops/_conv_parts.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
     "tritonspconv/ops/bounded_norm.py": "tests/ops/test_batch_norm.py "
     "tests/kernel_map/test_bounded.py tests/capture",
-    "tritonspconv/ops/conv.py": f"tests/ops/test_conv.py {_BACK_ENDS}",
+    "tritonspconv/ops/conv.py": "tests/ops/test_conv.py tests/test_registered_operators.py "
+    f"{_BACK_ENDS}",
     "tritonspconv/ops/registered.py": "tests/test_registered_operators.py",
     "tritonspconv/ops/rowwise.py": "tests/coords/test_row_tensor.py tests/capture",
     "tritonspconv/ops/registered_norm.py": "tests/test_registered_operators.py",
     "tritonspconv/nn": "tests/nn tests/compat/spconv/test_fused_layers.py",
+    "tritonspconv/nn/chain.py": "tests/nn/test_chain.py tests/compat/spconv/test_fused_layers.py "
+    "tests/test_registered_operators.py",
+    "tritonspconv/nn/norm.py": "tests/nn tests/test_registered_operators.py",
     "tritonspconv/nn/traced.py": "tests/test_registered_operators.py",
     "tritonspconv/nn/blocks": "tests/nn/blocks",
     "tritonspconv/nn/memory": "tests/nn/test_save_memory.py",
@@ -120,7 +126,8 @@ TESTS = {
     "tritonspconv/export/onnx": _ONNX,
     "tritonspconv/export/onnx/fold.py": f"tests/export/test_onnx_fold.py {_ONNX}",
     "tritonspconv/export/onnx/functions.py": f"tests/export/test_onnx_functions.py {_ONNX}",
-    "tritonspconv/models": "tests/export/test_onnx_networks.py tests/capture/test_minkowski.py "
+    "tritonspconv/models": "tests/test_models.py tests/export/test_onnx_networks.py "
+    "tests/capture/test_minkowski.py "
     "tests/nn/test_save_memory.py tests/test_boxes.py tests/parity/test_cases.py",
     "tritonspconv/points": "tests/points tests/test_bad_files.py",
     "tritonspconv/profile": "tests/test_profile.py",
@@ -142,6 +149,7 @@ TESTS = {
     "tests/compat/test_install.py "
     "tests/parity/test_spconv_names.py",
     "compat/spconv": "tests/compat/spconv tests/parity/test_spconv_surface.py",
+    "compat/spconv/pytorch/_paths.py": "tests/test_registered_operators.py tests/compat/spconv",
     "compat/spconv/pytorch/_traced.py": "tests/test_registered_operators.py",
     "compat/minkowski": "tests/compat/minkowski tests/nn/test_fuse.py",
 }

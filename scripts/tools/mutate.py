@@ -5,7 +5,11 @@
 
 Each mutant runs in a process of its own, on a copy of the checkout, against its module's tests.
 Start an interrupted run again, and it continues. ``scripts/tools/survivors.toml`` explains
-survivors.
+survivors, by kind.
+
+The draw leaves out what computes nothing: error messages, the texts of objects, types, imports
+and assertions. ``strict=True`` of ``zip`` is such an assertion. The draw also leaves out constants
+of modules, most of which are thresholds of speed.
 """
 
 from __future__ import annotations
@@ -120,8 +124,7 @@ def _changes(tree: ast.Module, source: str) -> Iterator[tuple[ast.expr, str]]:
             yield node.test, f"not ({part(node.test)})"
 
 
-# No test judges mutants of error messages, of the texts of objects, of types and of imports:
-# these compute nothing.
+# These compute nothing, and no test judges their mutants.
 _UNJUDGED = (ast.Raise, ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 _UNJUDGED_NAMES = ("__repr__", "extra_repr", "__str__")
 
@@ -159,7 +162,8 @@ def chosen(count: int, seed: int, pattern: str) -> list[Mutant]:
         found = mutants_of(name, path.read_text())
         begin, step = generator.random(), max(len(found), 1) ** -0.5
         for number, mutant in enumerate(generator.sample(found, len(found))):
-            placed.append(((begin + number) * step, mutant))
+            if "strict=True" not in mutant.before or "strict=True" in mutant.after:
+                placed.append(((begin + number) * step, mutant))
     return [mutant for _, mutant in sorted(placed)[:count]]
 
 
@@ -216,11 +220,17 @@ class _LastTest:
         self.file = file
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.file.write_text(nodeid)
+        self._write(nodeid)
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self.file.write_text(report.nodeid)
+            self._write(report.nodeid)
+
+    def _write(self, name: str) -> None:
+        # A process that has written beyond its memory may die here: the old name stays until then.
+        new = self.file.with_suffix(".new")
+        new.write_text(name)
+        new.replace(self.file)
 
 
 def _run_pytest(checkout: Path, is_interpreted: bool, names: list[str], last: Path) -> None:
@@ -327,14 +337,21 @@ def _read(results: Path) -> list[dict]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
-def table(results: Path) -> str:
+def explained(file: Path = EXPLANATIONS) -> dict[str, tuple[str, str]]:
+    """Return the kind of each explained survivor and why no test fails, by the mutant's key."""
+    kinds = tomllib.loads(file.read_text())  # pyright: ignore
+    return {key: (kind, why) for kind, part in kinds.items() for key, why in part.items()}
+
+
+def table(entries: list[dict], explanations: dict[str, tuple[str, str]]) -> str:
     """Return the page that lists the fates of the mutants."""
-    entries = _read(results)
-    explained = {}
-    if EXPLANATIONS.exists():
-        explained = tomllib.loads(EXPLANATIONS.read_text())  # pyright: ignore
     fates = Counter(entry["fate"] for entry in entries)
     killed = fates["killed"] + fates["timeout"]
+    survivors = sorted(entry["key"] for entry in entries if entry["fate"] == "survived")
+    rows = [(key, *explanations.get(key, ("-", "not explained yet"))) for key in survivors]
+    equivalent = sum(kind == "equivalent" for _, kind, _ in rows)
+    share = 100 * killed / max(len(entries), 1)
+    others = len(entries) - equivalent
     modules = {entry["key"].partition(": ")[0] for entry in entries}
     left_out = "; ".join(f"`{name}`: {why}" for name, why in LEFT_OUT.items())
     lines = [
@@ -343,9 +360,14 @@ def table(results: Path) -> str:
         "runs the module's tests. It draws changes by a seed among all modules; the more code a "
         "module has, the likelier it is drawn. This is its last run.", "",
         f"{len(entries)} mutants of {len(modules)} modules: {killed} killed "
-        f"({100 * killed / max(len(entries), 1):.0f} %), {fates['timeout']} of them by the time "
-        f"limit; {fates['survived']} survived.", "",
-        f"Left out are {left_out}.", "",
+        f"({share:.0f} %), {fates['timeout']} of them by the time "
+        f"limit; {len(rows)} survived. {equivalent} of the survivors are equivalent to the code: "
+        f"no input shows a difference. Of the {others} others, "
+        f"{100 * killed / max(others, 1):.1f} % are killed.", "",
+        "The draw leaves out what computes nothing: error messages, the texts of objects, types, "
+        "imports, assertions, and `strict=True` of `zip`, which is an assertion too. It leaves out "
+        "constants of modules, most of which are thresholds of speed.", "",
+        f"It leaves out these modules. {left_out}.", "",
         "## By folder", "", "| folder | killed | survived |", "| --- | --- | --- |",
     ]  # fmt: skip
     by_folder: dict[str, Counter[bool]] = {}
@@ -353,13 +375,12 @@ def table(results: Path) -> str:
         folder = entry["key"].partition(": ")[0].rpartition("/")[0]
         by_folder.setdefault(folder, Counter())[entry["fate"] == "survived"] += 1
     lines += [f"| `{folder}` | {n[False]} | {n[True]} |" for folder, n in sorted(by_folder.items())]
-    lines += ["", "## Survivors", "", "| change | why no test fails |", "| --- | --- |"]
-    for entry in sorted(entries, key=lambda entry: entry["key"]):
-        if entry["fate"] == "survived":
-            path, _, change = entry["key"].partition(": ")
-            change = change.replace("|", "\\|").replace(" -> ", "` → `", 1)
-            why = explained.get(entry["key"], "not explained yet")
-            lines.append(f"| {path}: `{change}` | {why} |")
+    lines += ["", "## Survivors", "", "| change | kind | why no test fails |"]
+    lines += ["| --- | --- | --- |"]
+    for key, kind, why in rows:
+        path, _, change = key.partition(": ")
+        change = change.replace("|", "\\|").replace(" -> ", "` → `", 1)
+        lines.append(f"| {path}: `{change}` | {kind} | {why} |")
     return "\n".join([*lines, ""])
 
 
@@ -383,7 +404,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write the page of these results and end")
     options = parser.parse_args()
     if options.table:
-        options.table.write_text(table(options.results))
+        options.table.write_text(table(_read(options.results), explained()))
         return
     # Each child would import these anew. Triton is not among them: it asks for TRITON_INTERPRET.
     for name in ("torch", "numba", "pytest"):

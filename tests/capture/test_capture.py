@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import compat.spconv.pytorch as spconv
 import tritonspconv as ts
 from tritonspconv.capture import CaptureOverflow, _captured
+from tritonspconv.capture._results import Outputs
 from tritonspconv.coords.row_tensor import RowTensor, RowwiseError, plain
 
 SHAPE = (9, 24, 20)
@@ -179,6 +180,12 @@ def test_the_engines_own_layers_and_padded_results() -> None:
     assert torch.equal(plain(got.coords)[:n], expected.coords)
     assert (plain(got.feats)[n:] == 0).all()
     assert (plain(got.coords)[n:, 0] == -1).all()
+
+
+def test_tensors_that_a_function_made_are_no_arguments_and_no_numbers() -> None:
+    given, made = torch.ones(2), torch.ones(2)
+    tree = {"given": given, "made": made, "shape": [9, 24]}
+    assert Outputs(tree, {id(given): ("x", given)}).tensors() == {"['made']": made}
 
 
 def test_empty_input_is_a_result() -> None:

@@ -27,6 +27,7 @@ BOUNDS = RowBounds(torch.tensor(REAL), SitePlan([CAPACITY]))
         pytest.param(lambda x: F.leaky_relu(x, inplace=True), id="in-place"),
         pytest.param(lambda x: x[:, 1:3], id="columns"),
         pytest.param(lambda x: torch.cat([x, x], dim=1), id="cat-columns"),
+        pytest.param(lambda x: torch.cat([x, x], -1), id="cat-columns-by-position"),
         pytest.param(lambda x: x @ torch.ones(4, 2), id="matmul"),
         pytest.param(lambda x: F.linear(x, torch.ones(3, 4)), id="linear"),
         pytest.param(lambda x: x.softmax(-1), id="softmax"),

@@ -155,3 +155,9 @@ def test_int32_is_for_what_it_holds(extent, stride, offset, narrow):
     # The place of the window does not matter, only its reach.
     offsets = ((-(2**31) + 5,), (-(2**31) + 5 + offset,))
     assert is_narrow(grid, offsets, (stride,)) == narrow
+
+
+def test_int32_is_for_fine_cells_along_the_axis_of_the_largest_stride():
+    grid = Grid((0, 0), (1, 2**28), 1)
+    assert is_narrow(grid, ((0, 0),), (1, 2))
+    assert not is_narrow(grid, ((0, 0),), (1, 4))

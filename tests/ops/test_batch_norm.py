@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from tritonspconv.ops import TrainingNorm
 from tritonspconv.ops.batch_norm import takes_training_norm, train_norm
+from tritonspconv.ops.bounded_norm import batch_norm
 from tritonspconv.testing import assert_close
 
 CHANNELS = 5
@@ -67,6 +68,17 @@ def test_running_statistics_move_as_torch_s(device):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
     assert int(count) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_real_rows_leave_the_running_statistics(device, dtype, count):
+    mean, variance = running(device)
+    feats, real = torch.randn(4, CHANNELS).to(device, dtype), torch.tensor(count, device=device)
+    out = batch_norm(feats, mean, variance, None, None, momentum=0.3, eps=1e-3, count=real)
+    assert not out.any()
+    for kept, before in zip((mean, variance), running(device), strict=True):
+        assert torch.equal(kept, before)
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The settings of the training.
+    """The settings of the training; the defaults are those of ``tritonspconv train``.
 
     Attributes:
         epochs: Passes over the training scans.
@@ -33,7 +33,7 @@ class TrainingSettings:
             its own, so a resumed training draws the same numbers as an uninterrupted one.
     """
 
-    epochs: int = 10
+    epochs: int
     batch_size: int = 2
     learning_rate: float = 4e-3
     weight_decay: float = 1e-3

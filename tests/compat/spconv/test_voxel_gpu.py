@@ -77,17 +77,18 @@ def test_static_generators_fill_the_buffers(ndim, empty_mean, device):
     assert (indices[n:] == -5).all()
 
 
-def test_voxels_that_are_not_cleared_keep_their_other_slots():
+@pytest.mark.parametrize(("options", "rest"), [({}, 0), ({"clear_voxels": False}, 7)])
+def test_voxels_that_are_not_cleared_keep_their_other_slots(options, rest):
     cls = utils.Point2VoxelGPU2d
     meta = utils.Point2VoxelCPU2d.calc_meta_data(*ARGUMENTS[2])
     voxels, indices, counts, unused, ids = buffers(2, "cpu", n=1)
     cloud = torch.tensor([[0.1, -1.9, 3.0]])
     cls.point_to_voxel_hash_static(
-        cloud, voxels, indices, counts, unused, unused, ids, *meta, clear_voxels=False
+        cloud, voxels, indices, counts, unused, unused, ids, *meta, **options
     )
     assert torch.equal(voxels[0, 0], cloud[0])
-    assert (voxels[0, 1:] == 7).all()
-    assert (voxels[1:] == 7).all()
+    assert (voxels[0, 1:] == rest).all()
+    assert (voxels[1:] == rest).all()
 
 
 def test_static_generator_takes_arrays_and_writes_into_them():
