@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Container
 from typing import Any
 
@@ -47,7 +46,7 @@ class CoordinateMaps(metaclass=OpaqueMeta):
         self._rows_of_cells: dict[tuple[KeyValue, KeyValue], Tensor] = {}
         self._unions: dict[tuple[KeyValue, ...], tuple[CoordinateMapKey, list[Tensor]]] = {}
         self._equal_rows: dict[frozenset[KeyValue], bool] = {}
-        self._ids = itertools.count()
+        self._next_id = 0
         # The samples of every map are samples of the inserted maps.
         self._samples: Samples = range(0)
         self._origins: dict[CoordinateMapKey, Samples] = {}
@@ -227,7 +226,8 @@ class CoordinateMaps(metaclass=OpaqueMeta):
         """Return a key value that is free: with the id itself, or with a number after it."""
         value = (tensor_stride, string_id)
         while value in taken:
-            number = f"{next(self._ids):05d}"
+            number = f"{self._next_id:05d}"
+            self._next_id += 1
             value = (tensor_stride, f"{string_id}-{number}" if string_id else number)
         return value
 
