@@ -111,6 +111,23 @@ def test_view_writes_a_page_with_the_points(tmp_path, capsys):
     # Coordinates are fractions of the box around all clouds.
     spans = np.ptp(places, axis=0) / 65535 * data["metres"]
     assert np.allclose(spans, np.ptp(points, axis=0), atol=2e-3)
+    heights = np.sort(points[:, 2])
+    assert np.allclose(data["clouds"][0]["heights"], [heights[10], heights[-11]])
+    assert "rgb(39, 64, 139), " in text  # the first colour of the legend
+
+
+def test_a_scan_with_colours_of_its_own_has_no_legend_of_heights(tmp_path):
+    rows = [(0, 0, 0, 255, 0, 0), (1, 0, 0, 0, 255, 0), (0, 1, 1, 0, 0, 128)]
+    lines = ["x,y,z,red,green,blue", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "scan.csv").write_text("\n".join(lines))
+    page = tmp_path / "scan.html"
+    columns = ["--columns", "x,y,z,red,green,blue"]
+    assert main(["view", str(tmp_path / "scan.csv"), "--out", str(page), *columns]) == 0
+    data = json.loads(re.search(r"const data = (.*);\n", page.read_text()).group(1))
+    points, *levels = data["clouds"]
+    assert base64.b64decode(points["colors"]) == bytes([255, 0, 0, 0, 255, 0, 0, 0, 128])
+    assert points["heights"] is None
+    assert all(level["heights"] for level in levels)
 
 
 def test_json_on_standard_output_is_all_there_is(tmp_path):
