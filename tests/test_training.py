@@ -26,6 +26,7 @@ from tritonspconv.training.captured import CapturedTraining
 from tritonspconv.training.data import FIRST_VAL_SEED, voxels_of
 from tritonspconv.training.folders import SCANNET_CLASSES
 from tritonspconv.training.loop import validate
+from tritonspconv.training.pictures import Shown, draw_predictions
 
 CPU = torch.device("cpu")
 
@@ -410,3 +411,25 @@ def test_the_original_trains_beside_ours(tmp_path, capsys):
     ours, original = (run["epochs"][0] for run in json.loads(report.read_text())["runs"])
     assert ours["loss"] == pytest.approx(original["loss"], rel=1e-4)
     assert (tmp_path / "checkpoint-original.pt").is_file()
+
+
+def test_the_picture_leaves_out_ceilings(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+    )
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 5, 0, 0], [0, 5, 0, 1]])
+    scan = Shown(coords, torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 2, 2]))
+    draw_predictions(tmp_path / "a.png", [scan, scan], ("floor", "wall", "ceiling"))
+    (figure,) = figures
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles[1:3] == ["prediction", "wrong: 50.0 %, ceiling left out"]
+    assert titles[::3] == ["scan 0: truth", "scan 1: truth"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["floor", "wall"]
+    draw_predictions(tmp_path / "a.png", [scan], ("floor", "wall", "roof"))
+    assert figures[1].axes[2].get_title(loc="left") == "wrong: 25.0 %"
