@@ -480,6 +480,8 @@ def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         export_program(net, (), example, coords="coords")
     net.eval()
+    with pytest.raises(TypeError, match=r"args must be a tuple .*such as \(x,\); got Tensor"):
+        export_program(net, example["feats"])
     with pytest.raises(ValueError, match="export_program: exactly one argument"):
         export_program(net, (), example)
     for options, message in (
