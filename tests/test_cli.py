@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -88,6 +89,29 @@ def test_recorded_results_are_compared_on_the_device_of_the_record(
     arguments = ["--original", original, "--device", "cpu", "--only", "nothing"]
     assert main(["parity", *arguments, *golden]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "scan.csv").write_text("x,y,z\n0,0,0\n1,2,0.5\n3,1,1\n")
+    scan, picture = str(tmp_path / "scan.csv"), str(tmp_path / "scan.png")
+    assert main(["view", scan, "--out", picture]) == 2
+    message = "matplotlib is not installed. To install it: pip install 'tritonspconv[demo]'"
+    assert capsys.readouterr().err == f"tritonspconv view: {message}\n"
+
+
+def test_the_demo_runs_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    rows = np.random.default_rng(0).uniform(size=(300, 3)) * [20, 20, 2]
+    (tmp_path / "scan.csv").write_text("\n".join(["x,y,z", *(",".join(map(str, r)) for r in rows)]))
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    arguments = ["demo", tmp_path / "scan.csv", "--device", "cpu", "--out", out, "--json", report]
+    assert main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "no picture: matplotlib is not installed (pip install 'tritonspconv[demo]')" in printed
+    assert "sparse U-Net" in printed
+    assert json.loads(report.read_text())["picture"] is None
+    assert not out.exists()
 
 
 def test_view_writes_a_page_with_the_points(tmp_path, capsys):
@@ -191,6 +215,16 @@ def test_a_foreign_compat_is_told(tmp_path):
     lines = run("-m", "tritonspconv", "doctor", cwd=tmp_path).stdout.splitlines()
     (line,) = [line for line in lines if line.startswith("! ")]
     assert re.fullmatch(r"! another module is called compat: .*compat\.py", line)
+
+
+def test_a_checkout_is_no_foreign_compat(tmp_path):
+    write(tmp_path, "compat/__init__.py", "")
+    write(tmp_path, "tritonspconv/_compat_name.py", "")
+    code = (
+        "import sys; sys.path.remove(''); from tritonspconv.cli import doctor; "
+        "print([finding.what for finding in doctor.examine([]) if 'compat' in finding.what])"
+    )
+    assert run("-c", code, cwd=tmp_path).stdout == "[]\n"
 
 
 def test_the_engine_does_not_import_the_adapters(tmp_path):
