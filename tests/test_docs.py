@@ -63,7 +63,7 @@ def test_the_table_of_support_is_that_of_the_code():
 def test_drawings_are_those_of_the_code(tmp_path, monkeypatch):
     monkeypatch.setattr(draw_concepts, "IMAGES", tmp_path)
     draw_concepts.main()
-    for name in ("kinds.svg", "taps.svg"):
+    for name in ("kinds.svg", "map.svg", "taps.svg"):
         drawn = (tmp_path / name).read_text()
         kept = (DOCS / "img" / name).read_text()
         assert drawn == kept, "run python -m scripts.tools.draw_concepts"
