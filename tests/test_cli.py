@@ -46,6 +46,10 @@ def test_every_command_has_help_and_json(name, capsys):
         (["view", "--out", "scan.jpg"], "--out must end in .html or .png; got 'scan.jpg'"),
         (["view", "--json", "scan.npy"], "must be - or a name that ends in .json"),
         (["view", "--columns", "x,y"], "--columns must name x, y and z"),
+        (
+            ["train", "--data", "room"],
+            "must be rooms, streets or a folder; there is no folder 'room'",
+        ),
         (["demo", "--batch-size", "0"], "must be a whole number of at least 1; got '0'"),
         (["bench", "nothing"], "no section nothing; there are layers"),
         (["bench", "--device", "cuda:77"], ""),

@@ -92,11 +92,16 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
     for name, value in whole_net.state_dict().items():
         assert torch.equal(net.state_dict()[name], value)
     other = TrainingSettings(epochs=13, batch_size=2, learning_rate=3e-2)
-    with pytest.raises(ValueError, match=r"fit: the settings must be those of"):
+    message = r"the settings must be those of .*; got epochs 12 there and 13 now\. Train"
+    with pytest.raises(ValueError, match=message):
         fit(net, task, other, CPU, checkpoint=checkpoint, resume=True)
-    checkpoint.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match=r"must be a checkpoint of a training"):
-        fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
+    wider = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"the network must be that of .*other names or shapes"):
+        fit(wider, task, settings, CPU, checkpoint=checkpoint, resume=True)
+    for content in (b"no checkpoint", b""):
+        checkpoint.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read as one \(\w+Error\)\. Train"):
+            fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
 
 
 @pytest.mark.filterwarnings("ignore:captured function. .* rows are more than:RuntimeWarning")
@@ -368,7 +373,7 @@ def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path)
     # One process may not resume the run of two, because its batch norms would see other rows.
     alone = TrainingSettings(epochs=4, batch_size=2, learning_rate=3e-2)
     task = Segmentation(forward, layered_set(), layered_set(3))
-    with pytest.raises(ValueError, match=r"'processes': 2"):
+    with pytest.raises(ValueError, match="got processes 2 there and 1 now"):
         fit(make_net(), task, alone, CPU, checkpoint=tmp_path / "resume.pt", resume=True)
 
 
