@@ -24,6 +24,7 @@ pytestmark = [
     # errors.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning"),
 ]
 
 PAGE = Path(__file__).parents[1] / "docs" / "compile-export.md"
