@@ -52,9 +52,12 @@ def test_every_command_has_help_and_json(name, capsys):
         ),
         (["demo", "--batch-size", "0"], "must be a whole number of at least 1; got '0'"),
         (["bench", "nothing"], "no section nothing; there are layers"),
-        (["bench", "--device", "cuda:77"], ""),
+        (["bench", "--device", "cuda:77"], "--device must be available; got cuda:77"),
         (["convert", "none.pth", "--dry-run"], "No such file"),
-        (["tune", "x.json", "--channels", "a:b"], "argument --channels"),
+        (["tune", "x.json", "--channels", "a:b"], "must be IN:OUT, two whole numbers such as"),
+        (["demo", "--device", "foo"], "--device must be cpu, cuda or cuda:N; got 'foo'"),
+        (["profile", "second", "--device", "meta"], "--device must be cpu, cuda or cuda:N"),
+        (["view", "."], "read_scan: . is a folder; it must be a file"),
         (
             ["tune", "x.json", "--channels", "3:5", "--device", "cpu"],
             "tiles are for the Triton kernels of a GPU",
@@ -65,8 +68,6 @@ def test_every_command_has_help_and_json(name, capsys):
 )
 def test_errors_are_one_line_and_status_two(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if arguments[-1] == "cuda:77" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     try:
         status = main(arguments)
     except SystemExit as left:
@@ -102,6 +103,26 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
     assert main(["view", scan, "--out", picture]) == 2
     message = "matplotlib is not installed. To install it: pip install 'tritonspconv[demo]'"
     assert capsys.readouterr().err == f"tritonspconv view: {message}\n"
+
+
+def test_a_script_of_a_library_that_is_missing_is_run_by_the_adapter(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "spconv", None)
+    script = write(tmp_path, "train.py", "import spconv.pytorch")
+    assert main(["profile", str(script)]) == 2
+    told = f"tritonspconv run --as spconv -- -m tritonspconv profile {script}"
+    assert told in capsys.readouterr().err
+    write(tmp_path, "train.py", "import nothing_of_this_name")
+    assert main(["profile", str(script)]) == 2
+    assert "No module named 'nothing_of_this_name'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05\xfa noise"])
+def test_a_file_that_torch_did_not_write_is_no_checkpoint(content, tmp_path, capsys):
+    (tmp_path / "a.pth").write_bytes(content)
+    assert main(["convert", str(tmp_path / "a.pth"), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "that torch.save wrote" in error
+    assert "trust" not in error
 
 
 def test_the_demo_runs_without_matplotlib(tmp_path, monkeypatch, capsys):

@@ -209,7 +209,7 @@ def test_the_table_leaves_out_columns_that_say_nothing():
         (NetworkProfile("x", [layer("other", ms=1)]), "has no sparse convolution"),
         (NetworkProfile("x", [layer("sparse", ms=1)], busy=0.11), "GPU is busy 11 % of the time"),
         (NetworkProfile("x", [layer("sparse", ms=4, map_ms=2, maps_built=3)]),
-         "take 50 % of the time: 3 maps are built for 1 layers"),
+         "take 50 % of the time: 3 maps are built for 1 layer."),
         (NetworkProfile("x", [layer("sparse", ms=4), layer("norm", ms=4)]),
          "Norms, activations and other dense modules take 50 %"),
         (NetworkProfile("x", [layer("sparse", ms=10, product_ms=10, moved_bytes=500, flops=10)],

@@ -74,7 +74,17 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if args.network.endswith(".py"):
         if args.trace is not None or args.scan is not None:
             raise CommandError("a script brings its own data, and no --trace is made of it")
-        profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
+        try:
+            profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
+        except ModuleNotFoundError as error:
+            library = (error.name or "").partition(".")[0]
+            if library not in _ORIGINALS:
+                raise
+            raise CommandError(
+                f"the script imports {library}, which is not installed. To run it with the adapter "
+                f"instead: tritonspconv run --as {library} -- -m tritonspconv profile "
+                f"{args.network}"
+            ) from error
         return _report(args, profile, f"{Path(args.network).name}, forward pass {args.call}")
     device = choose_device(args.device)
     network, library = _network(args.network)
