@@ -435,8 +435,8 @@ def build(compiler: str, folder: Path) -> None:
     subprocess.run(
         [
             compiler, "-std=c++20", "-O1", "runner.cpp", "-o", "runner", f"-I{include}",
-            f"-I{include}/torch/csrc/api/include", f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10",
-            f"-Wl,-rpath,{lib}",
+            f"-I{include}/torch/csrc/api/include", f"-L{lib}", "-Wl,--no-as-needed", "-ltorch",
+            "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}",
         ],
         cwd=folder, check=True, timeout=600,
     )  # fmt: skip
