@@ -387,6 +387,7 @@ def test_the_command_trains_and_draws(network, tmp_path, capsys):
     assert main([*arguments, "--voxel", "0.2", "--dtype", "bfloat16"]) == 0
     printed = capsys.readouterr().out
     assert "epoch   1: loss" in printed
+    assert "epoch 1 takes longer than the others: it simulates the scans" in printed
     assert not math.isnan(float(printed.split("loss ")[1].split(",")[0]))
     for name in ("curves.png", "predictions.png", "checkpoint.pt"):
         assert (out / name).stat().st_size > 10_000
