@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run two networks on a scan: table, check, picture",
     ),
     "view": ("tritonspconv.cli.view", "show a scan and its voxels as PNG or as an HTML page"),
-    "train": ("tritonspconv.cli.train", "train a segmentation network on labelled scans"),
+    "train": ("tritonspconv.cli.train", "train a segmentation or a detection network on scans"),
     "bench": ("tritonspconv.bench.command", "time layers and networks beside other libraries"),
     "verify": ("tritonspconv.verify.command", "check every layer of two networks against float64"),
     "profile": ("tritonspconv.cli.profile", "show where a network's time and memory go"),
