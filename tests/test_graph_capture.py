@@ -54,6 +54,8 @@ def _fresh_compiler() -> None:
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_page_says_what_a_tool_does(tool: str, name: str, device: torch.device) -> None:
+    if "onnx" in tool:
+        pytest.importorskip("onnxscript")
     scans = [scan(rows, rows, device.type) for rows in (60, 40, 90)]
     found = outcome(tool, NETS[name]().eval().to(device), scans)
     assert found == ("works" if tool in COMPILES else "refused")
