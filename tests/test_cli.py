@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -45,11 +46,18 @@ def test_every_command_has_help_and_json(name, capsys):
         (["view", "--out", "scan.jpg"], "--out must end in .html or .png; got 'scan.jpg'"),
         (["view", "--json", "scan.npy"], "must be - or a name that ends in .json"),
         (["view", "--columns", "x,y"], "--columns must name x, y and z"),
+        (
+            ["train", "--data", "room"],
+            "must be rooms, streets or a folder; there is no folder 'room'",
+        ),
         (["demo", "--batch-size", "0"], "must be a whole number of at least 1; got '0'"),
         (["bench", "nothing"], "no section nothing; there are layers"),
-        (["bench", "--device", "cuda:77"], ""),
+        (["bench", "--device", "cuda:77"], "--device must be available; got cuda:77"),
         (["convert", "none.pth", "--dry-run"], "No such file"),
-        (["tune", "x.json", "--channels", "a:b"], "argument --channels"),
+        (["tune", "x.json", "--channels", "a:b"], "must be IN:OUT, two whole numbers such as"),
+        (["demo", "--device", "foo"], "--device must be cpu, cuda or cuda:N; got 'foo'"),
+        (["profile", "second", "--device", "meta"], "--device must be cpu, cuda or cuda:N"),
+        (["view", "."], "read_scan: . is a folder; it must be a file"),
         (
             ["tune", "x.json", "--channels", "3:5", "--device", "cpu"],
             "tiles are for the Triton kernels of a GPU",
@@ -60,8 +68,6 @@ def test_every_command_has_help_and_json(name, capsys):
 )
 def test_errors_are_one_line_and_status_two(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if arguments[-1] == "cuda:77" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     try:
         status = main(arguments)
     except SystemExit as left:
@@ -90,6 +96,49 @@ def test_recorded_results_are_compared_on_the_device_of_the_record(
     assert message in capsys.readouterr().err
 
 
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "scan.csv").write_text("x,y,z\n0,0,0\n1,2,0.5\n3,1,1\n")
+    scan, picture = str(tmp_path / "scan.csv"), str(tmp_path / "scan.png")
+    assert main(["view", scan, "--out", picture]) == 2
+    message = "matplotlib is not installed. To install it: pip install 'tritonspconv[demo]'"
+    assert capsys.readouterr().err == f"tritonspconv view: {message}\n"
+
+
+def test_a_script_of_a_library_that_is_missing_is_run_by_the_adapter(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "spconv", None)
+    script = write(tmp_path, "train.py", "import spconv.pytorch")
+    assert main(["profile", str(script)]) == 2
+    told = f"tritonspconv run --as spconv -- -m tritonspconv profile {script}"
+    assert told in capsys.readouterr().err
+    write(tmp_path, "train.py", "import nothing_of_this_name")
+    assert main(["profile", str(script)]) == 2
+    assert "No module named 'nothing_of_this_name'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05\xfa noise"])
+def test_a_file_that_torch_did_not_write_is_no_checkpoint(content, tmp_path, capsys):
+    (tmp_path / "a.pth").write_bytes(content)
+    assert main(["convert", str(tmp_path / "a.pth"), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "that torch.save wrote" in error
+    assert "trust" not in error
+
+
+def test_the_demo_runs_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    rows = np.random.default_rng(0).uniform(size=(300, 3)) * [20, 20, 2]
+    (tmp_path / "scan.csv").write_text("\n".join(["x,y,z", *(",".join(map(str, r)) for r in rows)]))
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    arguments = ["demo", tmp_path / "scan.csv", "--device", "cpu", "--out", out, "--json", report]
+    assert main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "no picture: matplotlib is not installed (pip install 'tritonspconv[demo]')" in printed
+    assert "sparse U-Net" in printed
+    assert json.loads(report.read_text())["picture"] is None
+    assert not out.exists()
+
+
 def test_view_writes_a_page_with_the_points(tmp_path, capsys):
     points = np.random.default_rng(0).uniform(size=(500, 3)).astype(np.float32) * [40, 30, 3]
     np.save(tmp_path / "scan.npy", points)
@@ -111,6 +160,23 @@ def test_view_writes_a_page_with_the_points(tmp_path, capsys):
     # Coordinates are fractions of the box around all clouds.
     spans = np.ptp(places, axis=0) / 65535 * data["metres"]
     assert np.allclose(spans, np.ptp(points, axis=0), atol=2e-3)
+    heights = np.sort(points[:, 2])
+    assert np.allclose(data["clouds"][0]["heights"], [heights[10], heights[-11]])
+    assert "rgb(39, 64, 139), " in text  # the first colour of the legend
+
+
+def test_a_scan_with_colours_of_its_own_has_no_legend_of_heights(tmp_path):
+    rows = [(0, 0, 0, 255, 0, 0), (1, 0, 0, 0, 255, 0), (0, 1, 1, 0, 0, 128)]
+    lines = ["x,y,z,red,green,blue", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "scan.csv").write_text("\n".join(lines))
+    page = tmp_path / "scan.html"
+    columns = ["--columns", "x,y,z,red,green,blue"]
+    assert main(["view", str(tmp_path / "scan.csv"), "--out", str(page), *columns]) == 0
+    data = json.loads(re.search(r"const data = (.*);\n", page.read_text()).group(1))
+    points, *levels = data["clouds"]
+    assert base64.b64decode(points["colors"]) == bytes([255, 0, 0, 0, 255, 0, 0, 0, 128])
+    assert points["heights"] is None
+    assert all(level["heights"] for level in levels)
 
 
 def test_json_on_standard_output_is_all_there_is(tmp_path):
@@ -174,6 +240,16 @@ def test_a_foreign_compat_is_told(tmp_path):
     lines = run("-m", "tritonspconv", "doctor", cwd=tmp_path).stdout.splitlines()
     (line,) = [line for line in lines if line.startswith("! ")]
     assert re.fullmatch(r"! another module is called compat: .*compat\.py", line)
+
+
+def test_a_checkout_is_no_foreign_compat(tmp_path):
+    write(tmp_path, "compat/__init__.py", "")
+    write(tmp_path, "tritonspconv/_compat_name.py", "")
+    code = (
+        "import sys; sys.path.remove(''); from tritonspconv.cli import doctor; "
+        "print([finding.what for finding in doctor.examine([]) if 'compat' in finding.what])"
+    )
+    assert run("-c", code, cwd=tmp_path).stdout == "[]\n"
 
 
 def test_the_engine_does_not_import_the_adapters(tmp_path):

@@ -92,7 +92,9 @@ def test_the_command_writes_all_its_files(tmp_path, monkeypatch, capsys):
     assert main([*arguments, *outputs]) == 0
     assert "The slowest layers are" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<rect") == 4 * 5 + 4
+    assert page.count("<i style=") == 4 + 4 + 4 * 5  # the key, the whole, and five layers
+    assert page.count('<tr class="minor">') == 2  # norm and activation
+    assert 'name="viewport"' in page
     assert "http" not in page
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert {"0", "3", "4"} <= {event.get("name") for event in events}
@@ -150,6 +152,7 @@ def test_a_script_is_run_until_its_network_is_measured(tmp_path, capsys):
     assert "SubMConv3d" in printed
     assert ", backward" not in printed  # it is not measured
     assert "train.py, forward pass 2" in page.read_text()
+    assert ", backward" not in page.read_text()
     assert main([*arguments, "--args", "--steps 1"]) == 2
     assert "it ended after 1" in capsys.readouterr().err
     assert main(["profile", str(tmp_path / "none.py")]) == 2
@@ -204,13 +207,27 @@ def layer(role: str, **numbers: float) -> LayerProfile:
     return LayerProfile(role, role, role, **numbers)
 
 
+def test_the_table_leaves_out_columns_that_say_nothing():
+    convolution = layer("sparse", ms=4, host_ms=1, product_ms=3, map_ms=1)
+    bare = NetworkProfile("CPU", [convolution, layer("norm", ms=1)], bandwidth=1, rate=1)
+    head, *rows = profile_command.table(bare)
+    assert head == [name for name in profile_command.HEAD if name not in ("host ms", "memory MiB")]
+    assert [len(row) for row in rows] == [len(head)] * 2
+    assert rows[0][-4:-2] == ["1.00", "3.00"]
+    convolution.added_bytes = 1 << 20
+    on_gpu = NetworkProfile("a GPU", [convolution], bandwidth=1, rate=1)
+    head, row = profile_command.table(on_gpu)
+    assert head == profile_command.HEAD
+    assert (row[head.index("host ms")], row[-1]) == ("1.00", "1.0")
+
+
 @pytest.mark.parametrize(
     ("profile", "expected"),
     [
         (NetworkProfile("x", [layer("other", ms=1)]), "has no sparse convolution"),
         (NetworkProfile("x", [layer("sparse", ms=1)], busy=0.11), "GPU is busy 11 % of the time"),
         (NetworkProfile("x", [layer("sparse", ms=4, map_ms=2, maps_built=3)]),
-         "take 50 % of the time: 3 maps are built for 1 layers"),
+         "take 50 % of the time: 3 maps are built for 1 layer."),
         (NetworkProfile("x", [layer("sparse", ms=4), layer("norm", ms=4)]),
          "Norms, activations and other dense modules take 50 %"),
         (NetworkProfile("x", [layer("sparse", ms=10, product_ms=10, moved_bytes=500, flops=10)],

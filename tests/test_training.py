@@ -96,11 +96,16 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
     for name, value in whole_net.state_dict().items():
         assert torch.equal(net.state_dict()[name], value)
     other = TrainingSettings(epochs=13, batch_size=2, learning_rate=3e-2)
-    with pytest.raises(ValueError, match=r"fit: the settings must be those of"):
+    message = r"the settings must be those of .*; got epochs 12 there and 13 now\. Train"
+    with pytest.raises(ValueError, match=message):
         fit(net, task, other, CPU, checkpoint=checkpoint, resume=True)
-    checkpoint.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match=r"must be a checkpoint of a training"):
-        fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
+    wider = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"the network must be that of .*other names or shapes"):
+        fit(wider, task, settings, CPU, checkpoint=checkpoint, resume=True)
+    for content in (b"no checkpoint", b""):
+        checkpoint.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read as one \(\w+Error\)\. Train"):
+            fit(net, task, settings, CPU, checkpoint=checkpoint, resume=True)
 
 
 @pytest.mark.filterwarnings("ignore:captured function. .* rows are more than:RuntimeWarning")
@@ -425,7 +430,7 @@ def test_two_processes_train_one_network_and_resume_with_the_same_bits(tmp_path)
     # One process may not resume the run of two, because its batch norms would see other rows.
     alone = TrainingSettings(epochs=4, batch_size=2, learning_rate=3e-2)
     task = Segmentation(forward, layered_set(), layered_set(3))
-    with pytest.raises(ValueError, match=r"'processes': 2"):
+    with pytest.raises(ValueError, match="got processes 2 there and 1 now"):
         fit(make_net(), task, alone, CPU, checkpoint=tmp_path / "resume.pt", resume=True)
 
 
@@ -450,6 +455,7 @@ def test_the_command_trains_and_draws(network, tmp_path, capsys):
     assert main([*arguments, "--voxel", "0.2", "--dtype", "bfloat16"]) == 0
     printed = capsys.readouterr().out
     assert "epoch   1: loss" in printed
+    assert "epoch 1 takes longer than the others: it simulates the scans" in printed
     assert not math.isnan(float(printed.split("loss ")[1].split(",")[0]))
     for name in ("curves.png", "predictions.png", "checkpoint.pt"):
         assert (out / name).stat().st_size > 10_000
@@ -479,3 +485,25 @@ def test_the_original_trains_beside_ours(tmp_path, capsys):
     ours, original = (run["epochs"][0] for run in json.loads(report.read_text())["runs"])
     assert ours["loss"] == pytest.approx(original["loss"], rel=1e-4)
     assert (tmp_path / "checkpoint-original.pt").is_file()
+
+
+def test_the_picture_leaves_out_ceilings(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+    )
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 5, 0, 0], [0, 5, 0, 1]])
+    scan = Shown(coords, torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 2, 2]))
+    draw_predictions(tmp_path / "a.png", [scan, scan], ("floor", "wall", "ceiling"))
+    (figure,) = figures
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles[1:3] == ["prediction", "wrong: 50.0 %, ceiling left out"]
+    assert titles[::3] == ["scan 0: truth", "scan 1: truth"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["floor", "wall"]
+    draw_predictions(tmp_path / "a.png", [scan], ("floor", "wall", "roof"))
+    assert figures[1].axes[2].get_title(loc="left") == "wrong: 25.0 %"

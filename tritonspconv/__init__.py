@@ -1,4 +1,4 @@
-"""Sparse convolution for PyTorch, on NVIDIA, AMD and CPU."""
+"""Sparse convolution for PyTorch, on NVIDIA GPUs and on CPUs."""
 
 try:
     import torch  # noqa: F401

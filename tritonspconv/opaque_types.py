@@ -4,8 +4,9 @@ A kernel map holds tables that are made on first use, so it cannot be a list of 
 a class be *opaque* instead: an object of the class is an input of the compiled graph, a new object
 compiles nothing, and registered operators take it as an argument.
 
-Torch keeps this interface in private modules (seen in 2.11 and 2.13). This module alone imports
-them. In a release without them, :data:`AVAILABLE` is False and every layer is a graph break.
+Torch keeps this interface in private modules (seen in 2.11, 2.13 and, under new names, in 2.14).
+This module alone imports them. In a release without them, :data:`AVAILABLE` is False and every
+layer is a graph break.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import torch
 try:
     from torch._library import opaque_object
     from torch._library.fake_impl import allocate_size
-    from torch._opaque_base import OpaqueBaseMeta
+
+    if hasattr(opaque_object, "register_custom_class"):  # since 2.14
+        from torch._custom_class_base import (  # pyright: ignore[reportMissingImports]
+            CustomClassBaseMeta as OpaqueBaseMeta,
+        )
+    else:
+        from torch._opaque_base import OpaqueBaseMeta
 except ImportError:  # In this release the interface has moved.
     opaque_object = allocate_size = None
     OpaqueBaseMeta = type
@@ -45,7 +52,11 @@ def register_opaque(kind: type[Kind]) -> type[Kind]:
         names = [*dir(kind), *getattr(kind, "__dataclass_fields__", ())]
         inlined = opaque_object.MemberType.INLINED
         members = {name: inlined for name in names if not name.startswith("__")}
-        opaque_object.register_opaque_type(kind, typ="reference", members=members)
+        register: Any = getattr(opaque_object, "register_custom_class", None)
+        if register is not None:
+            register(kind, typ="symbolic", members=members)
+        else:
+            opaque_object.register_opaque_type(kind, typ="reference", members=members)
     return kind
 
 

@@ -27,9 +27,9 @@ class SparseTensor:
     kernel maps. In a worker process of a DataLoader, run layers under ``torch.no_grad()``: torch
     does not send features that have a graph, and the loader then waits forever.
 
-    Immutable: operations return new tensors. Those that keep the rows share the ``sites``, and with
-        them the index and the kernel maps made so far. The tensor has its own copy of ``coords``:
-        you may edit the tensor that you passed, but do not write to the sparse tensor's ``coords``.
+    Operations return new tensors. Those that keep the rows share the ``sites``, and with them the
+    index and the kernel maps made so far. The tensor has its own copy of ``coords``: you may edit
+    the tensor that you passed, but do not write to the sparse tensor's ``coords``.
 
     Args:
         feats: [N, C], any dtype.

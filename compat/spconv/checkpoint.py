@@ -21,6 +21,7 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -196,6 +197,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
     try:
         return torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
+        if not _may_be_saved(path):
+            raise ValueError(
+                f"read_checkpoint: {os.fspath(path)} must be a file that torch.save wrote; it is "
+                "something else."
+            ) from error
         if not weights_only:
             raise
         raise ValueError(
@@ -205,11 +211,18 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool = True) 
         ) from error
     except OSError:
         raise
-    except Exception as error:  # torch's reader may raise anything for a broken file
+    except Exception as error:  # torch may raise anything for a broken file
+        reason = (type(error).__name__, str(error)[:100])
         raise ValueError(
             f"read_checkpoint: {os.fspath(path)} must be a whole file that torch.save wrote; it "
-            f"cannot be read ({type(error).__name__}: {str(error)[:100]}). Copy it again."
+            f"cannot be read ({': '.join(filter(None, reason))}). Copy it again."
         ) from error
+
+
+def _may_be_saved(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file starts as a zip archive or a pickle, the two formats of torch.save."""
+    with Path(path).open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def state_dict_key(checkpoint: Any) -> str | None:

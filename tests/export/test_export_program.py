@@ -435,8 +435,8 @@ def build(compiler: str, folder: Path) -> None:
     subprocess.run(
         [
             compiler, "-std=c++20", "-O1", "runner.cpp", "-o", "runner", f"-I{include}",
-            f"-I{include}/torch/csrc/api/include", f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10",
-            f"-Wl,-rpath,{lib}",
+            f"-I{include}/torch/csrc/api/include", f"-L{lib}", "-Wl,--no-as-needed", "-ltorch",
+            "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}",
         ],
         cwd=folder, check=True, timeout=600,
     )  # fmt: skip
@@ -480,6 +480,8 @@ def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         export_program(net, (), example, coords="coords")
     net.eval()
+    with pytest.raises(TypeError, match=r"args must be a tuple .*such as \(x,\); got Tensor"):
+        export_program(net, example["feats"])
     with pytest.raises(ValueError, match="export_program: exactly one argument"):
         export_program(net, (), example)
     for options, message in (

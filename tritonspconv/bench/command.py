@@ -38,6 +38,7 @@ from tritonspconv.bench.peers import MODULES, Peer, find_peers
 from tritonspconv.bench.report import Report, command_line
 from tritonspconv.bench.scenes import SceneStore
 from tritonspconv.bench.timing import CLOCKS, Meter
+from tritonspconv.demo.scenes import choose_device
 
 # The profiler that `maps` uses can slow down later sections, so `maps` comes last.
 SECTIONS = ("layers", "tf32", "small", "networks", "memory", "cold", "maps")
@@ -49,9 +50,7 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if unknown:
         raise ValueError(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     args.sections = args.sections or list(SECTIONS)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: torch finds no GPU. Use --device cpu.")
+    device = choose_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)

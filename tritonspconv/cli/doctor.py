@@ -79,7 +79,10 @@ class Finding:
 def examine(devices: Sequence[torch.device]) -> list[Finding]:
     """Return the unusual facts about this installation."""
     findings = []
-    foreign = foreign_module(str(Path.cwd()))
+    folder = Path.cwd()
+    # Scripts in a checkout of this project import the engine from there too.
+    in_checkout = (folder / "tritonspconv" / "_compat_name.py").is_file()
+    foreign = foreign_module(None if in_checkout else str(folder))
     if foreign is not None:
         findings.append(
             Finding(
@@ -159,7 +162,8 @@ def _describe(device: torch.device) -> str:
     """Return the device's name, and which kernels run on it."""
     if device.type == "cpu":
         kernels = "numba kernels" if has_numba(device) else "vectorised torch"
-        return f"{platform.machine()}, {torch.get_num_threads()} threads, {kernels}"
+        threads = torch.get_num_threads()
+        return f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, {kernels}"
     properties = torch.cuda.get_device_properties(device)
     arch = getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}")
     if not has_triton(device):

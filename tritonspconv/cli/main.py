@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tritonspconv.cli.errors import CommandError
+from tritonspconv.cli.errors import CommandError, without_package
 from tritonspconv.guide import more, without_more
 
 # Name -> the module, and the line of the overview.
@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run two networks on a scan: table, check, picture",
     ),
     "view": ("tritonspconv.cli.view", "show a scan and its voxels as PNG or as an HTML page"),
-    "train": ("tritonspconv.cli.train", "train a segmentation network on labelled scans"),
+    "train": ("tritonspconv.cli.train", "train a segmentation or a detection network on scans"),
     "bench": ("tritonspconv.bench.command", "time layers and networks beside other libraries"),
     "verify": ("tritonspconv.verify.command", "check every layer of two networks against float64"),
     "profile": ("tritonspconv.cli.profile", "show where a network's time and memory go"),
@@ -74,7 +74,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name][0])
     except ImportError as error:
-        return _fail(name, f"{error}. The extra packages: pip install 'tritonspconv[demo]'")
+        return _fail(name, without_package(error))
     if name == "run":
         return module.start(arguments)
     parser = _Parser(
@@ -97,7 +97,11 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             if args.json == "-":
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             status, report = module.run(args)
-    except (CommandError, ImportError, NotImplementedError, OSError, ValueError) as error:
+    except ImportError as error:
+        if args.traceback:
+            raise
+        return _fail(name, without_package(error))
+    except (CommandError, NotImplementedError, OSError, ValueError) as error:
         if args.traceback or isinstance(error, BrokenPipeError):
             raise
         return _fail(name, str(error) or type(error).__name__)

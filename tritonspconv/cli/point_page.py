@@ -31,20 +31,27 @@ class Cloud:
         places: float32 ``[N, 3]``: x, y, z in metres; N >= 1.
         colors: uint8 ``[N, 3]``: red, green, blue.
         side: Side of a point in metres; 0: two pixels.
+        heights: Heights in metres of the first and the last colour; None if the colours are others.
     """
 
     name: str
     places: Tensor
     colors: Tensor
     side: float
+    heights: tuple[float, float] | None = None
+
+
+def height_range(heights: Tensor) -> tuple[float, float]:
+    """Return the heights of the first and the last colour: the 2nd and the 98th percentile."""
+    ordered = heights.sort().values
+    return float(ordered[len(ordered) // 50]), float(ordered[-1 - len(ordered) // 50])
 
 
 def height_colors(heights: Tensor) -> Tensor:
-    """Return uint8 ``[N, 3]``: the colour of each height, from the 2nd to the 98th percentile."""
-    ordered = heights.sort().values
-    low, high = ordered[len(ordered) // 50], ordered[-1 - len(ordered) // 50]
+    """Return uint8 ``[N, 3]``: the colour of each height, over the range of `height_range`."""
+    low, high = height_range(heights)
     palette = torch.tensor(_HEIGHTS, dtype=torch.float32)
-    at = ((heights - low) / (high - low).clamp(min=1e-3)).clamp(0, 1) * (len(palette) - 1)
+    at = ((heights - low) / max(high - low, 1e-3)).clamp(0, 1) * (len(palette) - 1)
     first = at.long().clamp(max=len(palette) - 2)
     part = (at - first)[:, None]
     return ((1 - part) * palette[first] + part * palette[first + 1]).round().to(torch.uint8)
@@ -74,12 +81,15 @@ def write_page(path: Path, title: str, clouds: list[Cloud]) -> None:
                 "side": cloud.side / extent,
                 "places": _encoded(places),
                 "colors": _encoded(cloud.colors),
+                "heights": cloud.heights,
             }
         )
     size = ((high - low) / extent).tolist()
     data = json.dumps({"clouds": content, "size": size, "metres": extent}).replace("<", "\\u003c")
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = _PAGE.replace("{title}", escape(title)).replace("{data}", data)
+    stops = ", ".join(f"rgb{color}" for color in _HEIGHTS)
+    page = _PAGE.replace("{stops}", stops).replace("{title}", escape(title))
+    page = page.replace("{data}", data)
     path.write_text(page, encoding="utf-8")
 
 
@@ -99,17 +109,33 @@ h1 { font-size: 16px; font-weight: 600; margin: 0 0 8px; }
 button { pointer-events: auto; background: #1a2130; color: inherit; border: 1px solid #2a3140;
   border-radius: 6px; padding: 5px 10px; margin: 0 6px 6px 0; cursor: pointer; font: inherit; }
 button[aria-pressed=true] { background: #2f6f80; border-color: #3fb68b; }
-footer { position: fixed; bottom: 10px; left: 16px; color: #97a1b3; pointer-events: none; }
+footer, #heights { position: fixed; bottom: 10px; color: #aab3c3; pointer-events: none;
+  background: #0b0e14d0; border-radius: 6px; padding: 4px 8px; }
+footer { left: 8px; }
+#heights { right: 8px; }
+#heights i { display: inline-block; width: 90px; height: 10px; margin: 0 6px; border-radius: 2px;
+  background: linear-gradient(to right, {stops}); }
+.touch { display: none; }
+@media (pointer: coarse) { .touch { display: inline; } .mouse { display: none; } }
+@media (max-width: 40rem) { button { padding: 3px 8px; font-size: 12px; }
+  #heights { bottom: 44px; left: 8px; right: auto; } }
 </style></head><body>
 <canvas></canvas>
 <header><h1>{title}</h1><div id="buttons"></div></header>
-<footer>drag: turn &middot; shift and drag: move &middot; wheel: nearer</footer>
+<div id="heights" hidden>height (z) <span></span><i></i><span></span></div>
+<footer><span class="mouse">drag: turn &middot; shift and drag: move &middot; wheel: nearer
+&middot; double click: whole scan</span><span class="touch">a finger: turn &middot; two fingers:
+move, nearer &middot; double tap: whole scan</span></footer>
 <script>
 "use strict";
 const data = {data};
 const canvas = document.querySelector("canvas");
 const gl = canvas.getContext("webgl", {antialias: true, preserveDrawingBuffer: true});
-if (!gl) document.querySelector("footer").textContent = "This browser has no WebGL.";
+if (!gl) {
+  document.querySelector("footer").textContent =
+    "This browser has no WebGL. Write a picture instead: tritonspconv view SCAN --out scan.png";
+  throw Error("no WebGL");
+}
 const shader = (kind, text) => {
   const made = gl.createShader(kind);
   gl.shaderSource(made, text);
@@ -141,23 +167,44 @@ const buffer = values => {
   return made;
 };
 for (const cloud of data.clouds) {
-  const places = new Uint16Array(bytes(cloud.places).buffer);
-  cloud.count = places.length / 3;
-  cloud.placeBuffer = buffer(places);
+  cloud.places = new Uint16Array(bytes(cloud.places).buffer);
+  cloud.count = cloud.places.length / 3;
+  cloud.placeBuffer = buffer(cloud.places);
   cloud.colorBuffer = buffer(bytes(cloud.colors));
 }
-let shown = data.clouds[0], yaw = 2.8, pitch = 0.6, far = 0.85;
-const middle = data.size.map(length => length / 2);
+let shown = data.clouds[0], yaw, pitch, far, isWhole, middle;
+const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+// Directions of the screen: to the right, up, and towards the viewer.
+const directions = () => {
+  const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
+  return [[-sy, cy, 0], [-cy * sp, -sy * sp, cp], [cy * cp, sy * cp, sp]];
+};
+const zoom = 1.8;
+const fit = () => {
+  [yaw, pitch, isWhole] = [2.8, 0.6, true];
+  const {places, count} = data.clouds[0], step = 3 * Math.ceil(count / 4000);
+  const sample = [];
+  for (let at = 0; at < 3 * count; at += step)
+    sample.push([0, 1, 2].map(axis => places[at + axis] / 65535));
+  // A few points far from all others do not count.
+  const near = (values, part) => values.sort((a, b) => a - b)[Math.floor(part * values.length)];
+  const all = axis => sample.map(place => place[axis]);
+  middle = [0, 1, 2].map(axis => (near(all(axis), 0.02) + near(all(axis), 0.98)) / 2);
+  const [right, up, back] = directions();
+  const [wide, tall] = [zoom * innerHeight / innerWidth / 0.95, zoom / 0.8];
+  far = near(sample.map(place => {
+    const from = place.map((value, axis) => value - middle[axis]);
+    const [x, y] = [Math.abs(dot(right, from)), Math.abs(dot(up, from))];
+    return dot(back, from) + Math.max(wide * x, tall * y);
+  }), 0.98) + 0.01;
+};
 const draw = () => {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = innerWidth * ratio;
   canvas.height = innerHeight * ratio;
   gl.viewport(0, 0, canvas.width, canvas.height);
-  const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
-  // Rows: to the right, up on the screen, away from the viewer.
-  const right = [-sy, cy, 0], up = [-cy * sp, -sy * sp, cp], back = [cy * cp, sy * cp, sp];
-  const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-  const near = 0.001, end = 20, f = 1.8, w = f * canvas.height / canvas.width;
+  const [right, up, back] = directions();
+  const near = 0.001, end = 20, f = zoom, w = f * canvas.height / canvas.width;
   const a = (end + near) / (near - end), b = 2 * end * near / (near - end);
   const [tx, ty, tz] = [-dot(right, middle), -dot(up, middle), -dot(back, middle) - far];
   const view = [];
@@ -177,6 +224,12 @@ const draw = () => {
   bind("place", shown.placeBuffer, gl.UNSIGNED_SHORT);
   bind("color", shown.colorBuffer, gl.UNSIGNED_BYTE);
   gl.drawArrays(gl.POINTS, 0, shown.count);
+  const legend = document.getElementById("heights");
+  legend.hidden = !shown.heights;
+  if (shown.heights)
+    legend.querySelectorAll("span").forEach((span, number) => {
+      span.textContent = shown.heights[number].toFixed(1) + " m";
+    });
 };
 for (const cloud of data.clouds) {
   const button = document.createElement("button");
@@ -190,25 +243,48 @@ for (const cloud of data.clouds) {
   };
   document.getElementById("buttons").append(button);
 }
+const move = (dx, dy) => {
+  middle[0] += far * (Math.sin(yaw) * dx - Math.cos(yaw) * dy);
+  middle[1] -= far * (Math.cos(yaw) * dx + Math.sin(yaw) * dy);
+};
+const approach = factor => { far = Math.min(8, Math.max(0.02, far * factor)); };
+const fingers = new Map();
+const spread = () => {
+  const [a, b] = fingers.values();
+  return Math.max(1, Math.hypot(a.x - b.x, a.y - b.y));
+};
+canvas.onpointerdown = event => {
+  canvas.setPointerCapture(event.pointerId);
+  fingers.set(event.pointerId, {x: event.clientX, y: event.clientY});
+};
+canvas.onpointerup = canvas.onpointercancel = event => fingers.delete(event.pointerId);
 canvas.onpointermove = event => {
-  if (!event.buttons) return;
-  const [dx, dy] = [event.movementX / innerHeight, event.movementY / innerHeight];
-  if (event.shiftKey) {
-    middle[0] += far * (Math.sin(yaw) * dx - Math.cos(yaw) * dy);
-    middle[1] -= far * (Math.cos(yaw) * dx + Math.sin(yaw) * dy);
+  const last = fingers.get(event.pointerId);
+  if (!last) return;
+  const before = fingers.size === 2 ? spread() : 0;
+  const dx = (event.clientX - last.x) / innerHeight, dy = (event.clientY - last.y) / innerHeight;
+  [last.x, last.y] = [event.clientX, event.clientY];
+  isWhole = false;
+  if (fingers.size === 2) {
+    move(dx / 2, dy / 2);
+    approach(before / spread());
+  } else if (event.shiftKey) {
+    move(dx, dy);
   } else {
     yaw -= 3 * dx;
     pitch = Math.min(1.57, Math.max(-0.3, pitch + 3 * dy));
   }
   draw();
 };
-canvas.onpointerdown = event => canvas.setPointerCapture(event.pointerId);
 canvas.onwheel = event => {
-  far = Math.min(8, Math.max(0.02, far * Math.exp(event.deltaY / 900)));
+  isWhole = false;
+  approach(Math.exp(event.deltaY / 900));
   draw();
   event.preventDefault();
 };
-addEventListener("resize", draw);
+canvas.ondblclick = () => { fit(); draw(); };
+addEventListener("resize", () => { if (isWhole) fit(); draw(); });
+fit();
 draw();
 </script></body></html>
 """

@@ -74,7 +74,17 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if args.network.endswith(".py"):
         if args.trace is not None or args.scan is not None:
             raise CommandError("a script brings its own data, and no --trace is made of it")
-        profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
+        try:
+            profile = profile_script(Path(args.network), shlex.split(args.args), call=args.call)
+        except ModuleNotFoundError as error:
+            library = (error.name or "").partition(".")[0]
+            if library not in _ORIGINALS:
+                raise
+            raise CommandError(
+                f"the script imports {library}, which is not installed. To run it with the adapter "
+                f"instead: tritonspconv run --as {library} -- -m tritonspconv profile "
+                f"{args.network}"
+            ) from error
         return _report(args, profile, f"{Path(args.network).name}, forward pass {args.call}")
     device = choose_device(args.device)
     network, library = _network(args.network)
@@ -98,7 +108,7 @@ def _report(
     shown = [
         row for row, layer in zip(rows[1:], profile.layers, strict=True) if layer.role == "sparse"
     ]
-    print_columns(tuple(HEAD), [tuple(row) for row in shown], left=2)
+    print_columns(tuple(rows[0]), [tuple(row) for row in shown], left=2)
     sentences = verdicts(profile)
     # A script's own backward pass, and that of evaluation mode, are not measured.
     backward = f", backward {profile.backward_ms:,.1f} ms" if profile.backward_ms else ""
@@ -116,7 +126,11 @@ def _report(
 
 
 def table(profile: NetworkProfile) -> list[list[str]]:
-    """Return the head and one row of texts for each layer."""
+    """Return the head and one row of texts for each layer, without columns that say nothing.
+
+    On a CPU these are the memory, which is not measured, and the time of the host, which is the
+    time of the layer.
+    """
     rows = [HEAD]
     for layer in profile.layers:
         sparse = layer.role == "sparse"
@@ -139,6 +153,11 @@ def table(profile: NetworkProfile) -> list[list[str]]:
                 f"{layer.added_bytes / 2**20:.1f}" if layer.added_bytes else "-",
             ]
         )
+    if not any(layer.added_bytes for layer in profile.layers):
+        rows = [row[:-1] for row in rows]
+    if profile.device == "CPU":
+        host = HEAD.index("host ms")
+        rows = [row[:host] + row[host + 1 :] for row in rows]
     return rows
 
 

@@ -173,6 +173,8 @@ def _announce(args: argparse.Namespace, experiment: Experiment, device: torch.de
         f"{experiment.task.val_count} to judge by",
         flush=True,
     )
+    if args.data in (None, "rooms", "streets") and not args.resume:
+        print("epoch 1 takes longer than the others: it simulates the scans", flush=True)
 
 
 @torch.no_grad()

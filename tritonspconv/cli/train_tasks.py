@@ -59,6 +59,10 @@ def experiments(args: argparse.Namespace, device: torch.device) -> list[Experime
     Raises:
         CommandError: A library is missing, or the arguments do not go together.
     """
+    if args.data not in (None, "rooms", "streets") and not Path(args.data).is_dir():
+        raise CommandError(
+            f"--data must be rooms, streets or a folder; there is no folder {args.data!r}"
+        )
     build = _second if args.network == "second" else _segmentation
     made = []
     for backend in args.backend:

@@ -205,7 +205,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _channels(text: str) -> tuple[int, int]:
-    c_in, c_out = map(int, text.split(":"))
+    try:
+        c_in, c_out = map(int, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be IN:OUT, two whole numbers such as 32:64; got {text!r}"
+        ) from None
     return c_in, c_out
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tritonspconv.cli.errors import CommandError
-from tritonspconv.cli.point_page import Cloud, height_colors, write_page
+from tritonspconv.cli.point_page import Cloud, height_colors, height_range, write_page
 from tritonspconv.demo.level_picture import Level, draw_levels
 from tritonspconv.demo.scenes import add_scan_arguments
 from tritonspconv.ops import voxelize
@@ -112,23 +112,32 @@ def _clouds(scan: Scan, grid: VoxelGrid, sites: list[Tensor]) -> list[Cloud]:
     points = scan.points
     if len(points) > MOST_POINTS:
         points = points[torch.linspace(0, len(points) - 1, MOST_POINTS).long()]
-    clouds = [Cloud("points", points[:, :3], _colors(points, scan.columns), 0.0)]
+    own = _own_colors(points, scan.columns)
+    if own is None:
+        clouds = [_by_height("points", points[:, :3], 0.0)]
+    else:
+        clouds = [Cloud("points", points[:, :3], own, 0.0)]
     origin, size = torch.tensor(grid.point_range[:3]), torch.tensor(grid.voxel_size)
     for number, cells in enumerate(sites):
         side = size * 2**number
         places = origin + (cells[:, [3, 2, 1]] + 0.5) * side
         name = f"level {number}: {len(cells):,} voxels of {100 * float(side[0]):.0f} cm"
-        clouds.append(Cloud(name, places, height_colors(places[:, 2]), float(side[0])))
+        clouds.append(_by_height(name, places, float(side[0])))
     return clouds
 
 
-def _colors(points: Tensor, columns: tuple[str, ...]) -> Tensor:
-    """Return the scan's own colours where it has them, else colours of the height."""
+def _by_height(name: str, places: Tensor, side: float) -> Cloud:
+    heights = places[:, 2]
+    return Cloud(name, places, height_colors(heights), side, height_range(heights))
+
+
+def _own_colors(points: Tensor, columns: tuple[str, ...]) -> Tensor | None:
+    """Return the scan's own colours, uint8 ``[N, 3]``; None if it has none."""
     names = ("red", "green", "blue")
-    if set(names) <= set(columns):
-        own = points[:, [columns.index(name) for name in names]]
-        # Files hold 0..1, 0..255 or 0..65535.
-        largest = max(1.0, float(own.max()))
-        whole = 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
-        return (255 * own / whole).clamp(0, 255).to(torch.uint8)
-    return height_colors(points[:, 2])
+    if not set(names) <= set(columns):
+        return None
+    own = points[:, [columns.index(name) for name in names]]
+    # Files hold 0..1, 0..255 or 0..65535.
+    largest = max(1.0, float(own.max()))
+    whole = 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
+    return (255 * own / whole).clamp(0, 255).to(torch.uint8)

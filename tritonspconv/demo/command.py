@@ -6,6 +6,7 @@ Without arguments the scan is simulated; nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,7 @@ from tritonspconv.demo.scenes import (
     unet_shape,
     voxelize,
 )
+from tritonspconv.kernels import has_numba
 from tritonspconv.models.lidar import second_encoder, sparse_unet
 from tritonspconv.points import VoxelGrid, voxel_range
 
@@ -49,6 +51,9 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     dtype = DTYPES[args.dtype]
     device = choose_device(args.device)
     _say(f"tritonspconv demo on {describe(device)}, {args.dtype}, torch {torch.__version__}")
+    if device.type == "cpu" and not has_numba(device):
+        _say("numba is not installed: layers take several times as long without it")
+        _say("  to install it: pip install 'tritonspconv[cpu]'")
     scans = read_scans(args, args.batch_size)
 
     grid = voxel_range(scans[0])
@@ -62,14 +67,17 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     passed = _report(checks)
 
     stages, second_layers = _run_second(feats, indices, grid, args.batch_size, dtype)
-    picture = args.out / "levels.png"
+    picture = args.out / "levels.png" if importlib.util.find_spec("matplotlib") else None
     source = args.scan.name if args.scan else f"simulated street, seed {args.seed}"
     levels = [
         Level(name, (stride, stride, stride), stages[name].indices, centre)
         for name, (stride, centre) in SECOND_LEVELS.items()
     ]
-    draw_levels(picture, grid, levels, f"Active voxels in the SECOND encoder: {source}")
-    _say(f"wrote {picture}")
+    if picture is None:
+        _say("no picture: matplotlib is not installed (pip install 'tritonspconv[demo]')")
+    else:
+        draw_levels(picture, grid, levels, f"Active voxels in the SECOND encoder: {source}")
+        _say(f"wrote {picture}")
     _, unet_layers = _run_unet(feats, indices, grid, args.batch_size, dtype)
     if not passed:
         _say("FAIL: a layer differs from the reference")

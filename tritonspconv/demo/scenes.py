@@ -22,15 +22,25 @@ def choose_device(name: str | None) -> torch.device:
     """Return the device called ``name``; None: a GPU where there is one.
 
     Raises:
-        ValueError: A GPU is asked for, and there is none.
+        ValueError: The name is no GPU or CPU, or this machine has no such GPU.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N; got {name!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"--device must be available; got {name}, and torch {torch.__version__} finds no GPU. "
             "Use --device cpu to run on the CPU."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device must be available; got {name}, and the GPUs of this machine are cuda:0 to "
+            f"cuda:{torch.cuda.device_count() - 1}."
         )
     return device
 

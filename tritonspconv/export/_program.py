@@ -73,11 +73,17 @@ def export_program(
 
     Raises:
         ExportError: A module needs shapes that are not fixed, or the results differ.
+        TypeError: ``args`` is no tuple.
         ValueError: The model is in training mode, an option is wrong, or the coordinates are not
             found.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("export_program: call model.eval() first: a program has no training mode.")
+    if not isinstance(args, tuple):
+        raise TypeError(
+            "export_program: args must be a tuple of the model's arguments, such as (x,); got "
+            f"{type(args).__name__}."
+        )
     example = (args, kwargs or {})
     found = {path: plain(value) for path, value in leaves(example).items()}
     signature = Signature.of(

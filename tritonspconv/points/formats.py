@@ -28,6 +28,8 @@ def reader_of(path: Path) -> Callable[[Path, Columns], Table]:
         ValueError: There is no reader for the suffix.
     """
     reader = _READERS.get(path.suffix.lower())
+    if reader is None and path.is_dir():
+        raise ValueError(f"read_scan: {path} is a folder; it must be a file. Name a file in it.")
     if reader is None:
         raise ValueError(
             f"read_scan: {path.name} must end in one of {', '.join(_READERS)}; got "

@@ -28,9 +28,10 @@ def verdicts(profile: NetworkProfile) -> list[str]:
     layers = sum(layer.role == "sparse" for layer in profile.layers)
     if map_share > 0.25:
         sentences.append(
-            f"Kernel maps and coordinates take {100 * map_share:.0f} % of the time: {built} maps "
-            f"are built for {layers} layers. Layers of one geometry on the same sites share a map: "
-            "pass the same tensor on, and use one window size where you can."
+            f"Kernel maps and coordinates take {100 * map_share:.0f} % of the time: "
+            f"{_counted(built, 'map is', 'maps are')} built for "
+            f"{_counted(layers, 'layer', 'layers')}. Layers of one geometry on the same sites "
+            "share a map: pass the same tensor on, and use one window size where you can."
         )
     other_share = 1 - sparse_ms / all_ms
     if other_share > 0.25:
@@ -47,6 +48,10 @@ def verdicts(profile: NetworkProfile) -> list[str]:
     names = ", ".join(layer.name for layer in top)
     sentences.append(f"The slowest layers are {names}: {100 * share:.0f} % of the time.")
     return sentences
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _about_products(profile: NetworkProfile, product_ms: float, all_ms: float) -> str:

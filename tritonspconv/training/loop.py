@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -291,6 +291,10 @@ def _save(
     unfinished.replace(path)
 
 
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
+
+
 def _load(
     path: Path,
     network: nn.Module,
@@ -304,13 +308,23 @@ def _load(
         found = content["settings"]
     except Exception as error:
         raise ValueError(
-            f"fit: {path} must be a checkpoint of a training; it cannot be read as one: {error}. "
-            "Train into another folder."
+            f"fit: {path} must be a checkpoint of a training; it cannot be read as one "
+            f"({type(error).__name__}). Train into another folder."
         ) from error
-    if found != _comparable(settings):
+    got = _comparable(settings)
+    other = [name for name in {**found, **got} if found.get(name) != got.get(name)]
+    if other:
+        differences = ", ".join(
+            f"{name} {found.get(name)} there and {got.get(name)} now" for name in other
+        )
         raise ValueError(
-            f"fit: the settings must be those of {path}, {found}; got "
-            f"{_comparable(settings)}. Train with the same settings, or into another folder."
+            f"fit: the settings must be those of {path}; got {differences}. Train with the same "
+            "settings, or into another folder."
+        )
+    if _shapes(content["network"]) != _shapes(network.state_dict()):
+        raise ValueError(
+            f"fit: the network must be that of {path}; its weights have other names or shapes. "
+            "Train the same network, or into another folder."
         )
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])

@@ -66,11 +66,14 @@ def draw_predictions(path: Path, scans: Sequence[Shown], class_names: Sequence[s
 
     palette = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
     colors = [palette[number % 20] for number in range(len(class_names))]
-    figure = Figure(figsize=(13, 4.4 * len(scans)), layout="constrained")
-    for row, scan in zip(figure.subplots(len(scans), 3, squeeze=False), scans, strict=True):
+    ceiling = list(class_names).index("ceiling") if "ceiling" in class_names else None
+    without = "" if ceiling is None else ", ceiling left out"
+    width = 9.5
+    figure = Figure(figsize=(width, 3.3 * len(scans) + 0.5), layout="constrained")
+    rows = zip(figure.subplots(len(scans), 3, squeeze=False), scans, strict=True)
+    for number, (row, scan) in enumerate(rows):
         seen = scan.truth != IGNORED
-        if "ceiling" in class_names:
-            ceiling = list(class_names).index("ceiling")
+        if ceiling is not None:
             seen &= (scan.truth != ceiling) & (scan.found != ceiling)
         order = scan.coords[seen, 1].argsort()
         coords, truth, found = (part[seen][order] for part in scan)
@@ -81,20 +84,22 @@ def draw_predictions(path: Path, scans: Sequence[Shown], class_names: Sequence[s
             ["#d62728" if bad else "#d9dde3" for bad in wrong.tolist()],
         ]
         share = 100 * float(wrong.float().mean())
-        titles = ("truth", "prediction", f"wrong: {share:.1f} % of the voxels")
+        titles = (f"scan {number}: truth", "prediction", f"wrong: {share:.1f} %{without}")
         extent = float(coords[:, 2:].amax()) + 1
         for axis, shade, title in zip(row, shades, titles, strict=True):
-            size = (290 / extent) ** 2
+            size = (72 * width / 3 * 0.93 / extent) ** 2
             axis.scatter(coords[:, 3], coords[:, 2], s=size, c=shade, marker="s", linewidths=0)
             axis.set_title(title, loc="left")
             axis.set_aspect("equal")
             axis.set_axis_off()
     patches = [
-        Patch(color=color, label=name) for color, name in zip(colors, class_names, strict=True)
+        Patch(color=color, label=name)
+        for label, (color, name) in enumerate(zip(colors, class_names, strict=True))
+        if label != ceiling
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=150)
 
 
 def draw_boxes(
@@ -113,29 +118,35 @@ def draw_boxes(
     from matplotlib.lines import Line2D
 
     x0, y0, _, x1, y1, _ = grid.point_range
-    height = 7 * (y1 - y0) / (x1 - x0)
-    figure = Figure(figsize=(7 * len(scenes), height + 0.3), layout="constrained")
-    colors = {"a car": "#2ca02c", "a car with too few points": "#b9c2ce", "found": "#d62728"}
-    for axis, shown in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
+    height = 5 * (y1 - y0) / (x1 - x0)
+    figure = Figure(figsize=(5 * len(scenes), height + 0.5), layout="constrained")
+    colors = {
+        "a car": "#2ca02c",
+        "a car with too few points": "#b9c2ce",
+        "found, with its score in %": "#d62728",
+    }
+    pairs = zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True)
+    for number, (axis, shown) in enumerate(pairs):
         points, boxes, ignored = shown.scene
-        axis.scatter(points[:, 0], points[:, 1], s=1.1, c="#56606f", linewidths=0, rasterized=True)
+        axis.scatter(points[:, 0], points[:, 1], s=0.6, c="#56606f", linewidths=0, rasterized=True)
         kept = shown.scores >= least_score
         groups = zip(
             colors.items(), (boxes[~ignored], boxes[ignored], shown.boxes[kept]), strict=True
         )
         for (name, color), group in groups:
-            wide = 1.6 if name == "found" else 2.6
+            wide = 1.2 if name.startswith("found") else 2.0
             shapes = list(corners(group).numpy())
             axis.add_collection(
                 PolyCollection(shapes, facecolors="none", edgecolors=color, linewidths=wide)
             )
         for box, score in zip(shown.boxes[kept].tolist(), shown.scores[kept].tolist(), strict=True):
             axis.annotate(
-                f"{100 * score:.0f}", (box[0], box[1]), (0, 9), textcoords="offset points",
-                fontsize=8, color="#8c1c1d", ha="center", annotation_clip=True,
+                f"{100 * score:.0f}", (box[0], box[1]), (0, 7), textcoords="offset points",
+                fontsize=7, color="#8c1c1d", ha="center", annotation_clip=True,
             )  # fmt: skip
         axis.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="x, m", ylabel="y, m", aspect="equal")
+        axis.set_title(f"scan {number}", loc="left", fontsize=10)
     handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=150)

@@ -14,11 +14,17 @@ from compat.minkowski.MinkowskiFunctional import relu
 from compat.minkowski.modules.resnet_block import BasicBlock, Bottleneck
 from tritonspconv.models.minkowski import mink_unet
 
+pytestmark = [
+    # torch.compile reads .grad of every tensor. It hides the warning, but not if warnings are
+    # errors.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning"),
+]
+
 
 @pytest.fixture(autouse=True)
-def _reset():
-    torch.compiler.reset()
-    yield
+def _fresh_compiler() -> None:
     torch.compiler.reset()
 
 
