@@ -185,11 +185,11 @@ APART: dict[str, Callable[[], Callable]] = {
         ),
     ),
     "pool": lambda: ME.MinkowskiMaxPooling(2, 2, dimension=3),
-    "union": lambda: lambda x: x + ME.MinkowskiPruning()(x, x.F[:, 0] > 0),
+    "union": lambda: lambda x: x + prune(x, x.F[:, 0] > 0),
     "tensor": lambda: lambda x: x - x.F.mean(),
-    "no rows": lambda: lambda x: conv_of_ones(ME.MinkowskiPruning()(x, x.F[:, 0] > 100)),
+    "no rows": lambda: lambda x: conv_of_none(prune(x, x.F[:, 0] > 100)),
 }  # fmt: skip
-conv_of_ones = conv(4, 4)
+conv_of_none, prune = conv(4, 4), ME.MinkowskiPruning()
 
 
 @pytest.mark.parametrize("name", APART)
