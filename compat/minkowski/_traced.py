@@ -75,7 +75,9 @@ def trace_convolution(layer: Any, input: Any, kind: type) -> Any | None:
         return None
     feats, kernel, bias = input._F, layer.kernel, layer.bias
     in_key = out_key = input.coordinate_map_key._text
-    step = ("T " if layer.is_transpose else "C ") + layer.kernel_generator._text
+    # A layer that works row by row keeps the map of its input, transposed or not.
+    letter = "T" if layer.is_transpose and not layer.use_mm else "C"
+    step = f"{letter} {layer.kernel_generator._text}"
     if layer.use_mm:
         if compute_dtype(feats, kernel) == kernel.dtype:
             feats = feats.to(kernel.dtype)

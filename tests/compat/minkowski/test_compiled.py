@@ -168,6 +168,19 @@ def test_tensors_of_one_manager() -> None:
             assert torch.equal(compiled(x).F, twin(x).F)
 
 
+@pytest.mark.parametrize("kind", [ME.MinkowskiConvolution, ME.MinkowskiConvolutionTranspose])
+def test_a_layer_that_works_row_by_row_keeps_the_map(kind: type[nn.Module]) -> None:
+    net = kind(4, 6, kernel_size=1, bias=True, dimension=3)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    first, other = cloud(100), cloud(60, 1)
+    x = ME.SparseTensor(other.F, other.C, coordinate_manager=first.coordinate_manager)
+    assert x.coordinate_map_key.get_key()[1]  # the empty id is that of the first tensor
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = compiled(x), net(x)
+    assert found.coordinate_map_key == x.coordinate_map_key
+    torch.testing.assert_close(found.F, expected.F, rtol=0.02, atol=0.01)
+
+
 # Python has to run these layers and operations: the results are those of eager all the same.
 APART: dict[str, Callable[[], Callable]] = {
     "generative": lambda: nn.Sequential(
