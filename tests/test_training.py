@@ -99,6 +99,9 @@ def test_it_learns_and_a_resumed_training_has_the_same_bits(tmp_path):
     message = r"the settings must be those of .*; got epochs 12 there and 13 now\. Train"
     with pytest.raises(ValueError, match=message):
         fit(net, task, other, CPU, checkpoint=checkpoint, resume=True)
+    fewer = Segmentation(forward, layered_set(3), layered_set(2))
+    with pytest.raises(ValueError, match=r"got training scans 4 there and 3 now\."):
+        fit(net, fewer, settings, CPU, checkpoint=checkpoint, resume=True)
     wider = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"the network must be that of .*other names or shapes"):
         fit(wider, task, settings, CPU, checkpoint=checkpoint, resume=True)

@@ -132,8 +132,8 @@ def fit(
         All epochs, those before a resume included.
 
     Raises:
-        ValueError: The checkpoint was made with other settings, or the processes cannot share a
-            batch evenly.
+        ValueError: The checkpoint was made with other settings or with another number of scans, or
+            the processes cannot share a batch evenly.
     """
     rank, processes = _processes()
     if settings.batch_size % processes:
@@ -147,8 +147,9 @@ def fit(
     half_on_gpu = device.type == "cuda" and settings.dtype == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half_on_gpu)
     history: list[Epoch] = []
+    setup = _comparable(settings, task)
     if resume and checkpoint is not None:
-        history = _load(checkpoint, network, optimizer, scaler, settings, device)
+        history = _load(checkpoint, network, optimizer, scaler, setup, device)
     step = _LossOf(network, task, device, settings.dtype)
     forward: nn.Module = DistributedDataParallel(step) if processes > 1 else step
     steps = math.ceil(task.train_count / settings.batch_size)
@@ -173,7 +174,7 @@ def fit(
         if rank == 0:
             report(epoch)
             if checkpoint is not None:
-                _save(checkpoint, network, optimizer, scaler, settings, history)
+                _save(checkpoint, network, optimizer, scaler, setup, history)
     return history
 
 
@@ -265,8 +266,11 @@ def _rate(step: int, steps: int) -> float:
     return max(1e-3, 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def _comparable(settings: TrainingSettings) -> dict[str, Any]:
-    return asdict(settings) | {"dtype": str(settings.dtype), "processes": _processes()[1]}
+def _comparable(settings: TrainingSettings, task: Task) -> dict[str, Any]:
+    """Return what a training and its resume must have in common."""
+    counts = {"training scans": task.train_count, "validation scans": task.val_count}
+    own = {"dtype": str(settings.dtype), "processes": _processes()[1]}
+    return asdict(settings) | own | counts
 
 
 def _save(
@@ -274,7 +278,7 @@ def _save(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    settings: TrainingSettings,
+    setup: dict[str, Any],
     history: list[Epoch],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +287,7 @@ def _save(
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
-        "settings": _comparable(settings),
+        "settings": setup,
         "history": [asdict(epoch) for epoch in history],
     }
     torch.save(content, unfinished)
@@ -300,7 +304,7 @@ def _load(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    settings: TrainingSettings,
+    setup: dict[str, Any],
     device: torch.device,
 ) -> list[Epoch]:
     try:
@@ -311,11 +315,10 @@ def _load(
             f"fit: {path} must be a checkpoint of a training; it cannot be read as one "
             f"({type(error).__name__}). Train into another folder."
         ) from error
-    got = _comparable(settings)
-    other = [name for name in {**found, **got} if found.get(name) != got.get(name)]
+    other = [name for name in {**found, **setup} if found.get(name) != setup.get(name)]
     if other:
         differences = ", ".join(
-            f"{name} {found.get(name)} there and {got.get(name)} now" for name in other
+            f"{name} {found.get(name)} there and {setup.get(name)} now" for name in other
         )
         raise ValueError(
             f"fit: the settings must be those of {path}; got {differences}. Train with the same "
