@@ -17,6 +17,20 @@ import tritonspconv as ts
 EXTENT = 12
 
 
+def check_operator(case: str, operands: tuple[Any, ...], *, makes_rows: bool) -> None:
+    """Run the checks of torch on a registered operator.
+
+    Args:
+        case: Name of the operator, perhaps with a comma and further words.
+        operands: Its arguments.
+        makes_rows: How many rows the result has is a size that no static graph has.
+    """
+    operator = getattr(torch.ops.tritonspconv, case.split(",")[0]).default
+    sizes = "dynamic" if makes_rows else "static"
+    checks = "test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"
+    torch.library.opcheck(operator, operands, test_utils=checks)
+
+
 def scan(rows: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Return features [N, 4] and distinct coordinates int32 [N, 4] of about ``rows`` sites."""
     generator = torch.Generator().manual_seed(seed)

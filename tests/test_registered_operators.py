@@ -17,7 +17,7 @@ import compat.spconv.pytorch as spconv
 import tritonspconv as ts
 from compat.spconv.pytorch._errors import SpconvError
 from tests._back_end import interpreted_only
-from tests._capture_cases import EXTENT, scan
+from tests._capture_cases import EXTENT, check_operator, scan
 from tritonspconv import graph_capture, opaque_types
 from tritonspconv.kernels.channel_norm import TrainingNorm
 from tritonspconv.nn import chain
@@ -418,11 +418,7 @@ def _operands() -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("case", _operands())
 def test_operators_pass_the_checks_of_torch(case: str) -> None:
-    operator = getattr(torch.ops.tritonspconv, case.split(",")[0]).default
-    # How many sites a strided layer makes is a size that no static graph has.
-    sizes = "dynamic" if case == "spconv_sites" else "static"
-    checks = "test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"
-    torch.library.opcheck(operator, _operands()[case], test_utils=checks)
+    check_operator(case, _operands()[case], makes_rows=case == "spconv_sites")
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["norm", "norm and ReLU"])

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import compat.minkowski as ME
 from compat.minkowski.MinkowskiFunctional import relu
 from compat.minkowski.modules.resnet_block import BasicBlock, Bottleneck
+from tests._capture_cases import check_operator
 from tritonspconv.models.minkowski import mink_unet
 
 pytestmark = [
@@ -285,7 +286,4 @@ def _operands() -> dict[str, tuple]:
 
 @pytest.mark.parametrize("case", _operands())
 def test_operators_pass_the_checks_of_torch(case: str) -> None:
-    operator = getattr(torch.ops.tritonspconv, case.split(",")[0]).default
-    sizes = "dynamic" if case == "minkowski_rows" else "static"
-    checks = "test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"
-    torch.library.opcheck(operator, _operands()[case], test_utils=checks)
+    check_operator(case, _operands()[case], makes_rows=case == "minkowski_rows")
