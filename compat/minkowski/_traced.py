@@ -19,11 +19,10 @@ from compat.minkowski._keys import CoordinateMapKey, KeyValue
 from compat.minkowski.enums import RegionType, SparseTensorQuantizationMode
 from compat.minkowski.MinkowskiCoordinateManager import CoordinateManager
 from compat.minkowski.MinkowskiKernelGenerator import KernelGenerator
-from tritonspconv.guide import more
 from tritonspconv.kernel_map import KernelMap
 from tritonspconv.opaque_types import schema_name
 from tritonspconv.ops.conv import compute_dtype
-from tritonspconv.ops.registered import register_conv, register_sizes
+from tritonspconv.ops.registered import refuse_few_sites, register_conv, register_sizes
 
 _SAMPLED = SparseTensorQuantizationMode.RANDOM_SUBSAMPLE
 
@@ -182,11 +181,7 @@ def _rows_made(
     """Return an empty tensor with a row for each site of a strided layer's output, [n_out, 0]."""
     generator, is_transpose = _layer(step)
     count = manager.size(manager._convolution_key(_key(in_key), generator, is_transpose))
-    if count < least:
-        raise RuntimeError(
-            f"a compiled strided layer in training needs {least} output sites; got {count}. Call "
-            "the network without torch.compile for so small an input." + more("cannot-record")
-        )
+    refuse_few_sites(count, least)
     return known.new_empty(count, 0)
 
 

@@ -179,6 +179,15 @@ def register_sizes(
     register_operator(name, f"({operands}) -> Tensor", run, fake)
 
 
+def refuse_few_sites(count: int, least: int) -> None:
+    """Raise if a strided layer makes fewer sites than the graph was made for."""
+    if count < least:
+        raise RuntimeError(
+            f"a compiled strided layer in training needs {least} output sites; got {count}. Call "
+            "the network without torch.compile for so small an input." + more("cannot-record")
+        )
+
+
 class _Convolution(torch.autograd.Function):
     """The autograd node of every convolution; ``run`` and ``run_grads`` are its operators."""
 

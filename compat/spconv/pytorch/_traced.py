@@ -34,7 +34,7 @@ from tritonspconv.nn.fusable import Norm
 from tritonspconv.nn.traced import run_operator
 from tritonspconv.opaque_types import is_lowered, schema_name
 from tritonspconv.ops.conv import compute_dtype
-from tritonspconv.ops.registered import register_conv, register_sizes
+from tritonspconv.ops.registered import refuse_few_sites, register_conv, register_sizes
 
 
 class TracedLayer(WindowLayer, Protocol):
@@ -324,11 +324,7 @@ def _made_sites(
     found = map_at(sites, own)
     if found.n_out == 0 and found.n_in > 0:
         raise points_vanished(found.n_in, str(found.geometry))
-    if found.n_out < least:
-        raise RuntimeError(
-            f"a compiled strided layer in training needs {least} output sites; got {found.n_out}. "
-            "Call the network without torch.compile for so small an input."
-        )
+    refuse_few_sites(found.n_out, least)
     return found.out_sites.coords.clone()
 
 
