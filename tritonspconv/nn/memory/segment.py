@@ -32,7 +32,7 @@ class Segment:
     def __init__(self, module: nn.Module, released: frozenset[ConvGeometry]) -> None:
         self._module = module
         self._released = released
-        # Whether the last run drew random numbers; until a run has shown it, it may.
+        # True if the last run drew random numbers, and before the first run.
         self._draws = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
