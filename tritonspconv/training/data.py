@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from tritonspconv.coords import Grid
 from tritonspconv.testing.lidar import CLASS_NAMES, simulate_sweep
 from tritonspconv.testing.rooms import ROOM_CLASSES, simulate_room
 
@@ -118,14 +119,13 @@ def _distinct(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         cells: int32 ``[N, 3]``, none below zero.
     """
-    sizes = (cells.amax(dim=0) + 1).tolist()
-    if math.prod(sizes) >= 2**63:
+    shape = tuple((cells.amax(dim=0) + 1).tolist())
+    if math.prod(shape) > 2**62:  # more cells than a grid may have
         return cells.unique(dim=0, return_inverse=True, return_counts=True)
-    strides = torch.tensor([sizes[1] * sizes[2], sizes[2], 1])
-    keys = (cells * strides).sum(dim=1)
+    grid = Grid((0, 0, 0), shape, batch_size=1)
+    keys = grid.keys(torch.nn.functional.pad(cells, (1, 0)))
     keys, group, counts = keys.unique(return_inverse=True, return_counts=True)
-    coords = torch.stack([keys // strides[0], keys // sizes[2] % sizes[1], keys % sizes[2]], dim=1)
-    return coords.int(), group, counts
+    return grid.coords(keys)[:, 1:], group, counts
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
